@@ -1,0 +1,122 @@
+"""How to use weights: preprocessing, labels, provenance. Travels inside every model file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from resnext.errors import ConfigError, ConfigTypeError
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Colour = Literal["RGB", "BGR", "L"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From an image file to the network's input.
+
+    The image's shorter side is resized to `resize`, its centre cut out at `size`, its values
+    divided by 255, then `mean` subtracted and the result divided by `std`.
+
+    Args:
+        size: Side of the square input, pixels.
+        resize: Length of the shorter side before cropping, pixels.
+        interpolation: Filter used for resizing, antialiased as Pillow does.
+        mean: One per channel, in the order of `colour`.
+        std: One per channel, likewise.
+        colour: "RGB", "BGR" or "L" for grey.
+
+    Raises:
+        ConfigError: A value is out of range or of the wrong type.
+    """
+
+    size: int = 224
+    resize: int = 256
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    colour: Colour = "RGB"
+
+    def __post_init__(self) -> None:
+        """Refuse what no image can be prepared with."""
+        for name in ("size", "resize"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ConfigError(f"{name} must be a positive number of pixels, not {value!r}.")
+        for name, choices in (("interpolation", Interpolation), ("colour", Colour)):
+            if getattr(self, name) not in get_args(choices):
+                allowed = ", ".join(get_args(choices))
+                raise ConfigError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}.")
+        channels = 1 if self.colour == "L" else 3
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+                value = tuple(value)
+            numbers = isinstance(value, tuple) and all(type(x) in (int, float) for x in value)
+            if not numbers or len(value) != channels:
+                raise ConfigError(f"{name} must hold {channels} numbers, not {value!r}.")
+        if min(self.std) <= 0:
+            raise ConfigError(f"std must be greater than 0, not {self.std!r}.")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What somebody who gets only the weights needs to know.
+
+    Args:
+        labels: Name of each class, in the order of the logits.
+        preprocessing: How images become the network's input.
+        metrics: What was measured, by name: `{"val_accuracy": 0.991}`.
+        provenance: Where the weights come from: data, split, recipe, seed, versions.
+        licence: Licence of the weights, as an SPDX identifier; empty if unknown.
+
+    Raises:
+        ConfigError: A value has the wrong type.
+    """
+
+    labels: tuple[str, ...] = ()
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    metrics: dict[str, float] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be written or read back."""
+        if isinstance(self.labels, list):
+            object.__setattr__(self, "labels", tuple(self.labels))
+        if not isinstance(self.labels, tuple) or not all(isinstance(x, str) for x in self.labels):
+            raise ConfigTypeError(f"labels must be a list of names, not {self.labels!r}.")
+        if not isinstance(self.preprocessing, Preprocessing):
+            raise ConfigTypeError(
+                f"preprocessing must be a Preprocessing, not {self.preprocessing!r}."
+            )
+        for name, kind in (("metrics", dict), ("provenance", dict), ("licence", str)):
+            if not isinstance(getattr(self, name), kind):
+                raise ConfigTypeError(
+                    f"{name} must be a {kind.__name__}, not {getattr(self, name)!r}."
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The card as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Card:
+        """The card that `to_dict` described.
+
+        Raises:
+            ConfigError: A field is unknown or wrong.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigTypeError(f"A card must be a dictionary, not {values!r}.")
+        values = dict(values)
+        inner = values.pop("preprocessing", {})
+        for given, target in ((values, cls), (inner, Preprocessing)):
+            known = {f.name for f in fields(target)}
+            if not isinstance(given, Mapping) or not set(given) <= known:
+                raise ConfigTypeError(
+                    f"{target.__name__} must have fields among {sorted(known)}, not {given!r}."
+                )
+        return cls(preprocessing=Preprocessing(**inner), **values)

@@ -1,0 +1,532 @@
+"""What a ResNeXt is, as data: `ResNeXtConfig`, the named variants, and how names are spelled.
+
+Nothing here needs torch, so names and configs can be listed, checked and costed without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import KW_ONLY, dataclass, field, fields
+from typing import Any, Literal, NamedTuple, get_args
+
+from resnext.errors import ConfigError, ConfigTypeError, UnknownNameError
+
+Style = Literal["pytorch", "caffe"]
+Norm = Literal["batch", "sync", "group", "layer", "instance"]
+Conv = Literal[
+    "standard", "weight_standardized", "affine_weight_standardized", "same_padding"
+]  # the last two exist for mmcls: its ConvAWS and Conv2dAdaptivePadding
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+Attention = Literal["se", "eca"]
+SERounding = Literal["timm", "mmcls", "floor"]
+AntiAlias = Literal["avg", "blur"]
+DropPathDecay = Literal["linear", "constant"]
+
+
+class Stage(NamedTuple):
+    """One stage as it is built: everything derived, nothing left to decide."""
+
+    in_channels: int
+    width: int
+    out_channels: int
+    groups: int
+    stride: int
+    dilation: int
+    drop_path: tuple[float, ...]
+    """Probability of dropping each block's residual branch; one entry per block."""
+
+
+@dataclass(frozen=True, repr=False)
+class ResNeXtConfig:
+    """Architecture of a ResNeXt. The first ten fields are Lucid's, the others keyword-only.
+
+    Sequences become tuples and dictionaries are copied, so nothing is shared with the caller.
+
+    Args:
+        layers: Number of bottleneck blocks in each stage.
+        cardinality: Number of groups of the 3×3 convolution, the paper's C.
+        base_width: Width of one group in the first stage, the paper's d. The bottleneck width of
+            stage i is `floor(channels[i] * base_width / 64) * cardinality`.
+        num_classes: Outputs of the classifier.
+        in_channels: Channels of the input images.
+        stem_width: Width of the deep stem, whose three convolutions have `stem_width`,
+            `stem_width` and `2 * stem_width` outputs. The classic stem always has 64.
+        stem_type: None for one 7×7 stride-2 convolution, "deep" for three 3×3 convolutions.
+        avg_down: Strided projection shortcuts average-pool, then project at stride 1.
+        channels: Width of each residual stage; its output has `expansion` times as many channels.
+        block_args: Overrides for every block, as in Lucid: `cardinality`, `base_width`,
+            `dilation`, `se` (bool) and `se_args` (`{"reduction": 16}`, used if `se` is true).
+        num_stages: Number of entries of `layers` and `channels`, 1 to 4.
+        strides: Stride of the first block of each stage; None for 1, then 2s.
+        dilations: Dilation of every 3×3 convolution of each stage; None for 1s.
+        style: Where a block strides: "pytorch" on the 3×3, "caffe" on the first 1×1 convolution.
+        expansion: Output channels of a stage over its `channels`.
+        widths: Bottleneck width of each stage, overriding the formula of `base_width`.
+        stem_channels: Outputs of the stem, overriding `stem_width`: one number for the classic
+            stem, three for the deep one (timm's tiered stem is `(24, 32, 64)`).
+        small_stem: A 3×3 stride-1 stem without pooling, for images of about 32 pixels
+            (paper, section 5.3).
+        norm: Kind of normalisation: "batch", "sync", "group", "layer" (over channels, at each
+            pixel) or "instance".
+        norm_groups: Groups of the group norm.
+        norm_eps: Added to the variance.
+        norm_momentum: Weight of the new batch in running statistics; None for their plain mean.
+        norm_affine: Whether norms have a learnt scale and shift.
+        norm_track: Whether batch norms keep running statistics for evaluation.
+        conv: Kind of convolution: "standard", "weight_standardized" (arXiv:1903.10520),
+            "affine_weight_standardized" or "same_padding", as mmcls has them.
+        conv_eps: Added to the standard deviation of standardised weights.
+        padding_mode: How convolutions pad: "zeros", "reflect", "replicate" or "circular".
+        attention: Channel attention at the end of each residual branch: None, "se"
+            (arXiv:1709.01507) or "eca" (arXiv:1910.03151).
+        se_reduction: Channels over squeezed channels of the SE block.
+        se_rounding: How squeezed channels are rounded: "timm" (nearest multiple of 8), "mmcls"
+            (the same, never 10 % below) or "floor" (Lucid: plain integer division).
+        anti_alias: Strided 3×3 convolutions run at stride 1 and are followed by this pooling,
+            timm's `aa`: None, "avg" or "blur" (arXiv:1904.11486).
+        drop_path_rate: Probability of dropping the last block's residual branch in training.
+        drop_path_decay: "linear" from 0 in the first block (arXiv:1603.09382) or "constant".
+        dropout: Dropout probability before the classifier.
+        zero_init_residual: The last norm of each block starts at zero, so that every block
+            starts as its shortcut (arXiv:1706.02677).
+
+    Raises:
+        ConfigError: A value is out of range or contradicts another. Also a `ValueError`.
+        ConfigTypeError: A value has the wrong type, or `block_args` an unknown key. Also a
+            `TypeError`.
+    """
+
+    layers: tuple[int, ...] | list[int]
+    cardinality: int
+    base_width: int
+    num_classes: int = 1000
+    in_channels: int = 3
+    stem_width: int = 64
+    stem_type: Literal["deep"] | None = None
+    avg_down: bool = False
+    channels: tuple[int, ...] | list[int] = (64, 128, 256, 512)
+    block_args: dict[str, Any] = field(default_factory=dict, hash=False)
+    _: KW_ONLY
+    num_stages: int = 4
+    strides: tuple[int, ...] | None = None
+    dilations: tuple[int, ...] | None = None
+    style: Style = "pytorch"
+    expansion: int = 4
+    widths: tuple[int, ...] | None = None
+    stem_channels: int | tuple[int, int, int] | None = None
+    small_stem: bool = False
+    norm: Norm = "batch"
+    norm_groups: int = 32
+    norm_eps: float = 1e-5
+    norm_momentum: float | None = 0.1
+    norm_affine: bool = True
+    norm_track: bool = True
+    conv: Conv = "standard"
+    conv_eps: float = 1e-5
+    padding_mode: PaddingMode = "zeros"
+    attention: Attention | None = None
+    se_reduction: int = 16
+    se_rounding: SERounding = "timm"
+    anti_alias: AntiAlias | None = None
+    drop_path_rate: float = 0.0
+    drop_path_decay: DropPathDecay = "linear"
+    dropout: float = 0.0
+    zero_init_residual: bool = False
+
+    # -- what follows from the fields ---------------------------------------------------------
+
+    @property
+    def stem_out(self) -> tuple[int, ...]:
+        """Outputs of the stem's convolutions: one for the classic stem, three for the deep."""
+        if self.stem_channels is not None:
+            given = self.stem_channels
+            return given if isinstance(given, tuple) else (given,)
+        if self.stem_type == "deep":
+            return (self.stem_width, self.stem_width, 2 * self.stem_width)
+        return (64,)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages as they are built, `block_args` applied."""
+        cardinality = self.block_args.get("cardinality", self.cardinality)
+        base_width = self.block_args.get("base_width", self.base_width)
+        strides = self.strides or (1, 2, 2, 2)[: self.num_stages]
+        dilations = self.dilations or (1,) * self.num_stages
+        if "dilation" in self.block_args:
+            dilations = (self.block_args["dilation"],) * self.num_stages
+
+        stages: list[Stage] = []
+        in_channels, done, last = self.stem_out[-1], 0, max(sum(self.layers) - 1, 1)
+        for i, blocks in enumerate(self.layers):
+            rates = [self.drop_path_rate * (done + j) / last for j in range(blocks)]
+            if self.drop_path_decay == "constant":
+                rates = [self.drop_path_rate] * blocks
+            width = self.channels[i] * base_width // 64 * cardinality
+            stage = Stage(
+                in_channels=in_channels,
+                width=self.widths[i] if self.widths else width,
+                out_channels=self.channels[i] * self.expansion,
+                groups=cardinality,
+                stride=strides[i],
+                dilation=dilations[i],
+                drop_path=tuple(rates),
+            )
+            stages.append(stage)
+            in_channels, done = stage.out_channels, done + blocks
+        return tuple(stages)
+
+    @property
+    def stem_stride(self) -> int:
+        """Input pixels per pixel after the stem."""
+        return 1 if self.small_stem else 4
+
+    @property
+    def stride(self) -> int:
+        """Input pixels per pixel of the last stage's map."""
+        return self.stem_stride * math.prod(stage.stride for stage in self.stages)
+
+    @property
+    def min_size(self) -> int:
+        """Smallest side of an image, pixels: anti-aliasing needs something to average."""
+        if self.anti_alias == "blur":
+            return self.stride // 2 + 1
+        return 3 if self.anti_alias == "avg" and not self.small_stem else 1
+
+    @property
+    def gate(self) -> Attention | None:
+        """Channel attention of the blocks, `block_args` applied."""
+        return "se" if self.block_args.get("se") else self.attention
+
+    def squeezed(self, channels: int) -> int:
+        """Squeezed channels of an SE block on `channels` channels."""
+        if self.block_args.get("se"):  # Lucid's own SE block
+            return channels // self.block_args.get("se_args", {}).get("reduction", 16)
+        if self.se_rounding == "floor":
+            return channels // self.se_reduction
+        wanted = channels / self.se_reduction
+        if self.se_rounding == "mmcls":
+            wanted = channels // self.se_reduction
+        rounded = max(8, int(wanted + 4) // 8 * 8)
+        return rounded + 8 if self.se_rounding == "mmcls" and rounded < 0.9 * wanted else rounded
+
+    # -- round trips --------------------------------------------------------------------------
+
+    def replace(self, **changes: Any) -> ResNeXtConfig:
+        """A copy with `changes` applied and validated.
+
+        Raises:
+            ConfigTypeError: A name is not a field.
+        """
+        _refuse_unknown_fields(changes)
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain JSON values: tuples become lists."""
+        return json.loads(self.to_json())
+
+    def to_json(self) -> str:
+        """All fields as one line of JSON."""
+        return json.dumps({f.name: getattr(self, f.name) for f in fields(self)})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ResNeXtConfig:
+        """The config that `to_dict` described.
+
+        Raises:
+            ConfigError: A field is missing, unknown or wrong.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigTypeError(f"A config must be a dictionary of fields, not {values!r}.")
+        _refuse_unknown_fields(values)
+        for name in ("layers", "cardinality", "base_width"):
+            if name not in values:
+                raise ConfigTypeError(f"{name} is missing from the config.")
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, text: str) -> ResNeXtConfig:
+        """The config that `to_json` described.
+
+        Raises:
+            ConfigError: The text is not JSON, or not a config.
+        """
+        try:
+            return cls.from_dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"The config is not JSON: {error}.") from error
+
+    def __repr__(self) -> str:
+        """The three required fields, and those that differ from their defaults."""
+        shown = []
+        for f in fields(self):
+            value = getattr(self, f.name)
+            default = {} if f.name == "block_args" else f.default
+            if value != default:
+                shown.append(f"{f.name}={value!r}")
+        return f"ResNeXtConfig({', '.join(shown)})"
+
+    # -- validation ---------------------------------------------------------------------------
+
+    def __post_init__(self) -> None:
+        """Copy what the caller could still change, then refuse what makes no network."""
+        set_field = object.__setattr__  # the dataclass is frozen
+        for name in ("layers", "channels", "strides", "dilations", "widths", "stem_channels"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                set_field(self, name, tuple(value))
+        if isinstance(self.block_args, dict):
+            set_field(self, "block_args", deepcopy(self.block_args))
+        self._check_each_field()
+        self._check_block_args()
+        self._check_together()
+
+    def _check_each_field(self) -> None:
+        for name in ("num_stages", "cardinality", "base_width", "num_classes", "in_channels"):
+            _positive(name, getattr(self, name))
+        for name in ("stem_width", "expansion", "norm_groups", "se_reduction"):
+            _positive(name, getattr(self, name))
+        if self.num_stages > 4:
+            raise ConfigError(f"num_stages must be 1, 2, 3 or 4, not {self.num_stages}.")
+        for name in ("layers", "channels", "strides", "dilations", "widths"):
+            if getattr(self, name) is not None or name in ("layers", "channels"):
+                _positives(name, getattr(self, name), self.num_stages)
+        for name in ("avg_down", "small_stem", "norm_affine", "norm_track", "zero_init_residual"):
+            _boolean(name, getattr(self, name))
+        for name, choices in _CHOICES.items():
+            _choice(name, getattr(self, name), choices)
+        _number("norm_eps", self.norm_eps, lambda x: x > 0, "greater than 0")
+        _number("conv_eps", self.conv_eps, lambda x: x > 0, "greater than 0")
+        if self.norm_momentum is not None:
+            _number("norm_momentum", self.norm_momentum, lambda x: 0 <= x <= 1, "from 0 to 1")
+        for name in ("drop_path_rate", "dropout"):
+            _number(name, getattr(self, name), lambda x: 0 <= x < 1, "at least 0 and below 1")
+
+    def _check_block_args(self) -> None:
+        if not isinstance(self.block_args, dict):
+            raise ConfigTypeError(f"block_args must be a dictionary, not {self.block_args!r}.")
+        for key, value in self.block_args.items():
+            name = f"block_args[{key!r}]"
+            if key in ("cardinality", "base_width", "dilation"):
+                _positive(name, value)
+            elif key == "se":
+                _boolean(name, value)
+            elif key == "se_args":
+                if not isinstance(value, dict):
+                    raise ConfigTypeError(f"{name} must be a dictionary, not {value!r}.")
+                for inner, reduction in value.items():
+                    if inner != "reduction":
+                        raise ConfigTypeError(f"{name} knows only 'reduction', not {inner!r}.")
+                    _positive(f"{name}['reduction']", reduction)
+            else:
+                raise ConfigTypeError(
+                    f"block_args has no key {key!r}; its keys are cardinality, base_width, "
+                    f"dilation, se and se_args."
+                )
+
+    def _check_together(self) -> None:
+        deep = self.stem_type == "deep"
+        if self.stem_channels is not None:
+            if deep:
+                _positives("stem_channels of a deep stem", self.stem_channels, 3)
+            else:
+                _positive("stem_channels of a classic stem", self.stem_channels)
+        if self.small_stem and deep:
+            raise ConfigError("small_stem and stem_type='deep' exclude each other: choose one.")
+        if self.conv != "standard" and self.padding_mode != "zeros":
+            raise ConfigError("padding_mode can only be changed for conv='standard'.")
+        if self.anti_alias and self.style == "caffe":
+            raise ConfigError("anti_alias follows the strided 3×3, so it needs style='pytorch'.")
+        for i, stage in enumerate(self.stages):
+            if stage.width < 1 or stage.width % stage.groups:
+                raise ConfigError(
+                    f"Stage {i + 1} has bottleneck width {stage.width}, which must be a positive "
+                    f"multiple of cardinality {stage.groups}. Raise base_width, channels or widths."
+                )
+            if self.gate == "se" and self.squeezed(stage.out_channels) < 1:
+                raise ConfigError(
+                    f"The SE reduction leaves no channel of the {stage.out_channels} of stage "
+                    f"{i + 1}. Lower it to at most {stage.out_channels}."
+                )
+            if self.norm == "group":
+                for channels in (*self.stem_out, stage.width, stage.out_channels):
+                    if channels % self.norm_groups:
+                        raise ConfigError(
+                            f"norm_groups must divide the channels of every norm; {channels} is "
+                            f"not divisible by {self.norm_groups}."
+                        )
+
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "stem_type": (None, "deep"),
+    "style": get_args(Style),
+    "norm": get_args(Norm),
+    "conv": get_args(Conv),
+    "padding_mode": get_args(PaddingMode),
+    "attention": (None, *get_args(Attention)),
+    "se_rounding": get_args(SERounding),
+    "anti_alias": (None, *get_args(AntiAlias)),
+    "drop_path_decay": get_args(DropPathDecay),
+}
+
+
+def _positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigTypeError(f"{name} must be a positive integer, not {value!r}.")
+    if value <= 0:
+        raise ConfigError(f"{name} must be greater than 0, not {value!r}.")
+
+
+def _positives(name: str, value: Any, count: int) -> None:
+    wanted = f"{name} must hold exactly {count} positive integer{'s' * (count > 1)}"
+    if not isinstance(value, tuple):
+        raise ConfigTypeError(f"{wanted}, as a tuple or list, not {value!r}.")
+    if any(isinstance(x, bool) or not isinstance(x, int) for x in value):
+        raise ConfigTypeError(f"{wanted}, not {value!r}.")
+    if len(value) != count or min(value) <= 0:
+        hint = f" num_stages={len(value)} changes that." if name in ("layers", "channels") else ""
+        raise ConfigError(f"{wanted}, not {value!r}.{hint if 0 < len(value) < 4 else ''}")
+
+
+def _boolean(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ConfigTypeError(f"{name} must be True or False, not {value!r}.")
+
+
+def _choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    allowed = " or ".join(repr(choice) for choice in choices)
+    if not (value is None or isinstance(value, str)):
+        raise ConfigTypeError(f"{name} must be {allowed}, not {value!r}.")
+    if value not in choices:
+        raise ConfigError(f"{name} must be {allowed}, not {value!r}.")
+
+
+def _number(name: str, value: Any, allowed: Callable[[float], bool], wanted: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigTypeError(f"{name} must be a number {wanted}, not {value!r}.")
+    if not (math.isfinite(value) and allowed(value)):
+        raise ConfigError(f"{name} must be {wanted}, not {value!r}.")
+
+
+def _refuse_unknown_fields(values: Mapping[str, Any]) -> None:
+    known = [f.name for f in fields(ResNeXtConfig)]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(known)}."
+            raise ConfigTypeError(f"ResNeXtConfig has no field {name!r}. {hint}")
+
+
+# -- variants ---------------------------------------------------------------------------------
+
+_DEPTHS = {
+    26: (2, 2, 2, 2),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    201: (3, 24, 36, 4),
+}
+_D = {"stem_type": "deep", "stem_width": 32, "avg_down": True}  # arXiv:1812.01187, ResNet-D
+_T = {**_D, "stem_channels": (24, 32, 64)}  # timm's tiered stem
+
+
+def _imagenet(depth: int, cardinality: int, base_width: int, **more: Any) -> ResNeXtConfig:
+    return ResNeXtConfig(_DEPTHS[depth], cardinality, base_width, **more)
+
+
+def _small(blocks: int, cardinality: int, base_width: int, width: int = 64) -> ResNeXtConfig:
+    """The paper's network for 32×32 images (section 5.3): three stages of `blocks` blocks."""
+    return ResNeXtConfig(
+        (blocks,) * 3,
+        cardinality,
+        base_width,
+        num_classes=10,
+        channels=(width, 2 * width, 4 * width),
+        num_stages=3,
+        small_stem=True,
+    )
+
+
+_VARIANTS: dict[str, ResNeXtConfig] = {
+    "resnext26_32x4d": _imagenet(26, 32, 4),
+    "resnext50_32x4d": _imagenet(50, 32, 4),
+    "resnext101_32x4d": _imagenet(101, 32, 4),
+    "resnext101_32x8d": _imagenet(101, 32, 8),
+    "resnext101_32x16d": _imagenet(101, 32, 16),
+    "resnext101_32x32d": _imagenet(101, 32, 32),
+    "resnext101_32x48d": _imagenet(101, 32, 48),
+    "resnext101_64x4d": _imagenet(101, 64, 4),
+    "resnext152_32x4d": _imagenet(152, 32, 4),
+    "resnext26d_32x4d": _imagenet(26, 32, 4, **_D),
+    "resnext50d_32x4d": _imagenet(50, 32, 4, **_D),
+    "resnext101d_32x4d": _imagenet(101, 32, 4, **_D),
+    "resnext101d_32x8d": _imagenet(101, 32, 8, **_D),
+    "resnext101d_64x4d": _imagenet(101, 64, 4, **_D),
+    "resnext152d_32x4d": _imagenet(152, 32, 4, **_D),
+    "seresnext26d_32x4d": _imagenet(26, 32, 4, attention="se", **_D),
+    "seresnext26t_32x4d": _imagenet(26, 32, 4, attention="se", **_T),
+    "seresnext50_32x4d": _imagenet(50, 32, 4, attention="se"),
+    "seresnext101_32x4d": _imagenet(101, 32, 4, attention="se"),
+    "seresnext101_32x8d": _imagenet(101, 32, 8, attention="se"),
+    "seresnext101_64x4d": _imagenet(101, 64, 4, attention="se"),
+    "seresnext101d_32x8d": _imagenet(101, 32, 8, attention="se", **_D),
+    "seresnextaa101d_32x8d": _imagenet(
+        101, 32, 8, attention="se", anti_alias="avg", **_D
+    ),
+    "seresnextaa201d_32x8d": _imagenet(
+        201, 32, 8, attention="se", anti_alias="avg", **{**_D, "stem_width": 64}
+    ),
+    "ecaresnext26t_32x4d": _imagenet(26, 32, 4, attention="eca", **_T),
+    "ecaresnext50t_32x4d": _imagenet(50, 32, 4, attention="eca", **_T),
+    "resnext29_1x64d": _small(3, 1, 64),
+    "resnext29_2x64d": _small(3, 2, 64),
+    "resnext29_4x64d": _small(3, 4, 64),
+    "resnext29_8x64d": _small(3, 8, 64),
+    "resnext29_16x64d": _small(3, 16, 64),
+    "resnext29_32x4d": _small(3, 32, 4),
+    "resnext11_8x16d": _small(1, 8, 16, width=32),
+}
+
+
+def variants() -> tuple[str, ...]:
+    """Names that `create` and `variant` know, in the order of the table."""
+    return tuple(_VARIANTS)
+
+
+def variant(name: str, **overrides: Any) -> ResNeXtConfig:
+    """The config of a named variant.
+
+    Args:
+        name: A name from `variants()`, or as torchvision, timm, Lucid or mmcls spell it:
+            `resnext50_32x4d`, `resnext50_32x4d.a1_in1k`, `resnext_50_32x4d`,
+            `resnext50-32x4d_8xb32_in1k`.
+        overrides: Fields of `ResNeXtConfig` to change.
+
+    Raises:
+        UnknownNameError: No variant has that name; the message names the nearest.
+        ConfigError: An override is wrong.
+    """
+    key = canonical_name(name)
+    if key not in _VARIANTS:
+        near = difflib.get_close_matches(key, _VARIANTS, n=3, cutoff=0.4)
+        hint = f"Did you mean {' or '.join(near)}?" if near else "`resnext info` lists them."
+        raise UnknownNameError(f"No variant is called {name!r}. {hint}")
+    return _VARIANTS[key].replace(**overrides)
+
+
+def canonical_name(name: str) -> str:
+    """Our spelling of a variant's name, whichever library's spelling came.
+
+    timm adds a tag after a dot and once had prefixes for the origin of the weights, Lucid writes
+    an underscore before the depth, mmcls hyphens and the training schedule.
+    """
+    key = str(name).strip().lower().replace("-", "_").split(".")[0]
+    key = re.sub(r"^(tv|ig|ssl|swsl|gluon)_", "", key)
+    key = re.sub(r"^(se|eca)_?resnext", r"\1resnext", key)
+    key = re.sub(r"resnext_?((?:aa)?\d+)", r"resnext\1", key)
+    return re.sub(r"(_\d+x\d+d)_(?:\d+xb\d+|b\d+x\d+|in1k|imagenet|wsl).*$", r"\1", key)

@@ -1,0 +1,251 @@
+"""The layers a ResNeXt is made of beyond torch's own, and `conv` and `norm`, which choose one.
+
+The network itself is in `network.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from resnext.config import ResNeXtConfig
+
+Map = Float[Tensor, "n c h w"]
+
+
+def conv(
+    config: ResNeXtConfig,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+) -> nn.Conv2d:
+    """A convolution without bias of the config's kind, padded to keep size at stride 1."""
+    layer = {
+        "standard": nn.Conv2d,
+        "weight_standardized": WSConv2d,
+        "affine_weight_standardized": AffineWSConv2d,
+        "same_padding": SamePaddingConv2d,
+    }[config.conv](
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        padding=dilation * (kernel_size // 2),
+        dilation=dilation,
+        groups=groups,
+        bias=False,
+        padding_mode=config.padding_mode,
+    )
+    if isinstance(layer, WSConv2d):
+        layer.eps = config.conv_eps
+    return layer
+
+
+def norm(config: ResNeXtConfig, channels: int) -> nn.Module:
+    """A normalisation of the config's kind over `channels` channels."""
+    eps, affine = config.norm_eps, config.norm_affine
+    if config.norm == "group":
+        return nn.GroupNorm(config.norm_groups, channels, eps=eps, affine=affine)
+    if config.norm == "layer":
+        return LayerNorm2d(channels, eps=eps, elementwise_affine=affine)
+    if config.norm == "instance":
+        return nn.InstanceNorm2d(channels, eps=eps, affine=affine)
+    kind = nn.SyncBatchNorm if config.norm == "sync" else nn.BatchNorm2d
+    return kind(channels, eps, config.norm_momentum, affine, config.norm_track)
+
+
+class WSConv2d(nn.Conv2d):
+    """Convolution whose filters have zero mean and unit deviation (arXiv:1903.10520)."""
+
+    eps = 1e-5
+
+    def forward(self, input: Map) -> Map:
+        """Convolve with the standardised filters."""
+        return self._conv_forward(input, self.standardized(), self.bias)
+
+    def standardized(self) -> Tensor:
+        """Filters `(k, c, h, w)` as they are applied."""
+        std, mean = torch.std_mean(self.weight, (1, 2, 3), keepdim=True)
+        return (self.weight - mean) / (std + self.eps)
+
+
+class AffineWSConv2d(WSConv2d):
+    """Weight standardisation followed by a fixed scale and shift of every filter.
+
+    Lets a checkpoint trained without standardisation be used with it: mmcv's `ConvAWS`.
+    """
+
+    weight_gamma: Tensor
+    weight_beta: Tensor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        shape = (self.out_channels, 1, 1, 1)
+        self.register_buffer("weight_gamma", torch.ones(shape))
+        self.register_buffer("weight_beta", torch.zeros(shape))
+
+    def statistics(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of each filter of `weight`, `(k, 1, 1, 1)`."""
+        var, mean = torch.var_mean(weight, (1, 2, 3), keepdim=True)
+        return mean, torch.sqrt(var + self.eps)
+
+    def standardized(self) -> Tensor:
+        """Filters `(k, c, h, w)` as they are applied."""
+        mean, std = self.statistics(self.weight)
+        return self.weight_gamma * ((self.weight - mean) / std) + self.weight_beta
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take the loaded filters' own scale and shift where a checkpoint has none."""
+        names = (f"{prefix}weight_beta", f"{prefix}weight_gamma")
+        weight = state_dict.get(f"{prefix}weight")
+        if weight is not None and not any(name in state_dict for name in names):
+            state_dict = {**state_dict, **dict(zip(names, self.statistics(weight), strict=True))}
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class SamePaddingConv2d(nn.Conv2d):
+    """Convolution padded as TensorFlow's SAME: output is the input's size over stride, up."""
+
+    def forward(self, input: Map) -> Map:
+        """Pad for this input's size, more to the right and bottom, then convolve."""
+        pads: list[int] = []
+        for axis in (1, 0):  # F.pad starts with the last axis
+            size, stride = input.shape[2 + axis], self.stride[axis]
+            reach = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
+            out = (size + stride - 1) // stride
+            need = max((out - 1) * stride + reach - size, 0)
+            pads += [need // 2, need - need // 2]
+        input = F.pad(input, pads)
+        return F.conv2d(
+            input, self.weight, self.bias, self.stride, 0, self.dilation, self.groups
+        )
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer norm over the channels of each pixel."""
+
+    def forward(self, input: Map) -> Map:
+        """Normalise each pixel on its own."""
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class SqueezeExcitation(nn.Module):
+    """Scales each channel by a gate computed from all channels' means (arXiv:1709.01507)."""
+
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, squeezed, 1)
+        self.fc2 = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, x: Map) -> Map:
+        """Gate the channels."""
+        means = x.mean((2, 3), keepdim=True)
+        return x * self.fc2(F.relu(self.fc1(means))).sigmoid()
+
+
+class EfficientChannelAttention(nn.Module):
+    """Scales each channel by a gate computed from its neighbours' means (arXiv:1910.03151)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        size = eca_kernel_size(channels)
+        self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
+
+    def forward(self, x: Map) -> Map:
+        """Gate the channels."""
+        means = x.mean((2, 3)).unsqueeze(1)
+        return x * self.conv(means).sigmoid().transpose(1, 2).unsqueeze(3)
+
+
+def eca_kernel_size(channels: int) -> int:
+    """Odd kernel size that grows with the logarithm of the channels (the paper's γ=2, b=1)."""
+    size = int((math.log2(channels) + 1) / 2)
+    return max(size if size % 2 else size + 1, 3)
+
+
+class BlurPool2d(nn.Module):
+    """Strided binomial 3×3 blur, reflecting at the border (arXiv:1904.11486)."""
+
+    kernel: Tensor
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.padding = (stride + 1) // 2
+        row = torch.tensor([0.25, 0.5, 0.25])
+        self.register_buffer("kernel", row[:, None] * row, persistent=False)
+
+    def forward(self, x: Map) -> Map:
+        """Blur, then keep every `stride`-th pixel."""
+        channels = x.shape[1]
+        x = F.pad(x, [self.padding] * 4, mode="reflect")
+        kernel = self.kernel.expand(channels, 1, 3, 3)
+        return F.conv2d(x, kernel, stride=self.stride, groups=channels)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drops the branch of whole images (arXiv:1603.09382).
+
+    Those kept are scaled up, so that the mean stays.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Map) -> Map:
+        """Drop each image's branch with probability `rate`."""
+        if not self.training:
+            return x
+        keep = 1 - self.rate
+        kept = (keep + torch.rand((len(x), 1, 1, 1), dtype=x.dtype, device=x.device)).floor()
+        return x / keep * kept
+
+    def extra_repr(self) -> str:
+        """The rate, shown when the network is printed."""
+        return f"rate={self.rate:g}"
+
+
+def checkpointed(run: Callable[[Tensor], Tensor], owner: nn.Module, x: Tensor) -> Tensor:
+    """`run(x)`, whose activations are computed again in the backward pass instead of kept.
+
+    Args:
+        run: What to compute.
+        owner: The module it belongs to. Its batch norms see the batch once: their running
+            statistics stay untouched by the second pass.
+        x: Input.
+    """
+    if not torch.is_grad_enabled():
+        return run(x)
+    contexts = lambda: (nullcontext(), _untracked(owner))  # noqa: E731
+    return checkpoint(run, x, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _untracked(owner: nn.Module) -> Iterator[None]:
+    tracking = [
+        module
+        for module in owner.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    ]
+    try:
+        for module in tracking:
+            module.track_running_stats = False
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True

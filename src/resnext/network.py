@@ -1,0 +1,399 @@
+"""The network on one page: a block, the trunk made of blocks, and its two uses.
+
+    ResNeXt   images → logits
+    Backbone  images → maps of the stages, for detection and segmentation
+
+Paper: Xie et al., Aggregated Residual Transformations for Deep Neural Networks, CVPR 2017
+(arXiv:1611.05431). Names of children are torchvision's, and timm's where torchvision has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from resnext.card import Card
+from resnext.config import ResNeXtConfig, Stage, variant
+from resnext.errors import ConfigError, ConfigTypeError, InputError
+from resnext.layers import (
+    BlurPool2d,
+    DropPath,
+    EfficientChannelAttention,
+    SqueezeExcitation,
+    checkpointed,
+    conv,
+    norm,
+)
+
+Images = Float[Tensor, "n c h w"]
+Maps = tuple[Float[Tensor, "n _ _ _"], ...]
+
+
+class Bottleneck(nn.Module):
+    """Reduce, transform in groups, expand, add to the input (paper, figure 3c)."""
+
+    def __init__(
+        self, config: ResNeXtConfig, stage: Stage, in_channels: int, stride: int, drop_path: float
+    ) -> None:
+        super().__init__()
+        width, out_channels = stage.width, stage.out_channels
+        stride1, stride2 = (stride, 1) if config.style == "caffe" else (1, stride)
+        pool = config.anti_alias if stride2 > 1 else None
+
+        self.conv1 = conv(config, in_channels, width, 1, stride=stride1)
+        self.bn1 = norm(config, width)
+        self.conv2 = conv(
+            config,
+            width,
+            width,
+            3,
+            stride=1 if pool else stride2,
+            dilation=stage.dilation,
+            groups=stage.groups,
+        )
+        self.bn2 = norm(config, width)
+        self.aa = anti_alias(pool, stride2) if pool else None
+        self.conv3 = conv(config, width, out_channels, 1)
+        self.bn3 = norm(config, out_channels)
+        self.se = attention(config, out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = projection(config, in_channels, out_channels, stride)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+        self.checkpointing = False
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h2 w2"]:
+        """Input plus its transformation."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = checkpointed(self.residual, self, x) if self.checkpointing else self.residual(x)
+        return self.relu(self.drop_path(y) + shortcut)
+
+    def residual(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h2 w2"]:
+        """The aggregated transformation."""
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))  # conv2 is the whole paper: groups=cardinality
+        if self.aa is not None:
+            y = self.aa(y)
+        y = self.bn3(self.conv3(y))
+        return y if self.se is None else self.se(y)
+
+
+def attention(config: ResNeXtConfig, channels: int) -> nn.Module | None:
+    """The config's channel attention over `channels` channels."""
+    if config.gate == "se":
+        return SqueezeExcitation(channels, config.squeezed(channels))
+    return EfficientChannelAttention(channels) if config.gate == "eca" else None
+
+
+def anti_alias(kind: str, stride: int) -> nn.Module:
+    """The pooling that strides in place of a convolution."""
+    return nn.AvgPool2d(stride, ceil_mode=True) if kind == "avg" else BlurPool2d(stride)
+
+
+def projection(
+    config: ResNeXtConfig, in_channels: int, out_channels: int, stride: int
+) -> nn.Sequential | None:
+    """The shortcut of a block that changes the size or the number of channels."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    if not config.avg_down:
+        straight = conv(config, in_channels, out_channels, 1, stride=stride)
+        return nn.Sequential(straight, norm(config, out_channels))
+    pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
+    return nn.Sequential(
+        pool if stride > 1 else nn.Identity(),
+        conv(config, in_channels, out_channels, 1),
+        norm(config, out_channels),
+    )
+
+
+def stem_conv(config: ResNeXtConfig) -> nn.Module:
+    """The first convolution: 7×7, three 3×3, or one 3×3 for small images."""
+    outs = config.stem_out
+    if config.small_stem:
+        return conv(config, config.in_channels, outs[0], 3)
+    if config.stem_type is None:
+        return conv(config, config.in_channels, outs[0], 7, stride=2)
+    return nn.Sequential(
+        conv(config, config.in_channels, outs[0], 3, stride=2),
+        norm(config, outs[0]),
+        nn.ReLU(inplace=True),
+        conv(config, outs[0], outs[1], 3),
+        norm(config, outs[1]),
+        nn.ReLU(inplace=True),
+        conv(config, outs[1], outs[2], 3),
+    )
+
+
+def stem_pool(config: ResNeXtConfig) -> nn.Module:
+    """The pooling between stem and stages."""
+    if config.small_stem:
+        return nn.Identity()
+    if config.anti_alias == "avg":
+        return nn.AvgPool2d(2)
+    if config.anti_alias == "blur":
+        return nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), BlurPool2d(2))
+    return nn.MaxPool2d(3, stride=2, padding=1)
+
+
+class Trunk(nn.Module):
+    """Stem and stages: what `ResNeXt` and `Backbone` share."""
+
+    block: type[Bottleneck] = Bottleneck
+
+    def __init__(self, config: ResNeXtConfig, depth: int) -> None:
+        """Build the stem and the first `depth` stages."""
+        super().__init__()
+        self.config = config
+        self.conv1 = stem_conv(config)
+        self.bn1 = norm(config, config.stem_out[-1])
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = stem_pool(config)
+        self.stage_names = tuple(f"layer{i + 1}" for i in range(depth))
+        for name, stage in zip(self.stage_names, config.stages, strict=False):
+            blocks = [
+                self.block(
+                    config,
+                    stage,
+                    in_channels=stage.out_channels if j else stage.in_channels,
+                    stride=1 if j else stage.stride,
+                    drop_path=drop_path,
+                )
+                for j, drop_path in enumerate(stage.drop_path)
+            ]
+            self.add_module(name, nn.Sequential(*blocks))
+        self.num_features = config.stages[depth - 1].out_channels
+        self.inplanes = self.num_features  # torchvision's detection builders read this name
+
+    @property
+    def stages(self) -> list[nn.Sequential]:
+        """The stages that are built, first to last."""
+        return [getattr(self, name) for name in self.stage_names]
+
+    def enter(self, x: Images) -> Float[Tensor, "n _ _ _"]:
+        """Images to the first stage's input."""
+        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
+
+    def features(self, x: Images, depth: int | None = None) -> Maps:
+        """Maps of the first `depth` stages, by default of all that are built, finest first.
+
+        Raises:
+            InputError: `x` is not a batch of images with the config's number of channels, or
+                they are too small.
+        """
+        check_images(x, self.config)
+        x = self.enter(x)
+        maps: list[Tensor] = []
+        for stage in self.stages[:depth]:
+            x = stage(x)
+            maps.append(x)
+        return tuple(maps)
+
+
+class ResNeXt(Trunk):
+    """Classifier: images `(n, in_channels, h, w)` to logits `(n, num_classes)`.
+
+    Args:
+        config: The architecture; kept as `model.config`.
+
+    Attributes:
+        card: How to use the weights, once they are trained or loaded: labels, preprocessing,
+            provenance. None before.
+        num_features: Channels of the last stage.
+
+    Raises:
+        ConfigTypeError: `config` is not a `ResNeXtConfig`.
+    """
+
+    def __init__(self, config: ResNeXtConfig) -> None:
+        super().__init__(config, depth=checked(config).num_stages)
+        self.card: Card | None = None
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(config.dropout)
+        self.fc = nn.Linear(self.num_features, config.num_classes)
+        init_weights(self, config.zero_init_residual)
+
+    def forward(self, x: Images) -> Float[Tensor, "n k"]:
+        """Logits."""
+        return self.fc(self.dropout(self.embed(x)))
+
+    def embed(self, x: Images) -> Float[Tensor, "n c"]:
+        """Last map averaged over its pixels."""
+        return self.avgpool(self.features(x)[-1]).flatten(1)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by an untrained one for `num_classes` classes.
+
+        Raises:
+            ConfigError: `num_classes` is not positive. `embed` gives features without a classifier.
+        """
+        self.config = self.config.replace(num_classes=num_classes)
+        old = self.fc.weight
+        self.fc = nn.Linear(self.num_features, num_classes, device=old.device, dtype=old.dtype)
+        self.card = None  # its labels no longer fit
+
+
+class Feature(NamedTuple):
+    """What a map of `Backbone` is."""
+
+    name: str
+    channels: int
+    stride: int
+    """Input pixels per pixel of the map."""
+
+
+class Backbone(Trunk):
+    """Maps of chosen stages, for detection, segmentation and other heads.
+
+    Its state dict is that of a `ResNeXt` without `fc` and the stages it does not need, so
+    `backbone.load_state_dict(model.state_dict(), strict=False)` fills it.
+
+    Args:
+        config: The architecture. `num_classes` and `dropout` are not used.
+        out_indices: Stages to return, counted from 0; None for all. Stages after the last one are
+            not built.
+        frozen_stages: -1 for none, 0 for the stem, i for the stem and the first i stages: they
+            get no gradients and stay in evaluation mode whatever `train()` says.
+        norm_eval: Whether batch norms stay in evaluation mode in training.
+        checkpointing: Whether to keep no activations inside blocks and compute them again in the
+            backward pass, which saves memory for about a third more time.
+
+    Raises:
+        ConfigError: `out_indices` or `frozen_stages` does not fit the number of stages.
+    """
+
+    builds_unused = False
+
+    def __init__(
+        self,
+        config: ResNeXtConfig,
+        *,
+        out_indices: Sequence[int] | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        checkpointing: bool = False,
+    ) -> None:
+        indices = wanted_stages(out_indices, checked(config).num_stages)
+        if type(frozen_stages) is not int:
+            raise ConfigTypeError(f"frozen_stages must be an integer, not {frozen_stages!r}.")
+        if frozen_stages > config.num_stages:
+            raise ConfigError(
+                f"frozen_stages must be from -1 (none) to {config.num_stages}, "
+                f"not {frozen_stages}."
+            )
+        super().__init__(config, config.num_stages if self.builds_unused else indices[-1] + 1)
+        self.out_indices = indices
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        for stage in self.stages:
+            for block in stage:
+                block.checkpointing = checkpointing
+        init_weights(self, config.zero_init_residual)
+        self.train()
+
+    @property
+    def feature_info(self) -> tuple[Feature, ...]:
+        """Name, channels and stride of each map that is returned."""
+        stride, infos = self.config.stem_stride, []
+        for i, stage in enumerate(self.config.stages):
+            stride *= stage.stride
+            infos.append(Feature(f"layer{i + 1}", stage.out_channels, stride))
+        return tuple(infos[i] for i in self.out_indices)
+
+    @property
+    def stem_parts(self) -> tuple[nn.Module, ...]:
+        """The modules of the stem that have parameters."""
+        return (self.conv1, self.bn1)
+
+    def forward(self, x: Images) -> Maps:
+        """Maps of the stages in `out_indices`, finest first."""
+        maps = self.features(x, depth=self.out_indices[-1] + 1)
+        return tuple(maps[i] for i in self.out_indices)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode, except for what is frozen."""
+        super().train(mode)
+        if self.frozen_stages >= 0:
+            for part in (*self.stem_parts, *self.stages[: self.frozen_stages]):
+                part.requires_grad_(False)
+                if not isinstance(part, nn.Conv2d):  # a bare convolution has no evaluation mode
+                    part.eval()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+
+def wanted_stages(out_indices: Sequence[int] | None, num_stages: int) -> tuple[int, ...]:
+    """`out_indices` in the order of the stages, each once; all of them for None.
+
+    Raises:
+        ConfigError: It is empty, or names a stage that does not exist.
+    """
+    if out_indices is None:
+        return tuple(range(num_stages))
+    allowed = f"out_indices must name stages from 0 to {num_stages - 1}, at least one"
+    if not isinstance(out_indices, list | tuple) or any(type(i) is not int for i in out_indices):
+        raise ConfigTypeError(f"{allowed}, as a tuple or list of integers, not {out_indices!r}.")
+    if not out_indices or not set(out_indices) <= set(range(num_stages)):
+        raise ConfigError(f"{allowed}, not {out_indices!r}.")
+    return tuple(sorted(set(out_indices)))
+
+
+def check_images(x: Tensor, config: ResNeXtConfig) -> None:
+    """Refuse what the network cannot take.
+
+    Raises:
+        InputError: Wrong number of dimensions or channels, or too few pixels.
+    """
+    if x.ndim != 4 or x.shape[1] != config.in_channels:
+        wanted = f"(n, {config.in_channels}, h, w)"
+        raise InputError(f"Images must have shape {wanted}, not {tuple(x.shape)}.")
+    if min(x.shape[2:]) < config.min_size:
+        raise InputError(
+            f"Images must have at least {config.min_size} pixels on each side, "
+            f"not {x.shape[2]}×{x.shape[3]}."
+        )
+
+
+def checked(config: ResNeXtConfig) -> ResNeXtConfig:
+    """`config`, or an error that tells what takes a name.
+
+    Raises:
+        ConfigTypeError: It is something else.
+    """
+    if not isinstance(config, ResNeXtConfig):
+        raise ConfigTypeError(
+            f"A network is built from a ResNeXtConfig, not {config!r}. "
+            f"For a named variant use resnext.create(name) or resnext.variant(name)."
+        )
+    return config
+
+
+def init_weights(module: nn.Module, zero_init_residual: bool) -> None:
+    """Initialise as the ResNet family is (arXiv:1502.01852), by fan-out over the whole filter."""
+    for m in module.modules():
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+    if zero_init_residual:
+        for m in module.modules():
+            if isinstance(m, Bottleneck) and getattr(m.bn3, "weight", None) is not None:
+                nn.init.zeros_(m.bn3.weight)  # pyright: ignore[reportArgumentType]
+
+
+def create(name: str, **overrides: Any) -> ResNeXt:
+    """An untrained network of a named variant.
+
+    Args:
+        name: As for `resnext.variant`.
+        overrides: Fields of `ResNeXtConfig` to change, such as `num_classes=7`.
+
+    Raises:
+        UnknownNameError: No variant has that name.
+        ConfigError: An override is wrong.
+    """
+    return ResNeXt(variant(name, **overrides))
