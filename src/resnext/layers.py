@@ -20,6 +20,8 @@ from resnext.config import ResNeXtConfig
 
 Map = Float[Tensor, "n c h w"]
 
+NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
 
 def conv(
     config: ResNeXtConfig,
@@ -237,15 +239,12 @@ def checkpointed(run: Callable[[Tensor], Tensor], owner: nn.Module, x: Tensor) -
 
 @contextmanager
 def _untracked(owner: nn.Module) -> Iterator[None]:
-    tracking = [
-        module
-        for module in owner.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
-    ]
+    batch_norms = [m for m in owner.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [(m.momentum, m.num_batches_tracked) for m in batch_norms]
     try:
-        for module in tracking:
-            module.track_running_stats = False
+        for m in batch_norms:
+            m.momentum, m.num_batches_tracked = 0.0, None
         yield
     finally:
-        for module in tracking:
-            module.track_running_stats = True
+        for m, (momentum, count) in zip(batch_norms, kept, strict=True):
+            m.momentum, m.num_batches_tracked = momentum, count

@@ -380,9 +380,15 @@ def init_weights(module: nn.Module, zero_init_residual: bool) -> None:
         if isinstance(m, nn.Conv2d):
             nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
     if zero_init_residual:
-        for m in module.modules():
-            if isinstance(m, Bottleneck) and getattr(m.bn3, "weight", None) is not None:
-                nn.init.zeros_(m.bn3.weight)  # pyright: ignore[reportArgumentType]
+        zero_init_residuals(module)
+
+
+def zero_init_residuals(module: nn.Module) -> None:
+    """Zero the last norm of every block, so that it starts as its shortcut."""
+    for m in module.modules():
+        if isinstance(m, Bottleneck):
+            for parameter in m.bn3.parameters():
+                nn.init.zeros_(parameter)
 
 
 def create(name: str, **overrides: Any) -> ResNeXt:

@@ -1,0 +1,37 @@
+# Everything a newcomer types. Each target makes what it needs; a second call is quick.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-all lint bench clean
+
+demo: .venv/installed ## train, evaluate and predict on real handwritten digits
+	@$(BIN)/python scripts/demo.py
+
+test: .venv/dev lint ## what CI runs
+	$(BIN)/pytest -m "not slow"
+
+test-all: .venv/dev lint ## every proof, the slow ones too
+	$(BIN)/pytest
+
+lint: .venv/dev ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+bench: .venv/dev ## the numbers of the README and docs/results.md
+	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean: ## forget everything that was made
+	rm -rf .venv demo
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[digits]"
+	@touch $@
+
+.venv/dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@

@@ -1,0 +1,1 @@
+"""What other libraries call things: one file for each library."""

@@ -1,0 +1,201 @@
+"""What a network costs and sees, computed from its config alone: nothing is built or run.
+
+Follow one image through `_Walk`: every layer changes the map's size, adds parameters and
+multiply-accumulates (MACs), and widens what one pixel of the map has seen of the image.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from resnext.config import ResNeXtConfig, Stage
+from resnext.errors import InputError
+
+
+class Row(NamedTuple):
+    """The stem, a stage or the classifier: what it puts out and what it costs."""
+
+    name: str
+    """"stem" (with its pool), "stage 1" and on, "classifier" (with the global average)."""
+    size: tuple[int, int]
+    """Height and width of its output."""
+    channels: int
+    """Channels of its output."""
+    blocks: int
+    """Bottleneck blocks; 0 for the stem and the classifier."""
+    width: int
+    """Bottleneck width; 0 for the stem and the classifier."""
+    groups: int
+    """Groups of the 3×3 convolutions."""
+    dilation: int
+    """Dilation of the 3×3 convolutions."""
+    parameters: int
+    """Learnable numbers, so running statistics are not among them."""
+    macs: int
+    """Multiply-accumulates of the convolutions, those of SE and ECA included, and of the linear
+    layer, for one image. Norms, pools (the blur too), activations and sums are not counted."""
+    receptive_field: int
+    """Side of the square of input pixels that one output pixel depends on through convolutions
+    and pools, along the residual branches. 0 for the classifier, which sees the whole image, as
+    does anything after SE, ECA, or a norm that averages over the map."""
+    stride: int
+    """Input pixels from one output pixel to the next; 0 for the classifier."""
+
+
+class Summary(NamedTuple):
+    """A whole network: its rows and their totals."""
+
+    rows: tuple[Row, ...]
+    """Stem, stages and classifier, in this order."""
+    parameters: int
+    macs: int
+    receptive_field: int
+    """That of the last stage."""
+    size: tuple[int, int]
+    """Height and width of the input image."""
+
+
+def summarize(config: ResNeXtConfig, size: int | tuple[int, int] | None = None) -> Summary:
+    """What the network of `config` costs for one image.
+
+    Args:
+        config: The architecture.
+        size: Side of the image, or its height and width, in pixels; None for `default_size`.
+
+    Raises:
+        InputError: `size` is no size, or is too small for the network.
+    """
+    image = _checked_size(config, default_size(config) if size is None else size)
+    walk = _Walk(config, image)
+    walk.stem()
+    rows = [walk.row("stem", config.stem_out[-1])]
+    for i, stage in enumerate(config.stages):
+        walk.block(stage, stage.in_channels, stage.stride)
+        for _ in range(config.layers[i] - 1):
+            walk.block(stage, stage.out_channels, 1)
+        rows.append(walk.row(f"stage {i + 1}", stage.out_channels, config.layers[i], stage))
+    seen = walk.receptive_field
+    rows.append(walk.classifier())
+    parameters = sum(row.parameters for row in rows)
+    macs = sum(row.macs for row in rows)
+    return Summary(tuple(rows), parameters, macs, seen, image)
+
+
+def default_size(config: ResNeXtConfig) -> int:
+    """Side of the images that the paper uses with such a stem: 32 (CIFAR) or 224 (ImageNet)."""
+    return 32 if config.small_stem else 224
+
+
+@dataclass
+class _Walk:
+    """An image on its way through the network, and the bill since the last row."""
+
+    config: ResNeXtConfig
+    size: tuple[int, int]
+    stride: int = 1
+    receptive_field: int = 1
+    parameters: int = 0
+    macs: int = 0
+
+    def stem(self) -> None:
+        config = self.config
+        kernel = 3 if config.small_stem or config.stem_type == "deep" else 7
+        inputs, stride = config.in_channels, 1 if config.small_stem else 2
+        for outputs in config.stem_out:
+            self.conv(inputs, outputs, kernel, stride)
+            inputs, stride = outputs, 1
+        if config.small_stem:
+            return
+        if config.anti_alias == "avg":  # the only layer that drops an odd last row or column
+            self.size = (self.size[0] // 2 * 2, self.size[1] // 2 * 2)
+            self.slide(2, 2)
+        else:
+            if config.anti_alias == "blur":
+                self.slide(3)  # the maximum, before the blur
+            self.slide(3, 2)
+
+    def block(self, stage: Stage, inputs: int, stride: int) -> None:
+        config, width, outputs = self.config, stage.width, stage.out_channels
+        stride1, stride2 = (stride, 1) if config.style == "caffe" else (1, stride)
+        pooled = config.anti_alias and stride2 > 1
+        self.conv(inputs, width, 1, stride1)
+        self.conv(width, width, 3, 1 if pooled else stride2, stage.dilation, stage.groups)
+        if pooled:
+            self.slide(stride2 if config.anti_alias == "avg" else 3, stride2)
+        self.conv(width, outputs, 1)
+        self.attention(outputs)
+        if stride > 1 or inputs != outputs:
+            self.conv(inputs, outputs, 1)  # projection: strided or pooled, it computes this map
+
+    def attention(self, channels: int) -> None:
+        if self.config.gate == "se":
+            squeezed = self.config.squeezed(channels)
+            self.parameters += 2 * channels * squeezed + squeezed + channels
+            self.macs += 2 * channels * squeezed
+        elif self.config.gate == "eca":
+            self.parameters += _eca_kernel_size(channels)
+            self.macs += _eca_kernel_size(channels) * channels
+
+    def conv(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+    ) -> None:
+        """A convolution without bias, and the norm that follows each of them."""
+        self.slide(kernel, stride, dilation)
+        weights = outputs * (inputs // groups) * kernel**2
+        self.parameters += weights + (2 * outputs if self.config.norm_affine else 0)
+        self.macs += weights * self.size[0] * self.size[1]
+
+    def slide(self, kernel: int, stride: int = 1, dilation: int = 1) -> None:
+        """A window moves over the map, which is padded so that every `stride`-th pixel counts."""
+        self.receptive_field += (kernel - 1) * dilation * self.stride
+        self.stride *= stride
+        self.size = (-(-self.size[0] // stride), -(-self.size[1] // stride))  # rounded up
+
+    def classifier(self) -> Row:
+        classes, features = self.config.num_classes, self.config.stages[-1].out_channels
+        self.size, self.receptive_field, self.stride = (1, 1), 0, 0
+        self.parameters, self.macs = (features + 1) * classes, features * classes
+        return self.row("classifier", classes)
+
+    def row(self, name: str, channels: int, blocks: int = 0, stage: Stage | None = None) -> Row:
+        """What was passed since the last row; the bill starts again."""
+        row = Row(
+            name=name,
+            size=self.size,
+            channels=channels,
+            blocks=blocks,
+            width=stage.width if stage else 0,
+            groups=stage.groups if stage else 1,
+            dilation=stage.dilation if stage else 1,
+            parameters=self.parameters,
+            macs=self.macs,
+            receptive_field=self.receptive_field,
+            stride=self.stride,
+        )
+        self.parameters = self.macs = 0
+        return row
+
+
+def _eca_kernel_size(channels: int) -> int:
+    # As in layers.py, which needs torch; the tests hold the two together.
+    size = int((math.log2(channels) + 1) / 2)
+    return max(size if size % 2 else size + 1, 3)
+
+
+def _checked_size(config: ResNeXtConfig, size: object) -> tuple[int, int]:
+    sides = (size, size) if isinstance(size, int) else size
+    if not isinstance(sides, tuple | list) or [type(side) for side in sides] != [int, int]:
+        raise InputError(f"size must be a number of pixels or (height, width), not {size!r}.")
+    height, width = sides
+    if min(height, width) < config.min_size:
+        least = f"Images must have at least {config.min_size} pixels on each side"
+        raise InputError(f"{least}, not {height}×{width}.")
+    return height, width

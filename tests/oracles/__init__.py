@@ -1,0 +1,1 @@
+"""Independent oracles: the rule that fills networks, recorded outputs, the original libraries."""
