@@ -23,7 +23,6 @@ from resnext.config import (
     variants,
 )
 from resnext.errors import InputError
-from resnext.layers import eca_kernel_size
 from resnext.network import ResNeXt
 from resnext.summary import Summary, default_size, summarize
 
@@ -142,7 +141,7 @@ def measured(config: ResNeXtConfig, size: tuple[int, int]) -> dict[str, list[Any
     }
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @example((TINY.replace(anti_alias="avg"), (3, 3)))
 @example((TINY.replace(anti_alias="avg", avg_down=True), (37, 50)))
 @example((TINY.replace(anti_alias="blur"), (5, 6)))
@@ -260,10 +259,7 @@ def test_imagenet_figures_are_torchvisions(name: str, parameters: int, gmacs: fl
     [("resnext29_8x64d", 34.4, 5.39), ("resnext29_16x64d", 68.2, 10.69)],
 )
 def test_cifar_figures_are_the_known_ones(name: str, millions: float, gmacs: float) -> None:
-    """The paper's networks for 32×32 images must not be costed with an ImageNet stem.
-
-    Its table 7 has 34.4 M and 68.1 M parameters; the second is cut off, not rounded.
-    """
+    """The paper's networks for 32×32 images must not be costed with an ImageNet stem."""
     summary = summarize(variant(name))
     assert round(summary.parameters / 1e6, 1) == millions
     assert round(summary.macs / 1e9, 2) == gmacs
@@ -282,16 +278,6 @@ def test_variants_have_as_many_parameters_as_their_networks(name: str) -> None:
     with torch.device("meta"):
         model = ResNeXt(config)
     assert summarize(config).parameters == sum(p.numel() for p in model.parameters())
-
-
-def test_eca_kernels_agree_with_the_layer() -> None:
-    """The rule is written twice, as `layers` cannot be imported without torch."""
-    for channels in (1, 5, 31, 32, 33, 127, 128, 511, 512, 2048, 4096, 65536):
-        config = ResNeXtConfig((1,), 1, 64, 1, channels=(channels,), num_stages=1, expansion=1)
-        without, with_eca = summarize(config), summarize(config.replace(attention="eca"))
-        size = eca_kernel_size(channels)
-        assert with_eca.parameters - without.parameters == size
-        assert with_eca.macs - without.macs == size * channels
 
 
 @pytest.mark.parametrize(

@@ -193,10 +193,22 @@ class ResNeXtConfig:
 
     @property
     def min_size(self) -> int:
-        """Smallest side of an image, pixels: anti-aliasing needs something to average."""
-        if self.anti_alias == "blur":
-            return self.stride // 2 + 1
-        return 3 if self.anti_alias == "avg" and not self.small_stem else 1
+        """Smallest side of an image, pixels, for padding and pooling to have enough to work on."""
+        stem_pad = 3 if self.stem_type is None and not self.small_stem else 1
+        needs = [(1, self._padded(stem_pad))]  # stride of a map, pixels it must have
+        if self.anti_alias and not self.small_stem:
+            needs.append((2, 2))
+        stride = self.stem_stride
+        for stage in self.stages:
+            if self.anti_alias == "blur" and stage.stride > 1:
+                needs.append((stride, 2))
+            stride *= stage.stride
+            needs.append((stride, self._padded(stage.dilation)))
+        return max((pixels - 1) * stride + 1 for stride, pixels in needs)
+
+    def _padded(self, padding: int) -> int:
+        """Smallest map that can be padded by so much."""
+        return {"reflect": padding + 1, "circular": padding}.get(self.padding_mode, 1)
 
     @property
     def gate(self) -> Attention | None:
@@ -420,6 +432,12 @@ def _refuse_unknown_fields(values: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
             hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(known)}."
             raise ConfigTypeError(f"ResNeXtConfig has no field {name!r}. {hint}")
+
+
+def eca_kernel_size(channels: int) -> int:
+    """Odd kernel size of ECA, which grows with the logarithm of the channels (γ=2, b=1)."""
+    size = int((math.log2(channels) + 1) / 2)
+    return max(size if size % 2 else size + 1, 3)
 
 
 # -- variants ---------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ The network itself is in `network.py`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from resnext.config import ResNeXtConfig
+from resnext.config import ResNeXtConfig, eca_kernel_size
 
 Map = Float[Tensor, "n c h w"]
 
@@ -173,12 +172,6 @@ class EfficientChannelAttention(nn.Module):
         return x * self.conv(means).sigmoid().transpose(1, 2).unsqueeze(3)
 
 
-def eca_kernel_size(channels: int) -> int:
-    """Odd kernel size that grows with the logarithm of the channels (the paper's γ=2, b=1)."""
-    size = int((math.log2(channels) + 1) / 2)
-    return max(size if size % 2 else size + 1, 3)
-
-
 class BlurPool2d(nn.Module):
     """Strided binomial 3×3 blur, reflecting at the border (arXiv:1904.11486)."""
 
@@ -187,14 +180,13 @@ class BlurPool2d(nn.Module):
     def __init__(self, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.padding = (stride + 1) // 2
-        row = torch.tensor([0.25, 0.5, 0.25])
+        row = torch.tensor([0.25, 0.5, 0.25], device="cpu")  # also inside torch.device("meta")
         self.register_buffer("kernel", row[:, None] * row, persistent=False)
 
     def forward(self, x: Map) -> Map:
         """Blur, then keep every `stride`-th pixel."""
         channels = x.shape[1]
-        x = F.pad(x, [self.padding] * 4, mode="reflect")
+        x = F.pad(x, (1, 1, 1, 1), mode="reflect")
         kernel = self.kernel.expand(channels, 1, 3, 3)
         return F.conv2d(x, kernel, stride=self.stride, groups=channels)
 

@@ -358,6 +358,11 @@ def check_images(x: Tensor, config: ResNeXtConfig) -> None:
             f"Images must have at least {config.min_size} pixels on each side, "
             f"not {x.shape[2]}×{x.shape[3]}."
         )
+    if config.norm == "instance" and max(x.shape[2:]) <= config.stride:
+        raise InputError(
+            f"Instance norm needs more than {config.stride} pixels on one side of the image, "
+            f"not {x.shape[2]}×{x.shape[3]}."
+        )
 
 
 def checked(config: ResNeXtConfig) -> ResNeXtConfig:

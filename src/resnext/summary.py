@@ -6,11 +6,10 @@ multiply-accumulates (MACs), and widens what one pixel of the map has seen of th
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from resnext.config import ResNeXtConfig, Stage
+from resnext.config import ResNeXtConfig, Stage, eca_kernel_size
 from resnext.errors import InputError
 
 
@@ -135,8 +134,8 @@ class _Walk:
             self.parameters += 2 * channels * squeezed + squeezed + channels
             self.macs += 2 * channels * squeezed
         elif self.config.gate == "eca":
-            self.parameters += _eca_kernel_size(channels)
-            self.macs += _eca_kernel_size(channels) * channels
+            self.parameters += eca_kernel_size(channels)
+            self.macs += eca_kernel_size(channels) * channels
 
     def conv(
         self,
@@ -182,12 +181,6 @@ class _Walk:
         )
         self.parameters = self.macs = 0
         return row
-
-
-def _eca_kernel_size(channels: int) -> int:
-    # As in layers.py, which needs torch; the tests hold the two together.
-    size = int((math.log2(channels) + 1) / 2)
-    return max(size if size % 2 else size + 1, 3)
 
 
 def _checked_size(config: ResNeXtConfig, size: object) -> tuple[int, int]:

@@ -1,0 +1,5 @@
+"""`python -m resnext` is the `resnext` command."""
+
+from resnext.cli import main
+
+main()

@@ -1,0 +1,137 @@
+"""What a classifier sees in images without known classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from resnext.data import image_files, open_for_evaluation
+from resnext.errors import DataError, InputError
+from resnext.evaluation import card_of, pick_device
+from resnext.network import ResNeXt
+from resnext.progress import reporter
+from resnext.transforms import convert, open_image, prepare
+from resnext.weights import load
+
+Picture = str | Path | Image.Image | np.ndarray
+
+
+class Prediction(NamedTuple):
+    """The most likely classes of one image, most likely first."""
+
+    name: str
+    """File, or position in the input."""
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+    @property
+    def label(self) -> str:
+        """The most likely class."""
+        return self.labels[0]
+
+
+def predict(
+    model: ResNeXt | str | Path,
+    images: Picture | Sequence[Picture],
+    *,
+    top: int = 1,
+    batch_size: int = 64,
+    device: str = "auto",
+    progress: bool = False,
+) -> list[Prediction]:
+    """Classify images.
+
+    Args:
+        model: A network with a card, or a model file.
+        images: A file, a folder (searched for images at any depth), a Pillow image, an array
+            `(h, w)` or `(h, w, 3)` of 8-bit values, or several of these.
+        top: Number of classes to report for each image.
+        batch_size: Images at a time.
+        device: "auto", or a torch device.
+        progress: Whether to show how far it is, on standard error.
+
+    Raises:
+        CheckpointError: The file is no model.
+        DataError: An image cannot be read, or there is none.
+        InputError: The model has no card with labels, or an argument makes no sense.
+    """
+    place = pick_device(device)
+    network = load(model) if isinstance(model, str | Path) else model
+    card = card_of(network)
+    if not 1 <= top <= len(card.labels):
+        raise InputError(f"top must be from 1 to the {len(card.labels)} classes, not {top}.")
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, not {batch_size}.")
+    pictures = named(images)
+    was_training, report = network.training, reporter(progress)
+    network.to(place).eval()
+    report.start("Predicting", len(pictures))
+    found: list[Prediction] = []
+    try:
+        for start in range(0, len(pictures), batch_size):
+            part = pictures[start : start + batch_size]
+            decoded = [decode(picture, card.preprocessing.colour) for _, picture in part]
+            x = torch.stack([prepare(image, card.preprocessing) for image in decoded])
+            with torch.inference_mode():
+                likely = network(x.to(place)).float().softmax(1).topk(top)
+            for (name, _), p, i in zip(part, likely.values, likely.indices, strict=True):
+                labels = tuple(card.labels[j] for j in i.tolist())
+                found.append(Prediction(name, labels, tuple(p.tolist())))
+            report.advance(len(part))
+    finally:
+        report.stop()
+        network.train(was_training)
+    return found
+
+
+def named(images: Picture | Sequence[Picture]) -> list[tuple[str, Picture]]:
+    """Every picture with its name; folders become their files.
+
+    Raises:
+        DataError: There is none, or something is no picture.
+    """
+    several = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
+    pictures: list[tuple[str, Picture]] = []
+    for i, picture in enumerate(several):
+        if isinstance(picture, str | Path):
+            path = Path(picture)
+            files = image_files(path) if path.is_dir() else [path]
+            pictures += [(str(file), file) for file in files]
+        else:
+            pictures.append((str(i), picture))
+    if not pictures:
+        raise DataError("There are no images to classify.")
+    return pictures
+
+
+def decode(picture: Picture, colour: str) -> Image.Image:
+    """A picture as a Pillow image of the wanted colours.
+
+    Raises:
+        DataError: It is a damaged file, or an array of the wrong shape or type.
+    """
+    if isinstance(picture, str | Path):
+        return open_image(Path(picture), colour)
+    if isinstance(picture, Image.Image):
+        return convert(picture, colour)
+    known = isinstance(picture, np.ndarray) and picture.dtype == np.uint8
+    if not known or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)):
+        got: Any = (picture.shape, picture.dtype) if isinstance(picture, np.ndarray) else picture
+        raise DataError(
+            f"An image must be a file, a Pillow image or an array (h, w) or (h, w, 3) of uint8, "
+            f"not {got!r}."
+        )
+    return convert(Image.fromarray(picture), colour)
+
+
+def unseen(model: ResNeXt, data: str, limit: int) -> list[np.ndarray | Path]:
+    """Some images of a data set that the model has not learnt from, spread over it."""
+    card = card_of(model)
+    images = open_for_evaluation(data, card.labels, card.provenance)
+    step = max(len(images) // limit, 1)
+    return list(images.images[::step])[:limit]
