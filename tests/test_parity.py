@@ -106,7 +106,7 @@ def test_every_variant_of_timm_is_compared() -> None:
 
 @pytest.mark.parametrize("name", marked(TIMM))
 def test_timm(name: str) -> None:
-    """timm's weights must work under timm's names, gates, stems and pools included."""
+    """Weights of timm must work under timm's names, gates, stems and pools included."""
     theirs, ours = pair(partial(timm.create_model, name), partial(create, name))
     with torch.no_grad():
         x = images(2, 3, 64, 64)

@@ -76,8 +76,8 @@ class Splits:
         val: What the best epoch is chosen by.
         test: What is used neither for learning nor for choosing; None if there is none.
         colour: "L" if the images are grey by nature, else "RGB".
-        fingerprint: Identifies the images that were split.
-        held_out_by_us: Whether `val` was drawn by us, from `seed` and `fraction`.
+        fingerprint: Identifies the images `train` was taken from.
+        val_fraction: Part of each class that was drawn as `val`; None if the data came with one.
     """
 
     train: ImageSet
@@ -85,7 +85,7 @@ class Splits:
     test: ImageSet | None
     colour: str
     fingerprint: str
-    held_out_by_us: bool
+    val_fraction: float | None
 
 
 def open_splits(source: str | Path, *, seed: int = 0, val_fraction: float = 0.2) -> Splits:
@@ -104,7 +104,7 @@ def open_splits(source: str | Path, *, seed: int = 0, val_fraction: float = 0.2)
     if str(source) == "digits":
         rest, test = _digits()
         train, val = _held_out(rest, seed, val_fraction)
-        return Splits(train, val, test, "L", "scikit-learn digits", held_out_by_us=True)
+        return Splits(train, val, test, "L", "scikit-learn digits", val_fraction)
     root = Path(source)
     parts = _parts(root)
     if "train" not in parts:
@@ -112,15 +112,15 @@ def open_splits(source: str | Path, *, seed: int = 0, val_fraction: float = 0.2)
             raise DataError(f"{root} has {', '.join(sorted(parts))} inside, but no train folder.")
         whole = _class_folders(root)
         train, val = _held_out(whole, seed, val_fraction)
-        return Splits(train, val, None, "RGB", _fingerprint(whole, root), held_out_by_us=True)
+        return Splits(train, val, None, "RGB", _fingerprint(whole, root), val_fraction)
     whole = _class_folders(parts["train"])
-    print_ = _fingerprint(whole, parts["train"])
+    fingerprint = _fingerprint(whole, parts["train"])
     test = _class_folders(parts["test"], whole.labels) if "test" in parts else None
     if "val" not in parts:
         train, val = _held_out(whole, seed, val_fraction)
-        return Splits(train, val, test, "RGB", print_, held_out_by_us=True)
+        return Splits(train, val, test, "RGB", fingerprint, val_fraction)
     val = _class_folders(parts["val"], whole.labels)
-    return Splits(whole, val, test, "RGB", print_, held_out_by_us=False)
+    return Splits(whole, val, test, "RGB", fingerprint, None)
 
 
 def open_for_evaluation(
@@ -135,7 +135,8 @@ def open_for_evaluation(
             folder is the one trained on, the same images are held out again.
 
     Raises:
-        DataError: There is nothing to evaluate, or a class the model does not know.
+        DataError: There is nothing to evaluate, a class the model does not know, or nothing that
+            it has not learnt from.
     """
     if str(source) == "digits":
         if labels != _DIGIT_LABELS:
@@ -152,7 +153,7 @@ def open_for_evaluation(
         return whole
     seed, fraction = trained_on.get("seed"), trained_on.get("val_fraction")
     if not isinstance(seed, int) or not isinstance(fraction, float):
-        return whole
+        raise DataError(f"The model has learnt from every image of {folder}. Give it others.")
     return _held_out(whole, seed, fraction)[1]
 
 
@@ -259,8 +260,10 @@ def _held_out(whole: ImageSet, seed: int, fraction: float) -> tuple[ImageSet, Im
 
 
 def _fingerprint(images: ImageSet, root: Path) -> str:
-    names = [path.relative_to(root).as_posix() for path in images.images if isinstance(path, Path)]
-    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]
+    """Names and sizes of the files, as a short hash."""
+    files = [path for path in images.images if isinstance(path, Path)]
+    lines = sorted(f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in files)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def _some(labels: Sequence[str]) -> str:

@@ -292,7 +292,7 @@ class _Run:
             provenance={
                 "data": Path(splits.train.name).name,
                 "fingerprint": splits.fingerprint,
-                "val_fraction": len(splits.val) / (len(splits.val) + len(splits.train)),
+                "val_fraction": splits.val_fraction,
                 "seed": self.seed,
                 "epoch": epoch,
                 "complete_epoch": not interrupted,

@@ -1,0 +1,48 @@
+"""The demo's claim: accuracy on unseen digits and seconds of training, over several seeds.
+
+Run alone on the machine: `python benchmarks/digits.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+import resnext
+
+
+def main() -> None:
+    """Train with three seeds, the first one twice, and print what came out."""
+    print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    hashes: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in (0, 0, 1, 2):
+            out = Path(folder) / "digits.safetensors"
+            began = time.perf_counter()
+            resnext.train(
+                "digits", "resnext11_8x16d", out=out, seed=seed, overwrite=True, progress=False
+            )
+            seconds = time.perf_counter() - began
+            accuracy = resnext.evaluate(out, "digits").accuracy
+            hashes.append(hashlib.sha256(out.read_bytes()).hexdigest())
+            print(f"seed {seed}: {accuracy:.2%} of 359 unseen digits, {seconds:.1f} s of training")
+    print(f"seed 0 twice gives the same file: {hashes[0] == hashes[1]}")
+
+
+def processor() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()
