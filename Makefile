@@ -16,7 +16,7 @@ test-all: .venv/dev lint ## every proof, the slow ones too
 lint: .venv/dev ## format, lint, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/basedpyright
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 bench: .venv/dev ## the numbers of the README and docs/results.md

@@ -29,10 +29,9 @@ from resnext.config import (
     ResNeXtConfig,
     SERounding,
     Style,
-    variant,
-    variants,
 )
 from resnext.errors import ConfigError, ConfigTypeError, ResNeXtError, UnknownNameError
+from resnext.variants import variant, variants
 
 NEEDED = {"layers": (1, 1, 1, 1), "cardinality": 8, "base_width": 4}
 LUCIDS_FIELDS = [  # name, default; the contract's table

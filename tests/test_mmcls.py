@@ -91,7 +91,9 @@ def agree(name: str, kind: str, outputs: tuple[Tensor, ...], *, tolerance: float
         assert output.double().mean().item() == pytest.approx(about["mean"], rel=tolerance)
 
 
-@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
+)
 def test_keys_and_modules_are_mmcls_own(name: str) -> None:
     """A renamed, missing or reordered key makes strict loading fail or optimizer states shift."""
     case = CASES[name]
@@ -280,7 +282,9 @@ def test_frozen_norms_have_no_gradients() -> None:
 
 def test_affine_standardised_convolutions_take_plain_checkpoints() -> None:
     """Without its own scale and shift, ConvAWS must compute what the plain convolution did."""
-    plain = mmcls.ResNeXt(50, groups=1, num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,))
+    plain = mmcls.ResNeXt(
+        50, groups=1, num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,)
+    )
     cfg = {"type": "ConvAWS"}
     other = mmcls.ResNeXt(
         50, groups=1, num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,), conv_cfg=cfg
@@ -332,7 +336,10 @@ def test_build_refuses_what_it_does_not_know(cfg: Any, message: str) -> None:
 
 def test_build_refuses_a_head_that_does_not_fit() -> None:
     """A wrong in_channels failed only at the first batch."""
-    cfg = {**CASES["cls50"]["cfg"], "head": {"type": "LinearClsHead", "num_classes": 3, "in_channels": 9}}
+    cfg = {
+        **CASES["cls50"]["cfg"],
+        "head": {"type": "LinearClsHead", "num_classes": 3, "in_channels": 9},
+    }
     with pytest.raises(ResNeXtError, match="must be 2048"):
         mmcls.build(cfg)
 

@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resnext import mmcls
+    from resnext.backbone import Backbone
     from resnext.card import Card, Preprocessing
-    from resnext.config import ResNeXtConfig, variant, variants
+    from resnext.config import ResNeXtConfig
     from resnext.errors import ResNeXtError
     from resnext.evaluation import evaluate
-    from resnext.network import Backbone, ResNeXt, create
+    from resnext.network import ResNeXt, create
     from resnext.prediction import predict
     from resnext.training import train
+    from resnext.variants import variant, variants
     from resnext.weights import load, save
 
 __version__ = "0.1.0"
 
 _HOME = {  # public name → module that defines it
-    "Backbone": "network",
+    "Backbone": "backbone",
     "Card": "card",
     "Preprocessing": "card",
     "ResNeXt": "network",
@@ -34,8 +36,8 @@ _HOME = {  # public name → module that defines it
     "predict": "prediction",
     "save": "weights",
     "train": "training",
-    "variant": "config",
-    "variants": "config",
+    "variant": "variants",
+    "variants": "variants",
 }
 
 __all__ = [

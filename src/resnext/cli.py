@@ -46,7 +46,7 @@ def _launch(
     try:
         app(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        _fail(f"{' '.join(str(error).split())} See resnext --help.")
+        _fail(f"{error} See resnext --help.")
     except (ResNeXtError, OSError) as error:
         _fail(str(error))
     except MemoryError:
@@ -62,9 +62,9 @@ def _launch(
 def main() -> None:
     """Entry point of the `resnext` command."""
     try:
-        app.meta(exit_on_error=False, print_error=False)
+        app.meta(sys.argv[1:], exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        _fail(f"{' '.join(str(error).split())} See resnext --help.")
+        _fail(f"{error} See resnext --help.")
 
 
 @app.command
@@ -84,8 +84,8 @@ def info(
     from rich.console import Console
     from rich.table import Table
 
-    from resnext.config import variant, variants
     from resnext.summary import summarize
+    from resnext.variants import variant, variants
 
     console = Console()
     if name is None:
@@ -295,5 +295,5 @@ def _right(*names: str) -> list[Column]:
 
 
 def _fail(message: str) -> None:
-    print(f"resnext: {message}", file=sys.stderr)
+    print(f"resnext: {' '.join(message.splitlines())}", file=sys.stderr)
     sys.exit(2)

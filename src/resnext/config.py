@@ -1,7 +1,4 @@
-"""What a ResNeXt is, as data: `ResNeXtConfig`, the named variants, and how names are spelled.
-
-Nothing here needs torch, so names and configs can be listed, checked and costed without it.
-"""
+"""What a ResNeXt is, as data: `ResNeXtConfig`. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -9,13 +6,12 @@ import dataclasses
 import difflib
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, Literal, NamedTuple, get_args
 
-from resnext.errors import ConfigError, ConfigTypeError, UnknownNameError
+from resnext.errors import ConfigError, ConfigTypeError
 
 Style = Literal["pytorch", "caffe"]
 Norm = Literal["batch", "sync", "group", "layer", "instance"]
@@ -361,9 +357,11 @@ class ResNeXtConfig:
                     f"multiple of cardinality {stage.groups}. Raise base_width, channels or widths."
                 )
             if self.gate == "se" and self.squeezed(stage.out_channels) < 1:
+                by_block = self.block_args.get("se_args", {}).get("reduction")
+                name = "block_args['se_args']['reduction']" if by_block else "se_reduction"
                 raise ConfigError(
-                    f"The SE reduction leaves no channel of the {stage.out_channels} of stage "
-                    f"{i + 1}. Lower it to at most {stage.out_channels}."
+                    f"{name} must be at most {stage.out_channels}, the channels of stage {i + 1}, "
+                    f"not {by_block or self.se_reduction}."
                 )
             if self.norm == "group":
                 for channels in (*self.stem_out, stage.width, stage.out_channels):
@@ -438,113 +436,3 @@ def eca_kernel_size(channels: int) -> int:
     """Odd kernel size of ECA, which grows with the logarithm of the channels (γ=2, b=1)."""
     size = int((math.log2(channels) + 1) / 2)
     return max(size if size % 2 else size + 1, 3)
-
-
-# -- variants ---------------------------------------------------------------------------------
-
-_DEPTHS = {
-    26: (2, 2, 2, 2),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-    201: (3, 24, 36, 4),
-}
-_D = {"stem_type": "deep", "stem_width": 32, "avg_down": True}  # arXiv:1812.01187, ResNet-D
-_T = {**_D, "stem_channels": (24, 32, 64)}  # timm's tiered stem
-
-
-def _imagenet(depth: int, cardinality: int, base_width: int, **more: Any) -> ResNeXtConfig:
-    return ResNeXtConfig(_DEPTHS[depth], cardinality, base_width, **more)
-
-
-def _small(blocks: int, cardinality: int, base_width: int, width: int = 64) -> ResNeXtConfig:
-    """The paper's network for 32×32 images (section 5.3): three stages of `blocks` blocks."""
-    return ResNeXtConfig(
-        (blocks,) * 3,
-        cardinality,
-        base_width,
-        num_classes=10,
-        channels=(width, 2 * width, 4 * width),
-        num_stages=3,
-        small_stem=True,
-    )
-
-
-_VARIANTS: dict[str, ResNeXtConfig] = {
-    "resnext26_32x4d": _imagenet(26, 32, 4),
-    "resnext50_32x4d": _imagenet(50, 32, 4),
-    "resnext101_32x4d": _imagenet(101, 32, 4),
-    "resnext101_32x8d": _imagenet(101, 32, 8),
-    "resnext101_32x16d": _imagenet(101, 32, 16),
-    "resnext101_32x32d": _imagenet(101, 32, 32),
-    "resnext101_32x48d": _imagenet(101, 32, 48),
-    "resnext101_64x4d": _imagenet(101, 64, 4),
-    "resnext152_32x4d": _imagenet(152, 32, 4),
-    "resnext26d_32x4d": _imagenet(26, 32, 4, **_D),
-    "resnext50d_32x4d": _imagenet(50, 32, 4, **_D),
-    "resnext101d_32x4d": _imagenet(101, 32, 4, **_D),
-    "resnext101d_32x8d": _imagenet(101, 32, 8, **_D),
-    "resnext101d_64x4d": _imagenet(101, 64, 4, **_D),
-    "resnext152d_32x4d": _imagenet(152, 32, 4, **_D),
-    "seresnext26d_32x4d": _imagenet(26, 32, 4, attention="se", **_D),
-    "seresnext26t_32x4d": _imagenet(26, 32, 4, attention="se", **_T),
-    "seresnext50_32x4d": _imagenet(50, 32, 4, attention="se"),
-    "seresnext101_32x4d": _imagenet(101, 32, 4, attention="se"),
-    "seresnext101_32x8d": _imagenet(101, 32, 8, attention="se"),
-    "seresnext101_64x4d": _imagenet(101, 64, 4, attention="se"),
-    "seresnext101d_32x8d": _imagenet(101, 32, 8, attention="se", **_D),
-    "seresnextaa101d_32x8d": _imagenet(
-        101, 32, 8, attention="se", anti_alias="avg", **_D
-    ),
-    "seresnextaa201d_32x8d": _imagenet(
-        201, 32, 8, attention="se", anti_alias="avg", **{**_D, "stem_width": 64}
-    ),
-    "ecaresnext26t_32x4d": _imagenet(26, 32, 4, attention="eca", **_T),
-    "ecaresnext50t_32x4d": _imagenet(50, 32, 4, attention="eca", **_T),
-    "resnext29_1x64d": _small(3, 1, 64),
-    "resnext29_2x64d": _small(3, 2, 64),
-    "resnext29_4x64d": _small(3, 4, 64),
-    "resnext29_8x64d": _small(3, 8, 64),
-    "resnext29_16x64d": _small(3, 16, 64),
-    "resnext29_32x4d": _small(3, 32, 4),
-    "resnext11_8x16d": _small(1, 8, 16, width=32),
-}
-
-
-def variants() -> tuple[str, ...]:
-    """Names that `create` and `variant` know, in the order of the table."""
-    return tuple(_VARIANTS)
-
-
-def variant(name: str, **overrides: Any) -> ResNeXtConfig:
-    """The config of a named variant.
-
-    Args:
-        name: A name from `variants()`, or as torchvision, timm, Lucid or mmcls spell it:
-            `resnext50_32x4d`, `resnext50_32x4d.a1_in1k`, `resnext_50_32x4d`,
-            `resnext50-32x4d_8xb32_in1k`.
-        overrides: Fields of `ResNeXtConfig` to change.
-
-    Raises:
-        UnknownNameError: No variant has that name; the message names the nearest.
-        ConfigError: An override is wrong.
-    """
-    key = canonical_name(name)
-    if key not in _VARIANTS:
-        near = difflib.get_close_matches(key, _VARIANTS, n=3, cutoff=0.4)
-        hint = f"Did you mean {' or '.join(near)}?" if near else "`resnext info` lists them."
-        raise UnknownNameError(f"No variant is called {name!r}. {hint}")
-    return _VARIANTS[key].replace(**overrides)
-
-
-def canonical_name(name: str) -> str:
-    """Our spelling of a variant's name, whichever library's spelling came.
-
-    timm adds a tag after a dot and once had prefixes for the origin of the weights, Lucid writes
-    an underscore before the depth, mmcls hyphens and the training schedule.
-    """
-    key = str(name).strip().lower().replace("-", "_").split(".")[0]
-    key = re.sub(r"^(tv|ig|ssl|swsl|gluon)_", "", key)
-    key = re.sub(r"^(se|eca)_?resnext", r"\1resnext", key)
-    key = re.sub(r"resnext_?((?:aa)?\d+)", r"resnext\1", key)
-    return re.sub(r"(_\d+x\d+d)_(?:\d+xb\d+|b\d+x\d+|in1k|imagenet|wsl).*$", r"\1", key)

@@ -1,8 +1,8 @@
 """Where images come from: class folders, scikit-learn's digits, and how they are split.
 
-    folder/cat/1.jpg                     split by us, stratified
-    folder/train/cat/1.jpg, folder/val/… split by you, optionally with test/
-    digits                               scikit-learn's 1,797 handwritten digits
+folder/cat/1.jpg                     split by us, stratified
+folder/train/cat/1.jpg, folder/val/… split by you, optionally with test/
+digits                               scikit-learn's 1,797 handwritten digits
 """
 
 from __future__ import annotations
@@ -198,9 +198,9 @@ def _digits() -> tuple[ImageSet, ImageSet]:
         raise DataError(
             "digits come with scikit-learn, which is not installed: pip install resnext[digits]."
         ) from error
-    data = load_digits()
-    images = np.rint(data.images * (255 / 16)).astype(np.uint8)
-    whole = ImageSet(list(images), data.target.tolist(), _DIGIT_LABELS, "digits")
+    values, targets = load_digits(return_X_y=True)
+    images = np.rint(np.reshape(values, (-1, 8, 8)) * (255 / 16)).astype(np.uint8)
+    whole = ImageSet(list(images), np.asarray(targets).tolist(), _DIGIT_LABELS, "digits")
     rest, test = _held_out(whole, seed=0, fraction=0.2)
     return rest, test.select(range(len(test)), "digits, test part")
 
@@ -221,11 +221,11 @@ def _class_folders(root: Path, labels: tuple[str, ...] | None = None) -> ImageSe
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
         raise DataError(f"{root} has no class folders. Put each class's images in one of its own.")
-    names = tuple(folder.name for folder in folders)
+    names = [folder.name for folder in folders]
     if labels is None:
-        labels = names
-        if len(labels) < 2:
-            raise DataError(f"{root} has one class only, {labels[0]!r}. Training needs two.")
+        labels = tuple(names)
+        if len(names) < 2:
+            raise DataError(f"{root} has one class only, {names[0]!r}. Training needs two.")
     unknown = sorted(set(names) - set(labels))
     if unknown:
         raise DataError(f"{root} has a class {unknown[0]!r}; known are {_some(labels)}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ def evaluate(
 @torch.inference_mode()
 def measure(
     classify: Classifier,
-    loader: Iterator[tuple[Tensor, Tensor]] | DataLoader[tuple[Tensor, Tensor]],
+    loader: Iterator[tuple[Tensor, Tensor]],
     images: ImageSet,
     device: torch.device,
     advance: Advance | None = None,
@@ -161,7 +162,7 @@ def batches(
     yield from own_errors(loader)
 
 
-def own_errors(loader: DataLoader[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+def own_errors(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
     """A loader's batches; an image that fails in a worker process raises here what it raised."""
     try:
         yield from loader

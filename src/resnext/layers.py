@@ -1,5 +1,6 @@
-"""The layers a ResNeXt is made of beyond torch's own, and `conv` and `norm`, which choose one.
+"""The parts of a ResNeXt.
 
+First the functions that choose what the config asks for, then the layers that torch does not have.
 The network itself is in `network.py`.
 """
 
@@ -67,6 +68,64 @@ def norm(config: ResNeXtConfig, channels: int) -> nn.Module:
     return kind(channels, eps, config.norm_momentum, affine, config.norm_track)
 
 
+def attention(config: ResNeXtConfig, channels: int) -> nn.Module | None:
+    """The config's channel attention over `channels` channels."""
+    if config.gate == "se":
+        return SqueezeExcitation(channels, config.squeezed(channels))
+    return EfficientChannelAttention(channels) if config.gate == "eca" else None
+
+
+def anti_alias(kind: str, stride: int) -> nn.Module:
+    """The pooling that strides in place of a convolution."""
+    return nn.AvgPool2d(stride, ceil_mode=True) if kind == "avg" else BlurPool2d(stride)
+
+
+def projection(
+    config: ResNeXtConfig, in_channels: int, out_channels: int, stride: int
+) -> nn.Sequential | None:
+    """The shortcut of a block that changes the size or the number of channels."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    if not config.avg_down:
+        straight = conv(config, in_channels, out_channels, 1, stride=stride)
+        return nn.Sequential(straight, norm(config, out_channels))
+    pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
+    return nn.Sequential(
+        pool if stride > 1 else nn.Identity(),
+        conv(config, in_channels, out_channels, 1),
+        norm(config, out_channels),
+    )
+
+
+def stem_conv(config: ResNeXtConfig) -> nn.Module:
+    """The first convolution: 7×7, three 3×3, or one 3×3 for small images."""
+    outs = config.stem_out
+    if config.small_stem:
+        return conv(config, config.in_channels, outs[0], 3)
+    if config.stem_type is None:
+        return conv(config, config.in_channels, outs[0], 7, stride=2)
+    return nn.Sequential(
+        conv(config, config.in_channels, outs[0], 3, stride=2),
+        norm(config, outs[0]),
+        nn.ReLU(inplace=True),
+        conv(config, outs[0], outs[1], 3),
+        norm(config, outs[1]),
+        nn.ReLU(inplace=True),
+        conv(config, outs[1], outs[2], 3),
+    )
+
+
+def stem_pool(config: ResNeXtConfig) -> nn.Module:
+    """The pooling between stem and stages."""
+    if config.small_stem:
+        return nn.Identity()
+    if config.anti_alias == "avg":
+        return nn.AvgPool2d(2)
+    if config.anti_alias == "blur":
+        return nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), BlurPool2d(2))
+    return nn.MaxPool2d(3, stride=2, padding=1)
+
+
 class WSConv2d(nn.Conv2d):
     """Convolution whose filters have zero mean and unit deviation (arXiv:1903.10520)."""
 
@@ -131,9 +190,7 @@ class SamePaddingConv2d(nn.Conv2d):
             need = max((out - 1) * stride + reach - size, 0)
             pads += [need // 2, need - need // 2]
         input = F.pad(input, pads)
-        return F.conv2d(
-            input, self.weight, self.bias, self.stride, 0, self.dilation, self.groups
-        )
+        return F.conv2d(input, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 class LayerNorm2d(nn.LayerNorm):

@@ -1,32 +1,32 @@
-"""The network on one page: a block, the trunk made of blocks, and its two uses.
-
-    ResNeXt   images → logits
-    Backbone  images → maps of the stages, for detection and segmentation
+"""The network on one page: a block, the trunk made of blocks, the classifier on top.
 
 Paper: Xie et al., Aggregated Residual Transformations for Deep Neural Networks, CVPR 2017
 (arXiv:1611.05431). Names of children are torchvision's, and timm's where torchvision has none.
+The layers' variants are in `layers.py`; `backbone.py` makes maps for detection and segmentation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from resnext.card import Card
-from resnext.config import ResNeXtConfig, Stage, variant
-from resnext.errors import ConfigError, ConfigTypeError, InputError
+from resnext.config import ResNeXtConfig, Stage
+from resnext.errors import ConfigTypeError, InputError
 from resnext.layers import (
-    BlurPool2d,
     DropPath,
-    EfficientChannelAttention,
-    SqueezeExcitation,
+    anti_alias,
+    attention,
     checkpointed,
     conv,
     norm,
+    projection,
+    stem_conv,
+    stem_pool,
 )
+from resnext.variants import variant
 
 Images = Float[Tensor, "n c h w"]
 Maps = tuple[Float[Tensor, "n _ _ _"], ...]
@@ -79,64 +79,6 @@ class Bottleneck(nn.Module):
             y = self.aa(y)
         y = self.bn3(self.conv3(y))
         return y if self.se is None else self.se(y)
-
-
-def attention(config: ResNeXtConfig, channels: int) -> nn.Module | None:
-    """The config's channel attention over `channels` channels."""
-    if config.gate == "se":
-        return SqueezeExcitation(channels, config.squeezed(channels))
-    return EfficientChannelAttention(channels) if config.gate == "eca" else None
-
-
-def anti_alias(kind: str, stride: int) -> nn.Module:
-    """The pooling that strides in place of a convolution."""
-    return nn.AvgPool2d(stride, ceil_mode=True) if kind == "avg" else BlurPool2d(stride)
-
-
-def projection(
-    config: ResNeXtConfig, in_channels: int, out_channels: int, stride: int
-) -> nn.Sequential | None:
-    """The shortcut of a block that changes the size or the number of channels."""
-    if stride == 1 and in_channels == out_channels:
-        return None
-    if not config.avg_down:
-        straight = conv(config, in_channels, out_channels, 1, stride=stride)
-        return nn.Sequential(straight, norm(config, out_channels))
-    pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
-    return nn.Sequential(
-        pool if stride > 1 else nn.Identity(),
-        conv(config, in_channels, out_channels, 1),
-        norm(config, out_channels),
-    )
-
-
-def stem_conv(config: ResNeXtConfig) -> nn.Module:
-    """The first convolution: 7×7, three 3×3, or one 3×3 for small images."""
-    outs = config.stem_out
-    if config.small_stem:
-        return conv(config, config.in_channels, outs[0], 3)
-    if config.stem_type is None:
-        return conv(config, config.in_channels, outs[0], 7, stride=2)
-    return nn.Sequential(
-        conv(config, config.in_channels, outs[0], 3, stride=2),
-        norm(config, outs[0]),
-        nn.ReLU(inplace=True),
-        conv(config, outs[0], outs[1], 3),
-        norm(config, outs[1]),
-        nn.ReLU(inplace=True),
-        conv(config, outs[1], outs[2], 3),
-    )
-
-
-def stem_pool(config: ResNeXtConfig) -> nn.Module:
-    """The pooling between stem and stages."""
-    if config.small_stem:
-        return nn.Identity()
-    if config.anti_alias == "avg":
-        return nn.AvgPool2d(2)
-    if config.anti_alias == "blur":
-        return nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), BlurPool2d(2))
-    return nn.MaxPool2d(3, stride=2, padding=1)
 
 
 class Trunk(nn.Module):
@@ -234,114 +176,6 @@ class ResNeXt(Trunk):
         old = self.fc.weight
         self.fc = nn.Linear(self.num_features, num_classes, device=old.device, dtype=old.dtype)
         self.card = None  # its labels no longer fit
-
-
-class Feature(NamedTuple):
-    """What a map of `Backbone` is."""
-
-    name: str
-    channels: int
-    stride: int
-    """Input pixels per pixel of the map."""
-
-
-class Backbone(Trunk):
-    """Maps of chosen stages, for detection, segmentation and other heads.
-
-    Its state dict is that of a `ResNeXt` without `fc` and the stages it does not need, so
-    `backbone.load_state_dict(model.state_dict(), strict=False)` fills it.
-
-    Args:
-        config: The architecture. `num_classes` and `dropout` are not used.
-        out_indices: Stages to return, counted from 0; None for all. Stages after the last one are
-            not built.
-        frozen_stages: -1 for none, 0 for the stem, i for the stem and the first i stages: they
-            get no gradients and stay in evaluation mode whatever `train()` says.
-        norm_eval: Whether batch norms stay in evaluation mode in training.
-        checkpointing: Whether to keep no activations inside blocks and compute them again in the
-            backward pass, which saves memory for about a third more time.
-
-    Raises:
-        ConfigError: `out_indices` or `frozen_stages` does not fit the number of stages.
-    """
-
-    builds_unused = False
-
-    def __init__(
-        self,
-        config: ResNeXtConfig,
-        *,
-        out_indices: Sequence[int] | None = None,
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-        checkpointing: bool = False,
-    ) -> None:
-        indices = wanted_stages(out_indices, checked(config).num_stages)
-        if type(frozen_stages) is not int:
-            raise ConfigTypeError(f"frozen_stages must be an integer, not {frozen_stages!r}.")
-        if frozen_stages > config.num_stages:
-            raise ConfigError(
-                f"frozen_stages must be from -1 (none) to {config.num_stages}, "
-                f"not {frozen_stages}."
-            )
-        super().__init__(config, config.num_stages if self.builds_unused else indices[-1] + 1)
-        self.out_indices = indices
-        self.frozen_stages = frozen_stages
-        self.norm_eval = norm_eval
-        for stage in self.stages:
-            for block in stage:
-                block.checkpointing = checkpointing
-        init_weights(self, config.zero_init_residual)
-        self.train()
-
-    @property
-    def feature_info(self) -> tuple[Feature, ...]:
-        """Name, channels and stride of each map that is returned."""
-        stride, infos = self.config.stem_stride, []
-        for i, stage in enumerate(self.config.stages):
-            stride *= stage.stride
-            infos.append(Feature(f"layer{i + 1}", stage.out_channels, stride))
-        return tuple(infos[i] for i in self.out_indices)
-
-    @property
-    def stem_parts(self) -> tuple[nn.Module, ...]:
-        """The modules of the stem that have parameters."""
-        return (self.conv1, self.bn1)
-
-    def forward(self, x: Images) -> Maps:
-        """Maps of the stages in `out_indices`, finest first."""
-        maps = self.features(x, depth=self.out_indices[-1] + 1)
-        return tuple(maps[i] for i in self.out_indices)
-
-    def train(self, mode: bool = True) -> Self:
-        """Set training mode, except for what is frozen."""
-        super().train(mode)
-        if self.frozen_stages >= 0:
-            for part in (*self.stem_parts, *self.stages[: self.frozen_stages]):
-                part.requires_grad_(False)
-                if not isinstance(part, nn.Conv2d):  # a bare convolution has no evaluation mode
-                    part.eval()
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        return self
-
-
-def wanted_stages(out_indices: Sequence[int] | None, num_stages: int) -> tuple[int, ...]:
-    """`out_indices` in the order of the stages, each once; all of them for None.
-
-    Raises:
-        ConfigError: It is empty, or names a stage that does not exist.
-    """
-    if out_indices is None:
-        return tuple(range(num_stages))
-    allowed = f"out_indices must name stages from 0 to {num_stages - 1}, at least one"
-    if not isinstance(out_indices, list | tuple) or any(type(i) is not int for i in out_indices):
-        raise ConfigTypeError(f"{allowed}, as a tuple or list of integers, not {out_indices!r}.")
-    if not out_indices or not set(out_indices) <= set(range(num_stages)):
-        raise ConfigError(f"{allowed}, not {out_indices!r}.")
-    return tuple(sorted(set(out_indices)))
 
 
 def check_images(x: Tensor, config: ResNeXtConfig) -> None:

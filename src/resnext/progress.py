@@ -1,4 +1,4 @@
-"""What a command shows while it works: a live bar in a terminal, plain lines elsewhere, or nothing."""
+"""What a command shows while it works: a bar in a terminal, else plain lines, or nothing."""
 
 from __future__ import annotations
 

@@ -70,7 +70,10 @@ def _thumbnail(image: Image.Image) -> Image.Image:
 
 
 def _fit(
-    draw: ImageDraw.ImageDraw, text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    width: float,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> str:
     while len(text) > 1 and draw.textlength(text, font=font) > width:
         text = text[:-2] + "…"

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 import resnext
 from resnext.card import Card, Preprocessing
-from resnext.config import ResNeXtConfig, variant
+from resnext.config import ResNeXtConfig
 from resnext.data import ImageSet, Splits, open_splits, unreadable
 from resnext.errors import CheckpointError, ConfigError, DataError, ResNeXtError
 from resnext.evaluation import Evaluation, batches, measure, own_errors, pick_device
@@ -25,6 +25,7 @@ from resnext.network import ResNeXt
 from resnext.progress import Reporter, reporter
 from resnext.training.recipe import RECIPES, Recipe
 from resnext.transforms import augment
+from resnext.variants import variant
 from resnext.weights import load, save
 
 
@@ -173,7 +174,9 @@ def check_files(splits: Splits, report: Reporter) -> None:
                 bad.append(problem)
         if bad:
             more = f" So are {len(bad) - 1} others." if len(bad) > 1 else ""
-            raise DataError(f"{bad[0]}{more} Repair or remove what cannot be read, then start again.")
+            raise DataError(
+                f"{bad[0]}{more} Repair or remove what cannot be read, then start again."
+            )
 
 
 class _Run:
@@ -278,9 +281,7 @@ class _Run:
         self.network.eval()
         val = self.splits.val
         self.report.start(f"Epoch {epoch}/{self.recipe.epochs}, validating", len(val))
-        loader = batches(
-            val, self.how, batch_size=2 * self.recipe.batch_size, workers=self.workers
-        )
+        loader = batches(val, self.how, batch_size=2 * self.recipe.batch_size, workers=self.workers)
         return measure(self.network, loader, val, self.device, self.report.advance)
 
     def _save(self, epoch: int, *, interrupted: bool) -> None:

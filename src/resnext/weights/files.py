@@ -15,6 +15,7 @@ from resnext.errors import CheckpointError
 from resnext.header import header, read_header
 from resnext.network import ResNeXt
 
+
 def save(model: ResNeXt, path: str | Path) -> None:
     """Write a model with its config and card, completely or not at all.
 

@@ -1,0 +1,119 @@
+"""The network as a backbone: maps of chosen stages, frozen parts, saved memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Self
+
+from torch import nn
+
+from resnext.config import ResNeXtConfig
+from resnext.errors import ConfigError, ConfigTypeError
+from resnext.network import Images, Maps, Trunk, checked, init_weights
+
+
+class Feature(NamedTuple):
+    """What a map of `Backbone` is."""
+
+    name: str
+    channels: int
+    stride: int
+    """Input pixels per pixel of the map."""
+
+
+class Backbone(Trunk):
+    """Maps of chosen stages, for detection, segmentation and other heads.
+
+    Its state dict is that of a `ResNeXt` without `fc` and the stages it does not need, so
+    `backbone.load_state_dict(model.state_dict(), strict=False)` fills it.
+
+    Args:
+        config: The architecture. `num_classes` and `dropout` are not used.
+        out_indices: Stages to return, counted from 0; None for all. Stages after the last one are
+            not built.
+        frozen_stages: -1 for none, 0 for the stem, i for the stem and the first i stages: they
+            get no gradients and stay in evaluation mode whatever `train()` says.
+        norm_eval: Whether batch norms stay in evaluation mode in training.
+        checkpointing: Whether to keep no activations inside blocks and compute them again in the
+            backward pass, which saves memory for about a third more time.
+
+    Raises:
+        ConfigError: `out_indices` or `frozen_stages` does not fit the number of stages.
+    """
+
+    builds_unused = False
+
+    def __init__(
+        self,
+        config: ResNeXtConfig,
+        *,
+        out_indices: Sequence[int] | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        checkpointing: bool = False,
+    ) -> None:
+        indices = wanted_stages(out_indices, checked(config).num_stages)
+        if type(frozen_stages) is not int:
+            raise ConfigTypeError(f"frozen_stages must be an integer, not {frozen_stages!r}.")
+        if frozen_stages > config.num_stages:
+            raise ConfigError(
+                f"frozen_stages must be from -1 (none) to {config.num_stages}, not {frozen_stages}."
+            )
+        super().__init__(config, config.num_stages if self.builds_unused else indices[-1] + 1)
+        self.out_indices = indices
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        for stage in self.stages:
+            for block in stage:
+                block.checkpointing = checkpointing  # pyright: ignore[reportArgumentType]
+        init_weights(self, config.zero_init_residual)
+        self.train()
+
+    @property
+    def feature_info(self) -> tuple[Feature, ...]:
+        """Name, channels and stride of each map that is returned."""
+        stride, infos = self.config.stem_stride, []
+        for i, stage in enumerate(self.config.stages):
+            stride *= stage.stride
+            infos.append(Feature(f"layer{i + 1}", stage.out_channels, stride))
+        return tuple(infos[i] for i in self.out_indices)
+
+    @property
+    def stem_parts(self) -> tuple[nn.Module, ...]:
+        """The modules of the stem that have parameters."""
+        return (self.conv1, self.bn1)
+
+    def forward(self, x: Images) -> Maps:
+        """Maps of the stages in `out_indices`, finest first."""
+        maps = self.features(x, depth=self.out_indices[-1] + 1)
+        return tuple(maps[i] for i in self.out_indices)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode, except for what is frozen."""
+        super().train(mode)
+        if self.frozen_stages >= 0:
+            for part in (*self.stem_parts, *self.stages[: self.frozen_stages]):
+                part.requires_grad_(False)
+                if not isinstance(part, nn.Conv2d):  # a bare convolution has no evaluation mode
+                    part.eval()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+
+def wanted_stages(out_indices: Sequence[int] | None, num_stages: int) -> tuple[int, ...]:
+    """`out_indices` in the order of the stages, each once; all of them for None.
+
+    Raises:
+        ConfigError: It is empty, or names a stage that does not exist.
+    """
+    if out_indices is None:
+        return tuple(range(num_stages))
+    allowed = f"out_indices must name stages from 0 to {num_stages - 1}, at least one"
+    if not isinstance(out_indices, list | tuple) or any(type(i) is not int for i in out_indices):
+        raise ConfigTypeError(f"{allowed}, as a tuple or list of integers, not {out_indices!r}.")
+    if not out_indices or not set(out_indices) <= set(range(num_stages)):
+        raise ConfigError(f"{allowed}, not {out_indices!r}.")
+    return tuple(sorted(set(out_indices)))

@@ -1,0 +1,205 @@
+"""The command line: every mistake is one clear line and exit code 2."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import resnext
+from resnext.cli import main
+
+REQUIRED = ("info", "train", "evaluate", "predict")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A file of an untrained network for three kinds of pets."""
+    torch.manual_seed(0)
+    network = resnext.create("resnext11_8x16d", num_classes=3)
+    how = resnext.Preprocessing(size=32, resize=32)
+    network.card = resnext.Card(labels=("cat", "dog", "fish"), preprocessing=how)
+    resnext.save(network, tmp_path / "pets.safetensors")
+    return tmp_path / "pets.safetensors"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two images of each of two kinds of pets."""
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(2):
+            image = Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8))
+            image.save(tmp_path / "photos" / label / f"{i}.jpg")
+    return tmp_path / "photos"
+
+
+def run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object
+) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command."""
+    monkeypatch.setattr(sys, "argv", ["resnext", *map(str, arguments)])
+    code = 0
+    try:
+        main()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("trian", 'Did you mean "train"'),
+        ("info resnext51_32x4d", "Did you mean resnext50_32x4d"),
+        ("info resnext50_32x4d --size 0", "must have at least 1 pixels"),
+        ("info resnext50_32x4d --size big", 'unable to convert "big" into int'),
+        ("info nothing.safetensors", "nothing.safetensors does not exist"),
+        ("info FOLDER", "is a folder, not a model file"),
+        ("info TEXT", "is no model file, or damaged"),
+        ("info --colour red", "Unknown option: --colour"),
+        ("train", "DATA requires an argument"),
+        ("train nowhere", "nowhere does not exist. Give a folder of class folders"),
+        ("train EMPTY", "has no class folders"),
+        ("train TEXT", "is a file"),
+        ("train PHOTOS --model resnext5", "No variant is called 'resnext5'"),
+        ("train PHOTOS/cat", "has no class folders"),
+        ("train PHOTOS --size 16", "size must be at least 32 pixels"),
+        ("train PHOTOS --epochs 0", "epochs must be a whole number from 1"),
+        ("train PHOTOS --recipe best", "--recipe"),
+        ("train PHOTOS --device toaster", "device 'toaster' cannot be used"),
+        ("train PHOTOS --out MODEL", "exists. Choose another name"),
+        ("train digits --model resnext50_32x4d", "size must be at least 32 pixels"),
+        ("evaluate MODEL", "DATA requires an argument"),
+        ("evaluate TEXT PHOTOS", "is no model file, or damaged"),
+        ("evaluate MODEL EMPTY", "has no class folders"),
+        ("evaluate MODEL digits", "the model has cat, dog, fish"),
+        ("predict MODEL", "no images to classify"),
+        ("predict MODEL nowhere.jpg", "nowhere.jpg: no such file"),
+        ("predict MODEL TEXT", "not a readable image"),
+        ("predict MODEL EMPTY", "holds no image"),
+        ("predict MODEL PHOTOS --top 4", "top must be from 1 to the 3 classes"),
+        ("predict MODEL PHOTOS --limit 0", "--limit must be at least 1"),
+        ("predict MODEL PHOTOS --batch-size 0", "batch_size must be at least 1"),
+        ("predict MODEL PHOTOS --sheet FOLDER/sheet.xyz", "cannot be written"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    command: str,
+    message: str,
+    model: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A traceback helps nobody who mistyped a name, and nothing may be lost."""
+    text = tmp_path / "notes.txt"
+    text.write_text("not a model")
+    (tmp_path / "empty").mkdir()
+    places = {"MODEL": model, "PHOTOS": photos, "TEXT": text, "EMPTY": tmp_path / "empty"}
+    for name, place in {**places, "FOLDER": tmp_path}.items():
+        command = command.replace(name, str(place))
+    monkeypatch.chdir(tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    code, _, err = run(capsys, monkeypatch, *command.split())
+    assert (code, err.count("\n")) == (2, 1), err
+    assert err.startswith("resnext: ")
+    assert message in err
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_debug_shows_the_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks for our mistake needs the traceback."""
+    with pytest.raises(resnext.ResNeXtError, match="No variant"):
+        run(capsys, monkeypatch, "info", "resnext5", "--debug")
+
+
+def test_info_of_a_name_and_a_file(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Totals must be those of the network, at the size asked for or stored."""
+    code, out, _ = run(capsys, monkeypatch, "info", "resnext_50_32x4d")
+    assert code == 0
+    assert "25,028,904" in out
+    assert "4.23" in out
+    _, out, _ = run(capsys, monkeypatch, "info", "resnext50_32x4d", "--size", "64")
+    assert "2,048 × 2×2" in out
+    _, out, _ = run(capsys, monkeypatch, "info", model)
+    assert "32×32" in out
+    _, out, _ = run(capsys, monkeypatch, "info")
+    assert all(name in out for name in resnext.variants())
+
+
+def test_evaluate_and_predict(
+    model: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The commands must agree with the functions."""
+    accuracy = resnext.evaluate(model, photos).accuracy
+    code, out, _ = run(capsys, monkeypatch, "evaluate", model, photos)
+    assert code == 0
+    assert f"accuracy {accuracy:.2%}" in " ".join(out.split())
+    sheet = tmp_path / "sheet.png"
+    code, out, _ = run(capsys, monkeypatch, "predict", model, photos, "--sheet", sheet, "--top", 2)
+    assert code == 0
+    for prediction in resnext.predict(model, photos, top=2):
+        assert f"{prediction.probabilities[0]:.2%}" in out
+    with Image.open(sheet) as image:
+        assert image.width > 4 * 150
+
+
+def test_train_then_everything(
+    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole job from the command line, with the file as the only link."""
+    out = photos.parent / "new.safetensors"
+    options = "--model resnext11_8x16d --size 16 --epochs 1 --batch-size 2 --workers 0"
+    code, text, err = run(capsys, monkeypatch, "train", photos, "--out", out, *options.split())
+    assert code == 0, err
+    assert "epoch   1/1" in err
+    assert "images/s" in err
+    assert "of the validation images right" in text
+    assert run(capsys, monkeypatch, "evaluate", out, photos)[0] == 0
+    assert run(capsys, monkeypatch, "predict", out, photos)[0] == 0
+
+
+@pytest.mark.parametrize("command", ["", *REQUIRED])
+def test_help_documents_every_option(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An option without a word of help is an option nobody finds."""
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = run(capsys, monkeypatch, *command.split(), "--help")
+    assert code == 0
+    rows = [line.strip("│ ") for line in out.splitlines() if line.startswith("│")]
+    options = [row for row in rows if row.startswith(("--", "*"))]
+    assert options or command == ""
+    for row in options:
+        assert len(row.split("  ", 1)[-1].strip()) > 5, row
+
+
+def test_help_is_quick_and_runs_as_a_module() -> None:
+    """`resnext --help` takes under 0.4 s, so it must not import torch."""
+    seconds: list[float] = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "resnext", "--help"], capture_output=True, text=True, check=True
+        )
+        seconds.append(time.perf_counter() - began)
+    assert "evaluate" in done.stdout
+    assert min(seconds) < 0.4
