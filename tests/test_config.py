@@ -31,7 +31,7 @@ from resnext.config import (
     Style,
 )
 from resnext.errors import ConfigError, ConfigTypeError, ResNeXtError, UnknownNameError
-from resnext.variants import variant, variants
+from resnext.zoo import variant, variants
 
 NEEDED = {"layers": (1, 1, 1, 1), "cardinality": 8, "base_width": 4}
 LUCIDS_FIELDS = [  # name, default; the contract's table
@@ -728,8 +728,8 @@ def test_names_and_configs_need_no_torch() -> None:
     """Listing and checking configs takes milliseconds only while nothing here imports torch."""
     code = (
         "import sys, resnext.errors, resnext.config, resnext.card, resnext.summary\n"
-        "for name in resnext.config.variants():\n"
-        "    config = resnext.config.variant(name)\n"
+        "for name in resnext.variants():\n"
+        "    config = resnext.variant(name)\n"
         "    resnext.summary.summarize(config)\n"
         "    type(config).from_json(config.to_json())\n"
         "resnext.card.Card.from_dict(resnext.card.Card().to_dict())\n"

@@ -23,7 +23,7 @@ from resnext.config import (
 from resnext.errors import InputError
 from resnext.network import ResNeXt
 from resnext.summary import Summary, default_size, summarize
-from resnext.variants import variant, variants
+from resnext.zoo import variant, variants
 
 TINY = ResNeXtConfig((1, 2), 2, 64, 5, channels=(8, 16), num_stages=2, stem_channels=8)
 FREE = {  # fields that change neither a size nor a cost

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from resnext.network import ResNeXt, create
     from resnext.prediction import predict
     from resnext.training import train
-    from resnext.variants import variant, variants
     from resnext.weights import load, save
+    from resnext.zoo import variant, variants
 
 __version__ = "0.1.0"
 
@@ -36,8 +36,8 @@ _HOME = {  # public name → module that defines it
     "predict": "prediction",
     "save": "weights",
     "train": "training",
-    "variant": "variants",
-    "variants": "variants",
+    "variant": "zoo",
+    "variants": "zoo",
 }
 
 __all__ = [

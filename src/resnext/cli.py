@@ -85,7 +85,7 @@ def info(
     from rich.table import Table
 
     from resnext.summary import summarize
-    from resnext.variants import variant, variants
+    from resnext.zoo import variant, variants
 
     console = Console()
     if name is None:

@@ -26,7 +26,7 @@ from resnext.layers import (
     stem_conv,
     stem_pool,
 )
-from resnext.variants import variant
+from resnext.zoo import variant
 
 Images = Float[Tensor, "n c h w"]
 Maps = tuple[Float[Tensor, "n _ _ _"], ...]

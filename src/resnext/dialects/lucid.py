@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -25,6 +26,10 @@ _BLOCK = (
     ("conv3.", "conv3.0."),
     ("bn3.", "conv3.1."),
 )
+
+# Fields that change no weight and no answer, and two that are looked at as they work out
+_FREE = ("norm_momentum", "drop_path_rate", "drop_path_decay", "dropout", "zero_init_residual")
+_FREE += ("strides", "dilations")
 
 
 def to_lucid(state: Mapping[str, Tensor], config: ResNeXtConfig) -> dict[str, Tensor]:
@@ -76,9 +81,17 @@ def _is_squeeze(key: str) -> bool:
 
 def _refuse_what_differs(config: ResNeXtConfig) -> None:
     if config.stem_type == "deep" or config.avg_down:
-        what = "deep stem" if config.stem_type == "deep" else "avg_down"
+        what = "a deep stem" if config.stem_type == "deep" else "avg_down"
         raise CheckpointError(
             f"Lucid 2 computes networks with {what} differently (no norm after the stem's last "
-            f"convolution, zero padding in pooling), so weights of one give wrong answers in the "
+            f"convolution, other padding in pooling), so weights of one give wrong answers in the "
             f"other. Its classic networks convert exactly."
         )
+    default = {f.name: f.default for f in fields(config) if f.kw_only and f.name not in _FREE}
+    own = [name for name, value in default.items() if getattr(config, name) != value]
+    if any(stage.dilation != 1 for stage in config.stages):
+        own.append("dilation")
+    if [stage.stride for stage in config.stages] != [1, 2, 2, 2]:
+        own.append("strides")
+    if own:
+        raise CheckpointError(f"Lucid 2 has no networks with other {' or '.join(own)} than usual.")

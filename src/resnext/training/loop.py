@@ -25,8 +25,8 @@ from resnext.network import ResNeXt
 from resnext.progress import Reporter, reporter
 from resnext.training.recipe import RECIPES, Recipe
 from resnext.transforms import augment
-from resnext.variants import variant
 from resnext.weights import load, save
+from resnext.zoo import variant
 
 
 def train(
