@@ -28,7 +28,7 @@ FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
 SIZES = [(256, 224), (224, 224), (235, 224), (33, 28), (20, 31), (17, 16), (8, 8), (1, 5)]
 ORIENTATION = 0x112  # the EXIF tag
 in_one_folder = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -108,11 +108,9 @@ def test_preparing_leaves_the_image_and_the_card_alone() -> None:
 
 def test_an_image_too_long_to_resize_is_refused() -> None:
     """3,000,000 × 1 pixels are 3 MB on disk and 600 GB once their shorter side is 256."""
+    how = Preprocessing(224, 256, mean=(0.5,), std=(0.5,), colour="L")
     with pytest.raises(DataError, match="3000000×1"):
-        prepare(Image.new("L", (3_000_000, 1)), Preprocessing(224, 256, colour="L", **GREY))
-
-
-GREY: Any = {"mean": (0.5,), "std": (0.5,)}
+        prepare(Image.new("L", (3_000_000, 1)), how)
 
 
 # -- open_image -------------------------------------------------------------------------------
@@ -139,23 +137,16 @@ def test_images_are_upright(tmp_path: Path, orientation: int, ending: str) -> No
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     path = tmp_path / f"held{ending}"
-    stored.save(path, exif=exif, quality=100, **({"lossless": True} if ending == ".webp" else {}))
+    exact = {"quality": 100, "subsampling": 0, "lossless": True}
+    stored.save(path, exif=exif, **{k: v for k, v in exact.items() if ending != ".png"})
     image = open_image(path, "RGB")
     assert image.size == (48, 32)
-    difference = np.abs(np.asarray(image).astype(int) - upright)
-    assert difference[8:, 4:12].max() < 8  # away from edges, which JPEG blurs
-    assert difference[4:12, 36:].max() < 8
-    assert difference.max() < 90
+    assert np.abs(np.asarray(image).astype(int) - upright).max() < 4
     assert image.getexif().get(ORIENTATION, 1) == 1  # or the next reader turns it once more
 
 
-RED, GREEN, BLUE, BLACK, WHITE = (
-    (255, 0, 0),
-    (0, 255, 0),
-    (0, 0, 255),
-    (0, 0, 0),
-    (255, 255, 255),
-)
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 
 def cmyk() -> tuple[Image.Image, str, Any]:
@@ -319,6 +310,17 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     refused(tmp_path / "a.jpg" / "b.jpg", "not a readable image")
 
 
+def opened(path: Path) -> Image.Image | str:
+    """The image, or why it was refused, in one line that begins with the file's name."""
+    try:
+        return open_image(path, "RGB")
+    except DataError as error:
+        reason = str(error)
+    assert reason.startswith(f"{path}: ")
+    assert "\n" not in reason
+    return reason
+
+
 WHOLE = {
     "jpg": encoded(".jpg"),
     "progressive.jpg": encoded(".jpg", progressive=True),
@@ -341,13 +343,8 @@ def test_a_file_cut_anywhere_is_whole_or_refused(
     path.write_bytes(content)
     whole = np.asarray(open_image(path, "RGB"))
     path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
-    try:
-        got = open_image(path, "RGB")
-    except DataError as error:
-        assert str(error).startswith(f"{path}: ")
-        assert "\n" not in str(error)
-    else:
-        assert np.array_equal(got, whole)
+    got = opened(path)
+    assert isinstance(got, str) or np.array_equal(got, whole)
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -356,9 +353,7 @@ def test_a_file_cut_anywhere_is_whole_or_refused(
 def test_a_damaged_file_fails_in_one_way_only(
     tmp_path: Path, name: str, data: st.DataObject
 ) -> None:
-    """Pillow raises SyntaxError, struct.error, ValueError and more; the check of a data set
-    would stop at the first.
-    """
+    """Pillow raises SyntaxError, struct.error and more, at which a data set's check would stop."""
     content = bytearray(WHOLE[name])
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, min(len(content), 400) - 1))] = data.draw(
@@ -366,11 +361,8 @@ def test_a_damaged_file_fails_in_one_way_only(
         )
     path = tmp_path / f"damaged.{name}"
     path.write_bytes(content)
-    try:
-        assert open_image(path, "RGB").mode == "RGB"
-    except DataError as error:
-        assert str(error).startswith(f"{path}: ")
-        assert "\n" not in str(error)
+    got = opened(path)
+    assert isinstance(got, str) or got.mode == "RGB"
 
 
 # -- augment ----------------------------------------------------------------------------------
@@ -381,11 +373,11 @@ def chance(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-PLAIN = Preprocessing(256, 256, "nearest", (0.0,) * 3, (1 / 255,) * 3)  # tensor = pixel values
+PLAIN = Preprocessing(128, 128, "nearest", (0.0,) * 3, (1 / 255,) * 3)  # tensor = pixel values
 
 
 def coordinates(width: int, height: int) -> Image.Image:
-    """An image whose red is x and whose green is y, up to 256."""
+    """An image whose red is x and whose green is y, up to 128, so that none is lost."""
     y, x = np.mgrid[:height, :width]
     return Image.fromarray(np.stack([x, y, 0 * x], 2).astype(np.uint8))
 
@@ -393,12 +385,7 @@ def coordinates(width: int, height: int) -> Image.Image:
 def box(x: Tensor) -> tuple[int, int, int, int]:
     """Which part of `coordinates` an augmented image shows: left, top, right, bottom."""
     red, green = x[0].round().int(), x[1].round().int()
-    return (
-        int(red.min()),
-        int(green.min()),
-        int(red.max()) + 1,
-        int(green.max()) + 1,
-    )
+    return int(red.min()), int(green.min()), int(red.max()) + 1, int(green.max()) + 1
 
 
 def test_augmentation_is_decided_by_its_seed() -> None:
@@ -448,7 +435,7 @@ def test_bgr_is_rgb_the_other_way_round() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(40, 250), st.floats(0.01, 1.0), st.integers(0, 2**32))
+@given(st.integers(30, 128), st.floats(0.01, 1.0), st.integers(0, 2**32))
 def test_smallest_part(side: int, min_area: float, seed: int) -> None:
     """A `min_area` that is ignored leaves parts in which nothing can be recognised."""
     x = augment(coordinates(side, side), PLAIN, chance(seed), min_area=min_area, flip=False)
@@ -463,17 +450,17 @@ def test_parts_are_spread_over_area_and_place() -> None:
     """Parts that are always large, or always in a corner, teach less than they could."""
     boxes = np.array(
         [
-            box(augment(coordinates(200, 200), PLAIN, chance(seed), min_area=0.1, flip=False))
+            box(augment(coordinates(100, 100), PLAIN, chance(seed), min_area=0.1, flip=False))
             for seed in range(200)
         ]
     )
     left, top, right, bottom = boxes.T
-    area = (right - left) * (bottom - top) / 200**2
-    assert 0.1 - 0.01 < area.min() < 0.2
+    area = (right - left) * (bottom - top) / 100**2
+    assert 0.1 - 0.02 < area.min() < 0.2
     assert 0.8 < area.max() <= 1
     for low, high in ((left, right), (top, bottom)):
-        small = high - low < 160
-        middle = (low / (200 - (high - low)).clip(1))[small]
+        small = high - low < 80
+        middle = (low / (100 - (high - low)).clip(1))[small]
         assert 0.4 < middle.mean() < 0.6
         assert middle.min() < 0.1
         assert middle.max() > 0.9

@@ -93,7 +93,8 @@ class Plain:
 class Live:
     """A bar with images per second, time left and the current accuracy."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console | None = None) -> None:
+        self._note = ""
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -101,7 +102,7 @@ class Live:
             TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(),
             TextColumn("[bold]{task.fields[note]}"),
-            console=Console(stderr=True),
+            console=console or Console(stderr=True),
             transient=True,
         )
         self._task = self._progress.add_task("", total=None, speed="", note="", visible=False)
@@ -110,7 +111,7 @@ class Live:
     def start(self, title: str, total: int) -> None:
         """Show a new bar."""
         self._progress.reset(
-            self._task, description=title, total=total, speed="", visible=True, start=True
+            self._task, description=title, total=total, visible=True, speed="", note=self._note
         )
 
     def advance(self, images: int) -> None:
@@ -121,6 +122,7 @@ class Live:
 
     def note(self, text: str) -> None:
         """Show it behind the bar."""
+        self._note = text
         self._progress.update(self._task, note=text)
 
     def line(self, text: str) -> None:
