@@ -13,6 +13,7 @@ import sys
 from dataclasses import MISSING, fields
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -137,7 +138,7 @@ WRONG: list[tuple[str, Any, type[Exception], str]] = [  # field, value, error, w
     *(
         (f, v, ValueError, "greater than 0")
         for f in ("norm_eps", "conv_eps")
-        for v in (0, -1e-5, math.nan, math.inf)
+        for v in (0, -1e-5, math.nan, math.inf, 10**400)
     ),
     *(("norm_momentum", v, TypeError, "from 0 to 1") for v in ("0.1", False, (0.1,))),
     *(("norm_momentum", v, ValueError, "from 0 to 1") for v in (-0.1, 1.1, math.nan)),
@@ -145,7 +146,7 @@ WRONG: list[tuple[str, Any, type[Exception], str]] = [  # field, value, error, w
     *(
         (f, v, ValueError, "at least 0 and below 1")
         for f in ("drop_path_rate", "dropout")
-        for v in (1, 1.0, -0.1, math.nan)
+        for v in (1, 1.0, -0.1, math.nan, 10**400)
     ),
     *(
         ("stem_channels", v, TypeError, "positive integer")
@@ -309,6 +310,13 @@ def test_lists_become_tuples() -> None:
     assert hash(config) == hash(config.replace())
 
 
+def test_numbers_of_numpy_become_plain() -> None:
+    """Rates come from `np.linspace`; NumPy's own repr of a number cannot be read back."""
+    config = build(dropout=np.float64(0.25), norm_eps=np.float64(1e-3))
+    assert eval(repr(config), {"ResNeXtConfig": ResNeXtConfig}) == config
+    assert type(config.dropout) is type(config.norm_eps) is float
+
+
 @pytest.mark.parametrize("field", [f.name for f in fields(ResNeXtConfig)])
 def test_fields_cannot_be_assigned(field: str) -> None:
     """A network would no longer be what its config says."""
@@ -358,7 +366,7 @@ def configs(draw: st.DrawFn) -> ResNeXtConfig:
         "strides": st.none() | each(st.integers(1, 3), n),
         "dilations": st.none() | each(st.integers(1, 9), n),
         "style": st.sampled_from(["pytorch"] if pool else ["pytorch", "caffe"]),
-        "expansion": st.integers(1, 9),
+        "expansion": st.integers(2, 9),  # so that an SE block squeezes to one channel at least
         "widths": st.none() | each(eights, n),
         "stem_channels": st.none() | (each(eights, 3) if deep else eights),
         "small_stem": st.just(False) if deep else st.booleans(),
@@ -480,8 +488,12 @@ def test_from_dict_refuses_what_is_no_config(values: Any, message: str) -> None:
         ResNeXtConfig.from_dict(values)
 
 
-@pytest.mark.parametrize("text", ["", "{", "NaN{", "[1, 2]", "3", '"x"', "null"])
-def test_from_json_refuses_what_is_no_config(text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "NaN{", "[1, 2]", "3", '"x"', "null", None, b"\xff\xfe", "[" * 100_000],
+    ids=lambda text: repr(text)[:9],
+)
+def test_from_json_refuses_what_is_no_config(text: Any) -> None:
     """A damaged header must give one of our errors, not the parser's."""
     with pytest.raises(ConfigError):
         ResNeXtConfig.from_json(text)

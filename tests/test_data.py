@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_every_class_is_split_by_the_same_fraction(tmp_path: Path, fraction: flo
     assert sorted(train + val) == sorted(every)  # complete, and no image twice
 
 
-def test_the_seed_alone_decides_the_split(tmp_path: Path) -> None:
+def test_the_seed_alone_decides_the_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """File systems list in any order: another disk must not hold out what was learnt from."""
     first, second = tmp_path / "first", tmp_path / "elsewhere" / "second"
     files = [(name, i) for name, count in COUNTS.items() for i in range(count)]
@@ -94,6 +95,13 @@ def test_the_seed_alone_decides_the_split(tmp_path: Path) -> None:
         write(second / name / f"{i}.png")
     held = [names(open_splits(root, seed=7).val, root) for root in (first, second, first)]
     assert held[0] == held[1] == held[2]
+    for listing in ("iterdir", "rglob"):
+        original = getattr(Path, listing)
+        monkeypatch.setattr(
+            Path, listing, lambda *a, how=original: iter(sorted(how(*a), reverse=True))
+        )
+    assert names(open_splits(first, seed=7).val, first) == held[0]
+    monkeypatch.undo()
     others = [names(open_splits(first, seed=seed).val, first) for seed in range(8)]
     assert len({tuple(other) for other in others}) > 4
 
@@ -231,6 +239,8 @@ def test_the_test_part_of_digits_never_changes() -> None:
     assert first.test is not None
     assert second.test is not None
     assert [*map(digit, first.test.images)] == [*map(digit, second.test.images)]
+    content = b"".join(map(digit, first.test.images)) + bytes(first.test.targets)
+    assert hashlib.sha256(content).hexdigest().startswith("65e28e13178c87c7")  # since 0.1
     assert [*map(digit, first.val.images)] != [*map(digit, second.val.images)]
     measured = open_for_evaluation("digits", DIGITS, {"seed": 9})
     assert [*map(digit, measured.images)] == [*map(digit, first.test.images)]

@@ -152,6 +152,15 @@ def test_a_block_aggregates_separate_paths(cardinality: int, changes: dict[str, 
             same(x, (wanted + shortcut).clamp(min=0))
 
 
+@pytest.mark.parametrize(("style", "strides"), [("pytorch", (1, 2, 1)), ("caffe", (2, 1, 1))])
+def test_style_says_which_convolution_strides(style: Any, strides: tuple[int, ...]) -> None:
+    """Weights trained in one style give noise in the other, with the same shapes everywhere."""
+    for build in (ResNeXt, Backbone):
+        block = build(tiny(style=style)).layer2[0]
+        convolutions = (block.conv1, block.conv2, block.conv3)
+        assert tuple(c.stride for c in convolutions) == tuple((s, s) for s in strides)
+
+
 # -- classifier -------------------------------------------------------------------------------
 
 
@@ -562,9 +571,11 @@ def test_stochastic_depth_leaves_evaluation_and_shortcuts_alone() -> None:
 @pytest.mark.parametrize("norm", ["batch", "group", "instance"])
 @pytest.mark.parametrize("build", [ResNeXt, Backbone])
 def test_zero_init_makes_blocks_their_shortcuts(build: Any, norm: Any) -> None:
-    """Zeroing another norm than the last of each branch would kill or keep the wrong thing."""
+    """Zeroing another norm than the last of each branch stops its gradients for ever."""
     model = build(tiny(zero_init_residual=True, norm=norm, norm_groups=4)).double()
     y = images(2, 8, 9, 9).clamp(min=0)
+    model.layer1[0](y).square().sum().backward()
+    assert model.layer1[0].bn3.weight.grad.abs().min() > 0
     with torch.no_grad():
         for block in itertools.chain(*model.stages):
             assert block.residual(y).abs().max() == 0
@@ -891,15 +902,16 @@ with jaxtyping.install_import_hook("resnext", "beartype.beartype"):
     from resnext.network import ResNeXt
 
 import torch
+torch.set_num_threads(1)
 
 for fields in {variants!r}:
     config = ResNeXtConfig(**{{**{tiny!r}, **fields}})
-    for dtype in (torch.float32, torch.bfloat16):
-        model, x = ResNeXt(config).to(dtype), torch.rand(2, 3, 24, 40, dtype=dtype)
-        model(x), model.eval()(x), model.embed(x), model.features(x), model.features(x, depth=1)
-        Backbone(config, out_indices=(1,), checkpointing=True).to(dtype)(x)[0].sum().backward()
+    model, x = ResNeXt(config), torch.rand(2, 3, 24, 40)
+    model(x), model.eval()(x), model.embed(x), model.features(x), model.features(x, depth=1)
+    model.bfloat16()(x.bfloat16())
+    Backbone(config, out_indices=(1,), checkpointing=True)(x)[0].sum().backward()
 
-model, wrong = ResNeXt(config), 0
+model, wrong = model.float(), 0
 for call, x in (
     (model, torch.rand(3, 24, 40)),
     (model, torch.ones(2, 3, 24, 40, dtype=torch.int64)),

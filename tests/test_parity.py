@@ -35,7 +35,7 @@ TIMM = [
     "seresnextaa101d_32x8d",
     "seresnextaa201d_32x8d",
 ]
-FAST = {"resnext50_32x4d", "seresnext26t_32x4d", "ecaresnext26t_32x4d"}
+FAST = {"resnext50_32x4d", "seresnext26t_32x4d"}
 TINY = {"layers": (1, 2, 1, 1), "cardinality": 2, "base_width": 16, "num_classes": 7}
 CHANNELS = (16, 32, 64, 128)
 
@@ -178,7 +178,8 @@ def test_options_of_timm(option: str) -> None:
     randomize(theirs)
     ours.load_state_dict(theirs.state_dict())
     assert list(ours.state_dict()) == list(theirs.state_dict())
-    x = images(2, fields.get("in_channels", 3), 64, 96)
+    size = (64, 96) if "anti_alias" in fields else (61, 90)  # timm's anti-aliasing needs even maps
+    x = images(2, fields.get("in_channels", 3), *size)
     for mode in (False, True):
         with torch.no_grad():
             agree(ours.train(mode)(x), theirs.train(mode)(x))

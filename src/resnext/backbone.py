@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple, TypeVar
 
 from torch import nn
 
 from resnext.config import ResNeXtConfig
 from resnext.errors import ConfigError, ConfigTypeError
 from resnext.network import Images, Maps, Trunk, checked, init_weights
+
+B = TypeVar("B", bound="Backbone")  # beartype knows `Self` only in classes it decorates whole
 
 
 class Feature(NamedTuple):
@@ -88,7 +90,7 @@ class Backbone(Trunk):
         maps = self.features(x, depth=self.out_indices[-1] + 1)
         return tuple(maps[i] for i in self.out_indices)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self: B, mode: bool = True) -> B:
         """Set training mode, except for what is frozen."""
         super().train(mode)
         if self.frozen_stages >= 0:

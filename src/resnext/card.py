@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
@@ -54,7 +55,9 @@ class Preprocessing:
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
                 value = tuple(value)
-            numbers = isinstance(value, tuple) and all(type(x) in (int, float) for x in value)
+            numbers = isinstance(value, tuple) and all(
+                type(x) in (int, float) and abs(x) <= sys.float_info.max for x in value
+            )
             if not numbers or len(value) != channels:
                 raise ConfigError(f"{name} must hold {channels} numbers, not {value!r}.")
         if min(self.std) <= 0:

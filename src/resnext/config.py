@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import KW_ONLY, dataclass, field, fields
@@ -185,7 +186,7 @@ class ResNeXtConfig:
     @property
     def stride(self) -> int:
         """Input pixels per pixel of the last stage's map."""
-        return self.stem_stride * math.prod(stage.stride for stage in self.stages)
+        return self.stem_stride * math.prod([stage.stride for stage in self.stages])
 
     @property
     def min_size(self) -> int:
@@ -265,9 +266,10 @@ class ResNeXtConfig:
             ConfigError: The text is not JSON, or not a config.
         """
         try:
-            return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
+            values = json.loads(text)
+        except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError(f"The config is not JSON: {error}.") from error
+        return cls.from_dict(values)
 
     def __repr__(self) -> str:
         """The three required fields, and those that differ from their defaults."""
@@ -288,6 +290,9 @@ class ResNeXtConfig:
             value = getattr(self, name)
             if isinstance(value, list):
                 set_field(self, name, tuple(value))
+        for name in ("norm_eps", "conv_eps", "norm_momentum", "drop_path_rate", "dropout"):
+            if isinstance(getattr(self, name), float):
+                set_field(self, name, float(getattr(self, name)))  # NumPy's floats print otherwise
         if isinstance(self.block_args, dict):
             set_field(self, "block_args", deepcopy(self.block_args))
         self._check_each_field()
@@ -419,7 +424,7 @@ def _choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 def _number(name: str, value: Any, allowed: Callable[[float], bool], wanted: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigTypeError(f"{name} must be a number {wanted}, not {value!r}.")
-    if not (math.isfinite(value) and allowed(value)):
+    if not (abs(value) <= sys.float_info.max and allowed(value)):  # so not for NaN either
         raise ConfigError(f"{name} must be {wanted}, not {value!r}.")
 
 

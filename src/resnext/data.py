@@ -101,6 +101,8 @@ def open_splits(source: str | Path, *, seed: int = 0, val_fraction: float = 0.2)
     """
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction must be between 0 and 1, not {val_fraction}.")
+    if type(seed) is not int or seed < 0:
+        raise DataError(f"seed must be 0 or a positive whole number, not {seed!r}.")
     if str(source) == "digits":
         rest, test = _digits()
         train, val = _held_out(rest, seed, val_fraction)
@@ -180,7 +182,9 @@ def image_files(folder: Path) -> list[Path]:
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in EXTENSIONS
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
     )
     if not files:
         raise DataError(f"{folder} holds no image. Images have endings such as .jpg or .png.")
@@ -211,9 +215,17 @@ def _parts(root: Path) -> dict[str, Path]:
         raise DataError(f"{root} does not exist. Give a folder of class folders, or 'digits'.")
     if not root.is_dir():
         raise DataError(f"{root} is a file. Give a folder of class folders, or 'digits'.")
-    folders = [path for path in root.iterdir() if path.is_dir()]
-    found = {_ALIASES[p.name.lower()]: p for p in folders if p.name.lower() in _ALIASES}
-    return found if "train" in found or "val" in found else {}
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    found: dict[str, Path] = {}
+    for path in folders:
+        part = _ALIASES.get(path.name.lower())
+        if part is None:
+            continue
+        if part in found:
+            raise DataError(f"{root} has both {found[part].name} and {path.name}. Keep one.")
+        found[part] = path
+    alone = len(found) == len(folders)  # else `test` is a class
+    return found if alone or "train" in found or "val" in found else {}
 
 
 def _class_folders(root: Path, labels: tuple[str, ...] | None = None) -> ImageSet:

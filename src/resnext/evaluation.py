@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from resnext.card import Card, Preprocessing
 from resnext.data import ImageSet, open_for_evaluation
+from resnext.device import pick_device
 from resnext.errors import DataError, InputError
 from resnext.network import ResNeXt
 from resnext.progress import reporter
@@ -84,21 +86,36 @@ def evaluate(
     Raises:
         CheckpointError: The file is no model.
         DataError: The data is missing, damaged, or has classes the model does not know.
-        InputError: The model has no card with labels.
+        InputError: The model has no card with labels, or an argument makes no sense.
     """
     place = pick_device(device)
     network = load(model) if isinstance(model, str | Path) else model
     card = card_of(network)
+    if batch_size < 1 or workers < 0:
+        raise InputError(
+            f"batch_size must be at least 1 and workers at least 0, not {batch_size} and {workers}."
+        )
     images = open_for_evaluation(data, card.labels, card.provenance)
     loader = batches(images, card.preprocessing, batch_size=batch_size, workers=workers)
-    was_training, report = network.training, reporter(progress)
-    network.to(place).eval()
+    report, dtype = reporter(progress), network.fc.weight.dtype
     report.start("Evaluating", len(images))
     try:
-        return measure(network, loader, images, place, report.advance)
+        with evaluating(network.to(place)):
+            return measure(lambda x: network(x.to(dtype)), loader, images, place, report.advance)
     finally:
         report.stop()
-        network.train(was_training)
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; afterwards each module is in the mode it was in."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @torch.inference_mode()
@@ -167,6 +184,7 @@ def own_errors(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
     try:
         yield from loader
     except DataError as error:  # torch wraps the message of a worker's error in its traceback
+        error.__traceback__ = None  # torch's frames hold it and the workers, until they time out
         raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
 
 
@@ -174,27 +192,15 @@ def card_of(model: ResNeXt) -> Card:
     """The card, complete enough to use the model with image files.
 
     Raises:
-        InputError: It is missing, or has no labels.
+        InputError: It is missing, or has not one label for each class.
     """
     if model.card is None or not model.card.labels:
         raise InputError(
             "The model has no labels. Set model.card = resnext.Card(labels=…, preprocessing=…)."
         )
+    if len(model.card.labels) != model.config.num_classes:
+        raise InputError(
+            f"The card has {len(model.card.labels)} labels, the network "
+            f"{model.config.num_classes} classes. Give model.card one label for each."
+        )
     return model.card
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of a name; "auto" takes a GPU where there is one.
-
-    Raises:
-        InputError: There is no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"device {name!r} cannot be used: {reason}") from error
-    return device

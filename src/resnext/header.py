@@ -48,6 +48,6 @@ def read_header(path: str | Path) -> tuple[ResNeXtConfig, Card]:
     try:
         about: dict[str, Any] = json.loads(metadata[_KEY])
         return ResNeXtConfig.from_dict(about["config"]), Card.from_dict(about["card"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = str(error) if isinstance(error, ConfigError) else "Its header cannot be read."
         raise CheckpointError(f"{path}: {reason}") from error

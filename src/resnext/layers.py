@@ -19,6 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from resnext.config import ResNeXtConfig, eca_kernel_size
 
 Map = Float[Tensor, "n c h w"]
+Convolved = Float[Tensor, "n k h2 w2"]
+Pooled = Float[Tensor, "n c h2 w2"]
 
 NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -131,7 +133,7 @@ class WSConv2d(nn.Conv2d):
 
     eps = 1e-5
 
-    def forward(self, input: Map) -> Map:
+    def forward(self, input: Map) -> Convolved:
         """Convolve with the standardised filters."""
         return self._conv_forward(input, self.standardized(), self.bias)
 
@@ -180,7 +182,7 @@ class AffineWSConv2d(WSConv2d):
 class SamePaddingConv2d(nn.Conv2d):
     """Convolution padded as TensorFlow's SAME: output is the input's size over stride, up."""
 
-    def forward(self, input: Map) -> Map:
+    def forward(self, input: Map) -> Convolved:
         """Pad for this input's size, more to the right and bottom, then convolve."""
         pads: list[int] = []
         for axis in (1, 0):  # F.pad starts with the last axis
@@ -240,11 +242,11 @@ class BlurPool2d(nn.Module):
         row = torch.tensor([0.25, 0.5, 0.25], device="cpu")  # also inside torch.device("meta")
         self.register_buffer("kernel", row[:, None] * row, persistent=False)
 
-    def forward(self, x: Map) -> Map:
+    def forward(self, x: Map) -> Pooled:
         """Blur, then keep every `stride`-th pixel."""
         channels = x.shape[1]
         x = F.pad(x, (1, 1, 1, 1), mode="reflect")
-        kernel = self.kernel.expand(channels, 1, 3, 3)
+        kernel = self.kernel.to(x.dtype).expand(channels, 1, 3, 3)  # a loaded network's may differ
         return F.conv2d(x, kernel, stride=self.stride, groups=channels)
 
 
@@ -282,6 +284,8 @@ def checkpointed(run: Callable[[Tensor], Tensor], owner: nn.Module, x: Tensor) -
     """
     if not torch.is_grad_enabled():
         return run(x)
+    if torch.compiler.is_compiling():  # it updates statistics once, and cannot follow contexts
+        return checkpoint(run, x, use_reentrant=False)
     contexts = lambda: (nullcontext(), _untracked(owner))  # noqa: E731
     return checkpoint(run, x, use_reentrant=False, context_fn=contexts)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -162,7 +163,7 @@ class ResNeXt(Trunk):
         """Logits."""
         return self.fc(self.dropout(self.embed(x)))
 
-    def embed(self, x: Images) -> Float[Tensor, "n c"]:
+    def embed(self, x: Images) -> Float[Tensor, "n k"]:
         """Last map averaged over its pixels."""
         return self.avgpool(self.features(x)[-1]).flatten(1)
 
@@ -184,6 +185,8 @@ def check_images(x: Tensor, config: ResNeXtConfig) -> None:
     Raises:
         InputError: Wrong number of dimensions or channels, or too few pixels.
     """
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        return  # sizes are tensors then, and every comparison would warn
     if x.ndim != 4 or x.shape[1] != config.in_channels:
         wanted = f"(n, {config.in_channels}, h, w)"
         raise InputError(f"Images must have shape {wanted}, not {tuple(x.shape)}.")

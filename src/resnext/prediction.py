@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from resnext.data import image_files, open_for_evaluation
+from resnext.device import pick_device
 from resnext.errors import DataError, InputError
-from resnext.evaluation import card_of, pick_device
+from resnext.evaluation import card_of, evaluating
 from resnext.network import ResNeXt
 from resnext.progress import reporter
 from resnext.transforms import convert, open_image, prepare
@@ -68,24 +69,22 @@ def predict(
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}.")
     pictures = named(images)
-    was_training, report = network.training, reporter(progress)
-    network.to(place).eval()
+    report, dtype = reporter(progress), network.fc.weight.dtype
     report.start("Predicting", len(pictures))
     found: list[Prediction] = []
     try:
-        for start in range(0, len(pictures), batch_size):
-            part = pictures[start : start + batch_size]
-            decoded = [decode(picture, card.preprocessing.colour) for _, picture in part]
-            x = torch.stack([prepare(image, card.preprocessing) for image in decoded])
-            with torch.inference_mode():
-                likely = network(x.to(place)).float().softmax(1).topk(top)
-            for (name, _), p, i in zip(part, likely.values, likely.indices, strict=True):
-                labels = tuple(card.labels[j] for j in i.tolist())
-                found.append(Prediction(name, labels, tuple(p.tolist())))
-            report.advance(len(part))
+        with evaluating(network.to(place)), torch.inference_mode():
+            for start in range(0, len(pictures), batch_size):
+                part = pictures[start : start + batch_size]
+                decoded = [decode(picture, card.preprocessing.colour) for _, picture in part]
+                x = torch.stack([prepare(image, card.preprocessing) for image in decoded])
+                likely = network(x.to(place, dtype)).float().softmax(1).topk(top)
+                for (name, _), p, i in zip(part, likely.values, likely.indices, strict=True):
+                    labels = tuple(card.labels[j] for j in i.tolist())
+                    found.append(Prediction(name, labels, tuple(p.tolist())))
+                report.advance(len(part))
     finally:
         report.stop()
-        network.train(was_training)
     return found
 
 
@@ -118,7 +117,10 @@ def decode(picture: Picture, colour: str) -> Image.Image:
     if isinstance(picture, str | Path):
         return open_image(Path(picture), colour)
     if isinstance(picture, Image.Image):
-        return convert(picture, colour)
+        try:
+            return convert(ImageOps.exif_transpose(picture), colour)
+        except OSError as error:  # Pillow decodes only now
+            raise DataError(f"A Pillow image cannot be decoded: {error}.") from error
     known = isinstance(picture, np.ndarray) and picture.dtype == np.uint8
     if not known or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)):
         got: Any = (picture.shape, picture.dtype) if isinstance(picture, np.ndarray) else picture
@@ -133,5 +135,5 @@ def unseen(model: ResNeXt, data: str, limit: int) -> list[np.ndarray | Path]:
     """Some images of a data set that the model has not learnt from, spread over it."""
     card = card_of(model)
     images = open_for_evaluation(data, card.labels, card.provenance)
-    step = max(len(images) // limit, 1)
-    return list(images.images[::step])[:limit]
+    count = min(limit, len(images))
+    return [images.images[i * len(images) // count] for i in range(count)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from resnext.errors import DataError
+from resnext.errors import DataError, InputError
 from resnext.prediction import Picture, Prediction, decode
 
 _SIDE, _GAP, _TEXT = 168, 20, 52  # pixels: a picture, the space around it, the two lines below
@@ -24,7 +24,18 @@ def draw_sheet(
         pictures: What `predict` was given.
         predictions: What it answered.
         columns: Pictures in a row.
+
+    Raises:
+        DataError: There are no pictures, or not as many as predictions.
+        InputError: `columns` is less than 1.
     """
+    if columns < 1:
+        raise InputError(f"columns must be at least 1, not {columns}.")
+    if not pictures or len(pictures) != len(predictions):
+        raise DataError(
+            f"A sheet takes a prediction for each of at least one picture, not "
+            f"{len(predictions)} for {len(pictures)}."
+        )
     columns = min(columns, len(pictures))
     rows = math.ceil(len(pictures) / columns)
     cell_w, cell_h = _SIDE + _GAP, _SIDE + _TEXT + _GAP
@@ -55,7 +66,7 @@ def save_sheet(sheet: Image.Image, path: str | Path) -> None:
     """
     try:
         sheet.save(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:  # KeyError: a format Pillow only reads
         raise DataError(f"{path} cannot be written: {error}.") from error
 
 
@@ -75,6 +86,7 @@ def _fit(
     width: float,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> str:
+    text = " ".join(text.split())
     while len(text) > 1 and draw.textlength(text, font=font) > width:
         text = text[:-2] + "…"
     return text

@@ -59,6 +59,8 @@ def open_image(path: Path, colour: str) -> Image.Image:
 
 def convert(image: Image.Image, colour: str) -> Image.Image:
     """The image in mode "L" or "RGB"; 16-bit grey keeps its upper 8 bits."""
+    if 0 in image.size:
+        raise DataError(f"An image must have pixels, not {image.width}×{image.height}.")
     if image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.uint32)
         shift = 8 if values.max(initial=0) > 255 else 0
@@ -73,6 +75,11 @@ def prepare(image: Image.Image, how: Preprocessing) -> Float[Tensor, "c s s"]:
     width, height = image.size
     longer = int(how.resize * max(width, height) / min(width, height))
     size = (how.resize, longer) if width <= height else (longer, how.resize)
+    if size[0] * size[1] > _MAX_PIXELS:
+        raise DataError(
+            f"An image of {width}×{height} pixels is too long: with its shorter side resized to "
+            f"{how.resize} it would have {size[0] * size[1]:,}."
+        )
     if size != image.size:
         image = image.resize(size, _FILTERS[how.interpolation])
     return normalize(_centre_crop(image, how.size), how)

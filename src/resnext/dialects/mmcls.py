@@ -112,7 +112,9 @@ class _Block(network.Bottleneck):
 
     # As our block calls them. Modules are set past a property; only `se = None` meets its setter.
     bn1, bn2, bn3 = norm1, norm2, norm3
-    se = property(lambda self: self._modules.get("se_layer"), lambda self, none: None)
+    se = property(
+        lambda self: self._modules.get("se_layer"), lambda self, none: None, None, "`se_layer`."
+    )
 
 
 def _norm(module: _Block | ResNeXt, i: int) -> nn.Module:

@@ -19,8 +19,9 @@ import resnext
 from resnext.card import Card, Preprocessing
 from resnext.config import ResNeXtConfig
 from resnext.data import ImageSet, Splits, open_splits, unreadable
+from resnext.device import pick_device
 from resnext.errors import CheckpointError, ConfigError, DataError, ResNeXtError
-from resnext.evaluation import Evaluation, batches, measure, own_errors, pick_device
+from resnext.evaluation import Evaluation, batches, measure, own_errors
 from resnext.network import ResNeXt
 from resnext.progress import Reporter, reporter
 from resnext.training.recipe import RECIPES, Recipe

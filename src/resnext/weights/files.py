@@ -9,8 +9,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from resnext.card import Card
+from resnext.config import ResNeXtConfig
+from resnext.device import pick_device
 from resnext.errors import CheckpointError
 from resnext.header import header, read_header
 from resnext.network import ResNeXt
@@ -24,7 +27,7 @@ def save(model: ResNeXt, path: str | Path) -> None:
         path: File to write. A file that exists is replaced at the very end.
 
     Raises:
-        CheckpointError: The labels do not fit, or the file cannot be written.
+        CheckpointError: Labels or weights do not fit the config, or the file cannot be written.
     """
     path = Path(path)
     card = model.card or Card()
@@ -34,11 +37,20 @@ def save(model: ResNeXt, path: str | Path) -> None:
             f"classes. Give model.card one label for each."
         )
     state = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
+    if problem := _misfit(model.config, state):
+        raise CheckpointError(
+            f"The network is not what its config says: {problem}. For other classes, use "
+            f"model.reset_classifier; a compiled network is saved as it was before compiling."
+        )
+    try:
+        metadata = header(model.config, card)
+    except TypeError as error:
+        raise CheckpointError(f"The card cannot be written as JSON: {error}.") from error
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
         try:
-            save_file(state, temporary, metadata=header(model.config, card))
+            save_file(state, temporary, metadata=metadata)
             Path(temporary).chmod(0o666 & ~_umask())
             Path(temporary).replace(path)
         finally:
@@ -60,31 +72,49 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> ResNeXt:
     Raises:
         MissingFileError: There is no such file.
         CheckpointError: It is no such model, or damaged.
+        InputError: There is no such device here.
     """
     config, card = read_header(path)
-    with torch.device("meta"):
-        model = ResNeXt(config)
+    if card.labels and len(card.labels) != config.num_classes:
+        raise CheckpointError(
+            f"{path}: the card has {len(card.labels)} labels, the network {config.num_classes} "
+            f"classes. The file was not written by resnext.save."
+        )
+    place = pick_device(str(device))
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt") as file:
             # Cloned, because the file's tensors are unaligned, which changes last bits.
             state = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-        wanted = {key: value.shape for key, value in model.state_dict().items()}
-        got = {key: value.shape for key, value in state.items()}
-        for key in wanted | got:
-            if wanted.get(key) != got.get(key):
-                raise CheckpointError(
-                    f"{path}: {key} should be {_shape(wanted.get(key))} and is "
-                    f"{_shape(got.get(key))}. The file does not belong to its own config."
-                )
-        model.load_state_dict(state, assign=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged: {error}.") from error
+    if problem := _misfit(config, state):
+        raise CheckpointError(f"{path}: {problem}. The file does not belong to its own config.")
+    with torch.device("meta"):
+        model = ResNeXt(config)
+    model.load_state_dict(state, assign=True)
     model.card = card
-    return model.to(device).eval()
+    return model.to(place).eval()
 
 
-def _shape(shape: torch.Size | None) -> str:
-    return "absent" if shape is None else str(tuple(shape))
+def _misfit(config: ResNeXtConfig, state: dict[str, Tensor]) -> str:
+    """The first tensor that a network of `config` does not have like this; empty if none."""
+    try:
+        with torch.device("meta"):
+            wanted = ResNeXt(config).state_dict()
+    except (RuntimeError, TypeError) as error:
+        return f"no network has such sizes ({str(error).partition(chr(10))[0]})"
+    for key in wanted | state:
+        a, b = _about(wanted.get(key)), _about(state.get(key))
+        if a != b:
+            return f"{key} should be {a} and is {b}"
+    return ""
+
+
+def _about(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "absent"
+    kind = "" if tensor.is_floating_point() else " of integers"
+    return f"{tuple(tensor.shape)}{kind}"
 
 
 def _umask() -> int:
