@@ -750,3 +750,9 @@ def test_names_and_configs_need_no_torch() -> None:
         "assert not found, found\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_a_billion_blocks_are_refused() -> None:
+    """A crafted file would keep the machine busy before anything is built."""
+    with pytest.raises(ConfigError, match="layers must hold at most 1000 blocks"):
+        ResNeXtConfig((10**9, 1, 1, 1), 32, 4)

@@ -489,3 +489,20 @@ def test_an_empty_prediction_folder_is_refused(tmp_path: Path) -> None:
     """Silence would look like success."""
     with pytest.raises(DataError, match="holds no image"):
         image_files(tmp_path)
+
+
+def test_a_folder_that_has_changed_since_training_is_refused(tmp_path: Path) -> None:
+    """With one file more, all images learnt from were measured as if they were new."""
+    for label in ("cat", "dog"):
+        for i in range(5):
+            (tmp_path / "pets" / label).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 4), (i, 0, 0)).save(tmp_path / "pets" / label / f"{i}.png")
+    splits = open_splits(tmp_path / "pets", seed=3)
+    known = {"data": "pets", "fingerprint": splits.fingerprint, "seed": 3, "val_fraction": 0.2}
+    held_out = open_for_evaluation(tmp_path / "pets", ("cat", "dog"), known)
+    assert held_out.images == splits.val.images
+    Image.new("RGB", (4, 4)).save(tmp_path / "pets" / "cat" / "new.png")
+    with pytest.raises(DataError, match="has other files than when the model learnt"):
+        open_for_evaluation(tmp_path / "pets", ("cat", "dog"), known)
+    (tmp_path / "pets").rename(tmp_path / "others")
+    assert len(open_for_evaluation(tmp_path / "others", ("cat", "dog"), known)) == 11

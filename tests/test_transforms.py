@@ -513,3 +513,23 @@ def test_very_long_images_give_their_middle(size: tuple[int, int]) -> None:
     assert (right - left, bottom - top) == (min(size),) * 2
     assert abs(left + right - size[0]) <= 1
     assert abs(top + bottom - size[1]) <= 1
+
+
+def test_dark_16_bit_images_stay_dark(tmp_path: Path) -> None:
+    """An image whose values all fit 8 bits was read unshifted, and became bright."""
+    Image.fromarray(np.full((2, 2), 255, np.uint16)).save(tmp_path / "dark.png")
+    assert np.asarray(open_image(tmp_path / "dark.png", "L")).max() == 0
+
+
+def test_floating_point_images_are_refused() -> None:
+    """Values from 0 to 1 became black without a word."""
+    with pytest.raises(DataError, match="floating-point"):
+        convert(Image.new("F", (2, 2), 0.5), "RGB")
+
+
+def test_formats_that_run_other_programs_are_refused(tmp_path: Path) -> None:
+    """Pillow hands EPS to Ghostscript, which runs what the file says."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="not a readable image"):
+        open_image(tmp_path / "a.jpg", "RGB")

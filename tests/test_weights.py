@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig, ResNeXtError, load, save
+from resnext import Backbone, Card, Preprocessing, ResNeXt, ResNeXtConfig, ResNeXtError, load, save
 from resnext.errors import CheckpointError, MissingFileError
 from resnext.header import read_header
 from resnext.weights import files
@@ -664,3 +664,11 @@ def test_pickles_are_refused_unopened(tmp_path: Path, write: Callable[[Any, Path
     assert not trace.exists()
     torch.load(path, weights_only=False) if write is not plain else pickle.loads(path.read_bytes())
     assert trace.exists()  # so it would have been seen
+
+
+def test_only_classifiers_are_saved(tmp_path: Path) -> None:
+    """A backbone has no classes, so nothing could use its file."""
+    backbone: Any = Backbone(ResNeXtConfig((1,), 1, 8, channels=(8,), num_stages=1))
+    with pytest.raises(CheckpointError, match="Only a ResNeXt can be saved, not a Backbone"):
+        save(backbone, tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())

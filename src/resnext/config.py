@@ -309,6 +309,8 @@ class ResNeXtConfig:
         for name in ("layers", "channels", "strides", "dilations", "widths"):
             if getattr(self, name) is not None or name in ("layers", "channels"):
                 _positives(name, getattr(self, name), self.num_stages)
+        if max(self.layers) > 1000:
+            raise ConfigError(f"layers must hold at most 1000 blocks each, not {self.layers!r}.")
         for name in ("avg_down", "small_stem", "norm_affine", "norm_track", "zero_init_residual"):
             _boolean(name, getattr(self, name))
         for name, choices in _CHOICES.items():

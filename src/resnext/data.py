@@ -18,9 +18,11 @@ import numpy as np
 from PIL import Image
 
 from resnext.errors import DataError
-from resnext.transforms import convert, open_image
+from resnext.transforms import FORMATS, convert, open_image
 
-EXTENSIONS = frozenset(Image.registered_extensions()) - {".pdf", ".mpg", ".mpeg", ".h5", ".hdf"}
+EXTENSIONS = frozenset(
+    end for end, kind in Image.registered_extensions().items() if kind in FORMATS
+)
 SplitName = Literal["train", "val", "test"]
 _ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -133,8 +135,8 @@ def open_for_evaluation(
     Args:
         source: As for `open_splits`.
         labels: The model's classes; targets index into them.
-        trained_on: `fingerprint`, `seed` and `val_fraction` of the training, if known. If the
-            folder is the one trained on, the same images are held out again.
+        trained_on: `data`, `fingerprint`, `seed` and `val_fraction` of the training, if known. If
+            the folder is the one trained on, the same images are held out again.
 
     Raises:
         DataError: There is nothing to evaluate, a class the model does not know, or nothing that
@@ -152,6 +154,11 @@ def open_for_evaluation(
     folder = parts.get("train", root)
     whole = _class_folders(folder, labels)
     if _fingerprint(whole, folder) != trained_on.get("fingerprint"):
+        if folder.resolve().name == trained_on.get("data"):
+            raise DataError(
+                f"{folder} has other files than when the model learnt from a folder of that name, "
+                f"so nobody knows which are new. Put new images into a folder of another name."
+            )
         return whole
     seed, fraction = trained_on.get("seed"), trained_on.get("val_fraction")
     if not isinstance(seed, int) or not isinstance(fraction, float):

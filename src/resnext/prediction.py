@@ -64,7 +64,7 @@ def predict(
     place = pick_device(device)
     network = load(model) if isinstance(model, str | Path) else model
     card = card_of(network)
-    if not 1 <= top <= len(card.labels):
+    if type(top) is not int or not 1 <= top <= len(card.labels):
         raise InputError(f"top must be from 1 to the {len(card.labels)} classes, not {top}.")
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}.")

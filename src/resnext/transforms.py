@@ -24,6 +24,9 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF")
+"""Formats of photographs. Pillow knows more; some, as EPS, run other programs."""
+
 _MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs
 
 
@@ -38,7 +41,8 @@ def open_image(path: Path, colour: str) -> Image.Image:
         DataError: It is missing, no image, damaged or unreasonably large.
     """
     try:
-        with Image.open(path) as image:
+        Image.init()
+        with Image.open(path, formats=[kind for kind in FORMATS if kind in Image.OPEN]) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise DataError(
                     f"{path}: {image.width}×{image.height} pixels are more than "
@@ -58,13 +62,19 @@ def open_image(path: Path, colour: str) -> Image.Image:
 
 
 def convert(image: Image.Image, colour: str) -> Image.Image:
-    """The image in mode "L" or "RGB"; 16-bit grey keeps its upper 8 bits."""
+    """The image in mode "L" or "RGB"; 16-bit grey keeps its upper 8 bits.
+
+    Raises:
+        DataError: It has no pixels, or floating-point ones.
+    """
     if 0 in image.size:
         raise DataError(f"An image must have pixels, not {image.width}×{image.height}.")
     if image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.uint32)
-        shift = 8 if values.max(initial=0) > 255 else 0
+        shift = 8 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 0
         image = Image.fromarray((values >> shift).clip(0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        raise DataError("Images of floating-point values are not read: their range is unknown.")
     elif image.mode == "P":
         image = image.convert("RGBA")
     return image.convert("L" if colour == "L" else "RGB")

@@ -292,7 +292,7 @@ class _Run:
             preprocessing=self.how,
             metrics=self.best.metrics("val") if self.best else {},
             provenance={
-                "data": Path(splits.train.name).name,
+                "data": Path(splits.train.name).resolve().name,
                 "fingerprint": splits.fingerprint,
                 "val_fraction": splits.val_fraction,
                 "seed": self.seed,

@@ -30,6 +30,8 @@ def save(model: ResNeXt, path: str | Path) -> None:
         CheckpointError: Labels or weights do not fit the config, or the file cannot be written.
     """
     path = Path(path)
+    if not isinstance(model, ResNeXt):
+        raise CheckpointError(f"Only a ResNeXt can be saved, not a {type(model).__name__}.")
     card = model.card or Card()
     if card.labels and len(card.labels) != model.config.num_classes:
         raise CheckpointError(
