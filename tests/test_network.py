@@ -932,3 +932,11 @@ def test_annotated_shapes_are_true() -> None:
     """A shape in a signature that is wrong misleads every reader; here it stops the test."""
     code = CHECK_SHAPES.format(variants=list(VARIANTS.values()), tiny=TINY)
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+@pytest.mark.parametrize("images", [torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [[0.0]], None])
+def test_images_must_be_floating_point(images: Any) -> None:
+    """Bytes straight from a decoder failed deep inside torch, on a convolution's bias."""
+    model = create("resnext11_8x16d").eval()
+    with pytest.raises(InputError, match="must be a floating-point tensor"):
+        model(images)

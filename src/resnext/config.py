@@ -354,7 +354,10 @@ class ResNeXtConfig:
         if self.small_stem and deep:
             raise ConfigError("small_stem and stem_type='deep' exclude each other: choose one.")
         if self.conv != "standard" and self.padding_mode != "zeros":
-            raise ConfigError("padding_mode can only be changed for conv='standard'.")
+            raise ConfigError(
+                f"padding_mode must be 'zeros' unless conv is 'standard', not "
+                f"{self.padding_mode!r} with {self.conv!r}."
+            )
         if self.anti_alias and self.style == "caffe":
             raise ConfigError("anti_alias follows the strided 3×3, so it needs style='pytorch'.")
         for i, stage in enumerate(self.stages):

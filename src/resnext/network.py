@@ -187,6 +187,9 @@ def check_images(x: Tensor, config: ResNeXtConfig) -> None:
     """
     if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return  # sizes are tensors then, and every comparison would warn
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(f"Images must be a floating-point tensor, not {got}. Scale bytes by 255.")
     if x.ndim != 4 or x.shape[1] != config.in_channels:
         wanted = f"(n, {config.in_channels}, h, w)"
         raise InputError(f"Images must have shape {wanted}, not {tuple(x.shape)}.")
