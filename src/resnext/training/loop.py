@@ -53,7 +53,8 @@ def train(
 
     Args:
         data: A folder of class folders, one with `train` and `val` inside, or "digits".
-        model: Name of a variant, or a config. Classes and image channels follow the data.
+        model: Name of a variant, or a config. Classes and image channels follow the data, and the
+            recipe says how the blocks of a named variant start.
         out: File to write: weights, config, labels, preprocessing, metrics and provenance.
         recipe: A name ("small", "digits") or a `Recipe`; by default "digits" for the digits and
             "small" for folders.
@@ -85,7 +86,8 @@ def train(
     place = pick_device(device)
     splits = open_splits(data, seed=seed, val_fraction=val_fraction)
     grey = splits.colour == "L"
-    config = model if isinstance(model, ResNeXtConfig) else variant(model)
+    named = {"zero_init_residual": plan.zero_init_residual}
+    config = model if isinstance(model, ResNeXtConfig) else variant(model, **named)
     config = config.replace(num_classes=len(splits.train.labels), in_channels=1 if grey else 3)
     how = chosen_preprocessing(config, splits, data, size)
     plan = fitting_batches(plan, splits.train)
