@@ -24,7 +24,7 @@ from resnext.layers import NORM_LAYERS, SqueezeExcitation
 
 Cfg = Mapping[str, Any]
 
-_DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 # mmcls type → our kind, letters its name starts with, arguments it takes (ours by theirs)
 _BATCH = {
@@ -52,7 +52,7 @@ _CONVS = {
     "ConvAWS": ("affine_weight_standardized", {}),
     "Conv2dAdaptivePadding": ("same_padding", {}),
 }
-_PREFIXES = {ours: letters for ours, letters, _ in _NORMS.values()}
+LETTERS = {ours: letters for ours, letters, _ in _NORMS.values()}
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "ReLU": nn.ReLU,
     "LeakyReLU": nn.LeakyReLU,
@@ -87,7 +87,7 @@ class _Block(network.Bottleneck):
         modules = self._modules
         for i in (1, 2, 3):  # every module moves to the end, so the order stays
             modules[f"conv{i}"] = modules.pop(f"conv{i}")
-            modules[f"{_PREFIXES[config.norm]}{i}"] = modules.pop(f"bn{i}")
+            modules[f"{LETTERS[config.norm]}{i}"] = modules.pop(f"bn{i}")
         gate = modules.pop("se", None)
         for name in ("relu", "downsample", "drop_path"):
             if name in modules:
@@ -118,7 +118,7 @@ class _Block(network.Bottleneck):
 
 
 def _norm(module: _Block | ResNeXt, i: int) -> nn.Module:
-    norm = module._modules.get(f"{_PREFIXES[module.config.norm]}{i}")
+    norm = module._modules.get(f"{LETTERS[module.config.norm]}{i}")
     if norm is None:
         raise AttributeError(f"norm{i}")
     return norm
@@ -282,7 +282,7 @@ class ResNeXt(Backbone):
         ),
         drop_path_rate: float = 0.0,
     ) -> None:
-        if type(depth) is not int or depth not in _DEPTHS:
+        if type(depth) is not int or depth not in DEPTHS:
             raise UnknownNameError(f"invalid depth {depth!r} for ResNeXt: it has 50, 101 and 152.")
         _check_style(style)
         if type(num_stages) is not int or not 1 <= num_stages <= 4:
@@ -303,7 +303,7 @@ class ResNeXt(Backbone):
         widths = tuple(_width(c, base_channels, groups, width_per_group) for c in channels)
         half = stem_channels // 2
         config = ResNeXtConfig(
-            layers=_DEPTHS[depth][:num_stages],
+            layers=DEPTHS[depth][:num_stages],
             cardinality=groups,
             base_width=width_per_group,
             in_channels=in_channels,
@@ -347,7 +347,7 @@ class ResNeXt(Backbone):
 
     def _name_as_mmcls(self) -> None:
         """Rename the stem's modules."""
-        modules, prefix = self._modules, _PREFIXES[self.config.norm]
+        modules, prefix = self._modules, LETTERS[self.config.norm]
         conv, norm, relu = modules.pop("conv1"), modules.pop("bn1"), modules.pop("relu")
         rest = dict(modules)
         modules.clear()

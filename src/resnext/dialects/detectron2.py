@@ -1,0 +1,24 @@
+"""Detectron2: names of its ResNeXt backbones, which are read only.
+
+Source: its `modeling/backbone/resnet.py`. Its ResNeXts stride on the 3×3 convolution.
+"""
+
+from __future__ import annotations
+
+from resnext.dialects.names import Dialect, Row
+
+_PARTS = (
+    *(Row(f"conv{i}.", f"conv{i}.") for i in (1, 2, 3)),
+    *(Row(f"bn{i}.", f"conv{i}.norm.") for i in (1, 2, 3)),
+    Row("downsample.0.", "shortcut."),
+    Row("downsample.1.", "shortcut.norm."),
+)
+
+DETECTRON2 = Dialect(
+    "detectron2",
+    "Detectron2",
+    network=(Row("conv1.", "stem.conv1."), Row("bn1.", "stem.conv1.norm.")),
+    block=_PARTS,
+    place="res{stage}.{block}.",
+    first_stage=2,
+)

@@ -1,0 +1,81 @@
+"""MMClassification 0.x and MMPretrain 1.x: names of whole classifiers, and which there can be."""
+
+from __future__ import annotations
+
+from resnext.config import ResNeXtConfig
+from resnext.dialects.fit import unlike
+from resnext.dialects.mmcls import DEPTHS, LETTERS
+from resnext.dialects.names import Dialect, Row, norm_rows
+
+
+def _deep(config: ResNeXtConfig) -> bool:
+    return config.stem_type == "deep"
+
+
+_NETWORK = (
+    Row("conv1.0.", "stem.0.conv."),
+    Row("conv1.1.", "stem.0.{n}."),
+    Row("conv1.3.", "stem.1.conv."),
+    Row("conv1.4.", "stem.1.{n}."),
+    Row("conv1.6.", "stem.2.conv."),
+    Row("bn1.", "stem.2.{n}.", _deep),
+    Row("bn1.", "{n}1.", lambda config: not _deep(config)),
+    Row("fc.", "head.fc."),
+)
+_BLOCK = (
+    *(Row(f"bn{i}.", f"{{n}}{i}.") for i in (1, 2, 3)),
+    Row("se.fc1.", "se_layer.conv1.conv."),
+    Row("se.fc2.", "se_layer.conv2.conv."),
+)
+
+
+def nearest(config: ResNeXtConfig) -> ResNeXtConfig:
+    """The network that comes out if a config is told to mmcls as well as it can be."""
+    stages, stem = config.stages, config.stem_out
+    base, half = stages[0].out_channels // config.expansion, max(stem[-1] // 2, 1)
+    width = base if stages[0].groups == 1 else stages[0].width
+    channels = tuple(base * 2**i for i in range(config.num_stages))
+    blocks = next((b for b in DEPTHS.values() if b[: config.num_stages] == config.layers), None)
+    return ResNeXtConfig(
+        blocks[: config.num_stages] if blocks else DEPTHS[50][: config.num_stages],
+        stages[0].groups,
+        1,
+        config.num_classes,
+        config.in_channels,
+        stem_type=config.stem_type,
+        avg_down=config.avg_down,
+        channels=channels,
+        num_stages=config.num_stages,
+        strides=tuple(stage.stride for stage in stages),
+        dilations=tuple(stage.dilation for stage in stages),
+        style=config.style,
+        expansion=config.expansion,
+        widths=tuple(width * 2**i for i in range(config.num_stages)),
+        stem_channels=(half, half, stem[-1]) if _deep(config) else stem[0],
+        norm=config.norm,
+        norm_groups=config.norm_groups,
+        norm_eps=config.norm_eps,
+        norm_affine=config.norm_affine,
+        norm_track=config.norm_track,
+        conv=config.conv,
+        conv_eps=config.conv_eps,
+        padding_mode=config.padding_mode,
+        attention="se" if config.gate == "se" else None,
+        se_reduction=config.se_reduction,
+        se_rounding="mmcls",
+    )
+
+
+def _problem(config: ResNeXtConfig) -> str:
+    return unlike(config, nearest(config))
+
+
+MMCLS = Dialect(
+    "mmcls",
+    "MMClassification",
+    network=norm_rows(_NETWORK, LETTERS),
+    block=norm_rows(_BLOCK, LETTERS),
+    trunk="backbone.",
+    empty_pool=False,
+    problem=_problem,
+)

@@ -1,0 +1,47 @@
+"""MMDetection and MMSegmentation: the backbone of their detectors and segmentors.
+
+Source: mmdet 2.28 and mmseg 0.30, run with random weights. They differ from mmcls in the deep
+stem, which is flat, and in `avg_down`, which pools in every stage. They have no classifier; a
+file for them keeps ours under `fc`, which they leave unread.
+"""
+
+from __future__ import annotations
+
+from resnext.config import ResNeXtConfig
+from resnext.dialects.fit import unlike
+from resnext.dialects.mmcls import LETTERS
+from resnext.dialects.mmcls_names import nearest
+from resnext.dialects.names import Dialect, Row, norm_rows
+
+
+def _deep(config: ResNeXtConfig) -> bool:
+    return config.stem_type == "deep"
+
+
+_NETWORK = (
+    Row("conv1.0.", "stem.0."),
+    Row("conv1.1.", "stem.1."),
+    Row("conv1.3.", "stem.3."),
+    Row("conv1.4.", "stem.4."),
+    Row("conv1.6.", "stem.6."),
+    Row("bn1.", "stem.7.", _deep),
+    Row("bn1.", "{n}1.", lambda config: not _deep(config)),
+)
+_BLOCK = (Row("bn1.", "{n}1."), Row("bn2.", "{n}2."), Row("bn3.", "{n}3."))
+
+
+def _problem(config: ResNeXtConfig) -> str:
+    if config.gate:
+        return f"has no networks with {config.gate.upper()} attention."
+    if config.expansion != 4:
+        return "has networks of expansion 4 only."
+    return unlike(config, nearest(config))
+
+
+MMDET = Dialect(
+    "mmdet",
+    "MMDetection",
+    network=norm_rows(_NETWORK, LETTERS),
+    block=norm_rows(_BLOCK, LETTERS),
+    problem=_problem,
+)

@@ -1,0 +1,46 @@
+"""torchvision: our names are its names. This file says which of our networks it can build.
+
+Source: `torchvision.models.resnet`, version 0.28.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from resnext.config import ResNeXtConfig
+from resnext.dialects.fit import unlike
+from resnext.dialects.names import Dialect
+
+
+def original(config: ResNeXtConfig) -> nn.Module:
+    """torchvision's own network of a config that it can build.
+
+    Raises:
+        ImportError: torchvision is not installed.
+    """
+    from torchvision.models.resnet import Bottleneck, ResNet
+
+    return ResNet(
+        Bottleneck,
+        list(config.layers),
+        num_classes=config.num_classes,
+        groups=config.stages[0].groups,
+        width_per_group=_base_width(config),
+    )
+
+
+def _base_width(config: ResNeXtConfig) -> int:
+    """Width of a group where a stage has 64 channels."""
+    return max(config.stages[0].width // config.stages[0].groups, 1)
+
+
+def _problem(config: ResNeXtConfig) -> str:
+    if config.num_stages != 4:
+        return f"has networks of four stages, not {config.num_stages}."
+    nearest = ResNeXtConfig(
+        config.layers, config.stages[0].groups, _base_width(config), config.num_classes
+    )
+    return unlike(config, nearest)
+
+
+TORCHVISION = Dialect("torchvision", "torchvision", problem=_problem)

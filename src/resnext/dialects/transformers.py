@@ -1,0 +1,28 @@
+"""Transformers: names of its `ResNetForImageClassification`, read where its 3×3 is grouped.
+
+Source: its `models/resnet/modeling_resnet.py`. The class has no groups of its own, so grouped
+files come from forks; plain ones are ResNets.
+"""
+
+from __future__ import annotations
+
+from resnext.dialects.names import Dialect, Row
+
+_BLOCK = (
+    *(Row(f"conv{i + 1}.", f"layer.{i}.convolution.") for i in range(3)),
+    *(Row(f"bn{i + 1}.", f"layer.{i}.normalization.") for i in range(3)),
+    Row("downsample.0.", "shortcut.convolution."),
+    Row("downsample.1.", "shortcut.normalization."),
+)
+
+TRANSFORMERS = Dialect(
+    "transformers",
+    "Transformers",
+    network=(
+        Row("conv1.", "embedder.embedder.convolution."),
+        Row("bn1.", "embedder.embedder.normalization."),
+    ),
+    block=_BLOCK,
+    place="encoder.stages.{stage}.layers.{block}.",
+    first_stage=0,
+)
