@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from resnext.backbone import Backbone
     from resnext.card import Card, Preprocessing
     from resnext.config import ResNeXtConfig
+    from resnext.conversion import convert
+    from resnext.diagnosis import diagnose
     from resnext.errors import ResNeXtError
     from resnext.evaluation import evaluate
     from resnext.network import ResNeXt, create
     from resnext.prediction import predict
     from resnext.training import train
-    from resnext.weights import load, save
+    from resnext.weights import load, load_backbone, save
+    from resnext.weights.catalog import catalog
     from resnext.zoo import variant, variants
 
 __version__ = "0.1.0"
@@ -30,9 +33,13 @@ _HOME = {  # public name → module that defines it
     "ResNeXt": "network",
     "ResNeXtConfig": "config",
     "ResNeXtError": "errors",
+    "catalog": "weights.catalog",
+    "convert": "conversion",
     "create": "network",
+    "diagnose": "diagnosis",
     "evaluate": "evaluation",
     "load": "weights",
+    "load_backbone": "weights",
     "predict": "prediction",
     "save": "weights",
     "train": "training",
@@ -47,9 +54,13 @@ __all__ = [
     "ResNeXt",
     "ResNeXtConfig",
     "ResNeXtError",
+    "catalog",
+    "convert",
     "create",
+    "diagnose",
     "evaluate",
     "load",
+    "load_backbone",
     "mmcls",
     "predict",
     "save",

@@ -78,7 +78,7 @@ def info(
 
     Args:
         name: A variant (`resnext50_32x4d`, as torchvision, timm, Lucid or mmcls spell it) or a
-            model file.
+            model file of any library.
         size: Side of the images, pixels. By default 224, or 32 for small-image networks.
     """
     from rich.console import Console
@@ -98,12 +98,13 @@ def info(
         console.print(table)
         return
     path = Path(name)
-    if path.exists() or path.suffix == ".safetensors" or "/" in name:
-        from resnext.header import read_header
+    if path.exists() or path.suffix in (".safetensors", ".pth", ".pt", ".lcd") or "/" in name:
+        from resnext.weights.loading import understand
 
-        config, card = read_header(path)
+        found = understand(name)
+        config = found.config
         if size is None:
-            size = card.preprocessing.size
+            size = found.card.preprocessing.size
     else:
         config = variant(name)
     cost = summarize(config, size)
@@ -188,7 +189,7 @@ def train(
 
 @app.command
 def evaluate(
-    file: Path,
+    file: str,
     data: str,
     /,
     *,
@@ -199,7 +200,7 @@ def evaluate(
     """Measure a model on images it has not learnt from.
 
     Args:
-        file: A model file that training wrote.
+        file: A model file, of any library if it names its classes, or a name of the catalog.
         data: A folder of class folders, one with val or test inside, or `digits`. Of the folder
             it was trained on, only the images held out are used.
         batch_size: Images at a time.
@@ -216,7 +217,7 @@ def evaluate(
 
 @app.command
 def predict(
-    file: Path,
+    file: str,
     /,
     *images: str,
     top: int = 1,
@@ -228,7 +229,7 @@ def predict(
     """Classify images.
 
     Args:
-        file: A model file that training wrote.
+        file: A model file, of any library if it names its classes, or a name of the catalog.
         images: Files and folders; or `digits` for handwritten digits the model has not seen.
         top: Number of classes to show for each image.
         sheet: Draw images and answers into this picture (.png).
@@ -240,11 +241,11 @@ def predict(
     from rich.table import Table
 
     from resnext.prediction import named, predict, unseen
-    from resnext.weights import load
+    from resnext.weights.loading import load_classifier
 
     if limit is not None and limit < 1:
         raise ResNeXtError(f"--limit must be at least 1, not {limit}.")
-    model = load(file)
+    model = load_classifier(file, progress=True)
     pictures: Sequence[Picture]
     if images == ("digits",):
         pictures = unseen(model, "digits", limit or 359)
@@ -264,6 +265,140 @@ def predict(
 
         save_sheet(draw_sheet(pictures, predictions), sheet)
         print(f"{sheet}: {len(predictions)} images and what was seen in them")
+
+
+@app.command
+def catalog(
+    *,
+    licence: str | None = None,
+    min_top1: float | None = None,
+    max_gmacs: float | None = None,
+    variant: str | None = None,
+    plot: Path | None = None,
+) -> None:
+    """List the public checkpoints, most accurate first; ● marks what nothing cheaper beats.
+
+    Args:
+        licence: `commercial` for those that may be used commercially, or one of apache-2.0,
+            bsd-3-clause, cc-by-nc-4.0.
+        min_top1: Least published accuracy on ImageNet-1k, per cent.
+        max_gmacs: Most multiply-accumulates for one image, billions.
+        variant: Only of this architecture.
+        plot: Draw accuracy against cost into this file (.png, .svg or .pdf).
+    """
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from resnext.weights.catalog import catalog, frontier
+
+    rows = catalog(licence=licence, min_top1=min_top1, max_gmacs=max_gmacs, variant=variant)
+    best = {row.name for row in frontier(rows)}
+    columns = _right("Top-1", "Top-5", "GMACs", "Size")
+    name = Column("Name", overflow="fold")
+    table = Table("", name, *columns, "Licence", box=None, header_style="bold")
+    for row in rows:
+        accuracies = ["–" if x is None else f"{x:.2f}" for x in (row.top1, row.top5)]
+        mark = "●" if row.name in best else ""
+        cost = f"{row.gmacs:.1f}"
+        table.add_row(mark, row.name, *accuracies, cost, str(row.size), row.licence or "not stated")
+    console = Console()
+    console.print(table)
+    console.print(f"\n{len(rows)} checkpoints. Use one: resnext predict NAME photos/")
+    if plot is not None:
+        from resnext.plot import plot_catalog
+
+        plot_catalog(rows, plot)
+        print(f"{plot}: accuracy against cost")
+
+
+@app.command
+def convert(
+    source: str,
+    path: Path,
+    /,
+    *,
+    to: Literal["torchvision", "timm", "mmcls", "mmdet", "lucid", "resnext"] = "resnext",
+    images: tuple[Path, ...] = (),
+    labels: str | None = None,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Write a checkpoint as a file of another library, and prove that it answers the same.
+
+    Args:
+        source: A file of any library, a name of the catalog, hf://owner/repo or a URL.
+        path: File to write; its suffix chooses the format.
+        to: The library it is for.
+        images: Photographs to compare the answers on, beside random images.
+        labels: Names of the classes, where the source has none: a text file with one in each
+            line, or `imagenet-1k`.
+        overwrite: Replace the file if it exists.
+    """
+    from resnext.conversion import convert
+    from resnext.weights.catalog import read_labels
+
+    names = None if labels is None else read_labels(labels)
+    done = convert(source, path, to=to, images=images, labels=names, overwrite=overwrite)
+    parity = done.parity
+    print(
+        f"{done.path}: {done.source} → {done.target}. Largest difference of an answer "
+        f"{parity.difference:.2g} of {parity.largest:.2g}, over {parity.images} images "
+        f"({parity.photographs} photographs), computed by {parity.through}"
+    )
+
+
+@app.command
+def doctor(file: Path, /) -> None:
+    """Say what a file of weights is, what is wrong with it and what to do next.
+
+    Nothing in the file is executed. The exit code is 1 if there is a problem.
+
+    Args:
+        file: A file of weights, or a folder with one.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from resnext.diagnosis import diagnose
+
+    found = diagnose(file)
+    table = Table(box=None, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in found.facts():
+        table.add_row(name, escape(value))
+    for title, lines, mark in (
+        ("Notes", found.notes, "·"),
+        ("Problems", found.problems, "✗"),
+        ("Next", found.advice, "→"),
+    ):
+        for i, line in enumerate(lines):
+            table.add_row("" if i else title, f"{mark} {escape(line)}")
+    if not found.problems:
+        table.add_row("Health", "✓ every number is finite, every norm is alive")
+    Console().print(table)
+    sys.exit(1 if found.problems else 0)
+
+
+@app.command
+def push(
+    file: str,
+    repo: str,
+    /,
+    *,
+    private: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Upload a model with a generated model card to the Hugging Face Hub.
+
+    Args:
+        file: A model file.
+        repo: Where to: owner/name.
+        private: Make a new repository private.
+    """
+    from resnext.hub import push
+    from resnext.weights.loading import load_classifier
+
+    print(push(load_classifier(file), repo, private=private))
 
 
 def _print_evaluation(result: Evaluation) -> None:

@@ -21,7 +21,7 @@ from resnext.errors import DataError, InputError
 from resnext.network import ResNeXt
 from resnext.progress import reporter
 from resnext.transforms import prepare
-from resnext.weights import load
+from resnext.weights.loading import load_classifier
 
 Classifier = Callable[[Float[Tensor, "n c h w"]], Float[Tensor, "n k"]]
 Advance = Callable[[int], None]  # told how many images were just done
@@ -89,7 +89,7 @@ def evaluate(
         InputError: The model has no card with labels, or an argument makes no sense.
     """
     place = pick_device(device)
-    network = load(model) if isinstance(model, str | Path) else model
+    network = load_classifier(model) if isinstance(model, str | Path) else model
     card = card_of(network)
     if batch_size < 1 or workers < 0:
         raise InputError(
@@ -196,7 +196,8 @@ def card_of(model: ResNeXt) -> Card:
     """
     if model.card is None or not model.card.labels:
         raise InputError(
-            "The model has no labels. Set model.card = resnext.Card(labels=…, preprocessing=…)."
+            "The model has no labels. Set model.card = resnext.Card(labels=…, preprocessing=…), or "
+            "add them with resnext convert --labels."
         )
     if len(model.card.labels) != model.config.num_classes:
         raise InputError(

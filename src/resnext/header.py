@@ -6,6 +6,7 @@ Reading it needs no torch and no weights.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,24 @@ def read_header(path: str | Path) -> tuple[ResNeXtConfig, Card]:
             metadata: dict[str, str] = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is no model file, or damaged: {error}.") from error
-    if _KEY not in metadata:
+    if not is_own(metadata):
         raise CheckpointError(
-            f"{path} carries no config. Only files written by resnext.save or training are read."
+            f"{path} carries no config. `resnext convert` makes it a file that does."
         )
+    return parse_header(metadata, path)
+
+
+def is_own(metadata: Mapping[str, Any]) -> bool:
+    """Whether a file's metadata are those that `header` makes."""
+    return _KEY in metadata
+
+
+def parse_header(metadata: Mapping[str, Any], path: Path) -> tuple[ResNeXtConfig, Card]:
+    """Config and card in a file's metadata.
+
+    Raises:
+        CheckpointError: They cannot be read.
+    """
     try:
         about: dict[str, Any] = json.loads(metadata[_KEY])
         return ResNeXtConfig.from_dict(about["config"]), Card.from_dict(about["card"])

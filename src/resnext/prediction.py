@@ -17,7 +17,7 @@ from resnext.evaluation import card_of, evaluating
 from resnext.network import ResNeXt
 from resnext.progress import reporter
 from resnext.transforms import convert, open_image, prepare
-from resnext.weights import load
+from resnext.weights.loading import load_classifier
 
 Picture = str | Path | Image.Image | np.ndarray
 
@@ -62,7 +62,7 @@ def predict(
         InputError: The model has no card with labels, or an argument makes no sense.
     """
     place = pick_device(device)
-    network = load(model) if isinstance(model, str | Path) else model
+    network = load_classifier(model) if isinstance(model, str | Path) else model
     card = card_of(network)
     if type(top) is not int or not 1 <= top <= len(card.labels):
         raise InputError(f"top must be from 1 to the {len(card.labels)} classes, not {top}.")

@@ -20,10 +20,10 @@ class Reporter(Protocol):
     """Told what happens."""
 
     def start(self, title: str, total: int) -> None:
-        """A task of `total` images begins."""
+        """A task of `total` images, or of another unit, begins."""
 
     def advance(self, images: int) -> None:
-        """So many images were just done."""
+        """So many were just done."""
 
     def note(self, text: str) -> None:
         """What belongs to the running task: the current accuracy."""
@@ -35,11 +35,11 @@ class Reporter(Protocol):
         """Nothing more comes."""
 
 
-def reporter(show: bool) -> Reporter:
-    """The one that fits where standard error goes to."""
+def reporter(show: bool, unit: str = "images") -> Reporter:
+    """The one that fits where standard error goes to; `unit` is what is counted."""
     if not show:
         return Silent()
-    return Live() if sys.stderr.isatty() else Plain()
+    return Live(unit=unit) if sys.stderr.isatty() else Plain(unit)
 
 
 class Silent:
@@ -55,7 +55,8 @@ class Silent:
 class Plain:
     """One line for each finished task, and one every half minute in between."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "images") -> None:
+        self._unit = unit
         self._every = 30.0
         self._begun = self._shown = time.monotonic()
         self._done = self._total = 0
@@ -75,8 +76,8 @@ class Plain:
             rate = self._done / (now - self._begun)
             left = (self._total - self._done) / rate
             self.line(
-                f"{self._title}: {self._done}/{self._total} images, "
-                f"{rate:.0f} images/s, {left:.0f} s left"
+                f"{self._title}: {self._done}/{self._total} {self._unit}, "
+                f"{rate:.0f} {self._unit}/s, {left:.0f} s left"
             )
 
     def note(self, text: str) -> None:
@@ -93,7 +94,8 @@ class Plain:
 class Live:
     """A bar with images per second, time left and the current accuracy."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, unit: str = "images") -> None:
+        self._unit = unit
         self._note = ""
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -118,7 +120,7 @@ class Live:
         """Move the bar."""
         self._progress.advance(self._task, images)
         speed = self._progress.tasks[0].speed
-        self._progress.update(self._task, speed=f"{speed:,.0f} images/s" if speed else "")
+        self._progress.update(self._task, speed=f"{speed:,.0f} {self._unit}/s" if speed else "")
 
     def note(self, text: str) -> None:
         """Show it behind the bar."""

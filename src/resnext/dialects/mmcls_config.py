@@ -55,6 +55,15 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return _File(Path(path)).read()
 
 
+def parse_config(text: str, name: str = "config") -> dict[str, Any]:
+    """Read an OpenMMLab config from its text, as checkpoints hold it; it can have no bases.
+
+    Raises:
+        ConfigError: It would have to be executed, or is damaged.
+    """
+    return _Text(text, name).read()
+
+
 class _BaseDict(dict[Any, Any]):
     """A dict from a base file: `update` merges into it, but replaces what is in a plain dict."""
 
@@ -470,6 +479,23 @@ class _File:
         elif isinstance(op, ast.Pow) and len(integers) == 2 and abs(right) > 64:
             raise self.error("makes a number that no config needs")
         return _MATHS[type(op)](left, right)
+
+
+class _Text(_File):
+    """A config that is no file."""
+
+    def __init__(self, text: str, name: str) -> None:
+        super().__init__(Path(name))
+        self.content = text
+
+    def text(self) -> str:
+        """The text itself."""
+        self.spend(max(len(self.content), 1000))
+        return self.content
+
+    def base(self, path: str) -> _File:
+        """Refuse to read files that a checkpoint names."""
+        raise self.error(f"inherits from {path}", "Pass the config file.")
 
 
 def _kind(value: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from resnext.config import ResNeXtConfig
 from resnext.dialects.fit import unlike
 from resnext.dialects.mmcls import DEPTHS, LETTERS
@@ -64,6 +66,55 @@ def nearest(config: ResNeXtConfig) -> ResNeXtConfig:
         se_reduction=config.se_reduction,
         se_rounding="mmcls",
     )
+
+
+def config_text(config: ResNeXtConfig) -> str:
+    """The config file of a classifier that mmcls has, as its checkpoints hold it."""
+    stages, deep = config.stages, _deep(config)
+    norms = {"group": "GN", "sync": "SyncBN", "instance": "IN", "layer": "LN2d"}
+    norm: dict[str, Any] = {"type": norms.get(config.norm, "BN"), "eps": config.norm_eps}
+    norm |= {"num_groups": config.norm_groups} if config.norm == "group" else {}
+    affine = "elementwise_affine" if config.norm == "layer" else "affine"
+    norm |= {} if config.norm_affine else {affine: False}
+    norm |= {} if config.norm_track else {"track_running_stats": False}
+    convs = {"weight_standardized": "ConvWS", "affine_weight_standardized": "ConvAWS"}
+    conv: dict[str, Any] = {"type": convs.get(config.conv, "Conv2d")}
+    conv |= {"type": "Conv2dAdaptivePadding"} if config.conv == "same_padding" else {}
+    conv |= {"eps": config.conv_eps} if config.conv == "weight_standardized" else {}
+    conv |= {} if config.padding_mode == "zeros" else {"padding_mode": config.padding_mode}
+    base = stages[0].out_channels // config.expansion
+    backbone = {
+        "type": "SEResNeXt" if config.gate else "ResNeXt",
+        "depth": next(d for d, b in DEPTHS.items() if b[: config.num_stages] == config.layers),
+        "groups": stages[0].groups,
+        "width_per_group": stages[0].width // stages[0].groups,
+        "in_channels": config.in_channels,
+        "stem_channels": config.stem_out[-1],
+        "base_channels": base,
+        "expansion": config.expansion,
+        "num_stages": config.num_stages,
+        "strides": tuple(stage.stride for stage in stages),
+        "dilations": tuple(stage.dilation for stage in stages),
+        "out_indices": (config.num_stages - 1,),
+        "style": config.style,
+        "deep_stem": deep,
+        "avg_down": config.avg_down,
+        "conv_cfg": conv,
+        "norm_cfg": norm,
+        **({"se_ratio": config.se_reduction} if config.gate else {}),
+    }
+    head = {
+        "type": "LinearClsHead",
+        "num_classes": config.num_classes,
+        "in_channels": stages[-1].out_channels,
+    }
+    model = {
+        "type": "ImageClassifier",
+        "backbone": backbone,
+        "neck": {"type": "GlobalAveragePooling"},
+        "head": head,
+    }
+    return f"model = {model!r}\n"
 
 
 def _problem(config: ResNeXtConfig) -> str:

@@ -14,7 +14,7 @@ from resnext.dialects.lucid import LUCID, LUCID3
 from resnext.dialects.mmcls import LETTERS
 from resnext.dialects.mmcls_names import MMCLS
 from resnext.dialects.mmdet import MMDET
-from resnext.dialects.names import Dialect, standardised
+from resnext.dialects.names import Dialect
 from resnext.dialects.timm import TIMM
 from resnext.dialects.torchvision import TORCHVISION
 from resnext.dialects.transformers import TRANSFORMERS
@@ -143,7 +143,9 @@ def _classifiers(state: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
     heads: dict[str, str] = {}
     for name in state:
         for root in roots:
-            found = _CLASSIFIER.fullmatch(name.removeprefix(root)) if name.startswith(root) else None
+            found = (
+                _CLASSIFIER.fullmatch(name.removeprefix(root)) if name.startswith(root) else None
+            )
             if found:
                 heads[name] = found[1]
     return heads

@@ -21,13 +21,13 @@ def original(config: ResNeXtConfig) -> nn.Module:
     Raises:
         ImportError: timm is not installed.
     """
-    from timm.layers import BlurPool2d
+    from timm.layers.blur_pool import BlurPool2d
     from timm.models.resnet import Bottleneck, ResNet
 
     args = arguments(config)
     if config.anti_alias:
         args["aa_layer"] = nn.AvgPool2d if config.anti_alias == "avg" else BlurPool2d
-    return ResNet(Bottleneck, list(config.layers), **args)
+    return ResNet(Bottleneck, config.layers, **args)  # pyright: ignore[reportArgumentType]
 
 
 def arguments(config: ResNeXtConfig) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from resnext.network import ResNeXt
 from resnext.progress import Reporter, reporter
 from resnext.training.recipe import RECIPES, Recipe
 from resnext.transforms import augment
-from resnext.weights import load, save
+from resnext.weights import save
+from resnext.weights.loading import load_classifier
 from resnext.zoo import variant
 
 
@@ -103,7 +104,7 @@ def train(
         run.all_epochs()
     finally:
         report.stop()
-    return load(out, device=place)
+    return load_classifier(out, device=place)
 
 
 def chosen_recipe(recipe: str | Recipe | None, data: str | Path, changes: dict[str, Any]) -> Recipe:

@@ -1,5 +1,6 @@
-"""Model files: one safetensors file that carries everything needed to use it."""
+"""Checkpoints: ours, which carry everything needed to use them, and those of other libraries."""
 
-from resnext.weights.files import load, save
+from resnext.weights.files import save
+from resnext.weights.loading import load, load_backbone
 
-__all__ = ["load", "save"]
+__all__ = ["load", "load_backbone", "save"]

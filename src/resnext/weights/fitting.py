@@ -1,0 +1,75 @@
+"""A checkpoint for other images or other classes than it was trained with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from resnext.card import Card
+from resnext.config import ResNeXtConfig
+from resnext.errors import CheckpointError
+
+
+def fit_input(
+    config: ResNeXtConfig, state: dict[str, Tensor], card: Card, in_channels: int, notes: list[str]
+) -> dict[str, Any]:
+    """Config, state and card with another number of input channels.
+
+    The filters of the first convolution are repeated in turn and scaled, so that an image whose
+    new channels repeat the old ones gives the same activations. For one channel they are summed:
+    a grey image gives what it gave as a colour image.
+
+    Raises:
+        ConfigError: `in_channels` is not positive.
+        CheckpointError: The weights are standardized, so they have no scale to keep.
+    """
+    changed = config.replace(in_channels=in_channels)
+    if config.conv in ("weight_standardized", "affine_weight_standardized"):
+        raise CheckpointError(
+            "in_channels cannot be changed: standardized weights have no scale to keep."
+        )
+    name = "conv1.weight" if "conv1.weight" in state else "conv1.0.weight"
+    weight, old = state[name], config.in_channels
+    if in_channels == 1:
+        weight = weight.sum(1, keepdim=True)
+        how = "summed"
+    else:
+        weight = weight[:, [i % old for i in range(in_channels)]] * (old / in_channels)
+        how = f"repeated, times {old}/{in_channels}"
+    notes.append(f"first convolution for {in_channels} channels: its {old} filters {how}")
+    preprocessing = card.preprocessing
+    if in_channels in (1, 3) and old in (1, 3):
+        mean, std = (
+            (sum(x) / len(x),) * in_channels for x in (preprocessing.mean, preprocessing.std)
+        )
+        colour = "L" if in_channels == 1 else "RGB"
+        preprocessing = replace(preprocessing, mean=mean, std=std, colour=colour)
+    elif in_channels not in (1, 3):
+        notes.append(f"preprocessing does not say how {in_channels} channels are normalised")
+    return {
+        "config": changed,
+        "state": {**state, name: weight.contiguous()},
+        "card": replace(card, preprocessing=preprocessing),
+    }
+
+
+def fit_classifier(
+    config: ResNeXtConfig, state: dict[str, Tensor], card: Card, num_classes: int, notes: list[str]
+) -> dict[str, Any]:
+    """Config, state and card with an untrained classifier, drawn as torch draws a linear layer.
+
+    Raises:
+        ConfigError: `num_classes` is not positive.
+    """
+    changed = config.replace(num_classes=num_classes)
+    fresh = nn.Linear(config.stages[-1].out_channels, num_classes)
+    notes.append(f"everything kept but the classifier: a new one, untrained, of {num_classes}")
+    kept = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    new = {f"fc.{name}": value.detach() for name, value in fresh.named_parameters()}
+    return {
+        "config": changed,
+        "state": {**kept, **new},
+        "card": replace(card, labels=(), metrics={}),
+    }

@@ -1,0 +1,146 @@
+"""Pickles that hold more than tensors: what is harmless is read, and none of it is executed.
+
+Objects of foreign classes become `Inert`, which keeps what belonged to them and does nothing.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import IO, Any
+
+import numpy as np
+
+from resnext.errors import CheckpointError
+
+# What training leaves in checkpoints beside the weights
+_HARMLESS = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    "datetime.datetime",
+    "datetime.timedelta",
+    "pathlib.Path",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "pathlib._local.PosixPath",
+    "pathlib._local.WindowsPath",
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "builtins.getattr",
+    "builtins.set",
+    "builtins.slice",
+    "builtins.complex",
+    "_codecs.encode",
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(
+        f"numpy.{core}.multiarray.{x}"
+        for core in ("core", "_core")
+        for x in ("scalar", "_reconstruct")
+    ),
+    *(f"numpy.dtypes.{kind}DType" for kind in ("Float64", "Float32", "Int64", "Int32", "Bool")),
+)
+_DICTIONARIES = (
+    "mmengine.config.config.ConfigDict",
+    "mmcv.utils.config.ConfigDict",
+    "addict.addict.Dict",
+    "yacs.config.CfgNode",
+    "fvcore.common.config.CfgNode",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+)
+
+
+class Inert:
+    """Stands for an object of a class that is not loaded: keeps what it was made of."""
+
+    def __init__(self, *args: object) -> None:
+        self.args = args
+        self.state: object = None
+
+    def __setstate__(self, state: object) -> None:
+        """Keep what belonged to the object."""
+        self.state = state
+
+
+def _empty(*args: object) -> OrderedDict[str, Any]:
+    """Stands for `defaultdict`, whose factory is not called."""
+    return OrderedDict()
+
+
+STUBS: dict[str, Callable[..., Any]] = {name: type(name, (Inert,), {}) for name in _HARMLESS}
+STUBS |= {name.replace("builtins.", "__builtin__."): STUBS[name] for name in _HARMLESS}
+STUBS |= {**dict.fromkeys(_DICTIONARIES, OrderedDict), "collections.defaultdict": _empty}
+"""Classes and functions by name, as Python 3 and as Python 2 wrote them."""
+
+_DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"}
+
+
+class _Reader(pickle.Unpickler):
+    """Finds nothing but stand-ins, so a file can name code but never reach it."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The stand-in of a name.
+
+        Raises:
+            CheckpointError: It is not known to be harmless.
+        """
+        full = f"{module}.{name}"
+        if full == "collections.OrderedDict":
+            return OrderedDict
+        if full not in STUBS:
+            raise CheckpointError(
+                f"it names {full}, which is not known to be harmless. Nothing was executed"
+            )
+        return STUBS[full]
+
+
+def read_pickle(file: IO[bytes]) -> Any:
+    """What a plain pickle holds: NumPy arrays as such, everything else that is foreign as `Inert`.
+
+    Raises:
+        CheckpointError: It names what is not known to be harmless, or is damaged.
+    """
+    try:
+        return _revived(_Reader(file, encoding="latin1").load(), depth=0)
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged pickle raises almost anything
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"it is a damaged pickle ({reason})") from error
+
+
+def _revived(value: Any, depth: int) -> Any:
+    """A value with its arrays rebuilt from their bytes."""
+    if depth > 20:
+        return None
+    if isinstance(value, Mapping):
+        return {key: _revived(x, depth + 1) for key, x in value.items() if isinstance(key, str)}
+    return _array(value) if isinstance(value, Inert) else value
+
+
+def _array(value: Inert) -> Any:
+    """The array that NumPy would have rebuilt from a state of version, shape, type, order, bytes.
+
+    Raises:
+        CheckpointError: The bytes do not fit.
+    """
+    state = value.state
+    if (
+        type(value).__name__.endswith("._reconstruct")
+        and isinstance(state, tuple)
+        and len(state) == 5
+    ):
+        _, shape, kind, fortran, raw = state
+        code = str(kind.args[0]) if isinstance(kind, Inert) and kind.args else None
+        order = kind.state[1] if isinstance(kind, Inert) and isinstance(kind.state, tuple) else "<"
+        if isinstance(raw, Inert) and raw.args:  # protocol 2 writes bytes as text
+            raw = str(raw.args[0]).encode("latin1")
+        if code in _DTYPES and isinstance(raw, bytes) and isinstance(shape, tuple):
+            dtype = np.dtype(code).newbyteorder(order if order in ("<", ">") else "<")
+            array = np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C")
+            return array.astype(dtype.newbyteorder("="))
+    return value
