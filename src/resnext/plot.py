@@ -38,33 +38,25 @@ def plot_catalog(rows: Sequence[Checkpoint], path: str | Path) -> None:
         from matplotlib import pyplot as plt
     except ImportError as error:
         raise InputError("Plots need matplotlib: pip install 'resnext[plot]'.") from error
-    figure, axes = plt.subplots(figsize=(10, 6.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(11.5, 6), layout="constrained")
     for licence, colour in _COLOURS.items():
         own = [row for row in rows if row.licence == licence]
-        axes.scatter(
-            [row.gmacs for row in own],
-            [row.top1 for row in own],  # pyright: ignore
-            s=34,
-            color=colour,
-            alpha=0.85,
-            linewidths=0,
-            label=licence,
-            zorder=3,
-        )
+        if own:
+            _dots(axes, own, colour, licence)
     best = frontier(rows)
-    axes.plot(
-        [row.gmacs for row in best],
-        [row.top1 for row in best],  # pyright: ignore
-        color="#8a8a8a",
-        linewidth=1,
-        zorder=2,
-    )
-    for i, row in enumerate(best):
-        _label(axes, row, left=i % 2 == 1)
+    axes.step(*_points(best), where="post", color="#b0b0b0", linewidth=1.2, zorder=2)
     axes.set_xscale("log")
-    ticks = [4, 8, 16, 32, 64, 128]
+    low, high = min(row.gmacs for row in rows) / 1.25, max(row.gmacs for row in rows) * 1.25
+    ticks = [tick for tick in (1, 2, 4, 8, 16, 32, 64, 128) if low <= tick <= high]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xlim(low, high)
     axes.minorticks_off()
+    for i, row in enumerate(best):
+        place = (row.gmacs, row.top1 or 0)
+        axes.annotate(str(i + 1), place, (-9, 4), textcoords="offset points", ha="center", size=9)
+    names = "\n".join(f"{i + 1}  {row.name}" for i, row in enumerate(best))
+    text = f"Nothing cheaper is better than\n\n{names}"
+    axes.text(1.02, 1, text, transform=axes.transAxes, va="top", size=8.5, linespacing=1.6)
     axes.set_xlabel("GMACs for one image")
     axes.set_ylabel("ImageNet-1k top-1, %")
     axes.set_title("Public ResNeXt checkpoints", loc="left", fontweight="bold")
@@ -79,13 +71,10 @@ def plot_catalog(rows: Sequence[Checkpoint], path: str | Path) -> None:
         plt.close(figure)
 
 
-def _label(axes: Axes, row: Checkpoint, *, left: bool) -> None:
-    axes.annotate(
-        row.name,
-        (row.gmacs, row.top1 or 0),
-        xytext=(-6, 5) if left else (6, -10),
-        textcoords="offset points",
-        ha="right" if left else "left",
-        fontsize=7.5,
-        color="#444444",
-    )
+def _points(rows: Sequence[Checkpoint]) -> tuple[list[float], list[float]]:
+    return [row.gmacs for row in rows], [row.top1 or 0 for row in rows]
+
+
+def _dots(axes: Axes, rows: Sequence[Checkpoint], colour: str, licence: str) -> None:
+    x, y = _points(rows)
+    axes.scatter(x, y, s=36, color=colour, alpha=0.85, linewidths=0, label=licence, zorder=3)

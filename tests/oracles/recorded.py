@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
+import io
 import json
+import zipfile
+import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -90,3 +94,37 @@ def probe(name: str, like: Tensor) -> Tensor:
     """The fixed direction a gradient or output is projected on."""
     values = np.random.RandomState(seed(f"probe:{name}")).standard_normal(like.numel())
     return torch.from_numpy(values).view_as(like)
+
+
+@cache
+def files() -> dict[str, Any]:
+    """Checkpoint files as the originals wrote them, without the weights, and their logits."""
+    return json.loads(gzip.decompress((_GOLDEN / "files.json.gz").read_bytes()))
+
+
+def file_bytes(name: str) -> bytes:
+    """A checkpoint file as mmcls or Lucid wrote it: the recorded bytes, filled with weights."""
+    if name in files()["zip"]:
+        return _zipped(files()["zip"][name])
+    about = files()["files"][name]
+    content = bytearray(zlib.decompress(base64.b64decode(about["rest"])))
+    for start, key, shape in about["pieces"]:
+        values = weight(key, tuple(shape)).numpy().tobytes()
+        content[start : start + len(values)] = values
+    assert hashlib.sha256(content).hexdigest() == about["sha256"]
+    return bytes(content)
+
+
+def _zipped(records: list[list[Any]]) -> bytes:
+    """A zip of torch's: its pickle as it was, and each storage (the optimizer's are zeros)."""
+    out, shapes = io.BytesIO(), files()["shapes"]
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, what, *packed in records:
+            if packed:
+                content = zlib.decompress(base64.b64decode(what))
+            elif isinstance(what, int):
+                content = bytes(what)
+            else:
+                content = weight(what, tuple(shapes[what])).numpy().tobytes()
+            archive.writestr(name, content)
+    return out.getvalue()

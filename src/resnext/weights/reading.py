@@ -76,9 +76,8 @@ def read(path: Path) -> Contents:
 def _format(path: Path, start: bytes) -> str:
     """The format, from the first bytes: names of files are often wrong."""
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        return "numpy" if any(name.endswith(".npy") for name in names) else "torch"
+        arrays = any(entry.filename.endswith(".npy") for entry in _entries(path))
+        return "numpy" if arrays else "torch"
     if len(start) > 8 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] < 1 << 30:
         return "safetensors"
     if start[:4] == b"PK\x03\x04":
@@ -86,6 +85,19 @@ def _format(path: Path, start: bytes) -> str:
     if start[:1] == b"\x80":
         return "legacy" if b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19" in start[:16] else "pickle"
     raise CheckpointError(f"{path} is no file of weights: {_guess(start)}.")
+
+
+def _entries(path: Path) -> list[zipfile.ZipInfo]:
+    """What a zip says it holds.
+
+    Raises:
+        CheckpointError: Its table is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
+        raise CheckpointError(f"{path} is a damaged zip file: {error}.") from error
 
 
 def _guess(start: bytes) -> str:
@@ -154,15 +166,15 @@ def _fill(file: io.RawIOBase | io.FileIO, tensor: Tensor, path: Path) -> None:
 
 
 def _read_torch(path: Path) -> Contents:
-    with zipfile.ZipFile(path) as archive:
-        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-            raise CheckpointError(
-                f"{path} is a TorchScript archive, which holds code. Save the state dict instead: "
-                f"torch.save(model.state_dict(), …)."
-            )
-        sizes = sum(entry.file_size for entry in archive.infolist())
-        if sizes > 20 * path.stat().st_size + (1 << 20):
-            raise CheckpointError(f"{path} unpacks to {sizes:,} bytes, which no weights do.")
+    entries = _entries(path)
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise CheckpointError(
+            f"{path} is a TorchScript archive, which holds code. Save the state dict instead: "
+            f"torch.save(model.state_dict(), …)."
+        )
+    size = sum(entry.file_size for entry in entries)
+    if size > 20 * path.stat().st_size + (1 << 20):
+        raise CheckpointError(f"{path} unpacks to {size:,} bytes, which no weights do.")
     return _contents("torch", path, _unpickled(path))
 
 
