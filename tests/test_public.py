@@ -149,7 +149,9 @@ def test_importing_takes_no_time() -> None:
     assert min(run(code) for _ in range(5)) < 50
 
 
-@pytest.mark.parametrize("name", ["ResNeXtConfig", "Card", "ResNeXtError", "catalog", "variant", "variants"])
+@pytest.mark.parametrize(
+    "name", ["ResNeXtConfig", "Card", "ResNeXtError", "catalog", "variant", "variants"]
+)
 def test_names_that_need_no_torch_do_not_load_it(name: str) -> None:
     """A tool that only lists or checks networks must start at once."""
     code = (

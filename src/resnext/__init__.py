@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from resnext.network import ResNeXt, create
     from resnext.prediction import predict
     from resnext.training import train
-    from resnext.weights import load, load_backbone, save
     from resnext.weights.catalog import catalog
+    from resnext.weights.files import save
+    from resnext.weights.loading import load, load_backbone
     from resnext.zoo import variant, variants
 
 __version__ = "0.1.0"
@@ -38,10 +39,10 @@ _HOME = {  # public name → module that defines it
     "create": "network",
     "diagnose": "diagnosis",
     "evaluate": "evaluation",
-    "load": "weights",
-    "load_backbone": "weights",
+    "load": "weights.loading",
+    "load_backbone": "weights.loading",
     "predict": "prediction",
-    "save": "weights",
+    "save": "weights.files",
     "train": "training",
     "variant": "zoo",
     "variants": "zoo",

@@ -26,7 +26,7 @@ from resnext.network import ResNeXt
 from resnext.progress import Reporter, reporter
 from resnext.training.recipe import RECIPES, Recipe
 from resnext.transforms import augment
-from resnext.weights import save
+from resnext.weights.files import save
 from resnext.weights.loading import load_classifier
 from resnext.zoo import variant
 

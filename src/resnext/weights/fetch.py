@@ -7,14 +7,15 @@ import http.client
 import json
 import os
 import re
+import string
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from filelock import FileLock
 
@@ -144,13 +145,16 @@ class _Download:
         """Where the server's mark of the part's version is kept."""
         return self.part.with_name(f"{self.part.name}.json")
 
+    def size(self) -> int:
+        """Bytes that are there."""
+        return self.part.stat().st_size if self.part.exists() else 0
+
     def receive(self) -> None:
         """Fill the part, as often as it takes."""
-        failures, reason = 0, ""
+        failures, reason, most = 0, "", self.size()
         while failures < self.tries:
-            before = self.part.stat().st_size if self.part.exists() else 0
             try:
-                if self.attempt(before):
+                if self.attempt(self.size()):
                     return
                 reason = "the connection ended early"
             except urllib.error.HTTPError as error:
@@ -163,55 +167,75 @@ class _Download:
                         f"{error.reason}."
                     ) from error
                 reason = f"the server answers {error.code} {error.reason}"
-            except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
-                reason = str(getattr(error, "reason", "") or error or type(error).__name__)
-            except ConnectionError as error:
-                reason = str(error)
-            after = self.part.stat().st_size if self.part.exists() else 0
-            failures = 0 if after > before else failures + 1
+            except (urllib.error.URLError, http.client.HTTPException) as error:
+                reason = str(getattr(error, "reason", "") or error)
+            failures = 0 if self.size() > most else failures + 1
+            most = max(most, self.size())  # what was thrown away and comes again is no progress
             if failures < self.tries:
                 time.sleep(0.2 * 2**failures)
-        have = self.part.stat().st_size if self.part.exists() else 0
         raise CheckpointError(
             f"{self.url} cannot be downloaded: {reason}, {self.tries} times in a row. "
-            f"{have:,} bytes are kept and will be continued."
+            f"{self.size():,} bytes are kept and will be continued."
         )
 
     def attempt(self, have: int) -> bool:
         """Ask once for what is missing; whether the file is complete then."""
-        request = urllib.request.Request(self.url, headers={"User-Agent": "resnext"})
-        hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        if (token := os.environ.get("HF_TOKEN")) and self.url.startswith(hub):
+        url = quote(self.url, safe=string.punctuation)
+        request = urllib.request.Request(url, headers={"User-Agent": "resnext"})
+        hub = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+        token = os.environ.get("HF_TOKEN", "").strip()
+        if token and self.url.startswith(f"{hub}/"):  # not https://huggingface.co.example.com
             request.add_unredirected_header("Authorization", f"Bearer {token}")
-        mark = str(_noted(self.same_as_file()).get("mark", ""))
-        if have and mark:
+        mark = str(_noted(self.same_as_file()).get("mark", "")) if have else ""
+        if mark:
             request.add_header("Range", f"bytes={have}-")
             request.add_header("If-Range", mark)
-        with _opener().open(request, timeout=self.timeout) as answer:
+        with _network():
+            answer = _opener().open(request, timeout=self.timeout)
+        with answer:
             _check_url(answer.url)
             headers: Any = answer.headers
             continued = answer.status == 206
             start, total = _extent(headers, continued)
-            if continued and start != have:
+            now = headers.get("ETag") or headers.get("Last-Modified") or ""
+            if continued and (start != have or now not in ("", mark)):
                 self.part.unlink(missing_ok=True)
                 return False
-            mark = headers.get("ETag") or headers.get("Last-Modified") or ""
-            _write(self.same_as_file(), {"mark": "" if mark.startswith("W/") else mark})
+            if not continued:
+                mark = "" if now.startswith("W/") else now
             with self.part.open("ab" if continued else "wb") as out:
+                _write(self.same_as_file(), {"mark": mark})  # after the old part is gone
                 done = self.copy(answer, out, have if continued else 0, total)
         return total is None or done == total
 
-    def copy(self, answer: IO[bytes], out: IO[bytes], done: int, total: int | None) -> int:
+    def copy(self, answer: Any, out: IO[bytes], done: int, total: int | None) -> int:
         """Write what comes, up to what was announced."""
         self.report.start(self.path.name, (total or 0) // 1_000_000)
-        self.report.advance(done // 1_000_000)
-        while block := answer.read(_CHUNK):
+        if done >= 1_000_000:  # half a minute without one has no rate
+            self.report.advance(done // 1_000_000)
+        while True:
+            with _network():
+                block = answer.read1(_CHUNK)  # `read` loses what came before a failure
+            if not block:
+                return done
             out.write(block)
-            self.report.advance((done + len(block)) // 1_000_000 - done // 1_000_000)
+            if more := (done + len(block)) // 1_000_000 - done // 1_000_000:
+                self.report.advance(more)
             done += len(block)
             if done > _LARGEST:
+                out.truncate(0)
                 raise CheckpointError(f"{self.url} is larger than any ResNeXt; it was not kept.")
-        return done
+
+
+@contextmanager
+def _network() -> Iterator[None]:
+    """Tell its errors from those of the disk, which are not tried again."""
+    try:
+        yield
+    except urllib.error.URLError:
+        raise
+    except OSError as error:
+        raise urllib.error.URLError(str(error) or type(error).__name__) from error
 
 
 def _opener() -> urllib.request.OpenerDirector:
@@ -232,7 +256,8 @@ class _OnlySafely(urllib.request.HTTPRedirectHandler):
 def _check_url(url: str) -> None:
     try:
         parts = urlsplit(url)
-        host = parts.hostname
+        host, _port = parts.hostname, parts.port
+        (host or "").encode("idna")  # fails, as the port does, for what no request can be made to
     except ValueError as error:
         raise CheckpointError(f"{url!r} is no URL: {error}.") from error
     if not host or not (parts.scheme == "https" or (parts.scheme == "http" and host in _LOCAL)):
@@ -241,7 +266,7 @@ def _check_url(url: str) -> None:
 
 def _file_name(url: str) -> str:
     name = urlsplit(url).path.rpartition("/")[2]
-    return re.sub(r"[^\w.+-]", "_", name)[-120:].lstrip(".") or "file"
+    return re.sub(r"[^\w.+-]", "_", name, flags=re.ASCII)[-120:].lstrip(".") or "file"
 
 
 def _extent(headers: Any, continued: bool) -> tuple[int, int | None]:

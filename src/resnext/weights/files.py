@@ -14,7 +14,7 @@ from resnext.card import Card
 from resnext.errors import CheckpointError
 from resnext.header import header
 from resnext.network import ResNeXt
-from resnext.weights.loading import misfit
+from resnext.weights.loading import fitting
 
 
 def save(model: ResNeXt, path: str | Path) -> None:
@@ -37,7 +37,8 @@ def save(model: ResNeXt, path: str | Path) -> None:
             f"classes. Give model.card one label for each."
         )
     state = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
-    if problem := misfit(model.config, state):
+    network, problem = fitting(model.config, state)
+    if network is None:
         raise CheckpointError(
             f"The network is not what its config says: {problem}. For other classes, use "
             f"model.reset_classifier; a compiled network is saved as it was before compiling."

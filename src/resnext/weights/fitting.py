@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,10 +10,12 @@ from resnext.card import Card
 from resnext.config import ResNeXtConfig
 from resnext.errors import CheckpointError
 
+Fitted = tuple[ResNeXtConfig, dict[str, Tensor], Card]
+
 
 def fit_input(
     config: ResNeXtConfig, state: dict[str, Tensor], card: Card, in_channels: int, notes: list[str]
-) -> dict[str, Any]:
+) -> Fitted:
     """Config, state and card with another number of input channels.
 
     The filters of the first convolution are repeated in turn and scaled, so that an image whose
@@ -48,16 +49,13 @@ def fit_input(
         preprocessing = replace(preprocessing, mean=mean, std=std, colour=colour)
     elif in_channels not in (1, 3):
         notes.append(f"preprocessing does not say how {in_channels} channels are normalised")
-    return {
-        "config": changed,
-        "state": {**state, name: weight.contiguous()},
-        "card": replace(card, preprocessing=preprocessing),
-    }
+    state = {**state, name: weight.contiguous()}
+    return changed, state, replace(card, preprocessing=preprocessing)
 
 
 def fit_classifier(
     config: ResNeXtConfig, state: dict[str, Tensor], card: Card, num_classes: int, notes: list[str]
-) -> dict[str, Any]:
+) -> Fitted:
     """Config, state and card with an untrained classifier, drawn as torch draws a linear layer.
 
     Raises:
@@ -68,8 +66,4 @@ def fit_classifier(
     notes.append(f"everything kept but the classifier: a new one, untrained, of {num_classes}")
     kept = {name: value for name, value in state.items() if not name.startswith("fc.")}
     new = {f"fc.{name}": value.detach() for name, value in fresh.named_parameters()}
-    return {
-        "config": changed,
-        "state": {**kept, **new},
-        "card": replace(card, labels=(), metrics={}),
-    }
+    return changed, {**kept, **new}, replace(card, labels=(), metrics={})

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from resnext.backbone import Backbone
 from resnext.card import Card
@@ -43,7 +44,13 @@ class Loaded(NamedTuple):
     state: dict[str, Tensor]
     card: Card
     """Its provenance tells what was left out, chosen or assumed."""
-    classifier: bool
+    network: ResNeXt | Backbone
+    """Without values: a `Backbone` where there is no classifier."""
+
+    @property
+    def classifier(self) -> bool:
+        """Whether there is a last layer."""
+        return isinstance(self.network, ResNeXt)
 
 
 def load(
@@ -100,13 +107,11 @@ def load_classifier(
 
 
 def network_of(found: Loaded) -> ResNeXt | Backbone:
-    """The network of a checkpoint that was understood."""
-    with torch.device("meta"):
-        model = ResNeXt(found.config) if found.classifier else Backbone(found.config)
-    model.load_state_dict(found.state, assign=True)
-    if isinstance(model, ResNeXt):
-        model.card = found.card
-    return model
+    """The network of a checkpoint that was understood, filled with its weights."""
+    found.network.load_state_dict(found.state, assign=True)
+    if isinstance(found.network, ResNeXt):
+        found.network.card = found.card
+    return found.network
 
 
 def load_backbone(
@@ -135,7 +140,7 @@ def load_backbone(
     place = pick_device(str(device))
     found = understand(source, config=config, progress=progress)
     found = fitted(found, None, in_channels)
-    with torch.device("meta"):
+    with torch.device("meta"), _Empty():
         backbone = Backbone(found.config, **options)
     wanted = backbone.state_dict()
     backbone.load_state_dict({name: found.state[name] for name in wanted}, assign=True)
@@ -237,14 +242,13 @@ def _understand(
         notes = [f"weights from the file's {contents.place!r}"] if contents.place else []
         notes += [f"names start with {found.prefix!r}"] if found.prefix else []
         notes += [f"{len(found.left)} other tensors left out"] if found.left else []
-        known = config or (entry.config if entry else told.config)
-        network, classifier = _network(found, known, notes)
+        network = _network(found, config or (entry.config if entry else told.config), notes)
+        if found.dialect in (LUCID, LUCID3):
+            found.dialect.check(network.config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if found.dialect is TRANSFORMERS and network.cardinality == 1:
+    if found.dialect is TRANSFORMERS and network.config.cardinality == 1:
         raise CheckpointError(f"{path} is a plain ResNet of Transformers: its 3×3 has no groups.")
-    if found.dialect in (LUCID, LUCID3):
-        found.dialect.check(network)
     state = {
         name: x.float() if x.is_floating_point() and x.dtype != torch.float32 else x
         for name, x in found.state.items()
@@ -254,34 +258,36 @@ def _understand(
     card = entry.card if entry else told.card
     if not entry and not told.preprocessing:
         notes.append("preprocessing assumed: 256, 224, bilinear, ImageNet's mean and deviation")
-    if card.labels and len(card.labels) != network.num_classes and classifier:
+    count = network.config.num_classes
+    if card.labels and len(card.labels) != count and isinstance(network, ResNeXt):
         raise CheckpointError(
-            f"{path}: {len(card.labels)} labels are given, but the classifier has "
-            f"{network.num_classes} classes. The file contradicts itself."
+            f"{path}: {len(card.labels)} labels are given, but the classifier has {count} "
+            f"classes. The file contradicts itself."
         )
     card = _with(card, notes=notes, dialect=found.dialect.name)
-    return Loaded(path, contents.format, found.dialect, network, state, card, classifier)
+    return Loaded(path, contents.format, found.dialect, network.config, state, card, network)
 
 
 def _network(
     found: Recognised, known: ResNeXtConfig | None, notes: list[str]
-) -> tuple[ResNeXtConfig, bool]:
-    """The config that is known, if the weights fit it, else the one they tell of."""
+) -> ResNeXt | Backbone:
+    """The network that is known, if the weights fit it, else the one they tell of."""
     shapes = {name: tuple(value.shape) for name, value in found.state.items()}
     if known is None:
-        network, classifier, assumed = architecture(shapes, found.norm)
+        config, _, assumed = architecture(shapes, found.norm)
         notes.append("not told by names and shapes, so as usual: " + ", ".join(assumed))
     else:
-        network, classifier = known, "fc.weight" in shapes
-    if problem := misfit(network, found.state, classifier):
-        if known is None:
-            raise CheckpointError(f"{problem}. The file is incomplete, or no ResNeXt.")
-        try:
-            looks = f"its weights are those of {architecture(shapes, found.norm).config!r}"
-        except CheckpointError as error:
-            looks = str(error)
-        raise CheckpointError(f"it should be {network!r}, but {problem}; {looks}")
-    return network, classifier
+        config = known
+    network, problem = fitting(config, found.state, classifier="fc.weight" in shapes)
+    if network is not None:
+        return network
+    if known is None:
+        raise CheckpointError(f"{problem}. The file is incomplete, or no ResNeXt.")
+    try:
+        looks = f"its weights are those of {architecture(shapes, found.norm).config!r}"
+    except CheckpointError as error:
+        looks = str(error)
+    raise CheckpointError(f"it should be {config!r}, but {problem}; {looks}")
 
 
 def _own(path: Path, contents: Contents, config: ResNeXtConfig | None) -> Loaded:
@@ -291,28 +297,27 @@ def _own(path: Path, contents: Contents, config: ResNeXtConfig | None) -> Loaded
             f"{path}: the card has {len(card.labels)} labels, the network {own.num_classes} "
             f"classes. The file was not written by resnext.save."
         )
-    if problem := misfit(own, contents.state):
+    network, problem = fitting(own, contents.state)
+    if network is None:
         raise CheckpointError(f"{path}: {problem}. The file does not belong to its own config.")
     if config is not None and config != own:
         raise CheckpointError(f"{path} is of {own!r}, not of the config that was passed.")
-    return Loaded(path, contents.format, None, own, contents.state, card, classifier=True)
+    return Loaded(path, contents.format, None, own, contents.state, card, network)
 
 
 def fitted(found: Loaded, num_classes: int | None, in_channels: int | None) -> Loaded:
     """The checkpoint with another classifier and for other images; its card tells the changes."""
-    notes: list[str] = []
-    if in_channels not in (None, found.config.in_channels):
-        found = found._replace(
-            **fit_input(found.config, found.state, found.card, in_channels, notes)
-        )
-    if num_classes is not None and not (
-        found.classifier and num_classes == found.config.num_classes
-    ):
-        found = found._replace(
-            **fit_classifier(found.config, found.state, found.card, num_classes, notes),
-            classifier=True,
-        )
-    return found._replace(card=_with(found.card, notes=notes))
+    config, state, card, notes = found.config, found.state, found.card, list[str]()
+    if in_channels not in (None, config.in_channels):
+        config, state, card = fit_input(config, state, card, in_channels, notes)
+    if num_classes is not None and not (found.classifier and num_classes == config.num_classes):
+        config, state, card = fit_classifier(config, state, card, num_classes, notes)
+    if not notes:
+        return found
+    network, problem = fitting(config, state, classifier="fc.weight" in state)
+    assert network is not None, problem
+    card = _with(card, notes=notes)
+    return found._replace(config=config, state=state, card=card, network=network)
 
 
 def _with(card: Card, *, notes: Iterable[str], **provenance: Any) -> Card:
@@ -323,20 +328,36 @@ def _with(card: Card, *, notes: Iterable[str], **provenance: Any) -> Card:
     return replace(card, provenance={**card.provenance, **provenance}) if provenance else card
 
 
-def misfit(config: ResNeXtConfig, state: Mapping[str, Tensor], classifier: bool = True) -> str:
-    """The first tensor that a network of `config` does not have like this; empty if none."""
+def fitting(
+    config: ResNeXtConfig, state: Mapping[str, Tensor], *, classifier: bool = True
+) -> tuple[ResNeXt | Backbone | None, str]:
+    """The network of a config without values, if it has exactly these tensors.
+
+    Returns:
+        The network, or None and the first tensor that it does not have like this.
+    """
     try:
-        with torch.device("meta"):
-            wanted = ResNeXt(config).state_dict()
+        with torch.device("meta"), _Empty():
+            network = ResNeXt(config) if classifier else Backbone(config)
     except (RuntimeError, TypeError, ConfigError) as error:
-        return f"no network has such sizes ({str(error).partition(chr(10))[0]})"
-    if not classifier:
-        wanted = {name: x for name, x in wanted.items() if not name.startswith("fc.")}
+        return None, f"no network has such sizes ({str(error).partition(chr(10))[0]})"
+    wanted = network.state_dict()
     for key in wanted | dict(state):
         a, b = _about(wanted.get(key)), _about(state.get(key))
         if a != b:
-            return f"{key} should be {a} and is {b}"
-    return ""
+            return None, f"{key} should be {a} and is {b}"
+    return network, ""
+
+
+class _Empty(TorchFunctionMode):
+    """Draws no numbers: initialising a large network without values takes as long as reading it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _about(tensor: Tensor | None) -> str:

@@ -1,0 +1,111 @@
+"""Loading resnext101_32x8d: time and peak memory, beside reading the file and torchvision.
+
+Every measurement runs in a process of its own, several times; the least counts.
+Run alone on the machine: `python benchmarks/loading.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from digits import processor
+from safetensors.torch import save_file
+
+import resnext
+
+_REPEATS = 5
+_PREPARE = """
+import json, resource, sys, threading, time
+import torch
+path = sys.argv[1]
+import resnext
+from resnext.weights.loading import load
+from resnext.network import ResNeXt
+sys.path.insert(0, "tests")
+from oracles.originals import torchvision
+torch.load, json.dumps
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+peak, running = 0, True
+def watch():
+    global peak
+    while running:
+        peak = max(peak, resident())
+        time.sleep(0.001)
+base = resident()
+watcher = threading.Thread(target=watch)
+watcher.start()
+began = time.perf_counter()
+{what}
+seconds = time.perf_counter() - began
+running = False
+watcher.join()
+print(json.dumps([seconds, peak - base]))
+"""
+_READ_TORCH = "state = torch.load(path, weights_only=True)"
+_READ_SAFETENSORS = """from safetensors.torch import load_file
+state = load_file(path)
+for value in state.values():
+    value.sum()"""
+_TORCHVISION = """
+model = torchvision.models.resnext101_32x8d()
+model.load_state_dict({read})
+"""
+
+
+def main() -> None:
+    """Print a table."""
+    print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{'':34}{'seconds':>9}{'of reading':>12}{'peak, of the file':>20}")
+    with tempfile.TemporaryDirectory() as folder:
+        model = resnext.create("resnext101_32x8d")
+        state = model.state_dict()
+        files = [
+            Path(folder) / name
+            for name in ("foreign.pth", "foreign.safetensors", "own.safetensors")
+        ]
+        torch.save(state, files[0])
+        save_file(state, files[1])
+        resnext.save(model, files[2])
+        del model, state
+        for path in files:
+            reading = _READ_TORCH if path.suffix == ".pth" else _READ_SAFETENSORS
+            read = "torch.load(path, weights_only=True)"
+            if path.suffix != ".pth":
+                read = "__import__('safetensors.torch').torch.load_file(path)"
+            rows = {
+                "reading into tensors": reading,
+                "resnext.load": "model = load(path)",
+                "torchvision, load_state_dict": _TORCHVISION.format(read=read),
+            }
+            least = 0.0
+            for name, what in rows.items():
+                seconds, peak = measure(what, path)
+                least = least or seconds
+                print(
+                    f"{path.name:20}{name[:30]:>31}"
+                    f"{seconds:8.3f} s{seconds / least:9.2f}×{peak / path.stat().st_size:14.2f}×"
+                )
+
+
+def measure(what: str, path: Path) -> tuple[float, float]:
+    """Least seconds and peak bytes over the process's baseline."""
+    results: list[tuple[float, float]] = []
+    for _ in range(_REPEATS):
+        out = subprocess.run(
+            [sys.executable, "-c", _PREPARE.replace("{what}", what), str(path)],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        results.append(tuple(json.loads(out.stdout)))
+    return min(seconds for seconds, _ in results), min(peak for _, peak in results)
+
+
+if __name__ == "__main__":
+    main()
