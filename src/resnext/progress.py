@@ -71,7 +71,7 @@ class Plain:
         """Print a line if the last one is old."""
         self._done += images
         now = time.monotonic()
-        if now - self._shown > self._every:
+        if now - self._shown > self._every and self._done:
             self._shown = now
             rate = self._done / (now - self._begun)
             left = (self._total - self._done) / rate

@@ -30,7 +30,7 @@ _LOCAL = ("localhost", "127.0.0.1", "::1")
 def home() -> Path:
     """The folder that downloads are kept in: `RESNEXT_HOME`, else `~/.cache/resnext`."""
     if chosen := os.environ.get("RESNEXT_HOME"):
-        return Path(chosen)
+        return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnext"
 
 
@@ -71,6 +71,8 @@ def fetch(
     folder = home() / hashlib.sha256(url.encode()).hexdigest()[:16]
     path = folder / _file_name(url)
     try:
+        if path.exists() and _is_unchanged(path, sha256):
+            return path  # without a lock, so that a shared cache may be read-only
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if path.exists() and _is_unchanged(path, sha256):
@@ -107,8 +109,6 @@ class _Download:
         self.timeout = timeout
         self.tries = tries
         self.report = reporter(progress, unit="MB")
-        self.same_as = ""
-        """The server's mark of the version that the part belongs to."""
 
     def run(self) -> Path:
         """Download, verify, and only then put the file in its place."""
@@ -126,7 +126,8 @@ class _Download:
             self.part.unlink()
             raise CheckpointError(
                 f"{self.url}: sha256 is {digest[: max(len(self.sha256), 8)]}, expected "
-                f"{self.sha256}. It was not kept; try again, or load a file that you trust."
+                f"{self.sha256}. It was not kept; try again. If its publisher replaced it, delete "
+                f"{self.path.parent}."
             )
         if not self.sha256 and self.check is not None:
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from resnext.card import Card
@@ -18,9 +19,9 @@ def fit_input(
 ) -> Fitted:
     """Config, state and card with another number of input channels.
 
-    The filters of the first convolution are repeated in turn and scaled, so that an image whose
-    new channels repeat the old ones gives the same activations. For one channel they are summed:
-    a grey image gives what it gave as a colour image.
+    The filters of the first convolution are repeated in turn and divided by how often each comes,
+    so that an image whose new channels repeat the old ones gives the same activations. For one
+    channel they are summed: a grey image gives what it gave as a colour image.
 
     Raises:
         ConfigError: `in_channels` is not positive.
@@ -33,12 +34,14 @@ def fit_input(
         )
     name = "conv1.weight" if "conv1.weight" in state else "conv1.0.weight"
     weight, old = state[name], config.in_channels
+    turn = [i % old for i in range(in_channels)]
     if in_channels == 1:
-        weight = weight.sum(1, keepdim=True)
-        how = "summed"
+        weight, how = weight.sum(1, keepdim=True), "summed"
+    elif in_channels < old:
+        weight, how = weight[:, turn] * (old / in_channels), "partly kept and scaled"
     else:
-        weight = weight[:, [i % old for i in range(in_channels)]] * (old / in_channels)
-        how = f"repeated, times {old}/{in_channels}"
+        often = torch.tensor([turn.count(i) for i in turn], dtype=weight.dtype).view(1, -1, 1, 1)
+        weight, how = weight[:, turn] / often, "repeated and divided"
     notes.append(f"first convolution for {in_channels} channels: its {old} filters {how}")
     preprocessing = card.preprocessing
     if in_channels in (1, 3) and old in (1, 3):

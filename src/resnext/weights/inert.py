@@ -28,12 +28,15 @@ _HARMLESS = (
     "pathlib._local.WindowsPath",
     "omegaconf.dictconfig.DictConfig",
     "omegaconf.listconfig.ListConfig",
+    *(f"builtins.{x}" for x in ("bool", "bytes", "dict", "float", "int", "list", "str", "tuple")),
     "builtins.getattr",
     "builtins.set",
     "builtins.slice",
     "builtins.complex",
     "_codecs.encode",
     "numpy.dtype",
+    "numpy._core.numeric._frombuffer",
+    "numpy.core.numeric._frombuffer",
     "numpy.ndarray",
     *(
         f"numpy.{core}.multiarray.{x}"
@@ -128,19 +131,23 @@ def _array(value: Inert) -> Any:
     Raises:
         CheckpointError: The bytes do not fit.
     """
-    state = value.state
-    if (
-        type(value).__name__.endswith("._reconstruct")
-        and isinstance(state, tuple)
-        and len(state) == 5
-    ):
+    kind, state, name = None, value.state, type(value).__name__
+    raw, shape, fortran = None, (), False
+    if name.endswith("._reconstruct") and isinstance(state, tuple) and len(state) == 5:
         _, shape, kind, fortran, raw = state
-        code = str(kind.args[0]) if isinstance(kind, Inert) and kind.args else None
-        order = kind.state[1] if isinstance(kind, Inert) and isinstance(kind.state, tuple) else "<"
-        if isinstance(raw, Inert) and raw.args:  # protocol 2 writes bytes as text
-            raw = str(raw.args[0]).encode("latin1")
-        if code in _DTYPES and isinstance(raw, bytes) and isinstance(shape, tuple):
-            dtype = np.dtype(code).newbyteorder(order if order in ("<", ">") else "<")
-            array = np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C")
-            return array.astype(dtype.newbyteorder("="))
-    return value
+    elif name.endswith("._frombuffer") and len(value.args) == 4:  # protocol 5
+        raw, kind, shape, order = value.args
+        fortran = order == "F"
+    if isinstance(raw, Inert) and raw.args:  # protocol 2 writes bytes as text
+        raw = str(raw.args[0]).encode("latin1")
+    code = str(kind.args[0]) if isinstance(kind, Inert) and kind.args else ""
+    if (
+        code not in _DTYPES
+        or not isinstance(raw, bytes | bytearray)
+        or not isinstance(shape, tuple)
+    ):
+        return value
+    ends = kind.state[1] if isinstance(kind, Inert) and isinstance(kind.state, tuple) else "<"
+    dtype = np.dtype(code).newbyteorder(">" if ends == ">" else "<")
+    array = np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C")
+    return array.astype(dtype.newbyteorder("="))

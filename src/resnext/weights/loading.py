@@ -163,7 +163,8 @@ def understand(
         return _understand(path, read(path), config, from_file_name(path.name), None)
     if text.startswith("hf://"):
         return _understand_hub(text, config, None, progress)
-    if text.startswith(("https://", "http://")):
+    scheme = text.partition("://")[0] if "://" in text else ""
+    if scheme not in ("", "open-mmlab", "mmcls"):
         path = fetch(text, check=read, progress=progress)
         return _understand(path, read(path), config, from_file_name(path.name), None)
     if _is_path(text):
