@@ -82,6 +82,18 @@ def run(
         ("evaluate TEXT PHOTOS", "is no file of weights"),
         ("evaluate MODEL EMPTY", "has no class folders"),
         ("evaluate MODEL digits", "the model has cat, dog, fish"),
+        ("catalog --licence gpl", "licence must be commercial, apache-2.0"),
+        ("catalog --min-top1 high", 'unable to convert "high" into float'),
+        ("catalog --plot FOLDER/a.txt", "must be a .png, .svg or .pdf"),
+        ("convert MODEL", "PATH requires an argument"),
+        ("convert MODEL FOLDER/a.pth --to keras", "--to"),
+        ("convert MODEL FOLDER/a.pth --to torchvision", "has no networks with such"),
+        ("convert MODEL MODEL", "exists. Choose another name"),
+        ("convert MODEL FOLDER/a.safetensors --labels TEXT", "1 labels are given for 3 classes"),
+        ("convert nothing.pth FOLDER/a.safetensors", "nothing.pth does not exist"),
+        ("doctor nothing.pth", "nothing.pth does not exist"),
+        ("push MODEL cats", "must be owner/name"),
+        ("predict resnext50_32x4d PHOTOS", "18 public checkpoints; choose one"),
         ("predict MODEL", "no images to classify"),
         ("predict MODEL nowhere.jpg", "nowhere.jpg: no such file"),
         ("predict MODEL TEXT", "not a readable image"),
@@ -203,3 +215,42 @@ def test_help_is_quick_and_runs_as_a_module() -> None:
         seconds.append(time.perf_counter() - began)
     assert "evaluate" in done.stdout
     assert min(seconds) < 0.4
+
+
+def test_catalog(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are shown whole, because they are copied; the best for its cost is marked."""
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, _ = run(capsys, monkeypatch, "catalog", "--licence", "commercial", "--max-gmacs", 5)
+    assert code == 0
+    assert "ResNeXt50_32X4D_Weights.IMAGENET1K_V2" in out
+    assert "cc-by-nc" not in out
+    marked = [line for line in out.splitlines() if "●" in line]
+    assert len(marked) == 1
+    assert "81.20" in marked[0]
+
+
+def test_doctor_and_convert(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What doctor tells to type next must work when it is typed."""
+    bare = tmp_path / "bare.pth"
+    loaded = resnext.load(model)
+    torch.save(loaded.state_dict(), bare)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    code, out, _ = run(capsys, monkeypatch, "doctor", bare)
+    assert code == 0
+    assert "every number is finite" in out
+    command = next(line for line in out.splitlines() if "resnext convert" in line)
+    Path("classes.txt").write_text("cat\ndog\nfish\n")
+    code, out, err = run(capsys, monkeypatch, *command.split("resnext ")[1].split())
+    assert (code, err) == (0, "")
+    assert "Largest difference of an answer 0 of" in out
+    converted = resnext.load("bare-own.safetensors")
+    assert isinstance(converted, resnext.ResNeXt)
+    assert converted.card is not None
+    assert converted.card.labels == ("cat", "dog", "fish")
+    bare.write_bytes(bare.read_bytes()[:1000])
+    code, out, _ = run(capsys, monkeypatch, "doctor", bare)
+    assert code == 1
+    assert "✗" in out

@@ -13,6 +13,7 @@ from oracles.originals import randomize, timm, torchvision
 from torch import Tensor, nn
 
 from resnext import Backbone, ResNeXt, ResNeXtConfig, create, variants
+from resnext.dialects.timm import NAMES
 
 TORCHVISION = ["resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"]
 TIMM = [
@@ -102,6 +103,7 @@ def test_torchvision_in_training() -> None:
 def test_every_variant_of_timm_is_compared() -> None:
     """A variant added under a name of timm's must not escape the comparison."""
     assert sorted(set(timm.list_models()) & set(variants())) == sorted(TIMM)
+    assert sorted(NAMES) == sorted(TIMM)
 
 
 @pytest.mark.parametrize("name", marked(TIMM))

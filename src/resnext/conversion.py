@@ -88,6 +88,8 @@ def convert(
     path = Path(path)
     if to not in TARGETS:
         raise CheckpointError(f"to must be {', '.join(TARGETS)}, not {to!r}.")
+    if to == "resnext" and path.suffix != ".safetensors":
+        raise CheckpointError(f"{path.name} must end in .safetensors for resnext.")
     if not path.parent.is_dir():
         raise CheckpointError(f"{path.parent} is no folder. Make it first.")
     if path.is_dir() or (path.exists() and not overwrite):
@@ -159,6 +161,8 @@ def _images(found: Loaded, photographs: Sequence[str | Path]) -> tuple[Tensor, i
     """Two random images and the photographs, prepared for the network."""
     how, channels = found.card.preprocessing, found.config.in_channels
     size = max(min(how.size, 320), found.config.min_size)
+    if found.config.norm == "instance":  # it needs more than one pixel in the last map
+        size = max(size, found.config.stride + 1)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, channels, size, size, generator=generator)
     if channels != (1 if how.colour == "L" else 3):

@@ -9,7 +9,7 @@ from typing import Any
 
 from resnext.card import Card
 from resnext.dialects.fit import differences
-from resnext.dialects.timm import TIMM
+from resnext.dialects.timm import NAMES
 from resnext.errors import CheckpointError, InputError
 from resnext.evaluation import card_of
 from resnext.network import ResNeXt
@@ -93,7 +93,7 @@ def model_card(model: ResNeXt, repo: str = "owner/name") -> str:
     header = ["library_name: resnext", "pipeline_tag: image-classification"]
     header += [f"license: {card.licence}"] if card.licence else []
     header += ["tags:", "- image-classification", "- resnext", "- pytorch"]
-    header += ["- timm"] if not TIMM.problem(config) else []
+    header += ["- timm"] if architecture in NAMES else []
     facts = [
         ("Architecture", architecture),
         ("Parameters", f"{cost.parameters:,}"),
@@ -132,7 +132,7 @@ def _timm_config(model: ResNeXt, card: Card) -> dict[str, Any]:
     """config.json as timm writes it; for an architecture that timm does not have, labels only."""
     how, name = card.preprocessing, _variant_name(model)
     about: dict[str, Any] = {"library": "resnext", "label_names": list(card.labels)}
-    if not name or TIMM.problem(model.config):
+    if name not in NAMES:
         return {**about, "num_classes": model.config.num_classes}
     return {
         "architecture": name,

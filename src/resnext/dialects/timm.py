@@ -14,6 +14,27 @@ from resnext.config import ResNeXtConfig
 from resnext.dialects.fit import unlike
 from resnext.dialects.names import Dialect
 
+NAMES = {  # architectures that timm can create by our name
+    "resnext50_32x4d",
+    "resnext50d_32x4d",
+    "resnext101_32x4d",
+    "resnext101_32x8d",
+    "resnext101_32x16d",
+    "resnext101_32x32d",
+    "resnext101_64x4d",
+    "seresnext26d_32x4d",
+    "seresnext26t_32x4d",
+    "seresnext50_32x4d",
+    "seresnext101_32x4d",
+    "seresnext101_32x8d",
+    "seresnext101_64x4d",
+    "seresnext101d_32x8d",
+    "seresnextaa101d_32x8d",
+    "seresnextaa201d_32x8d",
+    "ecaresnext26t_32x4d",
+    "ecaresnext50t_32x4d",
+}
+
 
 def original(config: ResNeXtConfig) -> nn.Module:
     """timm's own network of a config that it can build.
