@@ -87,7 +87,7 @@ def run(
         ("catalog --plot FOLDER/a.txt", "must be a .png, .svg or .pdf"),
         ("convert MODEL", "PATH requires an argument"),
         ("convert MODEL FOLDER/a.pth --to keras", "--to"),
-        ("convert MODEL FOLDER/a.pth --to torchvision", "has no networks with such"),
+        ("convert MODEL FOLDER/a.pth --to torchvision", "has networks of four stages, not 3"),
         ("convert MODEL MODEL", "exists. Choose another name"),
         ("convert MODEL FOLDER/a.safetensors --labels TEXT", "1 labels are given for 3 classes"),
         ("convert nothing.pth FOLDER/a.safetensors", "nothing.pth does not exist"),

@@ -80,7 +80,7 @@ def test_the_model_card() -> None:
     assert "- timm" in head.splitlines()
     for part in (
         "# cats",
-        "resnext26_32x4d",
+        "resnext50_32x4d",
         "cat, dog",
         "0.9125",
         'load("hf://someone/cats")',

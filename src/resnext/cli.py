@@ -318,7 +318,7 @@ def convert(
     /,
     *,
     to: Literal["torchvision", "timm", "mmcls", "mmdet", "lucid", "resnext"] = "resnext",
-    images: tuple[Path, ...] = (),
+    images: Annotated[tuple[Path, ...], Parameter(negative="", show_default=False)] = (),
     labels: str | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
