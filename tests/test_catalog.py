@@ -48,6 +48,7 @@ def test_no_public_checkpoint_is_missing() -> None:
     assert len([name for name in names if name.startswith("open-mmlab://")]) == 8
     assert len([name for name in names if name.endswith("_8xb32_in1k")]) == 4
     assert len([name for name in names if name.startswith("lucid/")]) == 6
+    assert len([name for name in names if name.startswith("fb/")]) == 3
     assert "resnext101_32x48d_wsl" in names
     assert len(names) == len(ROWS)
 
@@ -121,7 +122,7 @@ def test_hashes_come_from_names_or_publishers() -> None:
     assert find("resnext50_32x4d.tv2_in1k").sha256 == "1a0047aa"
     assert len(find("lucid/resnext_50_32x4d.IMAGENET1K_V2").sha256) == 64
     without = [row.name for row in ROWS if not row.sha256]
-    assert all("in12k" in name or name.endswith(".in1k") for name in without)
+    assert all("in12k" in x or x.endswith(".in1k") or x[:3] == "fb/" for x in without)
 
 
 def test_filters() -> None:
@@ -166,7 +167,7 @@ def test_frontier_by_a_naive_loop() -> None:
     [
         ("RESNEXT50_32X4D.A1_IN1K", "resnext50_32x4d.a1_in1k"),
         ("mmcls://resnext152_32x4d", "resnext152-32x4d_8xb32_in1k"),
-        ("resnext50_32x4d", "18 public checkpoints; choose one"),
+        ("resnext50_32x4d", "19 public checkpoints; choose one"),
         ("resnext50_32x4d.a1_in2k", "Did you mean resnext50_32x4d.a1_in1k"),
         ("quite something else", "resnext catalog"),
     ],

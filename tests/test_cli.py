@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import time
@@ -93,7 +94,7 @@ def run(
         ("convert nothing.pth FOLDER/a.safetensors", "nothing.pth does not exist"),
         ("doctor nothing.pth", "nothing.pth does not exist"),
         ("push MODEL cats", "must be owner/name"),
-        ("predict resnext50_32x4d PHOTOS", "18 public checkpoints; choose one"),
+        ("predict resnext50_32x4d PHOTOS", "19 public checkpoints; choose one"),
         ("predict MODEL", "no images to classify"),
         ("predict MODEL nowhere.jpg", "nowhere.jpg: no such file"),
         ("predict MODEL TEXT", "not a readable image"),
@@ -254,3 +255,52 @@ def test_doctor_and_convert(
     code, out, _ = run(capsys, monkeypatch, "doctor", bare)
     assert code == 1
     assert "✗" in out
+
+
+def test_labels_cannot_command_the_terminal(
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Labels are other people's text: markup once crashed the table, and colours got through."""
+    config = resnext.ResNeXtConfig((1,), 2, 8, num_stages=1, channels=(16,), num_classes=2)
+    about = {"CLASSES": ("[/x]", "\x1b[31m[red]tomato")}
+    state = resnext.ResNeXt(config).state_dict()
+    folder = tmp_path / "sp ace"
+    folder.mkdir()
+    torch.save({"state_dict": state, "meta": about}, folder / "-it's.pth")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(folder)
+    code, out, err = run(capsys, monkeypatch, "predict", "./-it's.pth", photos, "--top", 2)
+    assert (code, "[/x]" in out, "[red]tomato" in out, "\x1b" in out + err) == (
+        0,
+        True,
+        True,
+        False,
+    )
+    code, out, _ = run(capsys, monkeypatch, "doctor", "./-it's.pth")
+    assert code == 0
+    assert "\x1b" not in out
+    command = next(line for line in out.splitlines() if "resnext convert" in line)
+    words = shlex.split(command.split("resnext ")[1])
+    code, _, err = run(capsys, monkeypatch, *words)
+    assert (code, err) == (0, "")
+
+
+def test_info_of_checkpoints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A public checkpoint has a size of its own, a backbone no classifier."""
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, _ = run(capsys, monkeypatch, "info", "resnext50_32x4d.a1_in1k")
+    assert code == 0
+    assert "288×288" in out
+    state = resnext.create("resnext26_32x4d").state_dict()
+    trunk = {f"backbone.{n}": x for n, x in state.items() if not n.startswith("fc.")}
+    torch.save(trunk, tmp_path / "a.pth")
+    code, out, _ = run(capsys, monkeypatch, "info", tmp_path / "a.pth")
+    assert code == 0
+    assert "classifier" not in out
+    parameters = sum(x.numel() for n, x in trunk.items() if n.endswith(("weight", "bias")))
+    assert f"{parameters:,}" in out

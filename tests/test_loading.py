@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from resnext import Backbone, ResNeXt, ResNeXtConfig, load, load_backbone, predict, variant
+from resnext import Backbone, ResNeXt, ResNeXtConfig, load, load_backbone, predict, save, variant
 from resnext.dialects.recognise import DIALECTS
 from resnext.errors import CheckpointError, ConfigError, MissingFileError, UnknownNameError
 from resnext.weights import loading
@@ -178,7 +178,7 @@ def test_a_classifier_of_several_layers(tmp_path: Path) -> None:
     assert isinstance(load(tmp_path / "a.pth"), Backbone)
     model = classifier(tmp_path / "a.pth", num_classes=2)
     assert model.card is not None
-    assert any("several layers" in note for note in model.card.provenance["notes"])
+    assert any("not one linear layer" in note for note in model.card.provenance["notes"])
 
 
 # -- what files say about themselves ---------------------------------------------------------------
@@ -363,7 +363,9 @@ def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path
         "lucid/resnext_50_32x4d.IMAGENET1K_V2",
     ],
 )
-def test_names_of_the_catalog(tmp_path: Path, downloads: dict[str, Path], name: str) -> None:
+def test_names_of_the_catalog(
+    tmp_path: Path, downloads: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each in its own dialect gives the same network, with ImageNet's labels."""
     row = loading.find(name)
     model = network(variant("resnext50_32x4d"))
@@ -382,9 +384,16 @@ def test_names_of_the_catalog(tmp_path: Path, downloads: dict[str, Path], name: 
     assert loaded.card is not None
     assert loaded.card.labels == labels("imagenet-1k")
     assert loaded.card.preprocessing == row.preprocessing
-    again = classifier(path) if row.sha256 and "lucid" not in name else loaded
-    assert again.card is not None
-    assert again.card.labels == labels("imagenet-1k")  # the file's name holds its hash
+    if not row.sha256 or "lucid" in name:
+        return
+    named = classifier(path)  # the name of the file is the published one, its content is not
+    assert named.card is not None
+    assert not named.card.labels
+    assert any("its SHA-256 is not" in note for note in named.card.provenance["notes"])
+    monkeypatch.setattr(loading, "file_sha256", lambda path: row.sha256 + "0" * 56)
+    genuine = classifier(path)
+    assert genuine.card is not None
+    assert genuine.card.labels == labels("imagenet-1k")
 
 
 def test_colour_order_of_detectron2(tmp_path: Path, downloads: dict[str, Path]) -> None:
@@ -457,3 +466,209 @@ def test_incomplete_files(tmp_path: Path, change: Any, said: str) -> None:
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=said):
         load(tmp_path / "a.pth")
+
+
+# -- what was once silently wrong ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"model_args": {"output_stride": 8}}, "'output_stride' of timm is not built"),
+        ({"model_args": {"global_pool": "max"}}, "global_pool 'max' is not built"),
+        ({"global_pool": "avgmax"}, "global_pool 'avgmax' is not built"),
+        ({"architecture": "resnetaa50d"}, "names resnetaa50d, which is no ResNeXt"),
+        ({"architecture": "vit_base_patch16_224"}, "names vit_base_patch16_224"),
+        ({"num_classes": "3"}, "num_classes must be an integer, not '3'"),
+        ({"model_args": {"in_chans": -3}}, "in_channels must be greater than 0"),
+        ({"architecture": None, "num_classes": 7}, "7 classes are given"),
+        ({"architecture": None, "hidden_act": "silu"}, "hidden_act 'silu'"),
+        ({"architecture": None, "downsample_in_bottleneck": True}, "downsample_in_bottleneck"),
+        ({"label_names": None, "id2label": {"1": "a", "2": "b", "3": "c"}}, "must number"),
+        ({"label_names": None, "id2label": {"²": "a"}}, "must number"),
+    ],
+    ids=str,
+)
+def test_config_json_is_taken_at_its_word(tmp_path: Path, about: Any, said: str) -> None:
+    """Names and shapes are the same with another stride or pooling; the answers are not."""
+    timm_folder(tmp_path / "f", "resnext26_32x4d", **about)
+    with pytest.raises(CheckpointError, match=said):
+        load(tmp_path / "f")
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"architectures": {"a": 1}},
+        {"architectures": 5},
+        {"label_names": [["a"]], "label_descriptions": {}},
+        {"pretrained_cfg": {"mean": [0.5] * 3, "std": [1] * 3, "input_size": [3, 64, 96]}},
+        {"pretrained_cfg": {"mean": 1}},
+        {"pretrained_cfg": 7},
+    ],
+    ids=str,
+)
+def test_config_json_of_another_shape(tmp_path: Path, about: Any) -> None:
+    """What is not understood is left aside, and told; it is no traceback."""
+    timm_folder(tmp_path / "f", "resnext26_32x4d", **{"architecture": None, **about})
+    model = classifier(tmp_path / "f")
+    assert model.card is not None
+    notes = " ".join(model.card.provenance["notes"])
+    assert "preprocessing assumed" in notes or "pretrained_cfg" not in about
+
+
+MMSEG = """
+model = dict(type='EncoderDecoder', pretrained='open-mmlab://resnext50_32x4d',
+    backbone=dict(type='ResNeXt', depth=50, groups=2, base_width=4, base_channels=8, dcn=None,
+                  strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), norm_cfg=dict(type='SyncBN'),
+                  norm_eval=True, style='caffe', frozen_stages=1, out_indices=(0, 1, 2, 3)))
+"""
+
+
+def test_configs_of_segmentors_are_used(tmp_path: Path) -> None:
+    """mmseg dilates its backbones; without the config the last map would be a quarter as wide."""
+    config = ResNeXtConfig(
+        (3, 4, 6, 3),
+        2,
+        1,
+        channels=(8, 16, 32, 64),
+        widths=(8, 16, 32, 64),
+        stem_channels=8,
+        style="caffe",
+        strides=(1, 2, 1, 1),
+        dilations=(1, 1, 2, 4),
+    )
+    model = network(config)
+    trunk = {f"backbone.{n}": x for n, x in model.state_dict().items() if not n.startswith("fc.")}
+    file = tmp_path / "a.pth"
+    torch.save({"state_dict": {**trunk, "decode_head.x": X}, "meta": {"config": MMSEG}}, file)
+    backbone = load(file)
+    assert isinstance(backbone, Backbone)
+    assert torch.equal(logits(backbone)[-1], model.features(X)[-1])
+    assert backbone.card is not None
+    assert any("decode_head" in note for note in backbone.card.provenance["notes"])
+    for name, value in (("dcn", "dict(type='DCN')"), ("plugins", "[dict(cfg=dict())]")):
+        text = MMSEG.replace("dcn=None", f"{name}={value}")
+        torch.save({"state_dict": trunk, "meta": {"config": text}}, file)
+        with pytest.raises(CheckpointError, match=f"has {name}, which"):
+            load(file)
+    torch.save({"state_dict": trunk, "meta": {"config": "model = build()"}}, file)
+    assert any("could not be read" in note for note in load(file).card.provenance["notes"])
+
+
+def test_another_neck_is_refused(tmp_path: Path) -> None:
+    """A network that was trained with another pooling answers otherwise with ours."""
+    text = PIPELINE.format(groups=2, rgb=True).replace(
+        "head=dict", "neck=dict(type='GeneralizedMeanPooling'), head=dict"
+    )
+    openmmlab_file(tmp_path / "a.pth", text)
+    with pytest.raises(CheckpointError, match="neck is GeneralizedMeanPooling"):
+        load(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("resize", "normal", "colour", "told"),
+    [
+        ("dict(type='ResizeEdge', scale=80, edge='short', backend='pillow')", "", "BGR", True),
+        ("dict(type='ResizeEdge', scale=80, edge='short')", "to_rgb=True", "RGB", True),
+        ("dict(type='ResizeEdge', scale=80, edge='long')", "", "RGB", False),
+        ("dict(type='Resize', scale=80)", "", "RGB", False),
+    ],
+)
+def test_preprocessing_of_mmpretrain(
+    tmp_path: Path, resize: str, normal: str, colour: str, told: bool
+) -> None:
+    """Its normalisation is part of the model, and BGR unless it says otherwise."""
+    text = PIPELINE.format(groups=2, rgb=True).partition("img_norm_cfg")[0] + (
+        f"data_preprocessor = dict(mean=[10, 20, 30], std=[51, 51, 51], {normal})\n"
+        f"test_pipeline = [{resize}, dict(type='CenterCrop', crop_size=64)]\n"
+    )
+    openmmlab_file(tmp_path / "a.pth", text)
+    card = classifier(tmp_path / "a.pth").card
+    assert card is not None
+    notes = " ".join(card.provenance["notes"])
+    assert ("preprocessing assumed" in notes) != told
+    assert ("OpenCV" in notes) == (told and "pillow" not in resize)
+    assert card.preprocessing.colour == colour
+
+
+def test_weights_that_are_not_ordinary_are_named(tmp_path: Path) -> None:
+    """A sparse classifier was once left out, and the rest called healthy."""
+    state = network().state_dict()
+    for value, said in (
+        (state["fc.weight"].to_sparse(), "fc.weight is sparse"),
+        (torch.empty(5, 512, device="meta"), "fc.weight is without values"),
+        (torch.ones(1).expand(5, 512), "fc.weight repeats its values"),
+    ):
+        torch.save({**state, "fc.weight": value}, tmp_path / "a.pth")
+        with pytest.raises(CheckpointError, match=said):
+            load(tmp_path / "a.pth")
+    del state["fc.weight"]
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"fc\.bias is there, but not the weight"):
+        load(tmp_path / "a.pth")
+
+
+def test_of_several_networks_the_choice_is_told(tmp_path: Path) -> None:
+    """Averages are taken where they can be told from the rest, else nothing is."""
+    raw, average = network().state_dict(), {n: x + 0 for n, x in network().state_dict().items()}
+    average["fc.bias"] = average["fc.bias"] + 1
+    for content, is_average in (
+        ({"model": raw, "model_ema": {"state_dict": average}}, True),
+        ({"state_dict": raw, "ema": {"shadow": average}}, True),
+        ({"state_dict": raw, "callbacks": {"EMA": {"ema_state_dict": average}}}, False),
+        (
+            {
+                **{f"model.{n}": x for n, x in raw.items()},
+                **{f"ema_model.{n}": x for n, x in average.items()},
+            },
+            True,
+        ),
+    ):
+        torch.save(content, tmp_path / "a.pth")
+        model = classifier(tmp_path / "a.pth")
+        assert torch.equal(model.fc.bias, (average if is_average else raw)["fc.bias"])
+        assert model.card is not None
+        assert any("other networks" in note for note in model.card.provenance["notes"])
+    for names in (("student", "teacher"), ("best", "last")):
+        torch.save(dict(zip(names, (raw, average), strict=True)), tmp_path / "a.pth")
+        with pytest.raises(CheckpointError, match="several networks are in it"):
+            load(tmp_path / "a.pth")
+
+
+def test_half_precision_files_of_ours(tmp_path: Path) -> None:
+    """Mixed types once made a network that fails at its first image."""
+    model = network().half()
+    save(model, tmp_path / "a.safetensors")
+    assert classifier(tmp_path / "a.safetensors").fc.weight.dtype == torch.float16
+    other = classifier(tmp_path / "a.safetensors", num_classes=7)
+    assert {p.dtype for p in other.parameters()} == {torch.float16}
+
+
+def test_tied_tensors_come_apart(tmp_path: Path) -> None:
+    """Training one of them would change the other."""
+    state = network().state_dict()
+    state["bn1.bias"] = state["bn1.running_mean"]
+    torch.save(state, tmp_path / "a.pth")
+    model = classifier(tmp_path / "a.pth")
+    before = model.bn1.bias.clone()
+    model.bn1.running_mean += 1
+    assert torch.equal(model.bn1.bias, before)
+
+
+@pytest.mark.parametrize("source", ["", " ", None, 5, "a" * 5000])
+def test_sources_that_are_none(source: Any) -> None:
+    """The current folder was once meant by nothing."""
+    with pytest.raises((CheckpointError, UnknownNameError)):
+        load(source)
+
+
+def test_threads(tmp_path: Path) -> None:
+    """torch's list of harmless names is one for all threads."""
+    from argparse import Namespace
+    from concurrent.futures import ThreadPoolExecutor
+
+    torch.save({"state_dict": network().state_dict(), "args": Namespace(a=1)}, tmp_path / "a.pth")
+    with ThreadPoolExecutor(4) as pool:
+        for model in pool.map(load, [tmp_path / "a.pth"] * 24):
+            assert isinstance(model, ResNeXt)

@@ -277,3 +277,49 @@ def test_bombs(tmp_path: Path) -> None:
         (tmp_path / "b").write_bytes(struct.pack("<Q", len(header)) + header)
         with pytest.raises(CheckpointError):
             read(tmp_path / "b")
+
+
+@pytest.mark.parametrize("depth", [12, None])
+def test_dictionaries_in_themselves(tmp_path: Path, depth: int | None) -> None:
+    """A few hundred bytes once kept it busy for ever."""
+    inner: dict[str, Any] = {}
+    if depth is None:
+        inner.update({str(i): inner for i in range(10)})
+    else:
+        for _ in range(depth):
+            inner = {str(i): inner for i in range(4)}
+    (tmp_path / "a").write_bytes(pickle.dumps({**arrays(STATE), "x": inner}))
+    assert same({name: read(tmp_path / "a").state[name] for name in STATE})
+    torch.save({"state_dict": STATE, "x": inner}, tmp_path / "b")
+    assert same(read(tmp_path / "b").state)
+
+
+def test_small_files_that_ask_for_much(tmp_path: Path) -> None:
+    """Nine bytes once took gigabytes; tensors beside the weights are never made."""
+    (tmp_path / "a").write_bytes(b"\x80\x02}r" + struct.pack("<I", 0x7FFFFFFF) + b".")
+    assert read(tmp_path / "a").state == {}
+    torch.save({"state_dict": STATE, "x": {"y": torch.zeros(1).expand(1 << 40)}}, tmp_path / "b")
+    assert same(read(tmp_path / "b").state)
+    header = b'{"x":{"dtype":"F32","shape":[0,4611686018427387904,8],"data_offsets":[0,0]}}'
+    (tmp_path / "c").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(CheckpointError):
+        read(tmp_path / "c")
+    with (tmp_path / "d").open("wb") as file:
+        np.savez_compressed(file, x=np.zeros(30_000_000))
+    with pytest.raises(CheckpointError, match="unpacks to"):
+        read(tmp_path / "d")
+
+
+def test_special_files(tmp_path: Path) -> None:
+    """A pipe would be waited for, a device read for ever."""
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero")):
+        with pytest.raises(CheckpointError, match="no ordinary file"):
+            read(path)
+
+
+@pytest.mark.parametrize("write", [zipped, legacy])
+def test_arrays_in_files_of_torch(tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
+    """Some save arrays with torch.save."""
+    write({"model": arrays(STATE)}, tmp_path / "a")
+    assert same(read(tmp_path / "a").state)

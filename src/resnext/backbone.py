@@ -39,6 +39,9 @@ class Backbone(Trunk):
         checkpointing: Whether to keep no activations inside blocks and compute them again in the
             backward pass, which saves memory for about a third more time.
 
+    Attributes:
+        card: Preprocessing and origin of the weights, once they are loaded. None before.
+
     Raises:
         ConfigError: `out_indices` or `frozen_stages` does not fit the number of stages.
     """

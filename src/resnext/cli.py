@@ -97,20 +97,23 @@ def info(
             )
         console.print(table)
         return
-    path = Path(name)
-    if path.exists() or path.suffix in (".safetensors", ".pth", ".pt", ".lcd") or "/" in name:
+    from resnext.weights.catalog import exact, is_path
+
+    classifier = True
+    if row := exact(name):
+        config, size = row.config, size or row.size
+    elif is_path(name) or Path(name).exists():
         from resnext.weights.loading import understand
 
         found = understand(name)
-        config = found.config
-        if size is None:
-            size = found.card.preprocessing.size
+        config, classifier = found.config, found.classifier
+        size = size or found.card.preprocessing.size
     else:
         config = variant(name)
     cost = summarize(config, size)
     columns = ("Output", "Blocks", "Width", "Groups", "Parameters", "GMACs", "Field")
     table = Table("Stage", *_right(*columns), box=None, header_style="bold")
-    for row in cost.rows:
+    for row in cost.rows if classifier else cost.rows[:-1]:
         h, w = row.size
         table.add_row(
             row.name,
@@ -123,9 +126,10 @@ def info(
             str(row.receptive_field or "all"),
         )
     table.add_section()
-    total = f"{cost.parameters:,}", f"{cost.macs / 1e9:.2f}", str(cost.receptive_field)
+    parameters = cost.parameters - (0 if classifier else cost.rows[-1].parameters)
+    total = f"{parameters:,}", f"{cost.macs / 1e9:.2f}", str(cost.receptive_field)
     table.add_row("total", "", "", "", "", *total, style="bold")
-    console.print(f"[bold]{name}[/] for images of {cost.size[0]}×{cost.size[1]} pixels")
+    console.print(f"[bold]{_plain(name)}[/] for images of {cost.size[0]}×{cost.size[1]} pixels")
     console.print(f"{config!r}\n", highlight=False)
     console.print(table)
 
@@ -258,7 +262,8 @@ def predict(
     for prediction in predictions:
         answers = zip(prediction.labels, prediction.probabilities, strict=True)
         for i, (label, probability) in enumerate(answers):
-            table.add_row("" if i else prediction.name, label, f"{probability:.2%}")
+            name = "" if i else _plain(prediction.name)
+            table.add_row(name, _plain(label), f"{probability:.2%}")
     Console().print(table)
     if sheet is not None:
         from resnext.sheet import draw_sheet, save_sheet
@@ -301,13 +306,14 @@ def catalog(
         mark = "●" if row.name in best else ""
         cost = f"{row.gmacs:.1f}"
         table.add_row(mark, row.name, *accuracies, cost, str(row.size), row.licence or "not stated")
-    console = Console()
-    console.print(table)
-    console.print(f"\n{len(rows)} checkpoints. Use one: resnext predict NAME photos/")
     if plot is not None:
         from resnext.plot import plot_catalog
 
         plot_catalog(rows, plot)
+    console = Console()
+    console.print(table)
+    console.print(f"\n{len(rows)} checkpoints. Use one: resnext predict NAME photos/")
+    if plot is not None:
         print(f"{plot}: accuracy against cost")
 
 
@@ -356,7 +362,6 @@ def doctor(file: Path, /) -> None:
         file: A file of weights, or a folder with one.
     """
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from resnext.diagnosis import diagnose
@@ -366,14 +371,14 @@ def doctor(file: Path, /) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in found.facts():
-        table.add_row(name, escape(value))
+        table.add_row(name, _plain(value))
     for title, lines, mark in (
         ("Notes", found.notes, "·"),
         ("Problems", found.problems, "✗"),
         ("Next", found.advice, "→"),
     ):
         for i, line in enumerate(lines):
-            table.add_row("" if i else title, f"{mark} {escape(line)}")
+            table.add_row("" if i else title, f"{mark} {_plain(line)}")
     if not found.problems:
         table.add_row("Health", "✓ every number is finite, every norm is alive")
     Console().print(table)
@@ -411,16 +416,24 @@ def _print_evaluation(result: Evaluation) -> None:
     for i, (label, recall) in enumerate(zip(result.labels, result.recall(), strict=True)):
         wrong = confusion[i].copy()
         wrong[i] = 0
-        other = f"{result.labels[wrong.argmax()]} ({wrong.max()})" if wrong.any() else ""
+        other = f"{_plain(result.labels[wrong.argmax()])} ({wrong.max()})" if wrong.any() else ""
         right = f"{recall:.1%}" if confusion[i].any() else "–"
-        table.add_row(label, str(confusion[i].sum()), right, other)
+        table.add_row(_plain(label), str(confusion[i].sum()), right, other)
     console.print(table)
     top5 = "" if result.top5 is None else f", top-5 {result.top5:.2%}"
     console.print(
-        f"\n{result.data}: {result.count} images, accuracy [bold]{result.accuracy:.2%}[/]{top5}, "
+        f"\n{_plain(result.data)}: {result.count} images, "
+        f"accuracy [bold]{result.accuracy:.2%}[/]{top5}, "
         f"negative log-likelihood {result.nll:.4f}",
         highlight=False,
     )
+
+
+def _plain(text: str) -> str:
+    """Text of others, as it may be printed: no markup, no commands for the terminal."""
+    from rich.markup import escape
+
+    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
 def _right(*names: str) -> list[Column]:
@@ -430,5 +443,6 @@ def _right(*names: str) -> list[Column]:
 
 
 def _fail(message: str) -> None:
-    print(f"resnext: {' '.join(message.splitlines())}", file=sys.stderr)
+    line = "".join(c if c.isprintable() else " " for c in " ".join(message.splitlines()))
+    print(f"resnext: {line}", file=sys.stderr)
     sys.exit(2)

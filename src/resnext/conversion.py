@@ -89,12 +89,17 @@ def convert(
     if to not in TARGETS:
         raise CheckpointError(f"to must be {', '.join(TARGETS)}, not {to!r}.")
     if to == "resnext" and path.suffix != ".safetensors":
-        raise CheckpointError(f"{path.name} must end in .safetensors for resnext.")
+        raise CheckpointError(f"{path} must end in .safetensors for resnext.")
     if not path.parent.is_dir():
         raise CheckpointError(f"{path.parent} is no folder. Make it first.")
     if path.is_dir() or (path.exists() and not overwrite):
         raise CheckpointError(f"{path} exists. Choose another name, or pass overwrite.")
     found = understand(source, config=config)
+    if to not in ("mmcls", "mmdet") and not found.classifier:
+        raise CheckpointError(
+            f"{source} has no classifier, and files for {to} hold one. Convert it to mmdet, or "
+            f"load it with num_classes=… and save that."
+        )
     if labels is not None:
         if len(labels) != found.config.num_classes:
             raise CheckpointError(
@@ -102,21 +107,29 @@ def convert(
             )
         found = found._replace(card=replace(found.card, labels=tuple(labels)))
     network = network_of(found).eval()
-    x, photographs = _images(found, images)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    x, photographs = _images(found, [images] if isinstance(images, str | Path) else images)
+    try:
+        parity = _write(path, to, found, network, x, photographs)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error}.") from error
+    named = found.dialect.name if found.dialect else "resnext"
+    return Conversion(path, named, to, found.config, parity)
+
+
+def _write(
+    path: Path, to: str, found: Loaded, network: nn.Module, x: Tensor, photographs: int
+) -> Parity:
+    """Write beside the place, compare, then move it there."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".resnext-") as folder:
         draft = Path(folder) / path.name
         if to == "resnext":
-            if not isinstance(network, ResNeXt):
-                raise CheckpointError(
-                    f"{source} has no classifier; files of resnext hold classifiers. Load it with "
-                    f"num_classes=… and save that."
-                )
+            assert isinstance(network, ResNeXt)
             save(network, draft)
         else:
             write(draft, DIALECTS[to], found.state, found.config, found.card)
         other, through = _read_back(draft, to, found)
         with torch.inference_mode():
-            mine, theirs = _answers(network, x), _answers(other, x)
+            mine, theirs = _answers(network.float(), x), _answers(other.float(), x)
         parity = Parity(
             float((mine - theirs).abs().max()),
             float(mine.abs().max()),
@@ -130,8 +143,7 @@ def convert(
                 f"{parity.largest:.2g}. It was not kept; are there NaNs? See resnext doctor."
             )
         draft.replace(path)
-    named = found.dialect.name if found.dialect else "resnext"
-    return Conversion(path, named, to, found.config, parity)
+    return parity
 
 
 def _read_back(path: Path, to: str, found: Loaded) -> tuple[nn.Module, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +15,9 @@ from resnext.card import Card
 from resnext.config import ResNeXtConfig
 from resnext.dialects.fit import differences
 from resnext.dialects.recognise import Recognised, recognise
-from resnext.errors import CheckpointError, MissingFileError
+from resnext.errors import CheckpointError, MissingFileError, ResNeXtError
 from resnext.network import ResNeXt
-from resnext.weights.loading import Loaded, understand
+from resnext.weights.loading import Loaded, understand, understand_contents
 from resnext.weights.reading import Contents, read
 from resnext.zoo import variant, variants
 
@@ -98,13 +99,15 @@ def diagnose(path: str | Path) -> Diagnosis:
     """
     path = Path(path)
     if not path.exists():
-        raise MissingFileError(f"{path} does not exist.")
+        raise MissingFileError(f"{path} does not exist. `doctor` examines files and folders.")
     if path.is_dir():
         return _of_folder(path)
     try:
         contents = read(path)
     except CheckpointError as error:
-        return Diagnosis(path, path.stat().st_size, problems=(str(error),), advice=_UNREADABLE)
+        damaged = any(word in str(error) for word in ("damaged", "cut off", "empty", "web page"))
+        advice = _DAMAGED if damaged else _ELSEWHERE
+        return Diagnosis(path, path.stat().st_size, problems=(str(error),), advice=advice)
     state = contents.state
     about = Diagnosis(
         path,
@@ -115,35 +118,38 @@ def diagnose(path: str | Path) -> Diagnosis:
         dtypes=tuple(f"{n} × {kind}" for kind, n in Counter(map(_kind, state.values())).items()),
     )
     try:
-        found = understand(path)
-    except CheckpointError as error:
+        found = understand_contents(path, contents)
+    except ResNeXtError as error:
         return _misunderstood(about, contents, str(error))
     return _understood(about, found)
 
 
-_UNREADABLE = ("Get the file again, from where it was published, and compare its SHA-256.",)
+_DAMAGED = ("Get the file again, from where it was published, and compare its SHA-256.",)
+_ELSEWHERE = ("Load it with the library that wrote it, and save the state dict of its ResNeXt.",)
 
 
 def _of_folder(path: Path) -> Diagnosis:
     try:
         found = understand(path)
-    except CheckpointError as error:
-        return Diagnosis(path, 0, problems=(str(error),), advice=("Name the file in it.",))
+    except ResNeXtError as error:
+        return Diagnosis(path, 0, problems=(str(error),), advice=("Examine a file in it.",))
     about = diagnose(found.path)
     return _understood(about._replace(path=path, problems=(), advice=()), found)
 
 
 def _understood(about: Diagnosis, found: Loaded) -> Diagnosis:
-    labels = found.card.labels
     problems = _health(found.state)
-    name = about.path
-    advice = [f"resnext convert {name} {name.stem}-own.safetensors"] if found.dialect else []
-    if not found.classifier:
-        advice = [f'resnext.load_backbone("{name}", out_indices=(1, 2, 3))']
-    elif labels:
-        advice.append(f"resnext predict {name} photos/")
+    name, own = _typed(str(about.path)), _typed(f"{about.path.resolve().stem}-own.safetensors")
+    advice: list[str] = []
+    if problems:
+        advice.append("Get weights that were trained to the end, and saved before they diverged.")
+    elif not found.classifier:
+        advice.append(f"resnext.load_backbone({str(about.path)!r})")
+    elif not found.card.labels:
+        advice.append(f"resnext convert {name} {own} --labels classes.txt")
     else:
-        advice = [f"resnext convert {name} {name.stem}-own.safetensors --labels classes.txt"]
+        advice += [f"resnext convert {name} {own}"] if found.dialect else []
+        advice.append(f"resnext predict {name} photos/")
     notes = found.card.provenance.get("notes", ())
     return about._replace(
         dialect=found.dialect.title if found.dialect else "resnext",
@@ -155,6 +161,11 @@ def _understood(about: Diagnosis, found: Loaded) -> Diagnosis:
         problems=tuple(problems),
         advice=tuple(advice),
     )
+
+
+def _typed(path: str) -> str:
+    """A path as it can be typed in a shell, and is not taken for an option."""
+    return shlex.quote(f"./{path}" if path.startswith("-") else path)
 
 
 def _misunderstood(about: Diagnosis, contents: Contents, reason: str) -> Diagnosis:
@@ -174,9 +185,6 @@ def _misunderstood(about: Diagnosis, contents: Contents, reason: str) -> Diagnos
         problems=tuple(problems),
         advice=("If you know its architecture: resnext.load(file, config=…).",),
     )
-
-
-_ELSEWHERE = ("Load it with the library that wrote it, and save the state dict of its ResNeXt.",)
 
 
 def _compared(found: Recognised) -> list[str]:

@@ -91,6 +91,7 @@ class Trunk(nn.Module):
         """Build the stem and the first `depth` stages."""
         super().__init__()
         self.config = config
+        self.card: Card | None = None
         self.conv1 = stem_conv(config)
         self.bn1 = norm(config, config.stem_out[-1])
         self.relu = nn.ReLU(inplace=True)
@@ -153,7 +154,6 @@ class ResNeXt(Trunk):
 
     def __init__(self, config: ResNeXtConfig) -> None:
         super().__init__(config, depth=checked(config).num_stages)
-        self.card: Card | None = None
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(config.dropout)
         self.fc = nn.Linear(self.num_features, config.num_classes)

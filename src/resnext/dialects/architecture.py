@@ -13,14 +13,19 @@ Shape = tuple[int, ...]
 _BLOCK = re.compile(r"layer(\d)\.(\d{1,4})\.")
 
 
+ASSUMED = (
+    "stride on the 3×3 convolution, strides 1, 2, 2, 2, no dilation, no anti-aliasing, plain "
+    "convolutions, ReLU, average pooling, 1e-5 added to variances"
+)
+"""What names and shapes do not tell, and is taken to be as usual."""
+
+
 class Architecture(NamedTuple):
     """What names and shapes tell."""
 
     config: ResNeXtConfig
     classifier: bool
     """Whether there is a last layer; without one, `config.num_classes` means nothing."""
-    assumed: tuple[str, ...]
-    """What they do not tell, and is taken to be as usual."""
 
 
 def architecture(shapes: Mapping[str, Shape], norm: str = "batch") -> Architecture:
@@ -57,10 +62,7 @@ def architecture(shapes: Mapping[str, Shape], norm: str = "batch") -> Architectu
             "It has group norms. Names and shapes tell neither their number of groups nor whether "
             "weights are standardized (GN or GN+WS). Pass its config."
         )
-    assumed = ["stride on the 3×3 convolution", "strides 1, 2, 2, 2", "no dilation"]
     avg_down = len(shapes.get(f"{firsts[-1]}.downsample.1.weight", ())) == 4
-    if avg_down:
-        assumed.append("no anti-aliasing")
     fields: dict[str, Any] = {
         "layers": layers,
         "cardinality": cardinality,
@@ -81,7 +83,7 @@ def architecture(shapes: Mapping[str, Shape], norm: str = "batch") -> Architectu
         config = ResNeXtConfig(**fields, **_widths(widths, channels, cardinality))
     except ConfigError as error:
         raise CheckpointError(f"No ResNeXt has such sizes: {error}") from error
-    return Architecture(config, classifier, tuple(assumed))
+    return Architecture(config, classifier)
 
 
 def _layers(shapes: Mapping[str, Shape]) -> tuple[int, ...]:

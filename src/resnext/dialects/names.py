@@ -42,7 +42,7 @@ class Dialect:
         block: Names inside a block.
         place: Where blocks are, with `{stage}` and `{block}`.
         first_stage: Number of the first stage.
-        head: What the names of a whole classifier start with, except for its last layer.
+        trunk: What the names of a whole classifier start with, except for its last layer.
         counters: Whether batch norms count batches.
         linear_squeeze: Whether SE blocks squeeze with linear layers, not 1×1 convolutions.
         empty_pool: Whether an `avg_down` shortcut that does not stride counts its missing pooling.

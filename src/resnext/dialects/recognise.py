@@ -36,6 +36,7 @@ DIALECTS = {
 _ANCHORS = (LUCID, DETECTRON2, TRANSFORMERS, TORCHVISION)  # the others share torchvision's
 _WRAPPERS = {"module", "_orig_mod", "model", "network", "net", "backbone", "bottom_up", "resnet"}
 _WRAPPERS |= {"timm_model", "encoder_q", "encoder", "state_dict"}
+_AVERAGES = {"ema_model", "model_ema", "ema"}
 _DETECTOR = re.compile(r"(neck|rpn_head|roi_head|bbox_head|mask_head|decode_head|auxiliary_head)\.")
 _CLASSIFIER = re.compile(
     r"(?:head\.fc|head|classifier|fc|last_linear)(?:\.\d{1,3})?\.(weight|bias)"
@@ -56,6 +57,8 @@ class Recognised(NamedTuple):
     """Weights of classifiers that were found but are not one linear layer."""
     left: tuple[str, ...]
     """Names of everything else: other parts of a detector, averages of weights."""
+    passed_over: tuple[str, ...]
+    """Prefixes of other networks that are in it."""
 
 
 def is_candidate(names: Iterable[str]) -> bool:
@@ -69,7 +72,7 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised:
     Raises:
         CheckpointError: There is none, or several.
     """
-    dialect, prefix = _find(state)
+    dialect, prefix, others = _find(state)
     inner = {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
     outer = [name for name in state if not name.startswith(prefix)]
     heads = _classifiers(state, prefix)
@@ -80,6 +83,8 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised:
     trunk = {name: x for name, x in inner.items() if prefix + name not in heads}
     ours = dialect.read(trunk)
     weights = [name for name, part in heads.items() if part == "weight"]
+    if heads and not weights:
+        raise CheckpointError(f"{next(iter(heads))} is there, but not the weight beside it.")
     one = len(weights) == 1 and state[weights[0]].ndim == 2
     if one:
         ours |= {f"fc.{part}": state[name] for name, part in heads.items()}
@@ -90,6 +95,7 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised:
         norm=next((_KINDS[x] for x in _KINDS if f"layer1.0.{x}2.weight" in inner), "batch"),
         heads=() if one else tuple(weights),
         left=tuple(name for name in outer if name not in heads),
+        passed_over=others,
     )
 
 
@@ -99,17 +105,21 @@ def _prefix(name: str, dialect: Dialect) -> str | None:
     return prefix if prefix != name and (not prefix or prefix.endswith(".")) else None
 
 
-def _find(state: Mapping[str, Tensor]) -> tuple[Dialect, str]:
-    """The anchor's dialect, and what stands before it: if several, the least unusual."""
+def _find(state: Mapping[str, Tensor]) -> tuple[Dialect, str, tuple[str, ...]]:
+    """The anchor's dialect, what stands before it, and before those of other networks.
+
+    Of several, averaged weights are taken, then the one under the least unusual words.
+    """
     found: list[tuple[int, str, Dialect]] = []
     for name in state:
         for dialect in _ANCHORS:
             if (prefix := _prefix(name, dialect)) is not None:
-                strange = [x for x in prefix.split(".") if x and x not in _WRAPPERS]
-                found.append((len(strange), prefix, dialect))
+                words = [x for x in prefix.split(".") if x and x not in _WRAPPERS]
+                strange = -1 if words and set(words) <= _AVERAGES else len(words)
+                found.append((strange, prefix, dialect))
     if not found:
         first = next(iter(state), None)
-        what = f"its {len(state)} tensors start with {first!r}" if state else "it holds no tensors"
+        what = f"its first tensor is {first!r}" if state else "it holds no tensors"
         raise CheckpointError(
             f"No ResNeXt is in it: no tensor is called {TORCHVISION.anchor} or alike; {what}."
         )
@@ -117,7 +127,7 @@ def _find(state: Mapping[str, Tensor]) -> tuple[Dialect, str]:
     if len(found) > 1 and found[0][0] == found[1][0]:
         prefixes = " and ".join(repr(prefix) for _, prefix, _ in found)
         raise CheckpointError(f"Several networks are in it, under {prefixes}. Save one of them.")
-    return found[0][2], found[0][1]
+    return found[0][2], found[0][1], tuple(prefix for _, prefix, _ in found[1:])
 
 
 def _told_apart(inner: Mapping[str, Tensor], outer: list[str], heads: Mapping[str, str]) -> Dialect:

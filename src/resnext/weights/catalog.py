@@ -17,11 +17,13 @@ from resnext.card import Card, Colour, Interpolation, Preprocessing
 from resnext.config import ResNeXtConfig
 from resnext.errors import CheckpointError, ConfigError, UnknownNameError
 from resnext.summary import summarize
-from resnext.zoo import canonical_name, variant
+from resnext.zoo import canonical_name
+from resnext.zoo import variant as _config_of
 
 _TIMM = "https://github.com/huggingface/pytorch-image-models/releases/download/"
 _GLUON = "https://github.com/rwightman/pytorch-pretrained-gluonresnet/releases/download/v0.1/"
 _TORCH = "https://download.pytorch.org/models/"
+_LUA = "https://s3.amazonaws.com/resnext/imagenet_models/"
 _SSL = "https://dl.fbaipublicfiles.com/semiweaksupervision/model_files/"
 _MMCLS = "https://download.openmmlab.com/mmclassification/v0/resnext/"
 _MMLAB = "https://download.openmmlab.com/pretrain/third_party/"
@@ -41,6 +43,7 @@ _SOURCES = {
     "mmdet": "",
     "lucid": "Lucid 2, list of its weights",
     "lucid3": "Lucid 3, meta of its weights",
+    "torch7": "github.com/facebookresearch/ResNeXt, README",
     "wsl": "github.com/facebookresearch/WSL-Images, README",
 }
 
@@ -82,7 +85,7 @@ class Checkpoint(NamedTuple):
     @property
     def config(self) -> ResNeXtConfig:
         """Its architecture."""
-        return variant(self.variant, num_classes=len(self.labels), **dict(self.fields))
+        return _config_of(self.variant, num_classes=len(self.labels), **dict(self.fields))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -167,6 +170,9 @@ _TABLE: tuple[Checkpoint, ...] = (
     Checkpoint("seresnextaa101d_32x8d.sw_in12k_ft_in1k_288", "seresnextaa101d_32x8d", "hf://timm/seresnextaa101d_32x8d.sw_in12k_ft_in1k_288", _APACHE, 86.724, 98.176, size=320, resize=320, interpolation=_CUBIC),
     Checkpoint("seresnextaa201d_32x8d.sw_in12k", "seresnextaa201d_32x8d", "hf://timm/seresnextaa201d_32x8d.sw_in12k", _APACHE, None, None, size=384, resize=384, interpolation=_CUBIC, data="imagenet-12k"),
     Checkpoint("seresnextaa201d_32x8d.sw_in12k_ft_in1k_384", "seresnextaa201d_32x8d", "hf://timm/seresnextaa201d_32x8d.sw_in12k_ft_in1k_384", _APACHE, None, None, size=384, resize=384, interpolation=_CUBIC),
+    Checkpoint("fb/resnext_50_32x4d", "resnext50_32x4d", _LUA + "resnext_50_32x4d.t7", _NC, 77.8, None, "torch7", interpolation=_CUBIC),
+    Checkpoint("fb/resnext_101_32x4d", "resnext101_32x4d", _LUA + "resnext_101_32x4d.t7", _NC, 78.8, None, "torch7", interpolation=_CUBIC),
+    Checkpoint("fb/resnext_101_64x4d", "resnext101_64x4d", _LUA + "resnext_101_64x4d.t7", _NC, 79.6, None, "torch7", interpolation=_CUBIC),
     Checkpoint("resnext101_32x48d_wsl", "resnext101_32x48d", _TORCH + "ig_resnext101_32x48-3e41cc8a.pth", _NC, 85.4, 97.6, "torchvision", measured_by="wsl"),
     Checkpoint("resnext50-32x4d_8xb32_in1k", "resnext50_32x4d", _MMCLS + "resnext50_32x4d_b32x8_imagenet_20210429-56066e27.pth", _APACHE, 77.9, 93.66, "mmcls"),
     Checkpoint("resnext101-32x4d_8xb32_in1k", "resnext101_32x4d", _MMCLS + "resnext101_32x4d_b32x8_imagenet_20210506-e0fa3dd5.pth", _APACHE, 78.61, 94.17, "mmcls"),
@@ -208,13 +214,15 @@ def catalog(
     Raises:
         ConfigError: No checkpoint has such a licence, or a bound makes no sense.
     """
-    known = sorted({row.licence for row in _TABLE} - {_UNKNOWN})
+    known = sorted({row.licence for row in _TABLE} - {_UNKNOWN} | _COMMERCIAL)
     if licence not in (None, "commercial", *known):
         raise ConfigError(f"licence must be commercial, {', '.join(known)}, not {licence!r}.")
     for name, bound in (("min_top1", min_top1), ("max_gmacs", max_gmacs)):
         if bound is not None and not 0 <= bound < float("inf"):
             raise ConfigError(f"{name} must be a number of at least 0, not {bound!r}.")
     wanted = None if variant is None else canonical_name(variant)
+    if wanted is not None:
+        _config_of(wanted)  # refuses a name that nobody knows
     chosen = [
         row
         for row in _TABLE
@@ -245,11 +253,10 @@ def find(name: str) -> Checkpoint:
     Raises:
         UnknownNameError: There is none, or several of that architecture.
     """
-    key = re.sub(r"^mmcls://(\w+?)_(\w+)$", r"\1-\2_8xb32_in1k", str(name).strip()).lower()
-    for row in _TABLE:
-        if row.name.lower() == key:
-            return row
-    same = catalog(variant=name)
+    if row := exact(name):
+        return row
+    key = str(name).strip().lower()
+    same = [row for row in catalog() if row.variant == canonical_name(name)]
     if same and canonical_name(name) == key:
         names = ", ".join(row.name for row in same)
         raise UnknownNameError(f"{name} has {len(same)} public checkpoints; choose one: {names}.")
@@ -257,6 +264,19 @@ def find(name: str) -> Checkpoint:
     names = " or ".join(row.name for row in _TABLE if row.name.lower() in near)
     hint = f"Did you mean {names}?" if names else "`resnext catalog` lists them."
     raise UnknownNameError(f"No public checkpoint is called {name!r}. {hint}")
+
+
+def exact(name: str) -> Checkpoint | None:
+    """The checkpoint of exactly this name, as `find` takes it; None if there is none."""
+    key = re.sub(r"^mmcls://(\w+?)_(\w+)$", r"\1-\2_8xb32_in1k", str(name).strip()).lower()
+    return next((row for row in _TABLE if row.name.lower() == key), None)
+
+
+def is_path(text: str) -> bool:
+    """Whether a name that is no file was meant to be one."""
+    if re.search(r"\.(safetensors|pth|pt|bin|lcd|npz|t7|pkl|ckpt|tar)$", text, re.IGNORECASE):
+        return True
+    return "/" in text and "://" not in text and not text.startswith(("lucid/", "fb/"))
 
 
 def from_file_name(name: str) -> Checkpoint | None:
@@ -283,7 +303,7 @@ def read_labels(source: str | Path) -> tuple[str, ...]:
         if str(source) == data:
             return labels(data)
     try:
-        text = Path(source).read_text(encoding="utf-8")
+        text = Path(source).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         known = " or ".join(get_args(Data))
         raise CheckpointError(f"labels must be {known} or a text file: {error}.") from error

@@ -115,11 +115,11 @@ class _Download:
         try:
             continued = self.part.exists()
             self.receive()
-            digest = _sha256(self.part)
+            digest = file_sha256(self.part)
             if continued and self.sha256 and not digest.startswith(self.sha256):
                 self.part.unlink()  # the old part may have been of another version
                 self.receive()
-                digest = _sha256(self.part)
+                digest = file_sha256(self.part)
         finally:
             self.report.stop()
         if self.sha256 and not digest.startswith(self.sha256):
@@ -261,7 +261,9 @@ def _check_url(url: str) -> None:
         (host or "").encode("idna")  # fails, as the port does, for what no request can be made to
     except ValueError as error:
         raise CheckpointError(f"{url!r} is no URL: {error}.") from error
-    if not host or not (parts.scheme == "https" or (parts.scheme == "http" and host in _LOCAL)):
+    if not host:
+        raise CheckpointError(f"{url!r} is no URL: it names no host.")
+    if not (parts.scheme == "https" or (parts.scheme == "http" and host in _LOCAL)):
         raise CheckpointError(f"{url!r} is not downloaded: only https URLs are.")
 
 
@@ -287,7 +289,7 @@ def _is_unchanged(path: Path, sha256: str) -> bool:
     known = str(note.get("sha256", ""))
     if not known or not known.startswith(sha256.lower()) or note.get("size") != stat.st_size:
         return False
-    return note.get("time") == stat.st_mtime_ns or _sha256(path) == known
+    return note.get("time") == stat.st_mtime_ns or file_sha256(path) == known
 
 
 def _noted(path: Path) -> dict[str, Any]:
@@ -303,6 +305,7 @@ def _write(path: Path, about: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,7 +21,9 @@ def fit_input(
 
     The filters of the first convolution are repeated in turn and divided by how often each comes,
     so that an image whose new channels repeat the old ones gives the same activations. For one
-    channel they are summed: a grey image gives what it gave as a colour image.
+    channel they are summed, so that a channel gives what it gave three times. (An image file goes
+    through the card's preprocessing first, whose grey mean and deviation are the colours' means;
+    so its answers are close to those in colour, not equal.)
 
     Raises:
         ConfigError: `in_channels` is not positive.
@@ -49,6 +51,7 @@ def fit_input(
             (sum(x) / len(x),) * in_channels for x in (preprocessing.mean, preprocessing.std)
         )
         colour = "L" if in_channels == 1 else "RGB"
+        notes.append("preprocessing: mean and deviation averaged over the colours")
         preprocessing = replace(preprocessing, mean=mean, std=std, colour=colour)
     elif in_channels not in (1, 3):
         notes.append(f"preprocessing does not say how {in_channels} channels are normalised")
@@ -65,7 +68,8 @@ def fit_classifier(
         ConfigError: `num_classes` is not positive.
     """
     changed = config.replace(num_classes=num_classes)
-    fresh = nn.Linear(config.stages[-1].out_channels, num_classes)
+    dtype = next(value.dtype for value in state.values() if value.is_floating_point())
+    fresh = nn.Linear(config.stages[-1].out_channels, num_classes, dtype=dtype)
     notes.append(f"everything kept but the classifier: a new one, untrained, of {num_classes}")
     kept = {name: value for name, value in state.items() if not name.startswith("fc.")}
     new = {f"fc.{name}": value.detach() for name, value in fresh.named_parameters()}

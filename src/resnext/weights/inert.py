@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import IO, Any
 
 import numpy as np
@@ -26,9 +26,22 @@ _HARMLESS = (
     "pathlib.WindowsPath",
     "pathlib._local.PosixPath",
     "pathlib._local.WindowsPath",
-    "omegaconf.dictconfig.DictConfig",
-    "omegaconf.listconfig.ListConfig",
-    *(f"builtins.{x}" for x in ("bool", "bytes", "dict", "float", "int", "list", "str", "tuple")),
+    *(
+        f"builtins.{x}"
+        for x in (
+            "bool",
+            "bytes",
+            "dict",
+            "float",
+            "frozenset",
+            "int",
+            "list",
+            "object",
+            "range",
+            "str",
+            "tuple",
+        )
+    ),
     "builtins.getattr",
     "builtins.set",
     "builtins.slice",
@@ -82,7 +95,7 @@ STUBS |= {**dict.fromkeys(_DICTIONARIES, OrderedDict), "collections.defaultdict"
 _DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"}
 
 
-class _Reader(pickle.Unpickler):
+class _Reader(pickle._Unpickler):  # in Python: the other's memo takes as much as a file asks for
     """Finds nothing but stand-ins, so a file can name code but never reach it."""
 
     def find_class(self, module: str, name: str) -> Any:
@@ -108,7 +121,7 @@ def read_pickle(file: IO[bytes]) -> Any:
         CheckpointError: It names what is not known to be harmless, or is damaged.
     """
     try:
-        return _revived(_Reader(file, encoding="latin1").load(), depth=0)
+        return revived(_Reader(file, encoding="latin1").load())
     except CheckpointError:
         raise
     except Exception as error:  # a damaged pickle raises almost anything
@@ -116,13 +129,24 @@ def read_pickle(file: IO[bytes]) -> Any:
         raise CheckpointError(f"it is a damaged pickle ({reason})") from error
 
 
-def _revived(value: Any, depth: int) -> Any:
-    """A value with its arrays rebuilt from their bytes."""
-    if depth > 20:
-        return None
-    if isinstance(value, Mapping):
-        return {key: _revived(x, depth + 1) for key, x in value.items() if isinstance(key, str)}
-    return _array(value) if isinstance(value, Inert) else value
+def revived(value: Any) -> Any:
+    """A value with the arrays in its dictionaries rebuilt from their bytes.
+
+    Raises:
+        CheckpointError: The bytes of one do not fit.
+    """
+    return _revived(value, {})
+
+
+def _revived(value: Any, seen: dict[int, Any]) -> Any:
+    if isinstance(value, Inert):
+        return _array(value)
+    if not isinstance(value, dict):
+        return value
+    if id(value) not in seen:  # a dictionary may be in itself
+        seen[id(value)] = again = {}
+        again |= {key: _revived(x, seen) for key, x in dict.items(value)}
+    return seen[id(value)]
 
 
 def _array(value: Inert) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from resnext.backbone import Backbone
 from resnext.card import Card
 from resnext.config import ResNeXtConfig
 from resnext.device import pick_device
-from resnext.dialects.architecture import architecture
+from resnext.dialects.architecture import ASSUMED, architecture
 from resnext.dialects.lucid import LUCID, LUCID3
 from resnext.dialects.metadata import About, from_folder, from_openmmlab
 from resnext.dialects.names import Dialect
@@ -26,9 +26,9 @@ from resnext.dialects.recognise import Recognised, recognise
 from resnext.dialects.transformers import TRANSFORMERS
 from resnext.errors import CheckpointError, ConfigError, MissingFileError
 from resnext.header import is_own, parse_header
-from resnext.network import ResNeXt
-from resnext.weights.catalog import Checkpoint, find, from_file_name
-from resnext.weights.fetch import fetch
+from resnext.network import ResNeXt, checked
+from resnext.weights.catalog import Checkpoint, find, from_file_name, is_path
+from resnext.weights.fetch import fetch, file_sha256
 from resnext.weights.fitting import fit_classifier, fit_input
 from resnext.weights.reading import Contents, read
 
@@ -68,9 +68,9 @@ def load(
         source: A name of the catalog, `open-mmlab://…`, `hf://owner/repo[/file]`, a URL, a file
             (safetensors; `.pth` of torchvision, timm, mmcls, mmdet or Detectron2; Lucid's `.lcd`;
             `.npz`), or a folder with `config.json` and `model.safetensors`.
-        num_classes: Replaces the classifier by an untrained one if the checkpoint's has other
-            classes, or none.
-        in_channels: Adapts the first convolution by repeating or averaging its filters, so that
+        num_classes: Replaces the classifier by an untrained one, unless the checkpoint's has so
+            many classes already.
+        in_channels: Adapts the first convolution by repeating or summing its filters, so that
             activations keep their scale.
         config: The architecture, where the file does not tell it; checked against the file.
         device: Where to put the weights.
@@ -109,42 +109,56 @@ def load_classifier(
 def network_of(found: Loaded) -> ResNeXt | Backbone:
     """The network of a checkpoint that was understood, filled with its weights."""
     found.network.load_state_dict(found.state, assign=True)
-    if isinstance(found.network, ResNeXt):
-        found.network.card = found.card
+    found.network.card = found.card
     return found.network
 
 
 def load_backbone(
     source: str | Path,
     *,
+    out_indices: Sequence[int] | None = None,
+    frozen_stages: int = -1,
+    norm_eval: bool = False,
+    checkpointing: bool = False,
     in_channels: int | None = None,
     config: ResNeXtConfig | None = None,
     device: str | torch.device = "cpu",
     progress: bool = False,
-    **options: Any,
 ) -> Backbone:
     """The backbone of a checkpoint: of a classifier, a detector or a segmentor.
 
     Args:
         source: As for `load`.
+        out_indices: As for `Backbone`.
+        frozen_stages: As for `Backbone`.
+        norm_eval: As for `Backbone`.
+        checkpointing: As for `Backbone`.
         in_channels: As for `load`.
         config: As for `load`.
         device: Where to put the weights.
         progress: Whether to show downloads on standard error.
-        options: As for `Backbone`: `out_indices`, `frozen_stages`, `norm_eval`, `checkpointing`.
+
+    Returns:
+        The backbone in evaluation mode, with the checkpoint's card.
 
     Raises:
         CheckpointError: As for `load`; a classifier is not needed.
         ConfigError: An option does not fit.
     """
     place = pick_device(str(device))
-    found = understand(source, config=config, progress=progress)
-    found = fitted(found, None, in_channels)
+    found = fitted(understand(source, config=config, progress=progress), None, in_channels)
     with torch.device("meta"), _Empty():
-        backbone = Backbone(found.config, **options)
+        backbone = Backbone(
+            found.config,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            norm_eval=norm_eval,
+            checkpointing=checkpointing,
+        )
     wanted = backbone.state_dict()
     backbone.load_state_dict({name: found.state[name] for name in wanted}, assign=True)
-    return backbone.train().to(place)
+    backbone.card = found.card
+    return backbone.to(place).eval()
 
 
 def understand(
@@ -155,32 +169,37 @@ def understand(
     Raises:
         CheckpointError: As for `load`.
     """
+    if not isinstance(source, str | Path) or not str(source).strip():
+        raise CheckpointError(f"A checkpoint is a name, an address or a file, not {source!r}.")
+    if config is not None:
+        checked(config)
     text = str(source)
-    if isinstance(source, Path) or Path(text).exists():
-        path = Path(source)
-        if path.is_dir():
-            return _understand_folder(path, config)
-        return _understand(path, read(path), config, from_file_name(path.name), None)
+    path = Path(source).expanduser()
+    if isinstance(source, Path) or _exists(path):
+        return _understand_folder(path, config) if path.is_dir() else _of_file(path, config)
     if text.startswith("hf://"):
         return _understand_hub(text, config, None, progress)
     scheme = text.partition("://")[0] if "://" in text else ""
     if scheme not in ("", "open-mmlab", "mmcls"):
-        path = fetch(text, check=read, progress=progress)
-        return _understand(path, read(path), config, from_file_name(path.name), None)
-    if _is_path(text):
+        return _of_file(fetch(text, check=read, progress=progress), config)
+    if is_path(text):
         raise MissingFileError(f"{text} does not exist.")
     entry = find(text)
     if entry.location.startswith("hf://"):
         return _understand_hub(entry.location, config, entry, progress)
     path = fetch(entry.location, sha256=entry.sha256, check=read, progress=progress)
-    return _understand(path, read(path), config, entry, None)
+    return understand_contents(path, read(path), config, entry)
 
 
-def _is_path(text: str) -> bool:
-    """Whether a name that is no file was meant to be one."""
-    if re.search(r"\.(safetensors|pth|pt|bin|lcd|npz|pkl|ckpt|tar)$", text):
-        return True
-    return "/" in text and "://" not in text and not text.startswith("lucid/")
+def _of_file(path: Path, config: ResNeXtConfig | None) -> Loaded:
+    return understand_contents(path, read(path), config)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long for one
+        return False
 
 
 def _understand_hub(
@@ -205,7 +224,7 @@ def _understand_hub(
     if not (file or entry or is_own(contents.metadata)):
         about = _json(fetch(f"{base}/config.json", check=_json))
         told = from_folder(about, {})
-    return _understand(path, contents, config, entry, told)
+    return understand_contents(path, contents, config, entry, told)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -223,50 +242,105 @@ def _understand_folder(folder: Path, config: ResNeXtConfig | None) -> Loaded:
         raise CheckpointError(f"{folder} is a folder without {names[0]}; name the file instead.")
     about = [folder / name for name in ("config.json", "preprocessor_config.json")]
     told = from_folder(*(_json(file) if file.is_file() else {} for file in about))
-    return _understand(path, read(path), config, None, told)
+    return understand_contents(path, read(path), config, None, told)
 
 
-def _understand(
+def understand_contents(
     path: Path,
     contents: Contents,
-    config: ResNeXtConfig | None,
-    entry: Checkpoint | None,
-    told: About | None,
+    config: ResNeXtConfig | None = None,
+    entry: Checkpoint | None = None,
+    told: About | None = None,
 ) -> Loaded:
+    """Recognise what was read, and rebuild its config.
+
+    Args:
+        path: Where it was read.
+        contents: What was read.
+        config: The architecture that it must have.
+        entry: The catalog's, if it was loaded by name.
+        told: What is said beside the file.
+
+    Raises:
+        CheckpointError: As for `load`.
+    """
     if is_own(contents.metadata):
         return _own(path, contents, config)
+    notes: list[str] = []
+    if entry is None:
+        entry = _entry_of_file(path, notes)
     try:
         found = recognise(contents.state)
-        if contents.metadata.get("meta") and told is None:
-            told = from_openmmlab(contents.metadata["meta"])
+        if told is None and isinstance(meta := contents.metadata.get("meta"), dict):
+            told = from_openmmlab(meta)
         told = told or About()
-        notes = [f"weights from the file's {contents.place!r}"] if contents.place else []
-        notes += [f"names start with {found.prefix!r}"] if found.prefix else []
-        notes += [f"{len(found.left)} other tensors left out"] if found.left else []
         network = _network(found, config or (entry.config if entry else told.config), notes)
         if found.dialect in (LUCID, LUCID3):
             found.dialect.check(network.config)
+        if found.dialect is TRANSFORMERS and network.config.cardinality == 1:
+            raise CheckpointError("It is a plain ResNet of Transformers: its 3×3 has no groups.")
+        card = entry.card if entry else told.card
+        if isinstance(network, ResNeXt):
+            _check_classes(network.config.num_classes, told.num_classes, len(card.labels))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if found.dialect is TRANSFORMERS and network.config.cardinality == 1:
-        raise CheckpointError(f"{path} is a plain ResNet of Transformers: its 3×3 has no groups.")
-    state = {
-        name: x.float() if x.is_floating_point() and x.dtype != torch.float32 else x
-        for name, x in found.state.items()
-    }
-    if found.heads:
-        notes.append(f"its classifier has several layers and was left out: {found.heads[0]}, …")
-    card = entry.card if entry else told.card
+    notes += _left_out(contents, found)
+    notes += told.notes
     if not entry and not told.preprocessing:
         notes.append("preprocessing assumed: 256, 224, bilinear, ImageNet's mean and deviation")
-    count = network.config.num_classes
-    if card.labels and len(card.labels) != count and isinstance(network, ResNeXt):
-        raise CheckpointError(
-            f"{path}: {len(card.labels)} labels are given, but the classifier has {count} "
-            f"classes. The file contradicts itself."
-        )
     card = _with(card, notes=notes, dialect=found.dialect.name)
+    state = _own_memory(found.state)
     return Loaded(path, contents.format, found.dialect, network.config, state, card, network)
+
+
+def _entry_of_file(path: Path, notes: list[str]) -> Checkpoint | None:
+    """The public checkpoint that a file is by name and by hash."""
+    entry = from_file_name(path.name)
+    if entry is None or file_sha256(path).startswith(entry.sha256):
+        return entry
+    notes.append(f"its name is that of {entry.name}, but its SHA-256 is not")
+    return None
+
+
+def _left_out(contents: Contents, found: Recognised) -> list[str]:
+    """What was chosen, and what was not."""
+    notes = [f"weights from the file's {contents.place!r}"] if contents.place else []
+    notes += [f"names start with {found.prefix!r}"] if found.prefix else []
+    if others := [*contents.passed_over, *found.passed_over]:
+        notes.append(f"other networks in the file: {', '.join(map(repr, others))}")
+    if found.left:
+        notes.append(f"tensors left out: {len(found.left)}, the first is {found.left[0]}")
+    if found.heads:
+        heads = ", ".join(found.heads)
+        notes.append(f"its classifier is not one linear layer and was left out: {heads}")
+    return notes
+
+
+def _check_classes(count: int, told: int | None, labels: int) -> None:
+    """Refuse a classifier of another size than is said.
+
+    Raises:
+        CheckpointError: The file contradicts itself.
+    """
+    for number, what in ((told, "classes"), (labels or None, "labels")):
+        if number not in (None, count):
+            raise CheckpointError(
+                f"{number} {what} are given, but the classifier has {count} classes. The file "
+                f"contradicts itself."
+            )
+
+
+def _own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as float32, none of which shares its values with another."""
+    seen: set[int] = set()
+    own: dict[str, Tensor] = {}
+    for name, value in state.items():
+        value = value.float() if value.is_floating_point() else value
+        if value.numel() and value.data_ptr() in seen:
+            value = value.clone()
+        seen.add(value.data_ptr())
+        own[name] = value
+    return own
 
 
 def _network(
@@ -275,8 +349,8 @@ def _network(
     """The network that is known, if the weights fit it, else the one they tell of."""
     shapes = {name: tuple(value.shape) for name, value in found.state.items()}
     if known is None:
-        config, _, assumed = architecture(shapes, found.norm)
-        notes.append("not told by names and shapes, so as usual: " + ", ".join(assumed))
+        config, _ = architecture(shapes, found.norm)
+        notes.append(f"not told by names and shapes, so as usual: {ASSUMED}")
     else:
         config = known
     network, problem = fitting(config, found.state, classifier="fc.weight" in shapes)
@@ -309,10 +383,13 @@ def _own(path: Path, contents: Contents, config: ResNeXtConfig | None) -> Loaded
 def fitted(found: Loaded, num_classes: int | None, in_channels: int | None) -> Loaded:
     """The checkpoint with another classifier and for other images; its card tells the changes."""
     config, state, card, notes = found.config, found.state, found.card, list[str]()
-    if in_channels not in (None, config.in_channels):
+    if in_channels is not None and config.replace(in_channels=in_channels) != config:
         config, state, card = fit_input(config, state, card, in_channels, notes)
-    if num_classes is not None and not (found.classifier and num_classes == config.num_classes):
-        config, state, card = fit_classifier(config, state, card, num_classes, notes)
+    if num_classes is not None:
+        if found.classifier and config.replace(num_classes=num_classes) == config:
+            notes.append(f"classifier kept, trained: it has {num_classes} classes")
+        else:
+            config, state, card = fit_classifier(config, state, card, num_classes, notes)
     if not notes:
         return found
     network, problem = fitting(config, state, classifier="fc.weight" in state)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import re
 import struct
+import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +21,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from resnext.dialects.recognise import is_candidate
+from resnext.dialects.torch7 import from_torch7
 from resnext.errors import CheckpointError, MissingFileError
-from resnext.weights.inert import STUBS, Inert, read_pickle
+from resnext.weights.inert import STUBS, Inert, read_pickle, revived
+from resnext.weights.torch7 import Module, read_torch7
 
 _SAFETENSORS = {
     "F64": torch.float64,
@@ -42,16 +44,21 @@ _PLACES = ("model_ema", "state_dict_ema", "ema", "", "state_dict", "model", "mod
 _PLACES += ("net", "network", "weights", "content", "params", "ema_state_dict")
 
 
+_LOCK = threading.Lock()  # torch's list of harmless names is one for all threads
+
+
 class Contents(NamedTuple):
     """What a file holds."""
 
     format: str
-    """safetensors, torch, torch (legacy), Lucid (.lcd), pickle of arrays or NumPy."""
+    """safetensors, torch, torch (legacy), Torch7, Lucid (.lcd), pickle of arrays or NumPy."""
     place: str
     """Entry of the file's dictionary that holds the weights; empty for the file itself."""
     state: dict[str, Tensor]
     metadata: dict[str, Any]
     """Everything beside the weights that could be read, harmless."""
+    passed_over: tuple[str, ...] = ()
+    """Entries that hold other networks."""
 
 
 def read(path: Path) -> Contents:
@@ -62,6 +69,8 @@ def read(path: Path) -> Contents:
         CheckpointError: It is in no known format, damaged, or holds what could be code.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise CheckpointError(f"{path} is no ordinary file.")
         with path.open("rb") as file:
             start = file.read(64)
         if not start:
@@ -82,6 +91,8 @@ def _format(path: Path, start: bytes) -> str:
         return "safetensors"
     if start[:4] == b"PK\x03\x04":
         return "torch"  # cut off: its table is at the end
+    if start[:4] in (b"\x03\0\0\0", b"\x04\0\0\0"):
+        return "torch7"
     if start[:1] == b"\x80":
         return "legacy" if b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19" in start[:16] else "pickle"
     raise CheckpointError(f"{path} is no file of weights: {_guess(start)}.")
@@ -100,6 +111,19 @@ def _entries(path: Path) -> list[zipfile.ZipInfo]:
         raise CheckpointError(f"{path} is a damaged zip file: {error}.") from error
 
 
+def _bounded(path: Path) -> list[zipfile.ZipInfo]:
+    """What a zip holds, unless it would unpack to far more than it is.
+
+    Raises:
+        CheckpointError: It would, or is damaged.
+    """
+    entries = _entries(path)
+    size = sum(entry.file_size for entry in entries)
+    if size > 20 * path.stat().st_size + (1 << 20):
+        raise CheckpointError(f"{path} unpacks to {size:,} bytes, which no weights do.")
+    return entries
+
+
 def _guess(start: bytes) -> str:
     text = start.lstrip().lower()
     for head, what in (
@@ -109,7 +133,6 @@ def _guess(start: bytes) -> str:
         (b"\x1f\x8b", "it is gzip; unpack it first"),
         (b"\x89hdf", "it is HDF5, which Keras writes"),
         (b"\x08", "it looks like ONNX"),
-        (b"\x04\x00\x00\x00", "it looks like Torch7 (.t7), which is not read"),
         (b"{", "it is JSON, perhaps the config of the file beside it"),
     ):
         if text.startswith(head):
@@ -142,7 +165,10 @@ def read_safetensors(path: Path) -> Contents:
                     f"{path}: {name} has type {about['dtype']}; weights of that type are not read."
                 )
             start, end = about["data_offsets"]
-            tensor = torch.empty(about["shape"], dtype=_SAFETENSORS[about["dtype"]])
+            try:
+                tensor = torch.empty(about["shape"], dtype=_SAFETENSORS[about["dtype"]])
+            except RuntimeError as error:
+                raise CheckpointError(f"{path}: {name} has shape {about['shape']}.") from error
             if end > start:
                 file.seek(8 + length + start)
                 _fill(file, tensor, path)
@@ -166,15 +192,12 @@ def _fill(file: io.RawIOBase | io.FileIO, tensor: Tensor, path: Path) -> None:
 
 
 def _read_torch(path: Path) -> Contents:
-    entries = _entries(path)
+    entries = _bounded(path)
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
         raise CheckpointError(
             f"{path} is a TorchScript archive, which holds code. Save the state dict instead: "
             f"torch.save(model.state_dict(), …)."
         )
-    size = sum(entry.file_size for entry in entries)
-    if size > 20 * path.stat().st_size + (1 << 20):
-        raise CheckpointError(f"{path} unpacks to {size:,} bytes, which no weights do.")
     return _contents("torch", path, _unpickled(path))
 
 
@@ -186,8 +209,9 @@ def _unpickled(path: Path) -> Any:
     """What torch reads with `weights_only`; harmless foreign objects stand in for themselves."""
     stubs: list[Any] = [(stub, name) for name, stub in STUBS.items()]
     try:
-        with torch.serialization.safe_globals(stubs):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with _LOCK, torch.serialization.safe_globals(stubs):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        return revived(content)
     except (MemoryError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: it asks for {type(error).__name__}.") from error
     except Exception as error:  # torch's reader raises almost anything on damaged files
@@ -215,6 +239,7 @@ def _read_pickle(path: Path) -> Contents:
 
 
 def _read_numpy(path: Path) -> Contents:
+    _bounded(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             content = {name: file[name] for name in file.files}
@@ -223,64 +248,106 @@ def _read_numpy(path: Path) -> Contents:
     return _contents("NumPy", path, content)
 
 
+def _read_lua(path: Path) -> Contents:
+    content = read_torch7(path)
+    if isinstance(content, dict):  # a checkpoint with its optimizer
+        content = next((x for x in content.values() if isinstance(x, Module)), content)
+    if not isinstance(content, Module):
+        raise CheckpointError(f"{path} holds no network of Torch7.")
+    try:
+        return _contents("Torch7", path, dict(from_torch7(content)))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
 _READERS = {
     "safetensors": read_safetensors,
     "torch": _read_torch,
     "legacy": _read_legacy,
     "pickle": _read_pickle,
     "numpy": _read_numpy,
+    "torch7": _read_lua,
 }
 
 
 def _contents(format: str, path: Path, content: Any) -> Contents:
     """The best dictionary of tensors in what was read, and everything beside it."""
-    if not isinstance(content, Mapping):
-        kind = "an object" if isinstance(content, Inert) else f"a {type(content).__name__}"
-        raise CheckpointError(f"{path} holds {kind}, not a dictionary of tensors.")
-    found = [(place, state) for place, state in _dictionaries(content) if is_candidate(state)]
+    if not isinstance(content, dict):
+        kind = "an object" if isinstance(content, Inert) else f"of type {type(content).__name__}"
+        raise CheckpointError(f"{path} holds no dictionary of tensors, but something {kind}.")
+    places = dict(_dictionaries(content))
+    found = {place: names for place, names in places.items() if is_candidate(names)}
+
+    def rank(place: str) -> int:
+        first = place.partition(".")[0]
+        return _PLACES.index(first) if first in _PLACES else len(_PLACES)
+
     if not found:
-        place, state = max(_dictionaries(content), key=lambda item: len(item[1]))
-        return Contents(format, place, state, _metadata(content))
-
-    def rank(item: tuple[str, dict[str, Tensor]]) -> int:
-        return _PLACES.index(item[0]) if item[0] in _PLACES else len(_PLACES)
-
-    place, state = min(found, key=rank)
-    return Contents(format, place, state, _metadata(content))
-
-
-def _dictionaries(
-    content: Mapping[Any, Any], place: str = "", depth: int = 0
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every dictionary in a dictionary, with its tensors by name."""
-    yield place, {k: _tensor(v) for k, v in content.items() if isinstance(k, str) and _is_array(v)}
-    for key, value in content.items():
-        if isinstance(value, Mapping) and isinstance(key, str) and depth < 4:
-            inner = f"{place}.{key}" if place else key
-            yield from _dictionaries(value, inner, depth + 1)
+        place = max(places, key=lambda place: len(places[place]))
+        found = {place: places[place]}
+    ranked = sorted(found, key=rank)
+    if len(ranked) > 1 and rank(ranked[0]) == rank(ranked[1]):
+        names = " and ".join(repr(place) for place in ranked)
+        raise CheckpointError(f"{path}: several networks are in it, under {names}. Save one.")
+    place, inner = ranked[0], content
+    for part in found[ranked[0]].at:
+        inner = inner[part]
+    state = {name: _tensor(path, name, inner[name]) for name in found[place]}
+    return Contents(format, place, state, _metadata(content), tuple(ranked[1:]))
 
 
-def _is_array(value: object) -> bool:
-    if isinstance(value, Tensor):
-        return value.layout == torch.strided and not value.is_quantized and not value.is_meta
-    return (
-        isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and value.dtype.itemsize <= 8
-    )
+class _Names(list[str]):
+    """Names of the arrays in a dictionary, and the keys that lead to it."""
+
+    def __init__(self, names: Iterable[str], at: tuple[str, ...]) -> None:
+        super().__init__(names)
+        self.at = at
 
 
-def _tensor(value: Tensor | np.ndarray) -> Tensor:
-    """The tensor, in memory of its own."""
+def _dictionaries(content: dict[Any, Any]) -> Iterator[tuple[str, _Names]]:
+    """Every dictionary in a dictionary, each once, however often it is in it."""
+    seen: set[int] = set()
+    waiting: list[tuple[tuple[str, ...], dict[Any, Any]]] = [((), content)]
+    while waiting:
+        at, inner = waiting.pop(0)
+        if id(inner) in seen or len(at) > 4:
+            continue
+        seen.add(id(inner))
+        items = [(key, value) for key, value in dict.items(inner) if isinstance(key, str)]
+        arrays = (key for key, value in items if isinstance(value, Tensor | np.ndarray))
+        yield ".".join(at), _Names(arrays, at)
+        waiting += [((*at, key), value) for key, value in items if isinstance(value, dict)]
+
+
+def _tensor(path: Path, name: str, value: Tensor | np.ndarray) -> Tensor:
+    """The tensor, in memory of its own.
+
+    Raises:
+        CheckpointError: It is of another kind than weights are.
+    """
     if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))
-    value = value.detach()
-    size = math.prod(value.shape) * value.element_size()
-    if value.untyped_storage().nbytes() > size or not value.is_contiguous():
+        if value.dtype.kind not in "fiub" or value.dtype.itemsize > 8:
+            raise CheckpointError(f"{path}: {name} has type {value.dtype}, which no weights have.")
+        native = np.array(value, dtype=value.dtype.newbyteorder("="), order="C")
+        return torch.from_numpy(native)
+    for kind, is_so in (
+        ("quantized", value.is_quantized),
+        ("sparse", value.layout != torch.strided),
+        ("without values", value.is_meta),
+        ("complex", value.is_complex()),
+    ):
+        if is_so:
+            raise CheckpointError(f"{path}: {name} is {kind}. Save ordinary tensors.")
+    value, size = value.detach(), value.untyped_storage().nbytes()
+    if value.numel() * value.element_size() > size:
+        raise CheckpointError(f"{path}: {name} repeats its values to {tuple(value.shape)}.")
+    if size > value.numel() * value.element_size() or not value.is_contiguous():
         value = value.clone(memory_format=torch.contiguous_format)
     return value
 
 
-def _metadata(content: Mapping[Any, Any]) -> dict[str, Any]:
+def _metadata(content: dict[Any, Any]) -> dict[str, Any]:
     """Plain values beside the weights, and what OpenMMLab keeps under `meta`."""
-    plain = {k: v for k, v in content.items() if isinstance(v, str | int | float | bool)}
+    plain = {k: v for k, v in dict.items(content) if isinstance(v, str | int | float | bool)}
     meta = content.get("meta")
     return {**plain, **({"meta": meta} if isinstance(meta, dict) else {})}

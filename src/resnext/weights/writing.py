@@ -51,6 +51,8 @@ def write(
     theirs = {
         name: x.detach().cpu().contiguous() for name, x in dialect.write(state, config).items()
     }
+    if path.suffix in (".npz", ".lcd"):  # NumPy has no bfloat16
+        theirs = {n: x.float() if x.dtype == torch.bfloat16 else x for n, x in theirs.items()}
     content: dict[str, Any] = theirs
     if dialect.name in ("mmcls", "mmdet"):
         meta: dict[str, Any] = {"CLASSES": card.labels} if card.labels else {}

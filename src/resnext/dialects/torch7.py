@@ -1,0 +1,110 @@
+"""The original release in Lua: which module is which, by their order.
+
+Source: `models/resnext.lua` of facebookresearch/ResNeXt. Its form C (`resnext_C`) is our network;
+form B computes the same with one branch for each group, and is not read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from resnext.errors import CheckpointError
+
+
+class Module(Protocol):
+    """A module of Lua's nn."""
+
+    @property
+    def kind(self) -> str:
+        """Its class, such as `nn.Sequential`."""
+        ...
+
+    @property
+    def fields(self) -> dict[Any, Any]:
+        """What belongs to it."""
+        ...
+
+    def children(self) -> Sequence[Module]:
+        """Modules inside of it, in order."""
+        ...
+
+
+_CONV = re.compile(r"(nn|cudnn|ccn2)\.SpatialConvolution(MM)?$")
+_NORM = re.compile(r"(nn|cudnn|fbnn)\.(Spatial)?BatchNormalization$")
+
+
+def from_torch7(root: Module) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of a network under our names.
+
+    Raises:
+        CheckpointError: It is built otherwise than the original ResNeXt.
+    """
+    while root.kind in ("nn.DataParallelTable", "nn.Sequential") and len(root.children()) == 1:
+        root = root.children()[0]
+    parts = root.children()
+    stages = [part for part in parts if part.kind == "nn.Sequential"]
+    outer = [part for part in parts if part.kind != "nn.Sequential"]
+    convs = [part for part in outer if _CONV.match(part.kind)]
+    norms = [part for part in outer if _NORM.match(part.kind)]
+    heads = [part for part in outer if part.kind == "nn.Linear"]
+    if not stages or len(convs) != 1 or len(norms) != 1 or len(heads) != 1:
+        raise CheckpointError(
+            f"Its {root.kind} holds {', '.join(part.kind for part in parts[:6])}…: not the "
+            f"convolution, norm, stages and linear layer of a ResNeXt."
+        )
+    state = {**_conv("conv1", convs[0]), **_norm("bn1", norms[0])}
+    for i, stage in enumerate(stages):
+        for j, block in enumerate(stage.children()):
+            state |= _block(f"layer{i + 1}.{j}", block)
+    state["fc.weight"] = _array("fc", heads[0], "weight")
+    state["fc.bias"] = _array("fc", heads[0], "bias")
+    return state
+
+
+def _block(name: str, block: Module) -> dict[str, np.ndarray[Any, Any]]:
+    inner = block.children()
+    branches = inner[0].children() if inner and inner[0].kind == "nn.ConcatTable" else []
+    layers = branches[0].children() if branches else []
+    convs = [layer for layer in layers if _CONV.match(layer.kind)]
+    norms = [layer for layer in layers if _NORM.match(layer.kind)]
+    if len(branches) != 2 or len(convs) != 3 or len(norms) != 3:
+        raise CheckpointError(f"{name} is no block of form C: one path of three convolutions.")
+    state: dict[str, np.ndarray[Any, Any]] = {}
+    for k in range(3):
+        state |= {**_conv(f"{name}.conv{k + 1}", convs[k]), **_norm(f"{name}.bn{k + 1}", norms[k])}
+    shortcut = branches[1].children()
+    if len(shortcut) == 2 and _CONV.match(shortcut[0].kind) and _NORM.match(shortcut[1].kind):
+        state |= _conv(f"{name}.downsample.0", shortcut[0])
+        state |= _norm(f"{name}.downsample.1", shortcut[1])
+    elif branches[1].kind != "nn.Identity":
+        raise CheckpointError(f"The shortcut of {name} is a {branches[1].kind}, not a projection.")
+    return state
+
+
+def _conv(name: str, module: Module) -> dict[str, np.ndarray[Any, Any]]:
+    bias = module.fields.get("bias")
+    if isinstance(bias, np.ndarray) and bias.any():
+        raise CheckpointError(f"{name} has a bias, which no ResNeXt has.")
+    weight, f = _array(name, module, "weight"), module.fields
+    height, width = f.get("kH"), f.get("kW")
+    if weight.ndim == 2 and isinstance(height, int) and isinstance(width, int):
+        weight = weight.reshape(len(weight), -1, height, width)
+    return {f"{name}.weight": weight}
+
+
+def _norm(name: str, module: Module) -> dict[str, np.ndarray[Any, Any]]:
+    if "running_std" in module.fields:
+        raise CheckpointError(f"{name} was written by an old Torch7, which keeps running_std.")
+    parts = ("weight", "bias", "running_mean", "running_var")
+    return {f"{name}.{part}": _array(name, module, part) for part in parts}
+
+
+def _array(name: str, module: Module, part: str) -> np.ndarray[Any, Any]:
+    value = module.fields.get(part)
+    if not isinstance(value, np.ndarray) or not value.size:
+        raise CheckpointError(f"{name} ({module.kind}) has no {part}.")
+    return value
