@@ -151,5 +151,5 @@ def test_a_refusal_of_the_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
             raise RuntimeError("401 Unauthorized\nmore")
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    with pytest.raises(CheckpointError, match="someone/cats cannot be uploaded: 401 Unauthorized$"):
+    with pytest.raises(CheckpointError, match=r"cats cannot be uploaded: 401 Unauthorized$"):
         push(network(), "someone/cats")

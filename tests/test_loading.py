@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from resnext import Backbone, ResNeXt, ResNeXtConfig, load, load_backbone, predict, save, variant
 from resnext.dialects.recognise import DIALECTS
 from resnext.errors import CheckpointError, ConfigError, MissingFileError, UnknownNameError
-from resnext.weights import loading
+from resnext.weights import understanding
 from resnext.weights.catalog import labels
 
 TINY = ResNeXtConfig((1, 1, 1, 1), 4, 8, num_classes=5, channels=(16, 32, 64, 128))
@@ -347,7 +347,7 @@ def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path
             check(known[url])
         return known[url]
 
-    monkeypatch.setattr(loading, "fetch", fetch)
+    monkeypatch.setattr(understanding, "fetch", fetch)
     return known
 
 
@@ -367,7 +367,7 @@ def test_names_of_the_catalog(
     tmp_path: Path, downloads: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each in its own dialect gives the same network, with ImageNet's labels."""
-    row = loading.find(name)
+    row = understanding.find(name)
     model = network(variant("resnext50_32x4d"))
     state = DIALECTS[row.dialect].write(model.state_dict(), model.config)
     path = tmp_path / row.location.rpartition("/")[2]
@@ -390,7 +390,7 @@ def test_names_of_the_catalog(
     assert named.card is not None
     assert not named.card.labels
     assert any("its SHA-256 is not" in note for note in named.card.provenance["notes"])
-    monkeypatch.setattr(loading, "file_sha256", lambda path: row.sha256 + "0" * 56)
+    monkeypatch.setattr(understanding, "file_sha256", lambda path: row.sha256 + "0" * 56)
     genuine = classifier(path)
     assert genuine.card is not None
     assert genuine.card.labels == labels("imagenet-1k")
@@ -398,7 +398,7 @@ def test_names_of_the_catalog(
 
 def test_colour_order_of_detectron2(tmp_path: Path, downloads: dict[str, Path]) -> None:
     """Its images are BGR, with the mean in that order."""
-    row = loading.find("open-mmlab://detectron2/resnext101_32x8d")
+    row = understanding.find("open-mmlab://detectron2/resnext101_32x8d")
     model = network(variant("resnext101_32x8d"))
     torch.save({n: x for n, x in model.state_dict().items() if "fc" not in n}, tmp_path / "a.pth")
     downloads[row.location] = tmp_path / "a.pth"
@@ -418,6 +418,13 @@ def test_repositories_of_the_hub(tmp_path: Path, downloads: dict[str, Path]) -> 
     assert torch.equal(logits(loaded), logits(model))
     assert loaded.card is not None
     assert loaded.card.labels == ("a", "b", "c")
+    public = network(variant("resnext50_32x4d"))
+    save_file(public.state_dict(), tmp_path / "b.safetensors")
+    base = "https://huggingface.co/timm/resnext50_32x4d.a1_in1k/resolve/main"
+    downloads[f"{base}/model.safetensors"] = tmp_path / "b.safetensors"
+    known = load("hf://timm/resnext50_32x4d.a1_in1k")
+    assert known.card is not None
+    assert known.card.labels == labels("imagenet-1k")
     for wrong in ("hf://someone", "hf://a/../b", "hf:///x/y", "hf://a/b/../../c"):
         with pytest.raises(CheckpointError, match="must be hf://"):
             load(wrong)

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from resnext.config import ResNeXtConfig
 from resnext.errors import CheckpointError, MissingFileError
+from resnext.formats.reading import read
 from resnext.network import ResNeXt
-from resnext.weights.reading import read
 
 TINY = ResNeXtConfig((1,), 2, 8, num_stages=1, channels=(16,), num_classes=3)
 STATE = ResNeXt(TINY).state_dict()

@@ -17,7 +17,7 @@ from oracles.originals import randomize
 
 from resnext import ResNeXt, ResNeXtConfig, load
 from resnext.errors import CheckpointError
-from resnext.weights.torch7 import Module, read_torch7
+from resnext.formats.torch7 import Module, read_torch7
 
 CONFIGS = {
     "imagenet": ResNeXtConfig((2, 1, 1, 1), 4, 8, num_classes=5),

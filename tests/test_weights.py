@@ -354,7 +354,7 @@ def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     def denied(*args: Any, **kwargs: Any) -> Any:  # root may write everywhere
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(files.tempfile, "mkstemp", denied)
+    monkeypatch.setattr("tempfile.mkstemp", denied)
     with pytest.raises(CheckpointError, match=r"b cannot be written: .*Permission denied"):
         save(network(), tmp_path / "b")
 

@@ -103,7 +103,7 @@ def info(
     if row := exact(name):
         config, size = row.config, size or row.size
     elif is_path(name) or Path(name).exists():
-        from resnext.weights.loading import understand
+        from resnext.weights.understanding import understand
 
         found = understand(name)
         config, classifier = found.config, found.classifier

@@ -19,13 +19,14 @@ from resnext.config import ResNeXtConfig
 from resnext.dialects import timm, torchvision
 from resnext.dialects.recognise import DIALECTS
 from resnext.errors import CheckpointError
+from resnext.formats.reading import read
+from resnext.formats.writing import write
 from resnext.network import ResNeXt
 from resnext.transforms import convert as as_colour
 from resnext.transforms import open_image, prepare
 from resnext.weights.files import save
-from resnext.weights.loading import Loaded, network_of, understand
-from resnext.weights.reading import read
-from resnext.weights.writing import write
+from resnext.weights.loading import network_of
+from resnext.weights.understanding import Loaded, understand
 
 TARGETS = ("torchvision", "timm", "mmcls", "mmdet", "lucid", "resnext")
 _ORIGINALS: dict[str, Callable[[ResNeXtConfig], nn.Module]] = {

@@ -16,9 +16,9 @@ from resnext.config import ResNeXtConfig
 from resnext.dialects.fit import differences
 from resnext.dialects.recognise import Recognised, recognise
 from resnext.errors import CheckpointError, MissingFileError, ResNeXtError
+from resnext.formats.reading import Contents, read
 from resnext.network import ResNeXt
-from resnext.weights.loading import Loaded, understand, understand_contents
-from resnext.weights.reading import Contents, read
+from resnext.weights.understanding import Loaded, understand, understand_contents
 from resnext.zoo import variant, variants
 
 _SHOWN = 4

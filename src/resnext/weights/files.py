@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from resnext.card import Card
 from resnext.errors import CheckpointError
+from resnext.formats.writing import written
 from resnext.header import header
 from resnext.network import ResNeXt
-from resnext.weights.loading import fitting
+from resnext.weights.understanding import fitting
 
 
 def save(model: ResNeXt, path: str | Path) -> None:
@@ -48,28 +45,3 @@ def save(model: ResNeXt, path: str | Path) -> None:
     except TypeError as error:
         raise CheckpointError(f"The card cannot be written as JSON: {error}.") from error
     written(path, lambda temporary: save_file(state, temporary, metadata=metadata))
-
-
-def written(path: Path, write: Callable[[str], None]) -> None:
-    """Let `write` fill a file of another name, then put it in its place.
-
-    Raises:
-        CheckpointError: It cannot be written; what was there before still is.
-    """
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            write(temporary)
-            Path(temporary).chmod(0o666 & ~_umask())
-            Path(temporary).replace(path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be written: {error}.") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

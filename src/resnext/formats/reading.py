@@ -23,8 +23,8 @@ from torch import Tensor
 from resnext.dialects.recognise import is_candidate
 from resnext.dialects.torch7 import from_torch7
 from resnext.errors import CheckpointError, MissingFileError
-from resnext.weights.inert import STUBS, Inert, read_pickle, revived
-from resnext.weights.torch7 import Module, read_torch7
+from resnext.formats.inert import STUBS, Inert, read_pickle, revived
+from resnext.formats.torch7 import Module, read_torch7
 
 _SAFETENSORS = {
     "F64": torch.float64,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import tempfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,7 +21,6 @@ from resnext.config import ResNeXtConfig
 from resnext.dialects.mmcls_names import config_text
 from resnext.dialects.names import Dialect
 from resnext.errors import CheckpointError
-from resnext.weights.files import written
 
 _SUFFIXES = {
     "lucid": (".safetensors", ".lcd", ".npz"),
@@ -74,3 +76,28 @@ def write(
             torch.save(content, temporary)
 
     written(path, save)
+
+
+def written(path: Path, write: Callable[[str], None]) -> None:
+    """Let `write` fill a file of another name, then put it in its place.
+
+    Raises:
+        CheckpointError: It cannot be written; what was there before still is.
+    """
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            write(temporary)
+            Path(temporary).chmod(0o666 & ~_umask())
+            Path(temporary).replace(path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be written: {error}.") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
