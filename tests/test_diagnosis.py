@@ -157,7 +157,7 @@ def test_facts_are_for_people(tmp_path: Path) -> None:
 # -- damaged files ---------------------------------------------------------------------------------
 
 
-def samples(folder: Path) -> list[bytes]:
+def samples(folder: Path) -> list[Path]:
     """A small file of each format."""
     model = network()
     state = model.state_dict()
@@ -171,13 +171,13 @@ def samples(folder: Path) -> list[bytes]:
     (folder / "lcd").write_bytes(pickle.dumps({"format_version": 1.1, "content": arrays}))
     (folder / "pickle2").write_bytes(pickle.dumps(arrays, 2))
     lua.written(folder / "t7", lua.network(state, model.config))
-    files = [path.read_bytes() for path in sorted(folder.iterdir())]
+    files = sorted(folder.iterdir())
     assert len(files) == 8
     return files
 
 
 @pytest.fixture(scope="module")
-def originals(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+def originals(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return samples(tmp_path_factory.mktemp("originals"))
 
 
@@ -230,9 +230,9 @@ def loads(path: Path) -> bool:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=ONE_FOLDER)
 @given(seed=st.integers(0, 2**32), kind=st.integers(0, 7))
-def test_damaged_files(tmp_path: Path, originals: list[bytes], seed: int, kind: int) -> None:
+def test_damaged_files(tmp_path: Path, originals: list[Path], seed: int, kind: int) -> None:
     """Downloads that stopped, disks that failed, files that were edited."""
-    (tmp_path / "a").write_bytes(damaged(originals[kind], random.Random(seed)))
+    (tmp_path / "a").write_bytes(damaged(originals[kind].read_bytes(), random.Random(seed)))
     examined(tmp_path / "a")
 
 
@@ -248,10 +248,10 @@ def test_any_bytes(tmp_path: Path, content: bytes, start: bytes) -> None:
 @settings(max_examples=12_000, deadline=None, suppress_health_check=[*ONE_FOLDER])
 @given(seed=st.integers(0, 2**63), kind=st.integers(0, 7))
 def test_ten_thousand_damaged_files(
-    tmp_path: Path, originals: list[bytes], seed: int, kind: int
+    tmp_path: Path, originals: list[Path], seed: int, kind: int
 ) -> None:
     """Every one ends in a clear message: the promise of `resnext doctor`."""
-    (tmp_path / "a").write_bytes(damaged(originals[kind], random.Random(seed)))
+    (tmp_path / "a").write_bytes(damaged(originals[kind].read_bytes(), random.Random(seed)))
     examined(tmp_path / "a")
 
 

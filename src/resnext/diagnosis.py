@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from resnext.weights.understanding import Loaded, understand, understand_content
 from resnext.zoo import variant, variants
 
 _SHOWN = 4
+_LONGEST = 800  # letters of a text
 # What names mean that no ResNeXt has
 _CAUSES = (
     ("conv_offset", "It has deformable convolutions (DCN), which are not built here."),
@@ -107,7 +108,7 @@ def diagnose(path: str | Path) -> Diagnosis:
     except CheckpointError as error:
         damaged = any(word in str(error) for word in ("damaged", "cut off", "empty", "web page"))
         advice = _DAMAGED if damaged else _ELSEWHERE
-        return Diagnosis(path, path.stat().st_size, problems=(str(error),), advice=advice)
+        return Diagnosis(path, path.stat().st_size, problems=_short([error]), advice=advice)
     state = contents.state
     about = Diagnosis(
         path,
@@ -132,7 +133,7 @@ def _of_folder(path: Path) -> Diagnosis:
     try:
         found = understand(path)
     except ResNeXtError as error:
-        return Diagnosis(path, 0, problems=(str(error),), advice=("Examine a file in it.",))
+        return Diagnosis(path, 0, problems=_short([error]), advice=("Examine a file in it.",))
     about = diagnose(found.path)
     return _understood(about._replace(path=path, problems=(), advice=()), found)
 
@@ -157,10 +158,16 @@ def _understood(about: Diagnosis, found: Loaded) -> Diagnosis:
         config=found.config,
         classifier=found.classifier,
         card=found.card,
-        notes=tuple(str(note) for note in notes) if isinstance(notes, list) else (),
-        problems=tuple(problems),
+        notes=_short(notes) if isinstance(notes, list) else (),
+        problems=_short(problems),
         advice=tuple(advice),
     )
+
+
+def _short(texts: Iterable[object]) -> tuple[str, ...]:
+    """Texts that can be read, though a name in a damaged file may be endless."""
+    whole = map(str, texts)
+    return tuple(x if len(x) <= _LONGEST else f"{x[:_LONGEST]}…" for x in whole)
 
 
 def _typed(path: str) -> str:
@@ -178,11 +185,11 @@ def _misunderstood(about: Diagnosis, contents: Contents, reason: str) -> Diagnos
     try:
         found = recognise(contents.state)
     except CheckpointError:
-        return about._replace(problems=tuple(problems), advice=_ELSEWHERE)
+        return about._replace(problems=_short(problems), advice=_ELSEWHERE)
     problems += _compared(found)
     return about._replace(
         dialect=found.dialect.title,
-        problems=tuple(problems),
+        problems=_short(problems),
         advice=("If you know its architecture: resnext.load(file, config=…).",),
     )
 

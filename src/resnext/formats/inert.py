@@ -125,8 +125,12 @@ def read_pickle(file: IO[bytes]) -> Any:
     except CheckpointError:
         raise
     except Exception as error:  # a damaged pickle raises almost anything
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"it is a damaged pickle ({reason})") from error
+        raise CheckpointError(f"it is a damaged pickle ({brief(error)})") from error
+
+
+def brief(error: BaseException) -> str:
+    """What a reader says of a damaged file: its first line, as far as that can be read."""
+    return str(error).partition("\n")[0].strip(" .")[:200] or type(error).__name__
 
 
 def revived(value: Any) -> Any:

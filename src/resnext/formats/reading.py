@@ -23,7 +23,7 @@ from torch import Tensor
 from resnext.dialects.recognise import is_candidate
 from resnext.dialects.torch7 import from_torch7
 from resnext.errors import CheckpointError, MissingFileError
-from resnext.formats.inert import STUBS, Inert, read_pickle, revived
+from resnext.formats.inert import STUBS, Inert, brief, read_pickle, revived
 from resnext.formats.torch7 import Module, read_torch7
 
 _SAFETENSORS = {
@@ -84,7 +84,7 @@ def read(path: Path) -> Contents:
 
 def _format(path: Path, start: bytes) -> str:
     """The format, from the first bytes: names of files are often wrong."""
-    if zipfile.is_zipfile(path):
+    if _is_zip(path):
         arrays = any(entry.filename.endswith(".npy") for entry in _entries(path))
         return "numpy" if arrays else "torch"
     if len(start) > 8 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] < 1 << 30:
@@ -98,6 +98,13 @@ def _format(path: Path, start: bytes) -> str:
     raise CheckpointError(f"{path} is no file of weights: {_guess(start)}.")
 
 
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # a damaged one
+        return True
+
+
 def _entries(path: Path) -> list[zipfile.ZipInfo]:
     """What a zip says it holds.
 
@@ -108,7 +115,7 @@ def _entries(path: Path) -> list[zipfile.ZipInfo]:
         with zipfile.ZipFile(path) as archive:
             return archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
-        raise CheckpointError(f"{path} is a damaged zip file: {error}.") from error
+        raise CheckpointError(f"{path} is a damaged zip file: {brief(error)}.") from error
 
 
 def _bounded(path: Path) -> list[zipfile.ZipInfo]:
@@ -153,7 +160,9 @@ def read_safetensors(path: Path) -> Contents:
         with safe_open(path, framework="np") as file:
             metadata = dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is no safetensors file, or damaged: {error}.") from error
+        raise CheckpointError(
+            f"{path} is no safetensors file, or damaged: {brief(error)}."
+        ) from error
     state: dict[str, Tensor] = {}
     with path.open("rb", buffering=0) as file:
         (length,) = struct.unpack("<Q", file.read(8))
@@ -221,8 +230,7 @@ def _unpickled(path: Path) -> Any:
                 f"loaded; nothing was executed. If you trust it, load it with the library that "
                 f"wrote it and save the state dict alone."
             ) from error
-        reason = str(error).partition("\n")[0].strip(" .") or type(error).__name__
-        raise CheckpointError(f"{path} cannot be read: {reason[:200]}.") from error
+        raise CheckpointError(f"{path} cannot be read: {brief(error)}.") from error
 
 
 # -- others ----------------------------------------------------------------------------------------
@@ -244,7 +252,7 @@ def _read_numpy(path: Path) -> Contents:
         with np.load(path, allow_pickle=False) as file:
             content = {name: file[name] for name in file.files}
     except Exception as error:  # NumPy's and zipfile's readers raise almost anything
-        raise CheckpointError(f"{path} is a damaged NumPy archive: {error}.") from error
+        raise CheckpointError(f"{path} is a damaged NumPy archive: {brief(error)}.") from error
     return _contents("NumPy", path, content)
 
 

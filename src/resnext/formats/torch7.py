@@ -13,6 +13,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from resnext.errors import CheckpointError
+from resnext.formats.inert import brief
 
 _NIL, _NUMBER, _STRING, _TABLE, _OBJECT, _BOOLEAN, _FUNCTION = range(7)
 _FUNCTIONS = (_FUNCTION, 7, 8)
@@ -57,8 +58,7 @@ def read_torch7(path: Path) -> Any:
         try:
             return _Reader(file, path.stat().st_size).read()
         except (struct.error, ValueError, OverflowError, UnicodeError, RecursionError) as error:
-            reason = str(error).partition("\n")[0]
-            raise CheckpointError(f"{path} is a damaged Torch7 file ({reason}).") from error
+            raise CheckpointError(f"{path} is a damaged Torch7 file ({brief(error)}).") from error
 
 
 class _Reader:
