@@ -18,7 +18,7 @@ from resnext.dialects.recognise import Recognised, recognise
 from resnext.errors import CheckpointError, MissingFileError, ResNeXtError
 from resnext.formats.reading import Contents, read
 from resnext.network import ResNeXt
-from resnext.weights.understanding import Loaded, understand, understand_contents
+from resnext.weights.understanding import Empty, Loaded, understand, understand_contents
 from resnext.zoo import variant, variants
 
 _SHOWN = 4
@@ -224,7 +224,7 @@ def _alike(shapes: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int
 
 
 def _shapes(config: ResNeXtConfig) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
+    with torch.device("meta"), Empty():
         return {name: tuple(x.shape) for name, x in ResNeXt(config).state_dict().items()}
 
 
