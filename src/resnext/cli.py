@@ -105,7 +105,7 @@ def info(
     elif is_path(name) or Path(name).exists():
         from resnext.weights.understanding import understand
 
-        found = understand(name)
+        found = understand(name, progress=True)
         config, classifier = found.config, found.classifier
         size = size or found.card.preprocessing.size
     else:
@@ -343,7 +343,9 @@ def convert(
     from resnext.weights.catalog import read_labels
 
     names = None if labels is None else read_labels(labels)
-    done = convert(source, path, to=to, images=images, labels=names, overwrite=overwrite)
+    done = convert(
+        source, path, to=to, images=images, labels=names, overwrite=overwrite, progress=True
+    )
     parity = done.parity
     print(
         f"{done.path}: {done.source} → {done.target}. Largest difference of an answer "
@@ -403,7 +405,7 @@ def push(
     from resnext.hub import push
     from resnext.weights.loading import load_classifier
 
-    print(push(load_classifier(file), repo, private=private))
+    print(push(load_classifier(file, progress=True), repo, private=private))
 
 
 def _print_evaluation(result: Evaluation) -> None:

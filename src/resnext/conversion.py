@@ -68,6 +68,7 @@ def convert(
     labels: Sequence[str] | None = None,
     config: ResNeXtConfig | None = None,
     overwrite: bool = False,
+    progress: bool = False,
 ) -> Conversion:
     """Write a checkpoint as a file of another library, and compare the answers of both.
 
@@ -80,6 +81,7 @@ def convert(
         labels: Names of the classes, if the source has none or others.
         config: As for `load`.
         overwrite: Whether to replace the file if it exists.
+        progress: Whether to show downloads on standard error.
 
     Raises:
         CheckpointError: The source cannot be loaded, the target has no such network, the answers
@@ -95,7 +97,7 @@ def convert(
         raise CheckpointError(f"{path.parent} is no folder. Make it first.")
     if path.is_dir() or (path.exists() and not overwrite):
         raise CheckpointError(f"{path} exists. Choose another name, or pass overwrite.")
-    found = understand(source, config=config)
+    found = understand(source, config=config, progress=progress)
     if to not in ("mmcls", "mmdet") and not found.classifier:
         raise CheckpointError(
             f"{source} has no classifier, and files for {to} hold one. Convert it to mmdet, or "

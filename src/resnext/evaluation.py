@@ -89,7 +89,7 @@ def evaluate(
         InputError: The model has no card with labels, or an argument makes no sense.
     """
     place = pick_device(device)
-    network = load_classifier(model) if isinstance(model, str | Path) else model
+    network = load_classifier(model, progress=progress) if isinstance(model, str | Path) else model
     card = card_of(network)
     if batch_size < 1 or workers < 0:
         raise InputError(

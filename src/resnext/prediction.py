@@ -62,7 +62,7 @@ def predict(
         InputError: The model has no card with labels, or an argument makes no sense.
     """
     place = pick_device(device)
-    network = load_classifier(model) if isinstance(model, str | Path) else model
+    network = load_classifier(model, progress=progress) if isinstance(model, str | Path) else model
     card = card_of(network)
     if type(top) is not int or not 1 <= top <= len(card.labels):
         raise InputError(f"top must be from 1 to the {len(card.labels)} classes, not {top}.")
