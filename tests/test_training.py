@@ -145,7 +145,11 @@ def test_ctrl_c_from_the_terminal(tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
     command = ["train", "digits", "--model", "resnext11_8x16d", "--out", str(out)]
     with subprocess.Popen(
-        [sys.executable, "-m", "resnext", *command], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "resnext", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        # a test run that is itself in the background has its interrupts ignored, and passes that on
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         deadline = time.monotonic() + 120
         while not out.exists() and time.monotonic() < deadline:
