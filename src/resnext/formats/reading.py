@@ -43,7 +43,6 @@ _SAFETENSORS = {
 _PLACES = ("model_ema", "state_dict_ema", "ema", "", "state_dict", "model", "model_state_dict")
 _PLACES += ("net", "network", "weights", "content", "params", "ema_state_dict")
 
-
 _READERS_AT_ONCE = 4
 _LOCK = threading.Lock()  # torch's list of harmless names is one for all threads
 
@@ -152,7 +151,7 @@ def _guess(start: bytes) -> str:
 
 
 def read_safetensors(path: Path) -> Contents:
-    """A safetensors file, read into aligned memory of its own, one tensor at a time.
+    """A safetensors file, each tensor read into aligned memory of its own.
 
     The library checks the header; it maps the file into memory, which counts twice while its
     tensors are copied, so the values are read here.
@@ -286,8 +285,8 @@ _READERS = {
 def _contents(format: str, path: Path, content: Any) -> Contents:
     """The best dictionary of tensors in what was read, and everything beside it."""
     if not isinstance(content, dict):
-        kind = "an object" if isinstance(content, Inert) else f"of type {type(content).__name__}"
-        raise CheckpointError(f"{path} holds no dictionary of tensors, but something {kind}.")
+        kind = "object" if isinstance(content, Inert) else type(content).__name__
+        raise CheckpointError(f"{path} holds one {kind}, not a dictionary of tensors.")
     places = dict(_dictionaries(content))
     found = {place: names for place, names in places.items() if is_candidate(names)}
 
