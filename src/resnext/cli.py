@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from resnext import __version__
-from resnext.errors import ResNeXtError
+from resnext.errors import CheckpointError, ResNeXtError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,11 +103,16 @@ def info(
     if row := exact(name):
         config, size = row.config, size or row.size
     elif is_path(name) or Path(name).exists():
-        from resnext.weights.understanding import understand
+        from resnext.header import read_header
 
-        found = understand(name, progress=True)
-        config, classifier = found.config, found.classifier
-        size = size or found.card.preprocessing.size
+        try:
+            config, card = read_header(name)  # all that is needed of our own files
+        except CheckpointError:
+            from resnext.weights.understanding import understand
+
+            found = understand(name, progress=True)
+            config, card, classifier = found.config, found.card, found.classifier
+        size = size or card.preprocessing.size
     else:
         config = variant(name)
     cost = summarize(config, size)

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from resnext.card import Card
 from resnext.config import ResNeXtConfig
-from resnext.dialects.fit import differences
+from resnext.dialects.fit import nearest_variant
 from resnext.dialects.recognise import Recognised, recognise
 from resnext.errors import CheckpointError, MissingFileError, ResNeXtError
 from resnext.formats.reading import Contents, read
 from resnext.network import ResNeXt
-from resnext.weights.understanding import Empty, Loaded, understand, understand_contents
+from resnext.weights.understanding import Empty, Loaded, in_folder, understand_contents
 from resnext.zoo import variant, variants
 
 _SHOWN = 4
@@ -101,26 +101,29 @@ def diagnose(path: str | Path) -> Diagnosis:
     path = Path(path)
     if not path.exists():
         raise MissingFileError(f"{path} does not exist. `doctor` examines files and folders.")
-    if path.is_dir():
-        return _of_folder(path)
     try:
-        contents = read(path)
+        file, told = in_folder(path) if path.is_dir() else (path, None)
+        contents = read(file)
     except CheckpointError as error:
+        if path.is_dir():
+            return _of_folder(path, error)
         damaged = any(word in str(error) for word in ("damaged", "cut off", "empty", "web page"))
         advice = _DAMAGED if damaged else _ELSEWHERE
         return Diagnosis(path, path.stat().st_size, problems=_short([error]), advice=advice)
     state = contents.state
     about = Diagnosis(
         path,
-        path.stat().st_size,
+        file.stat().st_size,
         format=contents.format,
         tensors=len(state),
         parameters=sum(x.numel() for x in state.values() if x.is_floating_point()),
         dtypes=tuple(f"{n} × {kind}" for kind, n in Counter(map(_kind, state.values())).items()),
     )
     try:
-        found = understand_contents(path, contents)
+        found = understand_contents(file, contents, told=told)
     except ResNeXtError as error:
+        if path.is_dir():
+            return _of_folder(path, error)
         return _misunderstood(about, contents, str(error))
     return _understood(about, found)
 
@@ -129,13 +132,8 @@ _DAMAGED = ("Get the file again, from where it was published, and compare its SH
 _ELSEWHERE = ("Load it with the library that wrote it, and save the state dict of its ResNeXt.",)
 
 
-def _of_folder(path: Path) -> Diagnosis:
-    try:
-        found = understand(path)
-    except ResNeXtError as error:
-        return Diagnosis(path, 0, problems=_short([error]), advice=("Examine a file in it.",))
-    about = diagnose(found.path)
-    return _understood(about._replace(path=path, problems=(), advice=()), found)
+def _of_folder(path: Path, error: ResNeXtError) -> Diagnosis:
+    return Diagnosis(path, 0, problems=_short([error]), advice=("Examine a file in it.",))
 
 
 def _understood(about: Diagnosis, found: Loaded) -> Diagnosis:
@@ -230,13 +228,8 @@ def _shapes(config: ResNeXtConfig) -> dict[str, tuple[int, ...]]:
 
 def nearest(config: ResNeXtConfig) -> tuple[str, list[str]]:
     """The named variant that a config is, or is most alike, and what differs."""
-    usual = ("num_classes", "in_channels")
-    ranked = []
-    for name in variants():
-        other = [x for x in differences(config, variant(name)) if x not in usual]
-        ranked.append((len(other), name, other))
-    count, name, other = min(ranked)
-    if count > 3:
+    name, other = nearest_variant(config)
+    if len(other) > 3:
         return "none of the named variants", other
     return (f"{name} with other {' and '.join(other)}" if other else name), other
 

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from resnext.card import Card
-from resnext.dialects.fit import differences
+from resnext.dialects.fit import nearest_variant
 from resnext.dialects.timm import NAMES
 from resnext.errors import CheckpointError, InputError
 from resnext.evaluation import card_of
 from resnext.network import ResNeXt
 from resnext.summary import summarize
 from resnext.weights.files import save
-from resnext.zoo import variant, variants
 
 
 def save_pretrained(model: ResNeXt, folder: str | Path, *, repo: str = "owner/name") -> Path:
@@ -121,11 +120,8 @@ def model_card(model: ResNeXt, repo: str = "owner/name") -> str:
 
 
 def _variant_name(model: ResNeXt) -> str:
-    usual = {"num_classes", "in_channels"}
-    for name in variants():
-        if set(differences(model.config, variant(name))) <= usual:
-            return name
-    return ""
+    name, other = nearest_variant(model.config)
+    return "" if other else name
 
 
 def _timm_config(model: ResNeXt, card: Card) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from resnext.config import ResNeXtConfig
+from resnext.zoo import variant, variants
 
 
 def differences(config: ResNeXtConfig, other: ResNeXtConfig) -> list[str]:
@@ -21,6 +22,17 @@ def unlike(config: ResNeXtConfig, nearest: ResNeXtConfig) -> str:
     """
     names = differences(config, nearest)
     return f"has no networks with such {' and '.join(names)}." if names else ""
+
+
+def nearest_variant(config: ResNeXtConfig) -> tuple[str, list[str]]:
+    """The named variant that a config is most alike, and what differs beside classes and images."""
+    usual = ("num_classes", "in_channels")
+    ranked = [
+        ([x for x in differences(config, variant(name)) if x not in usual], name)
+        for name in variants()
+    ]
+    other, name = min(ranked, key=lambda row: (len(row[0]), row[1]))
+    return name, other
 
 
 def _computed(config: ResNeXtConfig) -> dict[str, Any]:

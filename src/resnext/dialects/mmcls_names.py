@@ -10,9 +10,13 @@ from resnext.dialects.mmcls import DEPTHS, LETTERS
 from resnext.dialects.names import Dialect, Row, norm_rows
 
 
-def _deep(config: ResNeXtConfig) -> bool:
+def deep(config: ResNeXtConfig) -> bool:
+    """Whether the stem has three convolutions."""
     return config.stem_type == "deep"
 
+
+BLOCK_NORMS = tuple(Row(f"bn{i}.", f"{{n}}{i}.") for i in (1, 2, 3))
+STEM_NORM = Row("bn1.", "{n}1.", lambda config: not deep(config))
 
 _NETWORK = (
     Row("conv1.0.", "stem.0.conv."),
@@ -20,12 +24,12 @@ _NETWORK = (
     Row("conv1.3.", "stem.1.conv."),
     Row("conv1.4.", "stem.1.{n}."),
     Row("conv1.6.", "stem.2.conv."),
-    Row("bn1.", "stem.2.{n}.", _deep),
-    Row("bn1.", "{n}1.", lambda config: not _deep(config)),
+    Row("bn1.", "stem.2.{n}.", deep),
+    STEM_NORM,
     Row("fc.", "head.fc."),
 )
 _BLOCK = (
-    *(Row(f"bn{i}.", f"{{n}}{i}.") for i in (1, 2, 3)),
+    *BLOCK_NORMS,
     Row("se.fc1.", "se_layer.conv1.conv."),
     Row("se.fc2.", "se_layer.conv2.conv."),
 )
@@ -53,7 +57,7 @@ def nearest(config: ResNeXtConfig) -> ResNeXtConfig:
         style=config.style,
         expansion=config.expansion,
         widths=tuple(width * 2**i for i in range(config.num_stages)),
-        stem_channels=(half, half, stem[-1]) if _deep(config) else stem[0],
+        stem_channels=(half, half, stem[-1]) if deep(config) else stem[0],
         norm=config.norm,
         norm_groups=config.norm_groups,
         norm_eps=config.norm_eps,
@@ -70,7 +74,7 @@ def nearest(config: ResNeXtConfig) -> ResNeXtConfig:
 
 def config_text(config: ResNeXtConfig) -> str:
     """The config file of a classifier that mmcls has, as its checkpoints hold it."""
-    stages, deep = config.stages, _deep(config)
+    stages = config.stages
     norms = {"group": "GN", "sync": "SyncBN", "instance": "IN", "layer": "LN2d"}
     norm: dict[str, Any] = {"type": norms.get(config.norm, "BN"), "eps": config.norm_eps}
     norm |= {"num_groups": config.norm_groups} if config.norm == "group" else {}
@@ -97,7 +101,7 @@ def config_text(config: ResNeXtConfig) -> str:
         "dilations": tuple(stage.dilation for stage in stages),
         "out_indices": (config.num_stages - 1,),
         "style": config.style,
-        "deep_stem": deep,
+        "deep_stem": deep(config),
         "avg_down": config.avg_down,
         "conv_cfg": conv,
         "norm_cfg": norm,

@@ -10,13 +10,8 @@ from __future__ import annotations
 from resnext.config import ResNeXtConfig
 from resnext.dialects.fit import unlike
 from resnext.dialects.mmcls import LETTERS
-from resnext.dialects.mmcls_names import nearest
+from resnext.dialects.mmcls_names import BLOCK_NORMS, STEM_NORM, deep, nearest
 from resnext.dialects.names import Dialect, Row, norm_rows
-
-
-def _deep(config: ResNeXtConfig) -> bool:
-    return config.stem_type == "deep"
-
 
 _NETWORK = (
     Row("conv1.0.", "stem.0."),
@@ -24,10 +19,9 @@ _NETWORK = (
     Row("conv1.3.", "stem.3."),
     Row("conv1.4.", "stem.4."),
     Row("conv1.6.", "stem.6."),
-    Row("bn1.", "stem.7.", _deep),
-    Row("bn1.", "{n}1.", lambda config: not _deep(config)),
+    Row("bn1.", "stem.7.", deep),
+    STEM_NORM,
 )
-_BLOCK = (Row("bn1.", "{n}1."), Row("bn2.", "{n}2."), Row("bn3.", "{n}3."))
 
 
 def _problem(config: ResNeXtConfig) -> str:
@@ -42,6 +36,6 @@ MMDET = Dialect(
     "mmdet",
     "MMDetection",
     network=norm_rows(_NETWORK, LETTERS),
-    block=norm_rows(_BLOCK, LETTERS),
+    block=norm_rows(BLOCK_NORMS, LETTERS),
     problem=_problem,
 )

@@ -74,12 +74,6 @@ class Dialect:
         stage = int(found[1]) - self.first_stage + 1
         return f"layer{stage}.{found[2]}." + _replaced(name[found.end() :], self._read[1])
 
-    def to_theirs(self, name: str, config: ResNeXtConfig) -> str:
-        """The library's name of one of our parameters."""
-        rows = self.block if _OURS.match(name) else self.network
-        name = self._rename(name, self._written(rows, config))
-        return name if not self.trunk or _is_head(name) else self.trunk + name
-
     def write(self, state: Mapping[str, Tensor], config: ResNeXtConfig) -> dict[str, Tensor]:
         """Our state dict under the library's names and in its shapes, in the same order.
 
@@ -87,13 +81,16 @@ class Dialect:
             CheckpointError: The library has no such network, or computes it otherwise.
         """
         self.check(config)
+        network, block = (self._written(rows, config) for rows in (self.network, self.block))
         theirs: dict[str, Tensor] = {}
         for name, value in state.items():
             if name.endswith("num_batches_tracked") and not self.counters:
                 continue
             flat = self.linear_squeeze and _SQUEEZE.search(name)
             name = name if self.empty_pool else _without_empty_pool(name, config)
-            theirs[self.to_theirs(name, config)] = value.flatten(1) if flat else value
+            name = self._rename(name, block if _OURS.match(name) else network)
+            name = name if not self.trunk or _is_head(name) else self.trunk + name
+            theirs[name] = value.flatten(1) if flat else value
         return theirs
 
     def read(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

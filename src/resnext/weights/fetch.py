@@ -34,6 +34,11 @@ def home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnext"
 
 
+def hub() -> str:
+    """Address of the Hugging Face Hub: `HF_ENDPOINT`, else its own."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
 def is_offline() -> bool:
     """Whether `RESNEXT_OFFLINE` or `HF_HUB_OFFLINE` forbids downloads."""
     given = [os.environ.get(name, "") for name in ("RESNEXT_OFFLINE", "HF_HUB_OFFLINE")]
@@ -183,9 +188,8 @@ class _Download:
         """Ask once for what is missing; whether the file is complete then."""
         url = quote(self.url, safe=string.punctuation)
         request = urllib.request.Request(url, headers={"User-Agent": "resnext"})
-        hub = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
         token = os.environ.get("HF_TOKEN", "").strip()
-        if token and self.url.startswith(f"{hub}/"):  # not https://huggingface.co.example.com
+        if token and self.url.startswith(f"{hub()}/"):  # not https://huggingface.co.example.com
             request.add_unredirected_header("Authorization", f"Bearer {token}")
         mark = str(_noted(self.same_as_file()).get("mark", "")) if have else ""
         if mark:

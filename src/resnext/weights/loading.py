@@ -139,4 +139,4 @@ def fitted(found: Loaded, num_classes: int | None, in_channels: int | None) -> L
     network, problem = fitting(config, state, classifier="fc.weight" in state)
     assert network is not None, problem
     card = with_notes(card, notes=notes)
-    return found._replace(config=config, state=state, card=card, network=network)
+    return found._replace(state=state, card=card, network=network)

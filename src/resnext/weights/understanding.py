@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -28,22 +27,25 @@ from resnext.formats.reading import Contents, read
 from resnext.header import is_own, parse_header
 from resnext.network import ResNeXt, checked
 from resnext.weights.catalog import Checkpoint, exact, find, from_file_name, is_path
-from resnext.weights.fetch import fetch, file_sha256
+from resnext.weights.fetch import fetch, file_sha256, hub
 
 
 class Loaded(NamedTuple):
     """A checkpoint, understood."""
 
     path: Path
-    format: str
     dialect: Dialect | None
     """None for our own files."""
-    config: ResNeXtConfig
     state: dict[str, Tensor]
     card: Card
     """Its provenance tells what was left out, chosen or assumed."""
     network: ResNeXt | Backbone
     """Without values: a `Backbone` where there is no classifier."""
+
+    @property
+    def config(self) -> ResNeXtConfig:
+        """The architecture."""
+        return self.network.config
 
     @property
     def classifier(self) -> bool:
@@ -66,12 +68,14 @@ def understand(
     text = str(source)
     path = Path(source).expanduser()
     if isinstance(source, Path) or _exists(path):
-        return _understand_folder(path, config) if path.is_dir() else _of_file(path, config)
+        file, told = in_folder(path) if path.is_dir() else (path, None)
+        return understand_contents(file, read(file), config, told=told)
     if text.startswith("hf://"):
         return _understand_hub(text, config, None, progress)
     scheme = text.partition("://")[0] if "://" in text else ""
     if scheme not in ("", "open-mmlab", "mmcls"):
-        return _of_file(fetch(text, check=read, progress=progress), config)
+        path = fetch(text, check=read, progress=progress)
+        return understand_contents(path, read(path), config)
     if is_path(text):
         raise MissingFileError(f"{text} does not exist.")
     entry = find(text)
@@ -79,10 +83,6 @@ def understand(
         return _understand_hub(entry.location, config, entry, progress)
     path = fetch(entry.location, sha256=entry.sha256, check=read, progress=progress)
     return understand_contents(path, read(path), config, entry)
-
-
-def _of_file(path: Path, config: ResNeXtConfig | None) -> Loaded:
-    return understand_contents(path, read(path), config)
 
 
 def _exists(path: Path) -> bool:
@@ -101,8 +101,7 @@ def _understand_hub(
     parts = [owner, repo, *(file.split("/") if file else [])]
     if not all(re.fullmatch(r"[\w.-]*\w[\w.-]*", part, re.ASCII) for part in parts):
         raise CheckpointError(f"{uri!r} must be hf://owner/repo or hf://owner/repo/file.")
-    base = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    base = f"{base}/{owner}/{repo}/resolve/main"
+    base = f"{hub()}/{owner}/{repo}/resolve/main"
     path = fetch(
         f"{base}/{file or 'model.safetensors'}",
         sha256=entry.sha256 if entry else "",
@@ -127,14 +126,18 @@ def _json(path: Path) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
-def _understand_folder(folder: Path, config: ResNeXtConfig | None) -> Loaded:
+def in_folder(folder: Path) -> tuple[Path, About]:
+    """The file of weights in a folder, and what is said beside it.
+
+    Raises:
+        CheckpointError: There is none, or what is said is of another network.
+    """
     names = ("model.safetensors", "pytorch_model.bin", "model.bin")
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         raise CheckpointError(f"{folder} is a folder without {names[0]}; name the file instead.")
     about = [folder / name for name in ("config.json", "preprocessor_config.json")]
-    told = from_folder(*(_json(file) if file.is_file() else {} for file in about))
-    return understand_contents(path, read(path), config, None, told)
+    return path, from_folder(*(_json(file) if file.is_file() else {} for file in about))
 
 
 def understand_contents(
@@ -182,7 +185,7 @@ def understand_contents(
         notes.append("preprocessing assumed: 256, 224, bilinear, ImageNet's mean and deviation")
     card = with_notes(card, notes=notes, dialect=found.dialect.name)
     state = _own_memory(found.state)
-    return Loaded(path, contents.format, found.dialect, network.config, state, card, network)
+    return Loaded(path, found.dialect, state, card, network)
 
 
 def _entry_of_file(path: Path, notes: list[str]) -> Checkpoint | None:
@@ -269,7 +272,7 @@ def _own(path: Path, contents: Contents, config: ResNeXtConfig | None) -> Loaded
         raise CheckpointError(f"{path}: {problem}. The file does not belong to its own config.")
     if config is not None and config != own:
         raise CheckpointError(f"{path} is of {own!r}, not of the config that was passed.")
-    return Loaded(path, contents.format, None, own, contents.state, card, network)
+    return Loaded(path, None, contents.state, card, network)
 
 
 def with_notes(card: Card, *, notes: Iterable[str], **provenance: Any) -> Card:
