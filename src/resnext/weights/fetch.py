@@ -20,18 +20,12 @@ from urllib.parse import quote, urlsplit
 from filelock import FileLock
 
 from resnext.errors import CheckpointError
+from resnext.places import home
 from resnext.progress import reporter
 
 _CHUNK = 1 << 20
 _LARGEST = 16 << 30
 _LOCAL = ("localhost", "127.0.0.1", "::1")
-
-
-def home() -> Path:
-    """The folder that downloads are kept in: `RESNEXT_HOME`, else `~/.cache/resnext`."""
-    if chosen := os.environ.get("RESNEXT_HOME"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnext"
 
 
 def hub() -> str:
