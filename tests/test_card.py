@@ -47,6 +47,8 @@ cards = st.builds(
     metrics=st.dictionaries(text, numbers, max_size=3),
     provenance=st.dictionaries(text, plain, max_size=3),
     licence=text,
+    temperature=positive,
+    threshold=st.none() | st.floats(0, 1),
 )
 
 
@@ -55,7 +57,7 @@ def test_defaults_are_imagenets() -> None:
     how = Preprocessing()
     assert (how.resize, how.size, how.interpolation, how.colour) == (256, 224, "bilinear", "RGB")
     assert (how.mean, how.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert Card() == Card((), Preprocessing(), {}, {}, "")
+    assert Card() == Card((), Preprocessing(), {}, {}, "", 1.0, None)
 
 
 @pytest.mark.parametrize(
@@ -97,12 +99,26 @@ def test_grey_has_one_channel(field: str) -> None:
         ("licence", [None, 3, ["MIT"], b"MIT"]),
     ],
 )
-def test_card_refuses(field: str, values: list[Any]) -> None:
+def test_card_refuses_types(field: str, values: list[Any]) -> None:
     """`labels="cat"` would give three classes, c, a and t."""
     for value in values:
         with pytest.raises(ConfigTypeError, match=f"^{field} must be ") as caught:
             Card(**{field: value})
         assert isinstance(caught.value, TypeError)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("temperature", [0, 0.0, -1, NAN, INF, "1", None, True, (1,)]),
+        ("threshold", [-0.1, 1.1, NAN, INF, 2, "0.5", True, (0.5,)]),
+    ],
+)
+def test_card_refuses_numbers(field: str, values: list[Any]) -> None:
+    """A threshold in per cent makes no answer sure; a temperature of zero makes all NaN."""
+    for value in values:
+        with pytest.raises(ConfigError, match=f"^{field} must be "):
+            Card(**{field: value})
 
 
 def test_lists_become_tuples() -> None:
@@ -157,10 +173,10 @@ def test_the_dictionary_is_a_copy() -> None:
     assert card == Card(metrics={"a": 1.0}, provenance={"recipe": {"epochs": 3}})
 
 
-@pytest.mark.parametrize("missing", ["labels", "preprocessing", "metrics", "provenance", "licence"])
+@pytest.mark.parametrize("missing", [f.name for f in fields(Card)])
 def test_what_is_missing_takes_its_default(missing: str) -> None:
     """Files of earlier versions lack fields that were added later."""
-    values = Card(("a",), Preprocessing(7, 7), {"x": 1.0}, {"y": 2}, "MIT").to_dict()
+    values = Card(("a",), Preprocessing(7, 7), {"x": 1.0}, {"y": 2}, "MIT", 2.0, 0.5).to_dict()
     del values[missing]
     wanted = {**values, missing: Card().to_dict()[missing]}
     assert Card.from_dict(values).to_dict() == wanted

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import multiprocessing
+import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +15,35 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles.originals import torchvision
 from oracles.recorded import fill
 from PIL import Image
 from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
+    f1_score,
     log_loss,
+    precision_score,
     recall_score,
     top_k_accuracy_score,
 )
 from torch import Tensor
 
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig, evaluate, save
-from resnext.data import ImageSet
-from resnext.errors import CheckpointError, DataError, InputError
-from resnext.evaluation import Evaluation, batches, measure, pick_device
+from resnext.calibration import expected_calibration_error
+from resnext.data import ImageSet, open_splits
+from resnext.errors import CheckpointError, DataError, InputError, ResNeXtError
+from resnext.evaluation import (
+    Answers,
+    Evaluation,
+    batches,
+    collect,
+    compare,
+    judge,
+    measure,
+    merge,
+    pick_device,
+)
 from resnext.transforms import open_image, prepare
 
 TINY = ResNeXtConfig(
@@ -128,6 +146,17 @@ def test_numbers_are_scikit_learns(k: int, count: int, batch: int, scale: float,
     recall = np.array(got.recall())
     assert recall[present] == pytest.approx(wanted_recall)
     assert np.isnan(np.delete(recall, present)).all()
+    for mine, theirs in ((got.precision(), precision_score), (got.f1(), f1_score)):
+        wanted = theirs(targets, predicted, labels=every, average=None, zero_division=np.nan)
+        assert np.array(mine) == pytest.approx(wanted, nan_ok=True)
+    assert np.array_equal(got.targets, targets)
+    assert np.array_equal(got.predicted, predicted)
+    assert got.confidence == pytest.approx(likely.max(1), abs=1e-6)
+    wanted_ece = expected_calibration_error(got.confidence, predicted == targets)
+    assert got.ece == pytest.approx(wanted_ece, abs=1e-6)
+    assert got.interval()[0] <= got.accuracy <= got.interval()[1]
+    assert got.indices.tolist() == list(range(count))
+    assert (got.skipped, got.logits) == ((), None)
 
 
 def test_metrics_by_name() -> None:
@@ -184,6 +213,212 @@ def test_weights_of_other_types(folder: Path, dtype: torch.dtype) -> None:
     assert got.nll == pytest.approx(wanted.nll, rel=1e-5 if dtype == torch.float64 else 0.05)
 
 
+def test_confusions_by_frequency() -> None:
+    """The diagonal is not a mistake, and row and column must not change places."""
+    labels = ("a", "b", "c")
+    confusion = np.array([[9, 2, 0], [0, 1, 5], [1, 0, 0]])
+    result = Evaluation("x", 18, 10 / 18, None, 1.0, confusion, labels)
+    assert result.confusions() == [("b", "c", 5), ("a", "b", 2), ("c", "a", 1)]
+    assert result.confusions(1) == [("b", "c", 5)]
+    assert all(type(times) is int for *_, times in result.confusions())
+
+
+def test_the_numbers_as_json(folder: Path) -> None:
+    """NaN is no JSON: a class without images has no recall."""
+    model = network(("zebra", "cat", "ant", "bee"))
+    got = evaluate(model, folder, device="cpu")
+    values = json.loads(json.dumps(got.to_dict(), allow_nan=False))
+    assert values["accuracy"] == got.accuracy
+    assert values["interval"] == list(got.interval())
+    assert values["top5"] is None
+    zebra, cat = values["classes"][:2]
+    assert (zebra["label"], zebra["images"], zebra["recall"]) == ("zebra", 0, None)
+    assert (cat["label"], cat["images"], cat["recall"]) == ("cat", 2, got.recall()[1])
+    wrong = sum(times for *_, times in values["confusions"])
+    assert wrong == round(got.count * (1 - got.accuracy))
+
+
+def test_logits_that_are_not_finite() -> None:
+    """A run that diverges is validated once more before its loss is seen."""
+    got = judge(
+        Answers(torch.tensor([[1.0, 0.0], [math.nan, 0.0]]), torch.tensor([0, 1]), torch.arange(2)),
+        ImageSet([np.zeros((1, 1), np.uint8)] * 2, [0, 1], ("a", "b"), "x"),
+    )
+    assert math.isnan(got.nll)
+    assert math.isnan(got.ece)
+    assert "val_ece" not in got.metrics("val")
+
+
+def test_the_cards_temperature_counts(folder: Path) -> None:
+    """What `predict` says must be what was measured; the answers themselves stay."""
+    model = network()
+    assert model.card
+    plain = evaluate(model, folder, device="cpu", keep_logits=True)
+    model.card = replace(model.card, temperature=2.5)
+    got = evaluate(model, folder, device="cpu", keep_logits=True)
+    assert plain.logits is not None
+    assert np.array_equal(got.logits, plain.logits)  # pyright: ignore
+    likely = torch.from_numpy(plain.logits / 2.5).softmax(1).numpy()
+    assert got.confidence == pytest.approx(likely.max(1), rel=1e-5)
+    assert got.nll == pytest.approx(-np.log(likely[range(10), got.targets]).mean(), rel=1e-5)
+    assert got.accuracy == plain.accuracy
+
+
+# -- parts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 12])
+def test_several_processes(folder: Path, world: int) -> None:
+    """Each measures a part, some maybe none; padded samplers give an image to two of them."""
+    model = network().eval()
+    files = sorted(folder.rglob("*.png"))
+    targets = [["ant", "bee", "cat"].index(file.parent.name) for file in files]
+    images = ImageSet(files, targets, ("ant", "bee", "cat"), "all")
+    files[4].write_text("no image")
+    whole = measure(model, batches(images, HOW, batch_size=3, workers=0), images, CPU)
+    parts = []
+    for rank in range(world):
+        mine = range(rank, len(images), world)
+        loader = batches(images, HOW, batch_size=3, workers=0, indices=mine)
+        parts.append(pickle.loads(pickle.dumps(collect(model, loader, CPU))))
+    got = judge(merge([*parts, parts[0]]), images)
+    assert np.array_equal(got.predicted, whole.predicted)
+    assert np.array_equal(got.targets, whole.targets)
+    assert got.nll == pytest.approx(whole.nll, rel=1e-5)
+    assert got.skipped == whole.skipped == (str(files[4]),)
+    assert not merge(parts).logits.is_inference()
+
+
+# -- test-time augmentation -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("views", [2, 10])
+def test_views_are_torchvisions(folder: Path, views: int, interpolation: Any) -> None:
+    """Probabilities are averaged, not logits, after calibration, and corners are corners."""
+    model = network()
+    how = Preprocessing(11, 14, interpolation)
+    model.card = Card(("ant", "bee", "cat"), how, temperature=0.5)
+    got = evaluate(model, folder, device="cpu", views=views, batch_size=7, keep_logits=True)
+    wanted = []
+    for file in sorted(folder.rglob("*.png")):
+        image = open_image(file, "RGB")
+        x = prepare(image, how)
+        several = [x, x.flip(2)]
+        if views == 10:
+            short = min(image.size)
+            size = tuple(int(14 * side / short) for side in image.size)
+            filters = Image.Resampling.__members__
+            resized = image.resize(size, filters[interpolation.upper()])
+            ten_crop, square = torchvision.transforms.TenCrop(11), replace(how, resize=11)
+            several = [prepare(crop, square) for crop in ten_crop(resized)]
+        with torch.no_grad():
+            p = (model.eval()(torch.stack(several)) / 0.5).softmax(1)
+        wanted.append(p.mean(0).double().numpy())
+    likely = np.stack(wanted)
+    assert np.array_equal(got.predicted, likely.argmax(1))
+    assert got.confidence == pytest.approx(likely.max(1), rel=1e-5)
+    assert got.nll == pytest.approx(-np.log(likely[range(10), got.targets]).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("views", [0, 3, 5, -1, 2.0, True, "2"])
+def test_views_that_make_no_sense(folder: Path, views: Any) -> None:
+    """True is one view to Python; 5 would have been ten halved."""
+    with pytest.raises(InputError, match="views must be 1, 2 or 10"):
+        evaluate(network(), folder, device="cpu", views=views)
+
+
+def test_corners_need_a_margin(folder: Path) -> None:
+    """Pillow pads crops with black, so five of ten views would have been rims."""
+    model = network()
+    model.card = Card(("ant", "bee", "cat"), Preprocessing(14, 12))
+    with pytest.raises(InputError, match="10 views cut corners of 14 pixels"):
+        evaluate(model, folder, device="cpu", views=10)
+    assert evaluate(model, folder, device="cpu", views=2).count == 10
+
+
+# -- two models -------------------------------------------------------------------------------
+
+
+def test_comparison(folder: Path) -> None:
+    """Images are compared one by one, whatever the order of the models' classes."""
+    a, b = network(), network(("zebra", "cat", "ant", "bee"))
+    (folder / "bee" / "2.png").write_text("no image")
+    got = compare(a, b, folder, device="cpu")
+    one, two = evaluate(a, folder, device="cpu"), evaluate(b, folder, device="cpu")
+    assert np.array_equal(got.a.predicted, one.predicted)
+    assert np.array_equal(got.b.predicted, two.predicted)
+    pairs = [*zip(one.right.tolist(), two.right.tolist(), strict=True)]
+    assert len(pairs) == 9
+    assert (got.only_a, got.only_b) == (pairs.count((True, False)), pairs.count((False, True)))
+    same = compare(a, a, folder, device="cpu")
+    assert (same.only_a, same.only_b, same.p) == (0, 0, 1)
+    assert json.loads(json.dumps(got.to_dict(), allow_nan=False))["b"]["count"] == 9
+
+
+def test_comparison_on_what_both_have_not_seen(folder: Path) -> None:
+    """A model measured on what it learnt from beats an honest one."""
+    splits = open_splits(folder, seed=1, val_fraction=0.5)
+    note = {"fingerprint": splits.fingerprint, "seed": 1, "val_fraction": 0.5}
+    a, b = network(), network()
+    assert a.card
+    a.card = replace(a.card, provenance=note)
+    for first, second in ((a, b), (b, a)):
+        got = compare(first, second, folder, device="cpu")
+        assert got.a.count == got.b.count == len(splits.val)
+        assert got.p == 1
+
+
+# -- the command ------------------------------------------------------------------------------
+
+
+def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Printed, as JSON, and as the functions give it: three times the same numbers."""
+    from resnext.cli import app
+
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    save(network(), paths[0])
+    other = network(("cat", "ant", "bee"))
+    save(other, paths[1])
+    (folder / "bee" / "2.png").write_text("no image")
+    numbers = tmp_path / "numbers.json"
+    given = ["evaluate", *map(str, paths[:1]), str(folder), "--views", "2", "--json", str(numbers)]
+    app([*given, "--device", "cpu", "--against", str(paths[1])])
+    said = " ".join(capsys.readouterr().out.split())
+    got = compare(*paths, folder, views=2, device="cpu")
+    assert json.loads(numbers.read_text(encoding="utf-8")) == got.to_dict()
+    low, high = got.a.interval()
+    assert (
+        f"9 images, accuracy {got.a.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%})" in said
+    )
+    assert f"calibration error {got.a.ece:.2%}" in said
+    assert f"accuracy {got.b.accuracy:.2%}. Only" in said
+    assert f"right, only the other {got.only_b}" in said
+    assert "2.png" in said.replace(" ", "")
+    for right, predicted, times in got.a.confusions(5):
+        assert f"{right} {predicted} {times}" in said
+    with pytest.raises(
+        ResNeXtError, match="cannot be written: give a file in a folder that exists"
+    ):
+        app([*given[:-1], str(tmp_path / "missing" / "x.json")])
+
+
+def test_many_classes_are_not_all_printed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A thousand rows push the accuracy out of the terminal."""
+    from resnext.cli import app
+
+    save(
+        network(("ant", "bee", "cat", *(f"class {i}" for i in range(60)))),
+        tmp_path / "a.safetensors",
+    )
+    app(["evaluate", str(tmp_path / "a.safetensors"), str(folder), "--device", "cpu"])
+    said = capsys.readouterr().out
+    assert "These are the 3 classes of 63 with the lowest F1" in said
+    assert len(said.splitlines()) < 30
+
+
 # -- what it leaves behind --------------------------------------------------------------------
 
 
@@ -210,9 +445,11 @@ def test_a_network_in_training_mode_is_measured_in_evaluation_mode(folder: Path)
 
 def test_the_mode_survives_an_error(folder: Path) -> None:
     """A notebook goes on after an exception."""
-    (folder / "bee" / "0.png").write_text("no image")
     model = network().train()
-    with pytest.raises(DataError):
+    model.card = Card(
+        ("ant", "bee", "cat"), Preprocessing(12, 14, mean=(0.5,), std=(1,), colour="L")
+    )
+    with pytest.raises(InputError, match=r"\(n, 3, h, w\)"):
         evaluate(model, folder, device="cpu")
     assert all(module.training for module in model.modules())
 
@@ -222,18 +459,37 @@ def test_the_mode_survives_an_error(folder: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12 on fork
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_is_one_line(folder: Path, workers: int) -> None:
-    """Torch wraps what a worker process raised in a page of traceback."""
-    bad = folder / "cat" / "1.png"
-    bad.write_text("no image")
-    with pytest.raises(DataError) as caught:
-        evaluate(network(), folder, workers=workers, batch_size=2, device="cpu")
-    message = str(caught.value)
-    del caught
-    assert not multiprocessing.active_children()  # else some later line waits five seconds
-    assert message.startswith(f"{bad}: not a readable image")
-    assert "\n" not in message
-    assert "Traceback" not in message
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_unreadable_images_are_named_and_left_out(
+    folder: Path, workers: int, batch_size: int
+) -> None:
+    """Hours into ImageNet, one damaged file ended the measurement; or shifted all that follow."""
+    model = network()
+    right, logits = naive(model, folder)
+    bad = [folder / "ant" / "1.png", folder / "cat" / "1.png"]
+    for path in bad:
+        path.write_text("no image")
+    got = evaluate(
+        model, folder, workers=workers, batch_size=batch_size, device="cpu", keep_logits=True
+    )
+    assert not multiprocessing.active_children()
+    assert got.skipped == tuple(map(str, bad))
+    kept = [0, 2, 3, 4, 5, 6, 7, 8]
+    assert got.count == 8
+    assert got.indices.tolist() == kept
+    assert got.logits == pytest.approx(logits[kept], abs=1e-5)
+    names = np.array(got.labels)
+    assert names[got.targets].tolist() == [right[i] for i in kept]
+    assert got.accuracy == np.mean(logits[kept].argmax(1) == got.targets)
+
+
+def test_some_image_must_be_readable(folder: Path) -> None:
+    """The accuracy over no image is a division by zero."""
+    for path in folder.rglob("*.png"):
+        path.write_text("no image")
+    with pytest.raises(DataError, match=r"no image that can be read, such as .*0\.png") as caught:
+        evaluate(network(), folder, device="cpu")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")

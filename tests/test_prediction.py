@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,38 @@ def test_weights_of_other_types(model: ResNeXt, files: list[Path], dtype: torch.
         assert [a[label] for label in LABELS] == pytest.approx(
             [b[label] for label in LABELS], abs=tolerance
         )
+
+
+# -- confidence -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 3, 20.0])
+def test_probabilities_are_calibrated(
+    model: ResNeXt, files: list[Path], temperature: float
+) -> None:
+    """The card's temperature divides logits; probabilities would order the same, and be wrong."""
+    assert model.card
+    model.card = replace(model.card, temperature=temperature)
+    x = torch.stack([prepare(open_image(file, "RGB"), HOW) for file in files])
+    with torch.no_grad():
+        wanted = (model.eval()(x).double() / temperature).softmax(1).sort(descending=True).values
+    got = predict(model, files, top=4, device="cpu")
+    for prediction, row in zip(got, wanted.tolist(), strict=True):
+        assert prediction.probabilities == pytest.approx(row, abs=1e-5)
+
+
+def test_answers_that_are_sure(model: ResNeXt, files: list[Path]) -> None:
+    """An answer exactly at the threshold was right often enough; without one all are sure."""
+    assert model.card
+    plain = predict(model, files, device="cpu")
+    assert all(prediction.sure for prediction in plain)
+    middle = sorted(prediction.probabilities[0] for prediction in plain)[3]
+    model.card = replace(model.card, threshold=middle)
+    got = predict(model, files, top=2, device="cpu")
+    assert [p.sure for p in got] == [p.probabilities[0] >= middle for p in plain]
+    assert sum(p.sure for p in got) == 4
+    model.card = replace(model.card, threshold=0.0)
+    assert all(prediction.sure for prediction in predict(model, files, device="cpu"))
 
 
 # -- what it refuses --------------------------------------------------------------------------

@@ -74,9 +74,12 @@ class Card:
         metrics: What was measured, by name: `{"val_accuracy": 0.991}`.
         provenance: Where the weights come from: data, split, recipe, seed, versions.
         licence: Licence of the weights, as an SPDX identifier; empty if unknown.
+        temperature: What logits are divided by before softmax, so that a confidence is the part
+            of such answers that is right. 1 leaves them as they are.
+        threshold: Lowest confidence of an answer that counts as sure; None if that is unknown.
 
     Raises:
-        ConfigError: A value has the wrong type.
+        ConfigError: A value is out of range or of the wrong type.
     """
 
     labels: tuple[str, ...] = ()
@@ -84,6 +87,8 @@ class Card:
     metrics: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     licence: str = ""
+    temperature: float = 1.0
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could not be written or read back."""
@@ -100,6 +105,13 @@ class Card:
                 raise ConfigTypeError(
                     f"{name} must be a {kind.__name__}, not {getattr(self, name)!r}."
                 )
+        number, limit = (int, float), sys.float_info.max
+        if type(self.temperature) not in number or not 0 < self.temperature <= limit:
+            raise ConfigError(f"temperature must be above 0, not {self.temperature!r}.")
+        if self.threshold is not None and (
+            type(self.threshold) not in number or not 0 <= self.threshold <= 1
+        ):
+            raise ConfigError(f"threshold must be from 0 to 1 or None, not {self.threshold!r}.")
 
     def to_dict(self) -> dict[str, Any]:
         """The card as plain values."""

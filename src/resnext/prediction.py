@@ -29,11 +29,18 @@ class Prediction(NamedTuple):
     """File, or position in the input."""
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
+    threshold: float | None = None
+    """Lowest probability that counts as sure, as the model's card has it."""
 
     @property
     def label(self) -> str:
         """The most likely class."""
         return self.labels[0]
+
+    @property
+    def sure(self) -> bool:
+        """Whether the most likely class reaches the threshold; True if there is none."""
+        return self.threshold is None or self.probabilities[0] >= self.threshold
 
 
 def predict(
@@ -78,10 +85,11 @@ def predict(
                 part = pictures[start : start + batch_size]
                 decoded = [decode(picture, card.preprocessing.colour) for _, picture in part]
                 x = torch.stack([prepare(image, card.preprocessing) for image in decoded])
-                likely = network(x.to(place, dtype)).float().softmax(1).topk(top)
+                logits = network(x.to(place, dtype)).float()
+                likely = (logits / card.temperature).softmax(1).topk(top)
                 for (name, _), p, i in zip(part, likely.values, likely.indices, strict=True):
                     labels = tuple(card.labels[j] for j in i.tolist())
-                    found.append(Prediction(name, labels, tuple(p.tolist())))
+                    found.append(Prediction(name, labels, tuple(p.tolist()), card.threshold))
                 report.advance(len(part))
     finally:
         report.stop()
@@ -131,9 +139,14 @@ def decode(picture: Picture, colour: str) -> Image.Image:
     return convert(Image.fromarray(picture), colour)
 
 
-def unseen(model: ResNeXt, data: str, limit: int) -> list[np.ndarray | Path]:
+def unseen(model: ResNeXt, data: str, limit: int) -> list[Picture]:
     """Some images of a data set that the model has not learnt from, spread over it."""
     card = card_of(model)
     images = open_for_evaluation(data, card.labels, card.provenance)
     count = min(limit, len(images))
-    return [images.images[i * len(images) // count] for i in range(count)]
+    pictures: list[Picture] = []
+    for i in (i * len(images) // count for i in range(count)):
+        image = images.images[i]
+        usual = isinstance(image, Path | np.ndarray)
+        pictures.append(image if usual else images.open(i, card.preprocessing.colour))
+    return pictures
