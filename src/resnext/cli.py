@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
@@ -55,8 +57,8 @@ def _launch(
         if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
         _fail("The memory is full. Lower --batch-size or --size.")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        sys.exit(143 if type(error).__name__ == "Terminated" else 130)  # 128 + the signal
 
 
 def main() -> None:
@@ -144,42 +146,69 @@ def train(
     data: str,
     /,
     *,
-    model: Annotated[str, Parameter(name=["--model", "-m"])] = "resnext50_32x4d",
+    model: Annotated[str | None, Parameter(name=["--model", "-m"])] = None,
+    weights: Annotated[str | None, Parameter(name=["--weights", "-w"])] = None,
     out: Annotated[Path, Parameter(name=["--out", "-o"])] = Path("model.safetensors"),
-    recipe: Literal["small", "digits"] | None = None,
+    recipe: Annotated[str | None, Parameter(name=["--recipe", "-r"])] = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: Annotated[float | None, Parameter(name=["--learning-rate", "--lr"])] = None,
+    set: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     size: int | None = None,
     seed: int = 0,
     val_fraction: float = 0.2,
     workers: int | None = None,
     device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    compile: bool | None = None,
+    sync_norms: Annotated[bool, Parameter(negative="")] = False,
+    resume: Annotated[bool, Parameter(negative="")] = False,
+    retries: int = 0,
+    checkpoint_minutes: float = 5.0,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Train a classifier from scratch; writes one file with weights, labels and preprocessing.
+    """Train a classifier; writes one file with weights, labels and preprocessing, and a report.
+
+    Several processes train together: torchrun --nproc-per-node 2 -m resnext train …
 
     Args:
-        data: A folder of class folders, a folder with train and val inside, or `digits`.
-        model: Name of a variant; `resnext info` lists them.
-        out: File to write. It always holds the best epoch so far.
-        recipe: How to train; by default `digits` for the digits and `small` for folders.
+        data: A folder of class folders, a folder with train and val inside, tar shards
+            (`shards/train-{000..009}.tar`, also https:// and s3://), a folder of idx files, a CSV
+            file with the columns path and label, a Hugging Face folder of parquet, or `digits`.
+        model: Name of a variant; `resnext info` lists them. By default resnext50_32x4d.
+        weights: What to start from, in place of a model: a file of any library, a name of the
+            catalog, hf://owner/repo or a URL.
+        out: File to write. It always holds the best epoch so far. A folder of the same name with
+            the ending .run holds checkpoints, metrics and report.html.
+        recipe: How to train: small, large, finetune, paper, torchvision_v2, rsb_a1, rsb_a2, rsb_a3,
+            cifar, digits, or one's own as file.py:name. By default what fits the data.
         epochs: Passes over the training images, in place of the recipe's.
-        batch_size: Images of a step, in place of the recipe's.
+        batch_size: Images of a step, over all processes, in place of the recipe's; the rate
+            follows.
         learning_rate: Highest rate, in place of the recipe's.
+        set: Other fields of the recipe, such as `--set mixup=0.2 --set ema=0.999`.
         size: Side of the images that the network sees, pixels.
         seed: Decides everything that is left to chance.
         val_fraction: Part of each class that is held out where the data has no val folder.
         workers: Processes that decode images.
         device: auto, cpu, cuda, cuda:1, …
+        precision: What to multiply in; auto takes bf16 where the hardware has it.
+        compile: Compile the network; by default on GPUs.
+        sync_norms: Let batch norms see the images of all processes.
+        resume: Go on from the last checkpoint, bit for bit; start if there is none.
+        retries: How often to go back to the last checkpoint and halve the rate if the loss
+            diverges.
+        checkpoint_minutes: Time between checkpoints; there is one after each epoch too.
         overwrite: Replace the file if it exists.
     """
     from resnext.training import train
+    from resnext.training.recipe import parse_changes
 
     given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     network = train(
         data,
         model,
+        weights=weights,
         out=out,
         recipe=recipe,
         size=size,
@@ -187,13 +216,23 @@ def train(
         val_fraction=val_fraction,
         workers=workers,
         device=device,
+        precision=precision,
+        compile=compile,
+        sync_norms=sync_norms,
+        resume=resume,
+        retries=retries,
+        checkpoint_minutes=checkpoint_minutes,
         overwrite=overwrite,
         **{name: value for name, value in given.items() if value is not None},
+        **parse_changes(set),
     )
+    if int(os.environ.get("RANK", "0")):
+        return
     card = network.card
     assert card is not None  # training always writes one
     accuracy, epoch = card.metrics["val_accuracy"], card.provenance["epoch"]
     print(f"{out}: epoch {epoch}, {accuracy:.2%} of the validation images right")
+    print(f"{out.with_name(out.stem + '.run') / 'report.html'}: the report")
 
 
 @app.command
@@ -202,6 +241,9 @@ def evaluate(
     data: str,
     /,
     *,
+    views: Literal[1, 2, 10] = 1,
+    against: str | None = None,
+    json: Path | None = None,
     batch_size: int = 64,
     workers: int = 0,
     device: str = "auto",
@@ -212,16 +254,41 @@ def evaluate(
         file: A model file, of any library if it names its classes, or a name of the catalog.
         data: A folder of class folders, one with val or test inside, or `digits`. Of the folder
             it was trained on, only the images held out are used.
+        views: Views of each image to average over: 2 adds the mirror image, 10 takes the corners
+            and the centre, each mirrored too. Do not mirror digits or text.
+        against: Another model to compare with, on the same images.
+        json: Write the numbers into this file too.
         batch_size: Images at a time.
         workers: Processes that decode images.
         device: auto, cpu, cuda, cuda:1, …
     """
-    from resnext.evaluation import evaluate
+    from resnext.evaluation import Comparison, compare, evaluate
 
-    result = evaluate(
-        file, data, batch_size=batch_size, workers=workers, device=device, progress=True
-    )
-    _print_evaluation(result)
+    if json is not None and (json.is_dir() or not json.parent.is_dir()):
+        raise ResNeXtError(f"{json} cannot be written: give a file in a folder that exists.")
+    how: dict[str, Any] = {"views": views, "batch_size": batch_size, "workers": workers}
+    how |= {"device": device, "progress": True}
+    result = compare(file, against, data, **how) if against else evaluate(file, data, **how)
+    first = result.a if isinstance(result, Comparison) else result
+    _print_evaluation(first)
+    if isinstance(result, Comparison):
+        print(
+            f"{against}: accuracy {result.b.accuracy:.2%}. Only {file} has {result.only_a:,} "
+            f"images right, only the other {result.only_b:,}; chance alone divides them at least "
+            f"so unevenly with probability {result.p:.2g} (McNemar's exact test)"
+        )
+    if json is not None:
+        from json import dumps
+
+        from resnext.formats.writing import written
+
+        text = dumps(result.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+        def write(path: str) -> None:
+            Path(path).write_text(text, encoding="utf-8")
+
+        written(json, write)
+        print(f"{json}: the same as numbers, with every class")
 
 
 @app.command
@@ -268,8 +335,14 @@ def predict(
         answers = zip(prediction.labels, prediction.probabilities, strict=True)
         for i, (label, probability) in enumerate(answers):
             name = "" if i else _plain(prediction.name)
-            table.add_row(name, _plain(label), f"{probability:.2%}")
+            mark = " ?" if i == 0 and not prediction.sure else ""
+            table.add_row(name, _plain(label) + mark, f"{probability:.2%}")
     Console().print(table)
+    if unsure := sum(not prediction.sure for prediction in predictions):
+        threshold = predictions[0].threshold
+        print(
+            f"? marks {unsure:,} of {len(predictions):,} answers: below {threshold:.2%}, not sure"
+        )
     if sheet is not None:
         from resnext.sheet import draw_sheet, save_sheet
 
@@ -418,22 +491,40 @@ def _print_evaluation(result: Evaluation) -> None:
     from rich.table import Table
 
     console = Console()
-    table = Table("Class", *_right("Images", "Right", "Often taken for"), box=None)
     confusion = result.confusion
-    for i, (label, recall) in enumerate(zip(result.labels, result.recall(), strict=True)):
+    columns = ("Images", "Recall", "Precision", "F1", "Often taken for")
+    table = Table("Class", *_right(*columns), box=None)
+    scores = [*zip(result.recall(), result.precision(), result.f1(), strict=True)]
+    shown = list(range(len(scores)))
+    if len(shown) > 40:
+        shown = sorted((i for i in shown if confusion[i].any()), key=lambda i: scores[i][2])[:20]
+    for i in shown:
         wrong = confusion[i].copy()
         wrong[i] = 0
         other = f"{_plain(result.labels[wrong.argmax()])} ({wrong.max()})" if wrong.any() else ""
-        right = f"{recall:.1%}" if confusion[i].any() else "–"
-        table.add_row(_plain(label), str(confusion[i].sum()), right, other)
+        numbers = ["–" if math.isnan(x) else f"{x:.1%}" for x in scores[i]]
+        table.add_row(_plain(result.labels[i]), str(confusion[i].sum()), *numbers, other)
     console.print(table)
+    if len(shown) < len(scores):
+        print(f"These are the {len(shown)} classes of {len(scores):,} with the lowest F1")
+    if frequent := result.confusions(5):
+        pairs = Table("Right", "Predicted", *_right("Times"), box=None)
+        for right, predicted, times in frequent:
+            pairs.add_row(_plain(right), _plain(predicted), f"{times:,}")
+        console.print("\nMost frequent confusions", style="bold")
+        console.print(pairs)
+    low, high = result.interval()
     top5 = "" if result.top5 is None else f", top-5 {result.top5:.2%}"
     console.print(
-        f"\n{_plain(result.data)}: {result.count} images, "
-        f"accuracy [bold]{result.accuracy:.2%}[/]{top5}, "
-        f"negative log-likelihood {result.nll:.4f}",
+        f"\n{_plain(result.data)}: {result.count:,} images, accuracy "
+        f"[bold]{result.accuracy:.2%}[/] (95 % interval {low:.2%} to {high:.2%}){top5}, "
+        f"negative log-likelihood {result.nll:.4f}, calibration error {result.ece:.2%}",
         highlight=False,
     )
+    if result.skipped:
+        more = f" and {len(result.skipped) - 5} more" if len(result.skipped) > 5 else ""
+        names = ", ".join(_plain(name) for name in result.skipped[:5])
+        console.print(f"Could not be read and left out: {names}{more}", highlight=False)
 
 
 def _plain(text: str) -> str:

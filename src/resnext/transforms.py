@@ -6,12 +6,15 @@ what public weights were trained and measured with.
 
 from __future__ import annotations
 
+import io
 import math
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -40,25 +43,46 @@ def open_image(path: Path, colour: str) -> Image.Image:
     Raises:
         DataError: It is missing, no image, damaged or unreasonably large.
     """
+    return _decoded(path, str(path), colour)
+
+
+def decode_image(data: bytes, name: str, colour: str) -> Image.Image:
+    """The same for the content of a file, which messages call `name`."""
+    return _decoded(io.BytesIO(data), name, colour)
+
+
+def _decoded(source: Path | io.BytesIO, name: str, colour: str) -> Image.Image:
     try:
-        Image.init()
-        with Image.open(path, formats=[kind for kind in FORMATS if kind in Image.OPEN]) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                raise DataError(
-                    f"{path}: {image.width}×{image.height} pixels are more than "
-                    f"{_MAX_PIXELS:,}; such files are refused as decompression bombs."
-                )
+        with _opened(source, name) as image:
             image.load()
             return convert(ImageOps.exif_transpose(image), colour)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file.") from error
-    except IsADirectoryError as error:
-        raise DataError(f"{path}: is a folder, not an image.") from error
-    except DataError:
-        raise
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise DataError(f"{path}: not a readable image ({reason}).") from error
+        raise _problem(name, error) from error
+
+
+def _opened(source: Path | io.BytesIO, name: str) -> Image.Image:
+    """An image whose header is read, and nothing else yet."""
+    Image.init()
+    image = Image.open(source, formats=[kind for kind in FORMATS if kind in Image.OPEN])
+    if image.width * image.height > _MAX_PIXELS:
+        image.close()
+        raise DataError(
+            f"{name}: {image.width}×{image.height} pixels are more than "
+            f"{_MAX_PIXELS:,}; such files are refused as decompression bombs."
+        )
+    return image
+
+
+def _problem(name: str, error: Exception) -> DataError:
+    """What decoding ended with, in one line."""
+    if isinstance(error, DataError):
+        return error
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{name}: no such file.")
+    if isinstance(error, IsADirectoryError):
+        return DataError(f"{name}: is a folder, not an image.")
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return DataError(f"{name}: not a readable image ({reason}).")
 
 
 def convert(image: Image.Image, colour: str) -> Image.Image:
@@ -116,28 +140,127 @@ def normalize(image: Image.Image, how: Preprocessing) -> Float[Tensor, "c h w"]:
     return values.contiguous().float().div(255).sub_(mean).div_(std)
 
 
-def augment(
-    image: Image.Image,
+def random_view(
+    data: bytes | np.ndarray,
+    name: str,
     how: Preprocessing,
     rng: np.random.Generator,
     *,
     min_area: float = 0.08,
     flip: bool = True,
-) -> Float[Tensor, "c s s"]:
-    """A random part of the image as the network's input (arXiv:1409.4842, section 6).
+    padding: int = 0,
+    fast: bool = False,
+) -> UInt8[Tensor, "s s c"]:
+    """A random part of an image at the network's size (arXiv:1409.4842, section 6).
+
+    Only as much of a JPEG is decoded as the part needs: at a half, a quarter or an eighth of its
+    size if the part still has `how.size` pixels then.
 
     Args:
-        image: A decoded image.
-        how: Preprocessing; `resize` is not used.
+        data: Content of an image file, or an array `(h, w)` or `(h, w, 3)` of 8-bit values.
+        name: What to call it in messages.
+        how: Preprocessing; of it size, filter and whether it is grey are used.
         rng: Where chance comes from.
         min_area: Smallest part of the image's area that is cut out.
         flip: Whether to mirror every other image.
+        padding: If above 0, the image is instead resized to the network's size and shifted by up
+            to so many pixels; the rim is black.
+        fast: Decode JPEG with simplejpeg. Pixels differ by a few levels from Pillow's.
+
+    Returns:
+        Pixels, RGB or grey.
+
+    Raises:
+        DataError: It is no readable image.
     """
-    box = _random_box(image.width, image.height, rng, min_area)
-    image = image.resize((how.size, how.size), _FILTERS[how.interpolation], box=box)
-    if flip and rng.random() < 0.5:
-        image = ImageOps.mirror(image)
-    return normalize(image, how)
+    if padding:
+        image = _whole(data, name, how.colour)
+        square = image.resize((how.size, how.size), _FILTERS[how.interpolation])
+        pixels = np.asarray(square).reshape(how.size, how.size, -1)
+        rim = np.pad(pixels, ((padding, padding), (padding, padding), (0, 0)))
+        top, left = rng.integers(2 * padding + 1, size=2)
+        view = torch.from_numpy(rim[top : top + how.size, left : left + how.size].copy())
+    else:
+        try:
+            pixels, box = _random_part(data, name, how, rng, min_area, fast)
+        except Exception as error:  # as above
+            raise _problem(name, error) from error
+        view = _resized(pixels, box, how)
+    return view.flip(1) if flip and rng.random() < 0.5 else view
+
+
+def _whole(data: bytes | np.ndarray, name: str, colour: str) -> Image.Image:
+    if isinstance(data, bytes):
+        return decode_image(data, name, colour)
+    return convert(Image.fromarray(data), colour)
+
+
+def _random_part(
+    data: bytes | np.ndarray,
+    name: str,
+    how: Preprocessing,
+    rng: np.random.Generator,
+    min_area: float,
+    fast: bool,
+) -> tuple[UInt8[np.ndarray, "h w c"], tuple[int, int, int, int]]:
+    """Decoded pixels, maybe at a reduced size, and the part of them to use."""
+    if isinstance(data, np.ndarray):
+        grey = data.ndim == 2 and how.colour == "L"
+        pixels = data[..., None] if grey else _pixels(_whole(data, name, how.colour))
+        return pixels, _random_box(pixels.shape[1], pixels.shape[0], rng, min_area)
+    with _opened(io.BytesIO(data), name) as image:
+        width, height = image.size
+        plain = image.format == "JPEG" and image.mode == "RGB" and how.colour != "L"
+        if not plain or image.getexif().get(_ORIENTATION, 1) != 1:
+            image.load()
+            whole = convert(ImageOps.exif_transpose(image), how.colour)
+            return _pixels(whole), _random_box(whole.width, whole.height, rng, min_area)
+        box = _random_box(width, height, rng, min_area)
+        parts = min(box[2] - box[0], box[3] - box[1]) // how.size
+        factor = max(f for f in (1, 2, 4, 8) if f <= max(parts, 1))
+        smaller = -(-width // factor), -(-height // factor)
+        if fast and (decoder := fast_decoder()):
+            pixels = decoder(data, min_width=smaller[0], min_height=smaller[1], min_factor=1)
+        else:
+            image.draft("RGB", smaller)
+            pixels = np.asarray(image.convert("RGB"))
+        scale = pixels.shape[1] / width
+        left, top, right, bottom = (round(x * scale) for x in box)
+        return pixels, (left, top, max(right, left + 1), max(bottom, top + 1))
+
+
+_ORIENTATION = 0x0112  # Exif's tag for how the camera was held
+
+
+@cache
+def fast_decoder() -> Any:
+    """simplejpeg's decoder, which is faster than Pillow's; None if it is not installed."""
+    try:
+        from simplejpeg import decode_jpeg
+    except ImportError:
+        return None
+    return decode_jpeg
+
+
+def _pixels(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
+    return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def _resized(
+    pixels: UInt8[np.ndarray, "h w c"], box: tuple[int, int, int, int], how: Preprocessing
+) -> UInt8[Tensor, "s s c"]:
+    """A part of an image at the network's size, antialiased."""
+    left, top, right, bottom = box
+    part = pixels[top:bottom, left:right]
+    size = (how.size, how.size)
+    if how.interpolation in ("bilinear", "bicubic"):  # torch does it three times as fast as Pillow
+        values = torch.from_numpy(part.copy()).permute(2, 0, 1)[None]
+        mode = how.interpolation
+        view = torch.nn.functional.interpolate(values, size, mode=mode, antialias=True)
+        return view[0].permute(1, 2, 0)
+    image = Image.fromarray(part.squeeze(2) if part.shape[2] == 1 else part)
+    resized = image.resize(size, _FILTERS[how.interpolation])
+    return torch.from_numpy(np.array(resized).reshape(*size, -1))
 
 
 def _random_box(

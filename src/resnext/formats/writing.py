@@ -7,6 +7,7 @@ import pickle
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +91,23 @@ def written(path: Path, write: Callable[[str], None]) -> None:
         try:
             write(temporary)
             Path(temporary).chmod(0o666 & ~_umask())
+            _settle(temporary)
             Path(temporary).replace(path)
+            _settle(path.parent)
         finally:
             Path(temporary).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be written: {error}.") from error
+
+
+def _settle(path: str | Path) -> None:
+    """Have the disk hold what was written, so that a power cut cannot lose it."""
+    with suppress(PermissionError):  # a folder that may be written but not read
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

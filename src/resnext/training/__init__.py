@@ -1,6 +1,6 @@
-"""Training: recipes, the loop, and what is shown meanwhile."""
+"""Training: recipes, the loop, checkpoints, and the report at the end."""
 
-from resnext.training.loop import train
+from resnext.training.launch import train
 from resnext.training.recipe import RECIPES, Recipe
 
 __all__ = ["RECIPES", "Recipe", "train"]

@@ -1,367 +1,688 @@
-"""The training loop: from a data set to one file that carries everything."""
+"""The training loop: from the first step to the last, across interruptions."""
 
 from __future__ import annotations
 
+import json
 import math
-import platform
+import signal
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.nn.parallel import DistributedDataParallel
 
-import resnext
+from resnext.augmentation import Augment
+from resnext.batches import batches
 from resnext.card import Card, Preprocessing
-from resnext.config import ResNeXtConfig
-from resnext.data import ImageSet, Splits, open_splits, unreadable
-from resnext.device import pick_device
-from resnext.errors import CheckpointError, ConfigError, DataError, ResNeXtError
-from resnext.evaluation import Evaluation, batches, measure, own_errors
+from resnext.data import Splits, class_weights
+from resnext.data.scan import too_many
+from resnext.errors import DataError, ResNeXtError
+from resnext.evaluation import Answers, Evaluation, collect, judge, merge
+from resnext.forms import merge_groups
 from resnext.network import ResNeXt
-from resnext.progress import Reporter, reporter
-from resnext.training.recipe import RECIPES, Recipe
-from resnext.transforms import augment
+from resnext.progress import Reporter
+from resnext.training.batches import Batch, Order, Views, own_errors, training_loader
+from resnext.training.journal import Journal
+from resnext.training.optim import Average, freeze_norms, loss, optimizer, rate
+from resnext.training.ranks import Ranks, synchronise_norms
+from resnext.training.recipe import Recipe
+from resnext.training.state import (
+    State,
+    Writer,
+    newest,
+    optimizer_state,
+    restore_optimizer,
+    snapshot,
+    write_state,
+)
 from resnext.weights.files import save
-from resnext.weights.loading import load_classifier
-from resnext.zoo import variant
+
+_EXPLODED = 20  # steps whose mean loss is judged
 
 
-def train(
-    data: str | Path,
-    model: str | ResNeXtConfig = "resnext50_32x4d",
-    *,
-    out: str | Path = "model.safetensors",
-    recipe: str | Recipe | None = None,
-    size: int | None = None,
-    seed: int = 0,
-    val_fraction: float = 0.2,
-    workers: int | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
-    progress: bool = True,
-    **changes: Any,
-) -> ResNeXt:
-    """Train a classifier from scratch and keep its best epoch.
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM)."""
 
-    The file at `out` is written after each epoch that is better on the validation images than
-    all before, so it is usable whenever the run ends. A run interrupted by Ctrl-C keeps it; if
-    that comes before the first epoch is over, the weights are saved as they are.
+
+class _Diverged(Exception):
+    """The loss is no longer a number, or far above where it began."""
+
+
+@dataclass(frozen=True)
+class Forms:
+    """How the network is computed: what is chosen by measuring, once for a run.
 
     Args:
-        data: A folder of class folders, one with `train` and `val` inside, or "digits".
-        model: Name of a variant, or a config. Classes and image channels follow the data, and the
-            recipe says how the blocks of a named variant start.
-        out: File to write: weights, config, labels, preprocessing, metrics and provenance.
-        recipe: A name ("small", "digits") or a `Recipe`; by default "digits" for the digits and
-            "small" for folders.
-        size: Side of the images the network sees, pixels; by default 8 for the digits, else 32
-            for small-image networks and 224 for all others.
-        seed: Decides everything that is left to chance.
-        val_fraction: Part of each class that is held out where the data has no `val`.
-        workers: Processes that decode images; by default as many as fit the machine.
-        device: "auto", or a torch device.
-        overwrite: Whether an existing `out` may be replaced.
-        progress: Whether to show what happens, on standard error.
-        changes: Fields of the recipe to change, such as `epochs=10`.
-
-    Returns:
-        The best epoch's network in evaluation mode, as `load(out)` gives it.
-
-    Raises:
-        DataError: The data is missing, damaged or too small.
-        ConfigError: Model, recipe or size make no sense.
-        CheckpointError: `out` exists, or cannot be written.
-        ResNeXtError: The loss is no longer a number.
+        dtype: "float32", "bfloat16" or "float16": what is multiplied in.
+        merged: How many groups of a grouped convolution are computed as one, by its name.
+        fast_jpeg: Whether simplejpeg decodes.
+        compiled: Whether the network is compiled.
     """
-    out = Path(out)
-    if out.exists() and not overwrite:
-        raise CheckpointError(f"{out} exists. Choose another name, or allow overwriting.")
-    if not out.parent.is_dir() or out.is_dir():
-        raise CheckpointError(f"{out} cannot be written: give a file in a folder that exists.")
-    plan = chosen_recipe(recipe, data, changes)
-    place = pick_device(device)
-    splits = open_splits(data, seed=seed, val_fraction=val_fraction)
-    grey = splits.colour == "L"
-    named = {"zero_init_residual": plan.zero_init_residual}
-    config = model if isinstance(model, ResNeXtConfig) else variant(model, **named)
-    config = config.replace(num_classes=len(splits.train.labels), in_channels=1 if grey else 3)
-    how = chosen_preprocessing(config, splits, data, size)
-    plan = fitting_batches(plan, splits.train)
-    if workers is None:
-        workers = 0 if grey else min(torch.get_num_threads(), 8)
 
-    report = reporter(progress)
-    try:
-        check_files(splits, report)
-        torch.manual_seed(seed)
-        network = ResNeXt(config).to(place, memory_format=torch.channels_last)  # pyright: ignore
-        run = _Run(network, splits, how, plan, seed, workers, place, out, report)
-        run.all_epochs()
-    finally:
-        report.stop()
-    return load_classifier(out, device=place)
+    dtype: str
+    merged: dict[str, int]
+    fast_jpeg: bool
+    compiled: bool
 
 
-def chosen_recipe(recipe: str | Recipe | None, data: str | Path, changes: dict[str, Any]) -> Recipe:
-    """The recipe of a name, with changes.
+@dataclass(frozen=True)
+class Settings:
+    """What a run is, besides its network and images.
 
-    Raises:
-        ConfigError: There is no such recipe or field, or a value makes no sense.
+    Args:
+        title: What to call the network.
+        out: The model file.
+        folder: Of the run: checkpoints, figures, report.
+        recipe: How to train.
+        how: How images become input.
+        seed: Decides all chance.
+        workers: Processes that decode images.
+        device: Where the network runs.
+        forms: How it is computed.
+        provenance: What the model's card says of its origin.
+        identity: What must be the same for a run to go on from a checkpoint.
+        retries: How often to go on with half the rate when the loss diverges.
+        every: Seconds from one checkpoint to the next.
+        sync_norms: Whether batch norms see the images of all processes.
     """
-    if recipe is None:
-        recipe = "digits" if str(data) == "digits" else "small"
-    if isinstance(recipe, str):
-        if recipe not in RECIPES:
-            raise ConfigError(f"No recipe is called {recipe!r}. There are {', '.join(RECIPES)}.")
-        recipe = RECIPES[recipe]()
-    known = asdict(recipe)
-    for name in changes:
-        if name not in known:
-            raise ConfigError(f"A recipe has no field {name!r}; it has {', '.join(known)}.")
-    return replace(recipe, **changes)
+
+    title: str
+    out: Path
+    folder: Path
+    recipe: Recipe
+    how: Preprocessing
+    seed: int
+    workers: int
+    device: torch.device
+    forms: Forms
+    provenance: dict[str, Any]
+    identity: dict[str, Any]
+    retries: int
+    every: float
+    sync_norms: bool
 
 
-def chosen_preprocessing(
-    config: ResNeXtConfig, splits: Splits, data: str | Path, size: int | None
-) -> Preprocessing:
-    """How images become input: at the size asked for, or the usual one.
+class Clock:
+    """Seconds that each part of a run took. Parts do not overlap: an inner one stops the outer."""
 
-    Raises:
-        ConfigError: The network's stride is larger than its images.
+    def __init__(self) -> None:
+        parts = ("training", "waiting for images", "validating", "checkpoints")
+        self.seconds: dict[str, float] = dict.fromkeys(parts, 0.0)
+        self._running: list[str] = []
+        self._since = 0.0
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        """Add what happens inside to a part."""
+        self._add()
+        self._running.append(part)
+        try:
+            yield
+        finally:
+            self._add()
+            self._running.pop()
+
+    def _add(self) -> None:
+        now = time.perf_counter()
+        if self._running:
+            self.seconds[self._running[-1]] += now - self._since
+        self._since = now
+
+
+@dataclass
+class Position:
+    """Where a run is; all of it goes into every checkpoint.
+
+    Args:
+        epoch: Which one is running, from 1.
+        step: Steps done in it.
+        total: Sum of the losses of these steps.
+        factor: On the rate, halved by every retry.
+        retries: How often that happened.
+        first: Mean loss of the first steps of the run, which others are compared with.
+        best: Epoch, accuracy and negative log-likelihood of the model that is kept.
+        history: What each epoch came to.
+        seconds: What the finished epochs took, by part.
+        bad: Images that could not be read while training: index and reason.
+        resumes: Where the run was taken up again.
     """
-    if size is None:
-        size = 32 if config.small_stem else 224
-        if str(data) == "digits":
-            size = 8
-    if type(size) is not int or size < max(config.stride, config.min_size):
-        raise ConfigError(
-            f"size must be at least {max(config.stride, config.min_size)} pixels for this network, "
-            f"whose last map has one pixel for every {config.stride}, not {size!r}. Raise --size, "
-            f"or take a network for small images such as resnext29_32x4d."
-        )
-    resize = size if size <= 64 else round(size * 256 / 224)
-    if splits.colour == "L":
-        return Preprocessing(size, resize, mean=(0.5,), std=(0.25,), colour="L")
-    return Preprocessing(size, resize)
+
+    epoch: int = 1
+    step: int = 0
+    total: float = 0.0
+    factor: float = 1.0
+    retries: int = 0
+    first: float | None = None
+    best: dict[str, Any] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: Clock().seconds)
+    bad: dict[str, str] = field(default_factory=dict)
+    resumes: list[str] = field(default_factory=list)
 
 
-def fitting_batches(plan: Recipe, images: ImageSet) -> Recipe:
-    """The recipe with batches no larger than the data.
-
-    Raises:
-        DataError: There are not even two images.
-    """
-    if len(images) < 2:
-        raise DataError(f"{images.name} has {len(images)} training image; it takes at least 2.")
-    return replace(plan, batch_size=min(plan.batch_size, len(images)))
-
-
-def check_files(splits: Splits, report: Reporter) -> None:
-    """Decode every file once, before any time is spent on training.
-
-    Raises:
-        DataError: Some cannot be read; the message names the first and counts the others.
-    """
-    for part in (splits.train, splits.val):
-        if isinstance(part.images[0], np.ndarray):
-            continue
-        report.start("Checking images", len(part))
-        bad: list[str] = []
-        for _, problem in unreadable(part, splits.colour):
-            report.advance(1)
-            if problem:
-                bad.append(problem)
-        if bad:
-            more = f" So are {len(bad) - 1} others." if len(bad) > 1 else ""
-            raise DataError(
-                f"{bad[0]}{more} Repair or remove what cannot be read, then start again."
-            )
-
-
-class _Run:
-    """One training run."""
+class Run:
+    """One training run, or one process of it."""
 
     def __init__(
         self,
         network: ResNeXt,
         splits: Splits,
-        how: Preprocessing,
-        recipe: Recipe,
-        seed: int,
-        workers: int,
-        device: torch.device,
-        out: Path,
+        settings: Settings,
+        ranks: Ranks,
         report: Reporter,
+        quarantine: Callable[[dict[int, str]], None],
     ) -> None:
-        self.network, self.splits, self.how, self.recipe = network, splits, how, recipe
-        self.seed, self.device, self.out, self.report = seed, device, out, report
-        self.order = _Order(len(splits.train), seed)
-        self.workers = workers
-        self.loader = DataLoader(
-            _Augmented(splits.train, how, recipe, seed),
-            batch_size=recipe.batch_size,
-            sampler=self.order,
-            num_workers=workers,
-            drop_last=True,  # a last batch of one image would break batch norm
-            persistent_workers=False,  # each epoch's order is sent to fresh workers
+        self.network, self.splits, self.settings = network, splits, settings
+        self.ranks, self.report, self.quarantine = ranks, report, quarantine
+        self.recipe, self.device = settings.recipe, settings.device
+        self.at = Position()
+        self.order = Order(splits.train, self.recipe, settings.seed, ranks)
+        train_how = settings.how
+        if self.recipe.size is not None:
+            train_how = Preprocessing(**{**asdict(train_how), "size": self.recipe.size})
+        views = Views(
+            splits.train, train_how, self.recipe, settings.seed, fast=settings.forms.fast_jpeg
         )
-        self.optimizer = torch.optim.SGD(
-            parameter_groups(network, recipe.weight_decay),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            nesterov=recipe.momentum > 0,
+        self.loader = training_loader(
+            views, self.order, workers=settings.workers, device=self.device
         )
-        self.steps = recipe.epochs * len(self.loader)
-        self.step = 0
-        self.best: Evaluation | None = None
-        self.best_epoch = 0
+        self.augment = Augment(
+            self.recipe.augmentation(),
+            num_classes=len(splits.train.labels),
+            mean=settings.how.mean,
+            std=settings.how.std,
+            device=self.device,
+            colour=settings.how.colour,
+        )
+        self.class_weights: Tensor | None = None
+        if self.recipe.balance == "weights":
+            weights = class_weights(np.asarray(splits.train.targets), len(splits.train.labels))
+            self.class_weights = torch.tensor(weights, dtype=torch.float32, device=self.device)
+        merge_groups(network, settings.forms.merged)
+        if settings.sync_norms and ranks.world > 1:
+            synchronise_norms(network)
+        self.average = Average(network, self.recipe.ema) if self.recipe.ema else None
+        self.optimizer = optimizer(network, self.recipe)
+        self.dtype = getattr(torch, settings.forms.dtype)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+        self.steps = self.recipe.epochs * self.order.steps
+        self.recent: deque[float] = deque(maxlen=_EXPLODED)
+        self.pending: list[Tensor] = []
+        self.stop: int | None = None  # the signal that asked for it
+        self.clock = Clock()
+        self.saved_at = time.monotonic()
+        self.writer = Writer(report.line) if ranks.first else None
+        self.journal = Journal(settings.folder, report.line) if ranks.first else None
+
+    # -- the whole run ------------------------------------------------------------------------
 
     def all_epochs(self) -> None:
-        """Train, and save each epoch that is the best so far."""
-        began = time.monotonic()
-        epoch = 0
-        try:
-            for epoch in range(1, self.recipe.epochs + 1):
-                loss, speed = self._learn(epoch)
-                result = self._validate(epoch)
-                better = self.best is None or _rank(result) > _rank(self.best)
-                if better:
-                    self.best, self.best_epoch = result, epoch
-                    self._save(epoch, interrupted=False)
-                self.report.note(f"accuracy {result.accuracy:.2%}")
-                self.report.line(
-                    f"epoch {epoch:>3}/{self.recipe.epochs}  loss {loss:.4f}  "
-                    f"val accuracy {result.accuracy:.2%}  {speed:,.0f} images/s  "
-                    f"{self._left(epoch, began)}{'  saved' if better else ''}"
-                )
-        except KeyboardInterrupt:
-            if self.best is None:
-                self._save(epoch, interrupted=True)
-                kept = "holds the weights as they were, not measured"
-            else:
-                kept = f"holds epoch {self.best_epoch}, val accuracy {self.best.accuracy:.2%}"
-            self.report.line(f"Interrupted in epoch {epoch}. {self.out} {kept}.")
-            raise
+        """Train to the end, and keep the best epoch's model.
 
-    def _learn(self, epoch: int) -> tuple[float, float]:
-        """One pass over the training images: mean loss and images per second."""
-        self.network.train()
-        self.order.epoch = epoch
-        images = len(self.loader) * self.recipe.batch_size
-        self.report.start(f"Epoch {epoch}/{self.recipe.epochs}", images)
-        began, total = time.monotonic(), 0.0
-        for x, targets in own_errors(self.loader):
-            x = x.to(self.device, memory_format=torch.channels_last)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.recipe.learning_rate * rate(
-                    self.step, self.steps, self.recipe.warmup
-                )
-            loss = nn.functional.cross_entropy(
-                self.network(x),
-                targets.to(self.device),
-                label_smoothing=self.recipe.label_smoothing,
-            )
-            value = loss.item()
+        Raises:
+            KeyboardInterrupt: The run was interrupted; a checkpoint is written.
+            ResNeXtError: The loss diverged, or images vanished; the last checkpoint is kept.
+        """
+        with self._listening():
+            try:
+                self._check_stop()
+                while self.at.epoch <= self.recipe.epochs:
+                    try:
+                        self._epoch()
+                    except _Diverged as error:
+                        self._retry(str(error))
+            except KeyboardInterrupt:
+                self._interrupted()
+                raise
+            except DataError as error:
+                self._keep(wait=True)
+                raise DataError(
+                    f"{error} The run is kept up to this step; repair the data and go on with "
+                    f"--resume."
+                ) from error
+            if self.writer:
+                self.writer.flush()
+
+    def close(self) -> None:
+        """End what works in the background."""
+        if self.writer:
+            self.writer.close()
+        if self.journal:
+            self.journal.close()
+
+    def _epoch(self) -> None:
+        before, done = dict(self.clock.seconds), self.at.step
+        self._learn()
+        with self.clock.measure("validating"):
+            result = self._validate(self.network)
+            averaged = self._validate(self.average.network) if self.average else None
+        took = {part: seconds - before[part] for part, seconds in self.clock.seconds.items()}
+        images = (self.order.steps - done) * self.recipe.batch_size
+        learning = took["training"] + took["waiting for images"]
+        row = {
+            "epoch": self.at.epoch,
+            "loss": round(self.at.total / max(self.order.steps, 1), 6),
+            "val_accuracy": result.accuracy,
+            "val_nll": round(result.nll, 6),
+            "ema_accuracy": averaged.accuracy if averaged else None,
+            "rate": self._rate(self.at.epoch * self.order.steps - 1),
+            "images_per_second": round(images / max(learning, 1e-9), 1),
+            "seconds": round(sum(took.values()), 3),
+            "waiting_data": round(took["waiting for images"], 3),
+            "waiting_checkpoint": round(took["checkpoints"], 3),
+        }
+        saved = self._keep_best(result, averaged)
+        self._tell(row, took, saved)
+        self.at.history.append(row)
+        self.at.epoch, self.at.step, self.at.total = self.at.epoch + 1, 0, 0.0
+        self.at.seconds = {k: self.at.seconds[k] + took[k] for k in took}
+        self._keep()
+        if self.journal:
+            self.journal.write(self.at.history)
+
+    def _learn(self) -> None:
+        """The steps of one epoch that are still to do."""
+        at, recipe = self.at, self.recipe
+        self.order.epoch, self.order.start = at.epoch, at.step
+        head_only = at.epoch <= recipe.head_epochs
+        model = self._training_form(head_only)
+        self.report.start(f"Epoch {at.epoch}/{recipe.epochs}", self.order.steps * recipe.batch_size)
+        self.report.advance(at.step * recipe.batch_size)
+        with self.clock.measure("training"):
+            feed = iter(own_errors(self.loader)) if len(self.order) else iter(())
+            for step in range(at.step, self.order.steps):
+                number = (at.epoch - 1) * self.order.steps + step
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self._rate(number) * group["scale"]
+                value = torch.zeros((), device=self.device)
+                for part in range(recipe.accumulate):
+                    with self.clock.measure("waiting for images"):
+                        batch = next(feed)
+                    self._note_bad(batch)
+                    last = part == recipe.accumulate - 1
+                    value += self._backward(model, batch, number, part, last=last)
+                self._update()
+                if self.average:
+                    self.average.update(self.network, number)
+                at.step = step + 1
+                self.pending.append(value)
+                self.report.advance(recipe.batch_size)
+                self._between_steps(number)
+        self._settle()
+
+    def _backward(
+        self, model: nn.Module, batch: Batch, number: int, part: int, *, last: bool
+    ) -> Tensor:
+        """Gradients of one part of a batch; its share of the loss."""
+        chance = np.random.SeedSequence(
+            (self.settings.seed, number, part, self.ranks.rank)
+        ).generate_state(2)
+        torch.manual_seed(int(chance[1]))  # for dropout and stochastic depth
+        x, targets = self.augment(batch.images, batch.targets, int(chance[0]))
+        lonely = nullcontext()
+        if isinstance(model, DistributedDataParallel) and not last:
+            lonely = model.no_sync()
+        with lonely:
+            with torch.autocast(
+                self.device.type, self.dtype, enabled=self.dtype is not torch.float32
+            ):
+                logits = model(x)
+            value = loss(self.recipe, logits.float(), targets, self.class_weights)
+            value = value / self.recipe.accumulate
+            self.scaler.scale(value).backward()
+        return value.detach()
+
+    def _update(self) -> None:
+        """One step of the optimizer."""
+        if self.recipe.clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+
+    def _training_form(self, head_only: bool) -> nn.Module:
+        """The network as this epoch trains it."""
+        network = self.network.train().requires_grad_(True)
+        if head_only:
+            network.eval().requires_grad_(False)
+            network.fc.train().requires_grad_(True)
+        elif self.recipe.frozen_norms:
+            freeze_norms(network)
+        model: nn.Module = network
+        if self.ranks.world > 1:
+            model = DistributedDataParallel(network)
+        if self.settings.forms.compiled:
+            model = torch.compile(model)  # pyright: ignore[reportAssignmentType]
+        return model
+
+    def _rate(self, number: int) -> float:
+        return self.recipe.learning_rate * rate(self.recipe, number, self.steps) * self.at.factor
+
+    # -- what happens between steps -----------------------------------------------------------
+
+    def _between_steps(self, number: int) -> None:
+        """Look at the loss, the clock and the signals."""
+        problem = ""
+        if self.device.type == "cpu" or len(self.pending) >= 16:  # asking a GPU makes it wait
+            problem = self._judge()
+        due = time.monotonic() - self.saved_at > self.settings.every and self.ranks.first
+        stop, diverged, due = self.ranks.any(self.stop is not None, bool(problem), due)
+        if diverged:
+            raise _Diverged(problem or "the loss of another process diverged")
+        if stop:
+            raise Terminated if self.stop == signal.SIGTERM else KeyboardInterrupt
+        if due:
+            self._settle()
+            self._keep()
+
+    def _settle(self) -> None:
+        """Take the losses that are still on the device into account.
+
+        Raises:
+            _Diverged: One is no number.
+        """
+        problem = self._judge()
+        if self.ranks.any(bool(problem))[0]:
+            raise _Diverged(problem or "the loss of another process diverged")
+
+    def _judge(self) -> str:
+        """What is wrong with the losses of the last steps; empty if nothing is."""
+        values = [float(x) for x in self.pending]
+        self.pending.clear()
+        for value in values:
+            self.at.total += value
+            self.recent.append(value)
             if not math.isfinite(value):
-                kept = f"{self.out} holds epoch {self.best_epoch}." if self.best else ""
-                raise ResNeXtError(
-                    f"The loss became {value} in epoch {epoch}. Lower the learning rate, now "
-                    f"{self.recipe.learning_rate:g}. {kept}".strip()
-                )
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self.step += 1
-            total += value
-            self.report.advance(len(x))
-        return total / len(self.loader), images / (time.monotonic() - began)
+                return self._diagnosis(value)
+        if len(self.recent) == _EXPLODED:
+            mean = sum(self.recent) / _EXPLODED
+            if self.at.first is None:
+                self.at.first = mean
+            chance = math.log(len(self.splits.train.labels))
+            if mean > 10 * max(self.at.first, chance) + 10:
+                return self._diagnosis(mean)
+        return ""
 
-    def _validate(self, epoch: int) -> Evaluation:
-        self.network.eval()
-        val = self.splits.val
-        self.report.start(f"Epoch {epoch}/{self.recipe.epochs}, validating", len(val))
-        loader = batches(val, self.how, batch_size=2 * self.recipe.batch_size, workers=self.workers)
-        return measure(self.network, loader, val, self.device, self.report.advance)
+    def _diagnosis(self, value: float) -> str:
+        """When, at which rate, after which losses, and where the first bad weight is."""
+        before = ", ".join(f"{x:.3g}" for x in list(self.recent)[-4:-1])
+        number = (self.at.epoch - 1) * self.order.steps + self.at.step - 1
+        text = (
+            f"The loss became {value:.4g} in epoch {self.at.epoch}, step {self.at.step}, "
+            f"at rate {self._rate(number):.3g}"
+        )
+        text += f", after {before}" if before else ""
+        bad = (n for n, p in self.network.named_parameters() if not p.isfinite().all())
+        if name := next(bad, ""):
+            text += f"; {name} holds values that are no numbers"
+        return f"{text}."
 
-    def _save(self, epoch: int, *, interrupted: bool) -> None:
-        splits = self.splits
-        self.network.card = Card(
-            labels=splits.train.labels,
-            preprocessing=self.how,
-            metrics=self.best.metrics("val") if self.best else {},
+    def _retry(self, problem: str) -> None:
+        """Go back to the last checkpoint with half the rate, or give up.
+
+        Raises:
+            ResNeXtError: No retry is left.
+        """
+        problem, factor, used = self.ranks.share((problem, self.at.factor, self.at.retries))
+        if self.writer:
+            with self.clock.measure("checkpoints"):
+                self.writer.flush()
+        if used >= self.settings.retries:
+            where = ""
+            if self.at.best:
+                where = f" {self.settings.out} holds epoch {self.at.best['epoch']}."
+            raise ResNeXtError(
+                f"{problem} Lower the learning rate, now {self.recipe.learning_rate:g}, clip the "
+                f"gradient (clip), or let --retries halve the rate.{where}"
+            )
+        self.restore(self.ranks.share(self._newest()))
+        self.at.retries, self.at.factor = used + 1, factor / 2
+        self.at.resumes.append(
+            f"{problem} Went on from epoch {self.at.epoch}, step {self.at.step}, with "
+            f"{self.at.factor:g} of the rate."
+        )
+        self._line(self.at.resumes[-1])
+        self._keep()
+
+    def _newest(self) -> State | None:
+        return newest(self.settings.folder, self._line) if self.ranks.first else None
+
+    def _note_bad(self, batch: Batch) -> None:
+        """Write down what could not be read; stop where too much of a class is gone."""
+        if not batch.bad:
+            return
+        new = {i: why for i, why in batch.bad if str(i) not in self.at.bad}
+        self.at.bad.update({str(i): why for i, why in new.items()})
+        for why in new.values():
+            self._line(f"Left out: {why}")
+        if self.ranks.first:
+            self.quarantine(new)
+        train = self.splits.train
+        gone = np.bincount(
+            [int(train.targets[int(i)]) for i in self.at.bad], minlength=len(train.labels)
+        )
+        worst = too_many(gone, train.counts())
+        if worst is not None:
+            raise DataError(
+                f"{gone[worst]} of {train.counts()[worst]} images of class "
+                f"{train.labels[worst]!r} cannot be read any more, which is more than 5 %."
+            )
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """SIGINT and SIGTERM ask to stop after the running step; a second one insists."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, _: object) -> None:
+            if self.stop is not None:
+                raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+            self.stop = number
+
+        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            for number, handler in before.items():
+                if handler is not signal.SIG_IGN:
+                    signal.signal(number, ask)
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _check_stop(self) -> None:
+        """Stop where no step is being done.
+
+        Raises:
+            KeyboardInterrupt: Somebody asked for it.
+        """
+        if self.ranks.any(self.stop is not None)[0]:
+            raise Terminated if self.stop == signal.SIGTERM else KeyboardInterrupt
+
+    def _interrupted(self) -> None:
+        self._judge()
+        self._keep(wait=True, unmeasured=self.at.best is None)
+        if self.at.best is None:
+            kept = "holds the weights as they were, not measured"
+        else:
+            best = self.at.best
+            kept = f"holds epoch {best['epoch']}, val accuracy {best['accuracy']:.2%}"
+        self._line(
+            f"Interrupted in epoch {self.at.epoch}. {self.settings.out} {kept}. The same command "
+            f"with --resume goes on."
+        )
+
+    # -- measuring and keeping ----------------------------------------------------------------
+
+    def _validate(self, network: ResNeXt) -> Evaluation:
+        title = f"Epoch {self.at.epoch}/{self.recipe.epochs}, validating"
+        network.eval()
+        return judge(self.answers(network, title), self.splits.val)
+
+    def answers(self, network: ResNeXt, title: str) -> Answers:
+        """Logits of all validation images, each computed by one process."""
+        val, ranks = self.splits.val, self.ranks
+        if ranks.world > 1 and not self.settings.sync_norms:
+            ranks.share_tensors(list(network.buffers()))
+        mine = range(ranks.rank, len(val), ranks.world)
+        self.report.start(title, len(mine))
+        loader = batches(
+            val,
+            self.settings.how,
+            batch_size=2 * self.recipe.batch_size // ranks.world,
+            workers=self.settings.workers,
+            indices=mine,
+        )
+        part = collect(self._classify(network), loader, self.device, self.report.advance)
+        return merge(ranks.gather(part))
+
+    def _classify(self, network: ResNeXt) -> Callable[[Tensor], Tensor]:
+        def classify(x: Tensor) -> Tensor:
+            if self.stop is not None and self.ranks.world == 1:
+                self._check_stop()
+            x = x.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(
+                self.device.type, self.dtype, enabled=self.dtype is not torch.float32
+            ):
+                return network(x)
+
+        return classify
+
+    def _keep_best(self, result: Evaluation, averaged: Evaluation | None) -> bool:
+        """Write the model if no epoch before was better; whether it was."""
+        chosen, network = result, self.network
+        if averaged and self.average and _rank(averaged) >= _rank(result):
+            chosen, network = averaged, self.average.network
+        best = self.at.best
+        if best is not None and _rank(chosen) <= (best["accuracy"], -best["nll"]):
+            return False
+        self.at.best = {
+            "epoch": self.at.epoch,
+            "accuracy": chosen.accuracy,
+            "nll": chosen.nll,
+            "averaged": chosen is averaged,
+        }
+        self._write_model(network, self.card(chosen.metrics("val"), complete=True))
+        return True
+
+    def card(self, metrics: dict[str, float], *, complete: bool) -> Card:
+        """What the model file says about the weights of this epoch."""
+        best = self.at.best or {"epoch": self.at.epoch, "averaged": False}
+        return Card(
+            labels=self.splits.train.labels,
+            preprocessing=self.settings.how,
+            metrics=metrics,
             provenance={
-                "data": Path(splits.train.name).resolve().name,
-                "fingerprint": splits.fingerprint,
-                "val_fraction": splits.val_fraction,
-                "seed": self.seed,
-                "epoch": epoch,
-                "complete_epoch": not interrupted,
-                "recipe": asdict(self.recipe),
-                "resnext": resnext.__version__,
-                "torch": str(torch.__version__),
-                "python": platform.python_version(),
+                **self.settings.provenance,
+                "epoch": best["epoch"],
+                "averaged_weights": best["averaged"],
+                "complete_epoch": complete,
             },
         )
-        save(self.network, self.out)
 
-    def _left(self, epoch: int, began: float) -> str:
-        seconds = (time.monotonic() - began) / epoch * (self.recipe.epochs - epoch)
+    def _write_model(self, network: ResNeXt, card: Card) -> None:
+        if not self.writer:
+            return
+        with self.clock.measure("checkpoints"):
+            with torch.device("meta"):
+                copy = ResNeXt(network.config)
+            copy.load_state_dict(snapshot(network.state_dict()), assign=True)
+            copy.card = card
+            self.writer.model(lambda: save(copy, self.settings.out))
+
+    def _keep(self, *, wait: bool = False, unmeasured: bool = False) -> None:
+        """Write a checkpoint in the background.
+
+        Args:
+            wait: Until it is written.
+            unmeasured: Write the model file as well, with the weights as they are.
+        """
+        if not self.writer:
+            return
+        with self.clock.measure("checkpoints"):
+            if unmeasured:
+                self._write_model(self.network, self.card({}, complete=False))
+            state, position = self.state(), self._number()
+            self.writer.state(lambda: write_state(state, self.settings.folder, position))
+            self.saved_at = time.monotonic()
+            if wait:
+                try:
+                    self.writer.flush()
+                except ResNeXtError as error:
+                    self._line(str(error))
+
+    def _number(self) -> int:
+        """A number that grows with every checkpoint, also across retries."""
+        return (self.at.epoch - 1) * self.order.steps + self.at.step + self.at.retries * self.steps
+
+    def state(self) -> State:
+        """Everything this run could go on from."""
+        remembered, about = optimizer_state(self.optimizer)
+        tensors = {f"network.{k}": x for k, x in self.network.state_dict().items()}
+        tensors |= {f"optimizer.{k}": x for k, x in remembered.items()}
+        if self.average:
+            tensors |= {f"average.{k}": x for k, x in self.average.network.state_dict().items()}
+        values = {
+            "position": asdict(self.at),
+            "optimizer": about,
+            "scaler": self.scaler.state_dict(),
+            "identity": self.settings.identity,
+            "forms": asdict(self.settings.forms),
+        }
+        return State(snapshot(tensors), json.loads(json.dumps(values)))
+
+    def restore(self, state: State | None) -> None:
+        """Go on from a checkpoint."""
+        assert state is not None, "a run writes its first checkpoint before its first step"
+        self.network.load_state_dict(state.part("network"))
+        if self.average:
+            self.average.network.load_state_dict(state.part("average"))
+        restore_optimizer(self.optimizer, state.part("optimizer"), state.about["optimizer"])
+        self.scaler.load_state_dict(state.about["scaler"])
+        self.at = Position(**state.about["position"])
+        self.pending.clear()
+        self.recent.clear()
+
+    def begin(self) -> None:
+        """Write the first checkpoint, which a run that diverges at once goes back to."""
+        self._keep()
+
+    # -- telling ------------------------------------------------------------------------------
+
+    def _tell(self, row: dict[str, Any], took: dict[str, float], saved: bool) -> None:
+        accuracy = f"val accuracy {row['val_accuracy']:.2%}"
+        self.report.note(accuracy.removeprefix("val "))
+        if row["ema_accuracy"] is not None:
+            accuracy += f" (average {row['ema_accuracy']:.2%})"
+        waits = ""
+        for part, name in (("waiting for images", "images"), ("checkpoints", "checkpoints")):
+            share = took[part] / max(row["seconds"], 1e-9)
+            if share > 0.1:
+                waits += f"  {share:.0%} waiting for {name}"
+        self._line(
+            f"epoch {row['epoch']:>3}/{self.recipe.epochs}  loss {row['loss']:.4f}  {accuracy}  "
+            f"{row['images_per_second']:,.0f} images/s  {self._left(row)}"
+            f"{'  saved' if saved else ''}{waits}"
+        )
+
+    def _left(self, row: dict[str, Any]) -> str:
+        times = [r["seconds"] for r in self.at.history] + [row["seconds"]]
+        seconds = sum(times) / len(times) * (self.recipe.epochs - self.at.epoch)
         return f"{seconds / 60:.0f} min left" if seconds > 99 else f"{seconds:.0f} s left"
+
+    def _line(self, text: str) -> None:
+        if self.ranks.first:
+            self.report.line(text)
 
 
 def _rank(result: Evaluation) -> tuple[float, float]:
     return result.accuracy, -result.nll
-
-
-def rate(step: int, steps: int, warmup: float) -> float:
-    """Learning rate over its highest: a linear rise, then half a cosine down to zero."""
-    rise = max(round(steps * warmup), 1)
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(steps - rise, 1))
-
-
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters for an optimizer: those of norms and biases without weight decay."""
-    weights = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]
-    return [
-        {"params": weights, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-
-
-class _Order(Sampler[tuple[int, int]]):
-    """A new shuffle each epoch, decided by seed and epoch alone; yields (epoch, index)."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed, self.epoch = count, seed, 0
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        rng = np.random.default_rng((self.seed, self.epoch))
-        return ((self.epoch, index) for index in rng.permutation(self.count).tolist())
-
-
-class _Augmented(Dataset[tuple[Tensor, int]]):
-    """Training images, each augmented by chance that seed, epoch and index decide."""
-
-    def __init__(self, images: ImageSet, how: Preprocessing, recipe: Recipe, seed: int) -> None:
-        self.images, self.how, self.recipe, self.seed = images, how, recipe, seed
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = key
-        rng = np.random.default_rng((self.seed, epoch, index))
-        image = self.images.open(index, self.how.colour)
-        x = augment(image, self.how, rng, min_area=self.recipe.min_area, flip=self.recipe.flip)
-        return x, self.images.targets[index]

@@ -1,0 +1,67 @@
+"""What each epoch came to, for other programs: metrics.jsonl and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_TAGS = {
+    "loss": "train/loss",
+    "rate": "train/rate",
+    "images_per_second": "train/images_per_second",
+    "val_accuracy": "val/accuracy",
+    "val_nll": "val/nll",
+    "ema_accuracy": "val/accuracy_of_average",
+}
+
+
+class Journal:
+    """Writes rows into the folder of a run.
+
+    Args:
+        folder: Of the run.
+        tell: Told once of what cannot be written; that is no reason to stop.
+    """
+
+    def __init__(self, folder: Path, tell: Callable[[str], None]) -> None:
+        self.folder, self._tell = folder, tell
+        self._board: Any = None
+        self._told = False
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """All rows so far, the newest of which is new."""
+        path = self.folder / "metrics.jsonl"
+        try:
+            temporary = path.with_name(f".{path.name}")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            temporary.replace(path)
+            self._add_events(rows[-1])
+        except OSError as error:
+            if not self._told:
+                self._tell(f"Not saved: {path} cannot be written: {error}.")
+            self._told = True
+
+    def _add_events(self, row: dict[str, Any]) -> None:
+        """To TensorBoard, if it is installed."""
+        if self._board is None:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of what TensorBoard itself imports
+                    from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                self._board = False
+            else:
+                self._board = SummaryWriter(str(self.folder), purge_step=row["epoch"])
+        if self._board:
+            for name, tag in _TAGS.items():
+                if row[name] is not None:
+                    self._board.add_scalar(tag, row[name], row["epoch"])
+            self._board.flush()
+
+    def close(self) -> None:
+        """Close the events."""
+        if self._board:
+            self._board.close()

@@ -1,0 +1,164 @@
+"""Several processes that train one network, as `torchrun` starts them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from resnext.errors import InputError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of how many processes this one is.
+
+    Args:
+        rank: Number of this process, over all machines.
+        world: How many there are.
+        local: Number of this process on its machine, which is that of its GPU.
+        restarts: How often `torchrun` has started the processes again.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+    restarts: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and shows."""
+        return self.rank == 0
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether it is set in any process. All processes must ask together."""
+        if self.world == 1:
+            return list(flags)
+        values = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(values, dist.ReduceOp.MAX, group=_control())
+        return [bool(x) for x in values]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, in their order, in each of them."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=_control())
+        return values
+
+    def share(self, value: Any) -> Any:
+        """The first process's value, in each of them."""
+        if self.world == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=_control())
+        return values[0]
+
+    def share_tensors(self, tensors: Sequence[Tensor]) -> None:
+        """Give every process the first one's values."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+
+_groups: dict[str, Any] = {}
+
+
+def _control() -> Any:
+    """A group for small things on the CPU, beside the one for gradients."""
+    if dist.get_backend() == "gloo":
+        return None
+    if "control" not in _groups:
+        _groups["control"] = dist.new_group(backend="gloo")
+    return _groups["control"]
+
+
+def join(device: str) -> Ranks:
+    """Meet the other processes, if `torchrun` has started several.
+
+    Raises:
+        InputError: There are more processes on this machine than GPUs.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if world == 1:
+        return Ranks(restarts=restarts)
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    cuda = torch.cuda.is_available() and device in ("auto", "cuda")
+    if cuda and local >= torch.cuda.device_count():
+        raise InputError(
+            f"Process {local} of this machine has no GPU of its own; there are "
+            f"{torch.cuda.device_count()}. Lower --nproc-per-node."
+        )
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo")
+    return Ranks(dist.get_rank(), world, local, restarts)
+
+
+def leave() -> None:
+    """Part from the other processes."""
+    _groups.clear()
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class SyncedNorm(nn.BatchNorm2d):
+    """Batch norm over the images of all processes, also where torch's own needs a GPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise with the mean and variance over all processes."""
+        if not self.training or not dist.is_initialized():
+            return super().forward(input)
+        values = input.double() if input.dtype is torch.float64 else input.float()
+        count = values.numel() / values.shape[1] * dist.get_world_size()
+        sums = _AddUp.apply(values.sum((0, 2, 3)))
+        mean = sums / count
+        centred = values - mean[:, None, None]
+        variance = _AddUp.apply(centred.square().sum((0, 2, 3))) / count
+        if self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            momentum = self.momentum
+            if momentum is None:  # the plain mean of all batches
+                momentum = 1.0 / float(self.num_batches_tracked)
+            with torch.no_grad():
+                for kept, new in (
+                    (self.running_mean, mean),
+                    (self.running_var, variance * (count / max(count - 1, 1))),
+                ):
+                    if kept is not None:
+                        kept.lerp_(new.to(kept.dtype), momentum)
+        result = centred * (variance + self.eps).rsqrt()[:, None, None]
+        if self.affine:
+            result = result * self.weight[:, None, None] + self.bias[:, None, None]
+        return result.to(input.dtype)
+
+
+class _AddUp(torch.autograd.Function):
+    """The sum over all processes; so is the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradient = gradients[0].contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def synchronise_norms(network: nn.Module) -> None:
+    """Let every batch norm see the images of all processes. Parameters stay the same objects."""
+    if next(network.parameters()).is_cuda:
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncedNorm
