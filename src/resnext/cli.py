@@ -27,6 +27,7 @@ app = App(
     version=__version__,
     version_flags=["--version"],
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # SIGTERM has an exit code of its own
 )
 app.meta.group_parameters = Group("Everywhere", sort_key=9)
 

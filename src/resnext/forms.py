@@ -13,6 +13,7 @@ import json
 import platform
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -107,8 +108,10 @@ def fastest_groups(
     book = _Book(device)
     choice: dict[str, int] = {}
     for name, conv, shape in grouped_convolutions(network, size):
-        key = f"{shape} {conv.out_channels} {conv.groups} {conv.stride} {dtype}"
-        if key not in book.known:
+        how = f"{conv.kernel_size} {conv.stride} {conv.padding} {conv.dilation}"
+        key = f"{shape} {conv.out_channels} {conv.groups} {how} {dtype}"
+        known = book.known.get(key, 0)
+        if known < 1 or conv.groups % known:
             book.known[key] = _fastest(conv, shape, device, dtype)
         if book.known[key] > 1:
             choice[name] = book.known[key]
@@ -191,7 +194,7 @@ class _Book:
         try:
             found = json.loads(self.path.read_text())
             self.known = {str(k): int(v) for k, v in found.items()}
-        except (OSError, ValueError, AttributeError, TypeError):
+        except (OSError, ValueError, AttributeError, TypeError, OverflowError):
             self.known = {}
         self._before = dict(self.known)
 
@@ -199,13 +202,13 @@ class _Book:
         """Write it down; a folder that cannot be written is no reason to stop."""
         if self.known == self._before:
             return
-        try:
+        temporary = self.path.with_name(f"{self.path.name}.{time.monotonic_ns()}")
+        with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.path.with_name(f"{self.path.name}.{time.monotonic_ns()}")
             temporary.write_text(json.dumps(self.known, indent=1))
             temporary.replace(self.path)
-        except OSError:
-            pass
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def hardware(device: torch.device) -> str:

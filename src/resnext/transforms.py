@@ -183,9 +183,9 @@ def random_view(
     else:
         try:
             pixels, box = _random_part(data, name, how, rng, min_area, fast)
+            view = _resized(pixels, box, how)
         except Exception as error:  # as above
             raise _problem(name, error) from error
-        view = _resized(pixels, box, how)
     return view.flip(1) if flip and rng.random() < 0.5 else view
 
 
@@ -218,14 +218,16 @@ def _random_part(
         box = _random_box(width, height, rng, min_area)
         parts = min(box[2] - box[0], box[3] - box[1]) // how.size
         factor = max(f for f in (1, 2, 4, 8) if f <= max(parts, 1))
-        smaller = -(-width // factor), -(-height // factor)
+        smaller = width // factor, height // factor
         if fast and (decoder := fast_decoder()):
             pixels = decoder(data, min_width=smaller[0], min_height=smaller[1], min_factor=1)
         else:
             image.draft("RGB", smaller)
             pixels = np.asarray(image.convert("RGB"))
-        scale = pixels.shape[1] / width
-        left, top, right, bottom = (round(x * scale) for x in box)
+        h, w, _ = pixels.shape
+        left, right = (round(x * w / width) for x in (box[0], box[2]))
+        top, bottom = (round(y * h / height) for y in (box[1], box[3]))
+        left, top = min(left, w - 1), min(top, h - 1)
         return pixels, (left, top, max(right, left + 1), max(bottom, top + 1))
 
 

@@ -22,6 +22,7 @@ from resnext.training.ranks import Ranks
 from resnext.training.recipe import Recipe
 from resnext.transforms import random_view
 
+_ORDER, _VIEW, BATCH = 1, 2, 3  # what a seed is used for, so that no two draw the same numbers
 _TRIES = 10  # for another image in place of one that cannot be read
 
 
@@ -70,12 +71,13 @@ class Order(Sampler[list[Key]]):
 
     def whole(self, epoch: int) -> np.ndarray:
         """Indices of an epoch in their order, for all processes."""
-        rng = np.random.default_rng((self.seed, epoch))
+        rng = np.random.default_rng((_ORDER, self.seed, epoch))
+        repeats, count = self.recipe.repeats, -(-self.count // self.recipe.repeats)
         if self.chances is not None:
-            return rng.choice(self.count, self.count, p=self.chances)
-        order = rng.permutation(self.count)
-        repeats = self.recipe.repeats
-        return np.repeat(order[: -(-self.count // repeats)], repeats)[: self.count]
+            drawn = rng.choice(self.count, count, p=self.chances)
+        else:
+            drawn = rng.permutation(self.count)[:count]
+        return np.repeat(drawn, repeats)[: self.count]
 
     def __iter__(self) -> Iterator[list[Key]]:
         order = self.whole(self.epoch)
@@ -104,7 +106,7 @@ class Views(Dataset[tuple[Tensor, int, list[tuple[int, str]]]]):
         bad: list[tuple[int, str]] = []
         index = key.image
         for attempt in range(_TRIES):
-            rng = np.random.default_rng((self.seed, key.epoch, key.place, attempt))
+            rng = np.random.default_rng((_VIEW, self.seed, key.epoch, key.place, attempt))
             if attempt:
                 index = int(rng.integers(len(self.images)))
             try:

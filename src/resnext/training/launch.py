@@ -19,7 +19,7 @@ from resnext.config import ResNeXtConfig
 from resnext.data import ImageSet, Problem, Splits, open_splits
 from resnext.data.scan import Scan, scan, write_quarantine
 from resnext.device import pick_device
-from resnext.errors import CheckpointError, ConfigError, DataError, InputError
+from resnext.errors import CheckpointError, ConfigError, DataError, InputError, ResNeXtError
 from resnext.forms import fastest_groups, pick_precision
 from resnext.network import ResNeXt
 from resnext.progress import Reporter, reporter
@@ -175,6 +175,11 @@ def train(
             finish(run, found, command=_command(data))
         finally:
             run.close()
+    except RuntimeError as error:
+        if ranks.world > 1 and any(name in str(error) for name in ("gloo", "NCCL", "nccl")):
+            reason = str(error).partition("\n")[0]
+            raise ResNeXtError(f"Another process of the run is gone: {reason}") from error
+        raise
     finally:
         report.stop()
         if ranks.world > 1:
@@ -364,17 +369,18 @@ def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
         CheckpointError: Something that decides the run is different.
     """
     for name, value in now.items():
-        if before.get(name) != value:
-            name = name.removeprefix("recipe.")
-            if name == "images":
-                raise CheckpointError(
-                    "The checkpoint is of a run on other images: some were added, removed, "
-                    "repaired or damaged since. Restore them, or start again with --overwrite."
-                )
+        was = before.get(name)
+        if was == value:
+            continue
+        if name == "images":
             raise CheckpointError(
-                f"The checkpoint is of another run: {name} was {before.get(name)}, now {value}. "
-                f"Give the same arguments, or start again with --overwrite."
+                "The checkpoint is of a run on other images: some were added, removed, "
+                "repaired or damaged since. Restore them, or start again with --overwrite."
             )
+        raise CheckpointError(
+            f"The checkpoint is of another run: {name.removeprefix('recipe.')} was {was}, "
+            f"now {value}. Give the same arguments, or start again with --overwrite."
+        )
 
 
 def _forms(

@@ -29,7 +29,7 @@ from resnext.evaluation import Answers, Evaluation, collect, judge, merge
 from resnext.forms import merge_groups
 from resnext.network import ResNeXt
 from resnext.progress import Reporter
-from resnext.training.batches import Batch, Order, Views, own_errors, training_loader
+from resnext.training.batches import BATCH, Batch, Order, Views, own_errors, training_loader
 from resnext.training.journal import Journal
 from resnext.training.optim import Average, freeze_norms, loss, optimizer, rate
 from resnext.training.ranks import Ranks, synchronise_norms
@@ -253,6 +253,8 @@ class Run:
 
     def close(self) -> None:
         """End what works in the background."""
+        if iterator := self.loader._iterator:  # else workers wait for as long as an error holds it
+            iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
         if self.writer:
             self.writer.close()
         if self.journal:
@@ -267,9 +269,10 @@ class Run:
         took = {part: seconds - before[part] for part, seconds in self.clock.seconds.items()}
         images = (self.order.steps - done) * self.recipe.batch_size
         learning = took["training"] + took["waiting for images"]
+        totals = self.ranks.gather(self.at.total)
         row = {
             "epoch": self.at.epoch,
-            "loss": round(self.at.total / max(self.order.steps, 1), 6),
+            "loss": round(sum(totals) / len(totals) / max(self.order.steps, 1), 6),
             "val_accuracy": result.accuracy,
             "val_nll": round(result.nll, 6),
             "ema_accuracy": averaged.accuracy if averaged else None,
@@ -323,7 +326,7 @@ class Run:
     ) -> Tensor:
         """Gradients of one part of a batch; its share of the loss."""
         chance = np.random.SeedSequence(
-            (self.settings.seed, number, part, self.ranks.rank)
+            (BATCH, self.settings.seed, number, part, self.ranks.rank)
         ).generate_state(2)
         torch.manual_seed(int(chance[1]))  # for dropout and stochastic depth
         x, targets = self.augment(batch.images, batch.targets, int(chance[0]))

@@ -48,16 +48,17 @@ def optimizer(network: ResNeXt, recipe: Recipe) -> torch.optim.Optimizer:
         ConfigError: It needs a library that is not installed.
     """
     groups = parameter_groups(network, recipe.weight_decay, recipe.layer_decay)
+    fused = not recipe.head_epochs  # fused steps want all parameters of a group to begin together
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             groups,
             lr=recipe.learning_rate,
             momentum=recipe.momentum,
             nesterov=recipe.momentum > 0,
-            fused=True,
+            fused=fused,
         )
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=fused)
     try:
         from pytorch_optimizer import Lamb
     except ImportError as error:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.rendezvous import rendezvous
 
 from resnext.errors import InputError
 
@@ -96,8 +98,20 @@ def join(device: str) -> Ranks:
             f"{torch.cuda.device_count()}. Lower --nproc-per-node."
         )
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo")
+        _meet("nccl" if cuda else "gloo")
     return Ranks(dist.get_rank(), world, local, restarts)
+
+
+def _meet(backend: str) -> None:
+    """Form the group, under names that no earlier start of these processes has used.
+
+    Processes that `torchrun` has started again find the store as those before left it, and would
+    wait for those (pytorch/pytorch#135712).
+    """
+    store, rank, world = next(rendezvous("env://"))
+    start = store.add(f"resnext/{world}/{rank}", 1)
+    fresh = PrefixStore(f"resnext/start{start}", store)
+    dist.init_process_group(backend, store=fresh, rank=rank, world_size=world)
 
 
 def leave() -> None:

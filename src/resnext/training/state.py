@@ -10,6 +10,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,8 @@ def newest(folder: Path, tell: Callable[[str], None]) -> State | None:
             return read_state(path)
         except CheckpointError as error:
             tell(str(error))
+            if not isinstance(error.__cause__, OSError):  # it is not the disk that is away
+                path.replace(path.with_suffix(".damaged"))
     if files:
         raise CheckpointError(
             f"Every checkpoint in {folder} is damaged. Start again with --overwrite."
@@ -160,7 +163,7 @@ class Writer:
         self._tell = tell
         self._model: Callable[[], object] | None = None
         self._state: Callable[[], object] | None = None
-        self._problem = ""
+        self._problem = self._kind = ""
         self._closing = False
         self._change = threading.Condition()
         self._busy = False
@@ -192,7 +195,7 @@ class Writer:
                 self._change.notify_all()
                 self._change.wait_for(lambda: not self._busy)
             if self._model or self._state:
-                raise CheckpointError(self._problem)
+                raise CheckpointError(f"{self._problem}.")
 
     def close(self) -> None:
         """Stop, after what is being written now."""
@@ -208,7 +211,7 @@ class Writer:
                 if not self._busy:
                     return
                 model, state = self._model, self._state
-            problem = ""
+            problem, kind = "", ""
             try:
                 if model:
                     model()
@@ -217,18 +220,22 @@ class Writer:
                     state()
                     self._done("_state", state)
             except Exception as error:  # whatever it is, training must not end with it
-                problem = str(error) or type(error).__name__
+                problem = (str(error) or type(error).__name__).rstrip(".")
+                kind = f"{type(error)} {getattr(error.__cause__, 'errno', '')}"
             with self._change:
                 newer = self._model is not model and self._model is not None
                 newer |= self._state is not state and self._state is not None
-                again = problem != self._problem
-                self._problem = problem
+                again = kind != self._kind
+                self._problem, self._kind = problem, kind
                 self._busy = newer
                 self._change.notify_all()
-            if problem and again:
-                self._tell(f"Not saved: {problem} Training goes on; the last good one is kept.")
-            elif again:
-                self._tell("Saving works again.")
+            with suppress(Exception):  # a terminal that is gone
+                if problem and again:
+                    self._tell(
+                        f"Not saved: {problem}. Training goes on; the last good one is kept."
+                    )
+                elif again:
+                    self._tell("Saving works again.")
 
     def _done(self, slot: str, what: Callable[[], object]) -> None:
         with self._change:

@@ -1,0 +1,361 @@
+"""What training reaches and how fast: accuracy on real data, the step, the pipeline, the scan.
+
+Run alone on the machine: `python benchmarks/training.py PART…`. Parts:
+
+    digits     accuracy on 359 digits that were not seen
+    fashion    accuracy on Fashion-MNIST's 10,000 test images and minutes; FASHION names the folder
+               of the idx files (Debian's package dataset-fashion-mnist has them)
+    cifar      accuracy on the test images of a folder of CIFAR-10 JPEGs and minutes; CIFAR names
+               the folder with train and test
+    finetune   accuracy with few digits, from scratch and from weights of Fashion-MNIST
+    step       a training step of resnext50_32x4d at 224, batch 8, beside torchvision's model in
+               the usual loop and timm's; on a GPU batch 128, channels-last and AMP for all
+    pipeline   images per second and core: our views beside torchvision's usual transforms
+    scan       memory and time of looking at 100,000 files
+    overhead   share of a run that checkpoints take
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+import resnext
+from resnext.card import Preprocessing
+from resnext.config import ResNeXtConfig
+from resnext.forms import fastest_groups, hardware, merge_groups, pick_precision, processor
+from resnext.transforms import random_view
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+FASHION_NETWORK = ResNeXtConfig(
+    (1, 1, 1), 8, 8, channels=(128, 256, 512), num_stages=3, small_stem=True, stem_channels=32
+)
+CIFAR_NETWORK = ResNeXtConfig(
+    (1, 1, 1), 8, 16, channels=(128, 256, 512), num_stages=3, small_stem=True, stem_channels=64
+)
+
+
+def main(parts: list[str]) -> None:
+    """Measure the parts that were asked for, or all that need no folder."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    machine = hardware(device) if device.type == "cuda" else processor()
+    print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
+    for part in parts or ["digits", "step", "pipeline", "scan", "overhead"]:
+        PARTS[part]()
+
+
+def trained(name: str, data: str, config: Any, **options: Any) -> Path:
+    """A run, whose accuracy on test images is printed; the model file."""
+    out = Path(tempfile.mkdtemp()) / f"{name}.safetensors"
+    began = time.perf_counter()
+    model = resnext.train(data, config, out=out, **options)
+    minutes = (time.perf_counter() - began) / 60
+    result = resnext.evaluate(model, data, workers=options.get("workers") or 0)
+    low, high = result.interval()
+    print(
+        f"{name}: {result.accuracy:.2%} of {result.count:,} test images ({low:.2%} to {high:.2%}), "
+        f"{minutes:.1f} minutes",
+        flush=True,
+    )
+    return out
+
+
+def digits() -> None:
+    """The target is 98.5 %."""
+    trained("digits", "digits", "resnext11_8x16d", progress=False)
+
+
+def fashion() -> None:
+    """The target is 92.5 % in 30 minutes on two cores."""
+    trained(
+        "fashion",
+        os.environ["FASHION"],
+        FASHION_NETWORK,
+        recipe="cifar",
+        size=28,
+        val_fraction=0.05,
+        epochs=8,
+        schedule="cosine",
+        milestones=(),
+        warmup=0.1,
+        padding=2,
+        label_smoothing=0.1,
+        batch_size=128,
+        learning_rate=0.1,
+        ema=0.998,
+    )
+
+
+def cifar() -> None:
+    """The target is 85 % in 60 minutes on two cores."""
+    trained(
+        "cifar",
+        os.environ["CIFAR"],
+        CIFAR_NETWORK,
+        recipe="cifar",
+        size=32,
+        val_fraction=0.05,
+        epochs=10,
+        schedule="cosine",
+        milestones=(),
+        warmup=0.15,
+        label_smoothing=0.1,
+        batch_size=128,
+        learning_rate=0.1,
+        ema=0.998,
+        precision="auto",
+    )
+
+
+def finetune() -> None:
+    """A hundred digits, at the size of the weights, from scratch and from Fashion-MNIST."""
+    from resnext.data import open_splits
+
+    folder = Path(tempfile.mkdtemp())
+    digits = open_splits("digits")
+    parts = {"train": (digits.train, 100), "test": (digits.test, 359), "val": (digits.val, 287)}
+    for part, (images, count) in parts.items():
+        assert images is not None
+        for i in range(count):
+            path = folder / part / images.labels[images.targets[i]] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            images.open(i, "L").resize((28, 28), Image.Resampling.BICUBIC).save(path)
+    shared = {"size": 28, "flip": False, "min_area": 0.6, "progress": False, "workers": 0}
+    weights = trained(
+        "weights of Fashion-MNIST",
+        os.environ["FASHION"],
+        FASHION_NETWORK.replace(in_channels=3),
+        recipe="cifar",
+        size=28,
+        epochs=1,
+        val_fraction=0.05,
+        progress=False,
+    )
+    for seed in range(3):
+        trained(f"scratch, seed {seed}", str(folder), FASHION_NETWORK, seed=seed, **shared)
+        trained(f"finetune, seed {seed}", str(folder), None, weights=weights, seed=seed, **shared)
+
+
+def step() -> None:
+    """The target is 2.8 times torchvision's usual loop on a CPU, 1.15 times timm's on a GPU."""
+    from oracles import originals
+
+    torchvision, timm = originals.torchvision, originals.timm
+    cuda = torch.cuda.is_available()
+    device, batch = torch.device("cuda" if cuda else "cpu"), 128 if cuda else 8
+    dtype = pick_precision("auto", device)
+    x, y = torch.rand(batch, 3, 224, 224), torch.randint(1000, (batch,))
+    ways = {
+        "torchvision, fp32, NCHW": (torchvision.models.resnext50_32x4d(), torch.float32, False),
+        "timm, channels-last, AMP": (timm.create_model("resnext50_32x4d"), dtype, True),
+        "resnext": (resnext.create("resnext50_32x4d"), dtype, True),
+    }
+    loops: dict[str, Callable[[], None]] = {}
+    for name, (model, kind, last) in ways.items():
+        model = model.to(device).train()
+        if last:
+            model = model.to(memory_format=torch.channels_last)
+        if name == "resnext":
+            began = time.perf_counter()
+            chosen = fastest_groups(model, (batch, 3, 224, 224), device, dtype)
+            seconds = time.perf_counter() - began
+            merge_groups(model, chosen)
+            print(f"groups merged: {sorted(set(chosen.values()))} ({seconds:.1f} s to choose)")
+        loops[name] = one_step(model, x.to(device), y.to(device), kind, last, name == "resnext")
+    if cuda:
+        for name in ("timm, channels-last, AMP", "resnext"):
+            model, kind, last = ways[name]
+            whole = torch.compile(model)
+            images, targets = x.to(device), y.to(device)
+            loops[f"{name}, compiled"] = one_step(whole, images, targets, kind, last, "res" in name)
+    best = dict.fromkeys(loops, float("inf"))
+    for _ in range(8 if cuda else 5):  # taking turns, because machines are not always equally fast
+        for name, run in loops.items():
+            best[name] = min(best[name], seconds_of(run, 5 if cuda else 1))
+    first = best["torchvision, fp32, NCHW"]
+    for name, seconds in best.items():
+        print(f"{name}: {batch / seconds:,.1f} images/s, {first / seconds:.2f}×", flush=True)
+
+
+def one_step(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype, last: bool, fused: bool
+) -> Callable[[], None]:
+    """Forward, backward and update."""
+    options: dict[str, Any] = {"fused": True} if fused else {}
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, nesterov=True, **options)
+    scaler = torch.amp.GradScaler(x.device.type, enabled=dtype is torch.float16)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(x.device.type, dtype, enabled=dtype is not torch.float32):
+            logits = model(x)
+        scaler.scale(nn.functional.cross_entropy(logits.float(), y)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    for _ in range(3):
+        run()
+    return run
+
+
+def seconds_of(run: Callable[[], object], times: int) -> float:
+    """Mean seconds of a call."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(times):
+        run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - began) / times
+
+
+def pipeline() -> None:
+    """The target is twice torchvision's images per second and core, for 500×375 JPEGs."""
+    from oracles import originals
+    from sklearn.datasets import load_sample_images
+
+    originals.torchvision  # noqa: B018 (it can be imported only after this)
+    from torchvision import transforms
+    from torchvision.transforms.functional import pil_to_tensor  # noqa: F401
+
+    torch.set_num_threads(1)
+    usual = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(224),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    how, rng = Preprocessing(), np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        files = jpegs(Path(folder), load_sample_images().images)
+
+        def theirs() -> object:
+            return torch.stack([usual(Image.open(f).convert("RGB")) for f in files])
+
+        def ours() -> object:
+            views = [random_view(f.read_bytes(), f.name, how, rng, fast=True) for f in files]
+            return torch.stack(views)
+
+        def pillow() -> object:
+            views = [random_view(f.read_bytes(), f.name, how, rng) for f in files]
+            return torch.stack(views)
+
+        ways = {"torchvision on Pillow": theirs, "ours": ours, "ours without simplejpeg": pillow}
+        best = dict.fromkeys(ways, float("inf"))
+        for _ in range(7):
+            for name, way in ways.items():
+                best[name] = min(best[name], seconds_of(way, 3) / len(files))
+    first = best["torchvision on Pillow"]
+    for name, seconds in best.items():
+        print(f"{name}: {1 / seconds:,.0f} images/s on one core, {first / seconds:.2f}×")
+
+
+def jpegs(folder: Path, photographs: list[np.ndarray]) -> list[Path]:
+    """64 different parts of two photographs, 500×375."""
+    rng = np.random.default_rng(0)
+    for i in range(64):
+        photograph = photographs[i % len(photographs)]
+        top, left = rng.integers(0, photograph.shape[0] - 375), rng.integers(0, 140)
+        part = photograph[top : top + 375, left : left + 500]
+        Image.fromarray(part).save(folder / f"{i}.jpg", quality=90)
+    return sorted(folder.glob("*.jpg"))
+
+
+def scan() -> None:
+    """The target is 300 MB for 100,000 files, torch included."""
+    with tempfile.TemporaryDirectory() as folder:
+        content = io.BytesIO()
+        rng = np.random.default_rng(0)
+        for i in range(100_000):
+            path = Path(folder) / "photos" / f"class{i % 100:02}" / f"{i:06}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content.seek(0)
+            content.truncate()
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(content, "PNG")
+            path.write_bytes(content.getvalue())
+        program = (
+            "import resource, sys, time\n"
+            "from resnext.data import open_splits\n"
+            "from resnext.data.scan import scan\n"
+            "from resnext.progress import Silent\n"
+            "began = time.perf_counter()\n"
+            "scan(open_splits(sys.argv[1]), Silent())\n"
+            "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+            "print(f'{time.perf_counter() - began:.1f} s, at most {peak:.0f} MB')\n"
+        )
+        home = {**os.environ, "RESNEXT_HOME": str(Path(folder) / "home")}
+        for name in ("scan of 100,000 files", "the same again, remembered"):
+            command = [sys.executable, "-c", program, str(Path(folder) / "photos")]
+            told = subprocess.run(command, env=home, capture_output=True, text=True, check=True)
+            print(f"{name}: {told.stdout.strip()}", flush=True)
+
+
+def overhead() -> None:
+    """The target is less than 2 % of a run: with a checkpoint every 30 s, ten times the usual."""
+    from sklearn.datasets import load_sample_images
+
+    from resnext.training import loop
+
+    shares: list[float] = []
+    original = loop.Run.close
+
+    def close(run: loop.Run) -> None:
+        seconds = run.clock.seconds
+        shares.append(seconds["checkpoints"] / sum(seconds.values()))
+        original(run)
+
+    loop.Run.close = close
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "all").mkdir()
+        for i, file in enumerate(jpegs(folder / "all", load_sample_images().images)):
+            target = folder / "photos" / f"class{i % 2}" / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.rename(target)
+        resnext.train(
+            folder / "photos",
+            out=folder / "m.safetensors",
+            epochs=3,
+            batch_size=8,
+            size=224,
+            checkpoint_minutes=0.5,
+            progress=False,
+        )
+    loop.Run.close = original
+    print(
+        f"checkpoints of resnext50_32x4d every 30 s and each epoch: {shares[0]:.2%} of the run",
+        flush=True,
+    )
+
+
+PARTS = {
+    "digits": digits,
+    "fashion": fashion,
+    "cifar": cifar,
+    "finetune": finetune,
+    "step": step,
+    "pipeline": pipeline,
+    "scan": scan,
+    "overhead": overhead,
+}
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
