@@ -41,10 +41,17 @@ from resnext.transforms import random_view
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 FASHION_NETWORK = ResNeXtConfig(
-    (1, 1, 1), 8, 8, channels=(128, 256, 512), num_stages=3, small_stem=True, stem_channels=32
+    (1, 1, 1), 4, 16, channels=(16, 32, 64), num_stages=3, small_stem=True, stem_channels=32
 )
 CIFAR_NETWORK = ResNeXtConfig(
-    (1, 1, 1), 8, 16, channels=(128, 256, 512), num_stages=3, small_stem=True, stem_channels=64
+    (2, 2, 2),
+    4,
+    16,
+    channels=(32, 64, 128),
+    num_stages=3,
+    strides=(2, 2, 2),
+    small_stem=True,
+    stem_channels=48,
 )
 
 
@@ -87,7 +94,7 @@ def fashion() -> None:
         recipe="cifar",
         size=28,
         val_fraction=0.05,
-        epochs=8,
+        epochs=7,
         schedule="cosine",
         milestones=(),
         warmup=0.1,
@@ -108,15 +115,14 @@ def cifar() -> None:
         recipe="cifar",
         size=32,
         val_fraction=0.05,
-        epochs=10,
+        epochs=12,
         schedule="cosine",
         milestones=(),
         warmup=0.15,
         label_smoothing=0.1,
         batch_size=128,
-        learning_rate=0.1,
+        learning_rate=0.15,
         ema=0.998,
-        precision="auto",
     )
 
 

@@ -124,7 +124,7 @@ def train(
         )
         plan = _fitting_batches(plan.changed(**changes), splits.train, ranks)
         torch.manual_seed(seed)
-        network = _network(model, weights, splits, plan, report)
+        network = _network(model, weights, splits, plan, progress and ranks.first)
         how = chosen_preprocessing(network, splits, data, size)
         before = _found(folder, resume, ranks, report)
         found = _scanned(splits, folder, report, ranks)
@@ -134,7 +134,7 @@ def train(
         identity = _identity(network, splits, plan, how, seed, weights)
         if before:
             _check_same(before.about["identity"], identity)
-            forms = Forms(**before.about["forms"])
+            forms = _same_forms(Forms(**before.about["forms"]), precision)
         else:
             forms = ranks.share(_forms(network, plan, how, place, precision, compile, ranks))
         settings = Settings(
@@ -167,8 +167,11 @@ def train(
         try:
             if before:
                 run.restore(before)
-                run.at.resumes.append(f"Resumed in epoch {run.at.epoch}, step {run.at.step}.")
-                report.line(run.at.resumes[-1])
+                if run.at.epoch > plan.epochs:
+                    report.line("The run is complete; its report is made again.")
+                else:
+                    run.at.resumes.append(f"Resumed in epoch {run.at.epoch}, step {run.at.step}.")
+                    report.line(run.at.resumes[-1])
             else:
                 run.begin()
             run.all_epochs()
@@ -224,7 +227,7 @@ def _network(
     weights: str | Path | None,
     splits: Splits,
     plan: Recipe,
-    report: Reporter,
+    progress: bool,
 ) -> ResNeXt:
     """What is trained, as it is before the first step."""
     labels, channels = splits.train.labels, 1 if splits.colour == "L" else 3
@@ -234,7 +237,7 @@ def _network(
         return ResNeXt(config.replace(num_classes=len(labels), in_channels=channels))
     if model is not None:
         raise ConfigError("Give a model or weights, not both: weights know what network they are.")
-    network = load(weights, num_classes=len(labels), in_channels=channels, progress=True)
+    network = load(weights, num_classes=len(labels), in_channels=channels, progress=progress)
     assert isinstance(network, ResNeXt), "a checkpoint that is given classes has a classifier"
     if plan.drop_path:
         state, config = network.state_dict(), network.config
@@ -403,6 +406,26 @@ def _forms(
     if compile is None:
         compile = device.type == "cuda" and plan.epochs >= 5
     return Forms(str(dtype).removeprefix("torch."), merged, fast_decoder() is not None, compile)
+
+
+def _same_forms(forms: Forms, precision: str) -> Forms:
+    """The forms a run began with, which it goes on with on any machine.
+
+    Raises:
+        CheckpointError: They are not what is asked for, or cannot be had here.
+    """
+    names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+    if names.get(precision, forms.dtype) != forms.dtype:
+        raise CheckpointError(
+            f"The run was begun in {forms.dtype}, not {precision}. Leave out --precision, or start "
+            f"again with --overwrite."
+        )
+    if forms.fast_jpeg and fast_decoder() is None:
+        raise CheckpointError(
+            "The run was begun with simplejpeg, which is not installed: "
+            'pip install "resnext[train]".'
+        )
+    return forms
 
 
 def _workers(images: ImageSet, ranks: Ranks) -> int:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from resnext.batches import batches
 from resnext.card import Card, Preprocessing
 from resnext.data import Splits, class_weights
 from resnext.data.scan import too_many
-from resnext.errors import DataError, ResNeXtError
+from resnext.errors import CheckpointError, DataError, ResNeXtError
 from resnext.evaluation import Answers, Evaluation, collect, judge, merge
 from resnext.forms import merge_groups
 from resnext.network import ResNeXt
@@ -437,8 +437,8 @@ class Run:
         """
         problem, factor, used = self.ranks.share((problem, self.at.factor, self.at.retries))
         if self.writer:
-            with self.clock.measure("checkpoints"):
-                self.writer.flush()
+            with self.clock.measure("checkpoints"), suppress(CheckpointError):
+                self.writer.flush()  # a checkpoint that holds no numbers is not written
         if used >= self.settings.retries:
             where = ""
             if self.at.best:

@@ -90,8 +90,12 @@ def write_state(state: State, folder: Path, position: int) -> Path:
     """Write a checkpoint, then remove all but the newest two.
 
     Raises:
-        CheckpointError: It cannot be written; those before it are still there.
+        CheckpointError: It cannot be written, or holds weights that are no numbers; those before
+            it are still there.
     """
+    for name, x in state.tensors.items():
+        if not name.startswith("optimizer.") and not x.isfinite().all():
+            raise CheckpointError(f"{name} holds values that are no numbers.")
     content = save(state.tensors, metadata={_ABOUT: json.dumps(state.about)})
     first = json.dumps({"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)})
     path = folder / f"checkpoint-{position:010}.state"
