@@ -6,7 +6,6 @@ Run alone on the machine: `python benchmarks/digits.py`.
 from __future__ import annotations
 
 import hashlib
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 
 import resnext
+from resnext.forms import processor
 
 
 def main() -> None:
@@ -32,16 +32,6 @@ def main() -> None:
             hashes.append(hashlib.sha256(out.read_bytes()).hexdigest())
             print(f"seed {seed}: {accuracy:.2%} of 359 unseen digits, {seconds:.1f} s of training")
     print(f"seed 0 twice gives the same file: {hashes[0] == hashes[1]}")
-
-
-def processor() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

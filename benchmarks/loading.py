@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from digits import processor
 from safetensors.torch import save_file
 
 import resnext
+from resnext.forms import processor
 
 _REPEATS = 5
 _PREPARE = """

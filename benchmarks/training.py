@@ -2,7 +2,6 @@
 
 Run alone on the machine: `python benchmarks/training.py PART…`. Parts:
 
-    digits     accuracy on 359 digits that were not seen
     fashion    accuracy on Fashion-MNIST's 10,000 test images and minutes; FASHION names the folder
                of the idx files (Debian's package dataset-fashion-mnist has them)
     cifar      accuracy on the test images of a folder of CIFAR-10 JPEGs and minutes; CIFAR names
@@ -60,7 +59,7 @@ def main(parts: list[str]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = hardware(device) if device.type == "cuda" else processor()
     print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
-    for part in parts or ["digits", "step", "pipeline", "scan", "overhead"]:
+    for part in parts or ["step", "pipeline", "scan", "overhead"]:
         PARTS[part]()
 
 
@@ -78,11 +77,6 @@ def trained(name: str, data: str, config: Any, **options: Any) -> Path:
         flush=True,
     )
     return out
-
-
-def digits() -> None:
-    """The target is 98.5 %."""
-    trained("digits", "digits", "resnext11_8x16d", progress=False)
 
 
 def fashion() -> None:
@@ -353,7 +347,6 @@ def overhead() -> None:
 
 
 PARTS = {
-    "digits": digits,
     "fashion": fashion,
     "cifar": cifar,
     "finetune": finetune,

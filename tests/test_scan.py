@@ -82,6 +82,7 @@ def test_nothing_to_complain_about(tmp_path: Path) -> None:
     splits, report = open_splits(two_parts(tmp_path)), Counting()
     found = scan(splits, report, cache=None)
     assert found.lines() == []
+    assert found.summary() == "40 train, 10 val images of 2 classes, 12×12 pixels."
     assert found.splits == splits
     assert (report.total, report.done) == (50, 50)
     assert {name: counts.tolist() for name, counts in found.counts.items()} == {

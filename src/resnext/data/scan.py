@@ -107,6 +107,15 @@ class Scan:
     duplicates: int
     conflicts: tuple[Conflict, ...]
 
+    def summary(self) -> str:
+        """How many images of how many classes there are, and how large they are."""
+        parts = ", ".join(f"{counts.sum():,} {part}" for part, counts in self.counts.items())
+        text = f"{parts} images of {len(self.splits.train.labels)} classes"
+        if self.sizes is None:
+            return f"{text}."
+        small, large = (f"{w}×{h}" for w, h in (self.sizes.smallest, self.sizes.largest))
+        return f"{text}, {small if small == large else f'{small} to {large}'} pixels."
+
     def lines(self) -> list[str]:
         """What was found, in short sentences; nothing about what was not."""
         found: list[str] = []

@@ -65,6 +65,7 @@ def finish(run: Run, found: Scan, *, command: str) -> None:
         evaluation=raw,
         temperature=temperature,
         threshold=threshold,
+        summary=found.summary(),
         findings=found.lines(),
         train_counts=run.splits.train.counts().tolist(),
         val_counts=val.counts().tolist(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import shlex
 import sys
@@ -136,7 +137,9 @@ def train(
             _check_same(before.about["identity"], identity)
             forms = _same_forms(Forms(**before.about["forms"]), precision)
         else:
-            forms = ranks.share(_forms(network, plan, how, place, precision, compile, ranks))
+            forms = ranks.share(
+                _forms(network, plan, how, place, precision, compile, ranks, report)
+            )
         settings = Settings(
             title=_title(model, weights),
             out=out,
@@ -144,7 +147,7 @@ def train(
             recipe=plan,
             how=how,
             seed=seed,
-            workers=_workers(splits.train, ranks) if workers is None else workers,
+            workers=_workers(splits.train, place) if workers is None else workers,
             device=place,
             forms=forms,
             provenance=_provenance(splits, plan, seed, weights),
@@ -336,7 +339,7 @@ def _scanned(splits: Splits, folder: Path, report: Reporter, ranks: Ranks) -> Sc
     found = None
     if ranks.first:
         found = scan(splits, report, quarantine=folder / "quarantine.csv")
-        for line in found.lines():
+        for line in (found.summary(), *found.lines()):
             report.line(line)
     return ranks.share(found)
 
@@ -394,6 +397,7 @@ def _forms(
     precision: str,
     compile: bool | None,
     ranks: Ranks,
+    report: Reporter,
 ) -> Forms:
     """The fastest way to compute this network here."""
     dtype = pick_precision(precision, device)
@@ -402,7 +406,7 @@ def _forms(
         images = plan.batch_size // (ranks.world * plan.accumulate)
         side = plan.size or how.size
         shape = (images, network.config.in_channels, side, side)
-        merged = fastest_groups(network, shape, device, dtype)
+        merged = fastest_groups(network, shape, device, dtype, report.line)
     if compile is None:
         compile = device.type == "cuda" and plan.epochs >= 5
     return Forms(str(dtype).removeprefix("torch."), merged, fast_decoder() is not None, compile)
@@ -428,11 +432,13 @@ def _same_forms(forms: Forms, precision: str) -> Forms:
     return forms
 
 
-def _workers(images: ImageSet, ranks: Ranks) -> int:
-    """As many decoding processes as there are cores for this process, up to eight."""
+def _workers(images: ImageSet, device: torch.device) -> int:
+    """This process's share of the machine's cores, up to eight, or sixteen beside a GPU."""
     if isinstance(images.images[0], np.ndarray) and len(images) < 10_000:
         return 0
-    return max(min(torch.get_num_threads() // ranks.world, 8), 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    share = (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(min(share, 16 if device.type == "cuda" else 8), 1)
 
 
 def _provenance(

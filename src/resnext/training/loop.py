@@ -217,6 +217,7 @@ class Run:
         self.recent: deque[float] = deque(maxlen=_EXPLODED)
         self.pending: list[Tensor] = []
         self.stop: int | None = None  # the signal that asked for it
+        self.insisted = False  # a second one came, maybe in the middle of a step
         self.clock = Clock()
         self.saved_at = time.monotonic()
         self.writer = Writer(report.line) if ranks.first else None
@@ -489,6 +490,7 @@ class Run:
 
         def ask(number: int, _: object) -> None:
             if self.stop is not None:
+                self.insisted = True
                 raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
             self.stop = number
 
@@ -512,6 +514,9 @@ class Run:
             raise Terminated if self.stop == signal.SIGTERM else KeyboardInterrupt
 
     def _interrupted(self) -> None:
+        if self.insisted:
+            self._line("Interrupted at once. The same command with --resume goes on from before.")
+            return
         self._judge()
         self._keep(wait=True, unmeasured=self.at.best is None)
         if self.at.best is None:

@@ -76,6 +76,7 @@ class Facts:
         evaluation: The best epoch on the validation images, uncalibrated, best with logits.
         temperature: What was fitted on them.
         threshold: Confidence, after the temperature, that makes an answer sure; None if none does.
+        summary: How many images there are, and how large they are.
         findings: Problems of the data, a line each.
         train_counts: Images of each class to learn from.
         val_counts: Images of each class to validate with.
@@ -99,6 +100,7 @@ class Facts:
     evaluation: Evaluation
     temperature: float = 1.0
     threshold: float | None = None
+    summary: str = ""
     findings: Sequence[str] = ()
     train_counts: Sequence[int] = ()
     val_counts: Sequence[int] = ()
