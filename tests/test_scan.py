@@ -125,7 +125,7 @@ def test_unreadable_images_are_left_out_and_listed(tmp_path: Path) -> None:
     ]
     assert [*rows[0]] == ["part", "image", "label", "reason"]
     first = found.unreadable[0].title
-    wanted = f"3 images left out because they cannot be used, such as {first}: not a readable"
+    wanted = f"3 images left out as unreadable, such as {first}: not a readable"
     assert found.lines()[0].startswith(wanted)
 
 
@@ -269,7 +269,7 @@ def test_copies_within_training_are_counted(tmp_path: Path) -> None:
         put(root / "train" / "a" / f"x{i}.png", (root / "train" / "a" / "000.png").read_bytes())
     found = looked(root)
     assert (found.duplicates, len(found.splits.train)) == (3, 43)
-    assert found.lines() == ["3 training images repeat another one."]
+    assert found.lines() == ["3 training images equal to another one."]
 
 
 def test_images_in_two_classes_are_told(tmp_path: Path) -> None:

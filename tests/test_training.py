@@ -22,7 +22,7 @@ from PIL import Image
 
 import resnext
 from resnext import ResNeXtConfig, ResNeXtError
-from resnext.errors import CheckpointError, DataError
+from resnext.errors import CheckpointError, ConfigError, DataError
 from resnext.evaluation import Evaluation
 from resnext.training import Recipe, launch, loop, state
 
@@ -388,8 +388,14 @@ def test_a_checkpoint_is_not_taken_for_another_run(photos: Path, tmp_path: Path)
     quick(photos, out)
     with pytest.raises(CheckpointError, match=r"epochs was 2, now 3\. Give the same"):
         quick(photos, out, epochs=3, resume=True)
-    with pytest.raises(CheckpointError, match=r"seed was 0, now 1|run on other images"):
-        quick(photos, out, seed=1, resume=True)
+    for name, value, was in (("seed", 1, 0), ("val_fraction", 0.25, 0.2)):
+        with pytest.raises(CheckpointError, match=rf"{name} was {was}, now {value}\. Give"):
+            quick(photos, out, **{name: value}, resume=True)
+    with pytest.raises(CheckpointError, match=r"resize was 18, now 23|size was 16, now 20"):
+        quick(photos, out, size=20, resume=True)
+    moved = photos.rename(photos.with_name("elsewhere"))
+    quick(moved, out, resume=True)
+    moved.rename(photos)
     shutil.copy(photos / "red" / "0.png", photos / "red" / "new.png")
     with pytest.raises(CheckpointError, match="run on other images"):
         quick(photos, out, resume=True)
@@ -511,6 +517,22 @@ def test_images_that_vanish_while_training(
     monkeypatch.setattr(loop.Run, "_epoch", original)
     quick(photos, out, workers=workers, resume=True)
     assert sha(out) == sha(tmp_path / "left_alone.safetensors")
+
+
+def test_validation_images_that_vanish(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accuracies of different epochs, measured on different images, were compared."""
+    original = loop.Run._epoch
+
+    def vanish(self: Any) -> None:
+        if self.at.epoch == 2:
+            Path(self.splits.val.images[0]).unlink()
+        original(self)
+
+    monkeypatch.setattr(loop.Run, "_epoch", vanish)
+    with pytest.raises(DataError, match=r"1 of 4 validation images cannot be read any more"):
+        quick(photos, tmp_path / "m.safetensors")
 
 
 GROUPED = TINY.replace(norm="group", norm_groups=1)  # batch norm hides rates that are too high
@@ -687,6 +709,27 @@ def test_existing_files_are_not_overwritten_unasked(photos: Path, tmp_path: Path
     out.unlink()
     with pytest.raises(ResNeXtError, match="go on with --resume"):
         quick(photos, out)  # its checkpoints are still there
+    quick(photos, out, overwrite=True)
+    shutil.rmtree(tmp_path / "m.run")
+    with pytest.raises(ResNeXtError, match="no checkpoint to go on from"):
+        quick(photos, out, resume=True)  # would begin anew, and replace a finished model
+
+
+def test_what_is_not_installed_is_told_before_anything_is_removed(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run with --overwrite emptied the folder of the run before, and then could not begin."""
+    out = tmp_path / "m.safetensors"
+    quick(photos, out)
+    files = {path.name for path in (tmp_path / "m.run").iterdir()}
+    for missing, change in (("kornia", {"policy": "rand"}), ("pytorch_optimizer", LAMB)):
+        monkeypatch.setitem(sys.modules, missing, None)
+        with pytest.raises(ConfigError, match=rf"{missing}.*resnext\[train\]"):
+            quick(photos, out, overwrite=True, **change)
+    assert {path.name for path in (tmp_path / "m.run").iterdir()} == files
+
+
+LAMB: dict[str, Any] = {"optimizer": "lamb"}
 
 
 def test_fewer_images_than_a_batch(photos: Path, tmp_path: Path) -> None:

@@ -224,8 +224,9 @@ def train(
         retries=retries,
         checkpoint_minutes=checkpoint_minutes,
         overwrite=overwrite,
-        **{name: value for name, value in given.items() if value is not None},
-        **parse_changes(set),
+        **parse_changes(
+            [f"{name}={value}" for name, value in given.items() if value is not None] + [*set]
+        ),
     )
     if int(os.environ.get("RANK", "0")):
         return

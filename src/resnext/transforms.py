@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from resnext.card import Preprocessing
@@ -81,6 +81,10 @@ def _problem(name: str, error: Exception) -> DataError:
         return DataError(f"{name}: no such file.")
     if isinstance(error, IsADirectoryError):
         return DataError(f"{name}: is a folder, not an image.")
+    if isinstance(error, UnidentifiedImageError):
+        return DataError(f"{name}: not a readable image (of no format that is known).")
+    if isinstance(error, Image.DecompressionBombError):
+        return DataError(f"{name}: refused as a decompression bomb: it has too many pixels.")
     reason = str(error).partition("\n")[0] or type(error).__name__
     return DataError(f"{name}: not a readable image ({reason}).")
 

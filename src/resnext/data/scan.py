@@ -122,7 +122,7 @@ class Scan:
         if self.unreadable:
             first = self.unreadable[0]
             found.append(
-                f"{_images(len(self.unreadable))} left out because they cannot be used, such as "
+                f"{_images(len(self.unreadable))} left out as unreadable, such as "
                 f"{first.title}: {first.reason}"
             )
         for exact in (True, False):
@@ -135,7 +135,7 @@ class Scan:
                     f"of another part{then}, such as {leaks[0].train} and {leaks[0].other}."
                 )
         if self.duplicates:
-            found.append(f"{_images(self.duplicates, 'training image')} repeat another one.")
+            found.append(f"{_images(self.duplicates, 'training image')} equal to another one.")
         if self.conflicts:
             (a, b), (x, y) = self.conflicts[0].titles, self.conflicts[0].labels
             found.append(
@@ -242,7 +242,7 @@ def _refuse_too_many(
                 where = f"{quarantine} lists all." if quarantine else f"The first: {reason}"
                 raise DataError(
                     f"{lost[worst]} of {counts[worst]} images of class "
-                    f"{splits.train.labels[worst]!r} cannot be read, more than {_TOO_MANY:.0%}. "
+                    f"{splits.train.labels[worst]!r} cannot be read, more than {100 * _TOO_MANY:.0f} %. "
                     f"{where} Repair or remove them, then start again."
                 )
 

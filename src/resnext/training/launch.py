@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import shlex
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 import resnext
+from resnext.augmentation import Augment
 from resnext.card import Preprocessing
 from resnext.config import ResNeXtConfig
 from resnext.data import ImageSet, Problem, Splits, open_splits
@@ -26,6 +28,7 @@ from resnext.network import ResNeXt
 from resnext.progress import Reporter, reporter
 from resnext.training.finish import finish
 from resnext.training.loop import Forms, Run, Settings
+from resnext.training.optim import optimizer
 from resnext.training.ranks import Ranks, join, leave
 from resnext.training.recipe import Recipe, choose
 from resnext.training.state import State, newest
@@ -127,12 +130,14 @@ def train(
         torch.manual_seed(seed)
         network = _network(model, weights, splits, plan, progress and ranks.first)
         how = chosen_preprocessing(network, splits, data, size)
-        before = _found(folder, resume, ranks, report)
+        optimizer(network, plan)  # both may need what is not installed
+        Augment(plan.augmentation(), num_classes=2, mean=how.mean, std=how.std, colour=how.colour)
+        before = _found(out, folder, resume, overwrite, ranks, report)
         found = _scanned(splits, folder, report, ranks)
         splits = found.splits
         plan = _fitting_batches(plan, splits.train, ranks)
         network = network.to(place, memory_format=torch.channels_last)  # pyright: ignore
-        identity = _identity(network, splits, plan, how, seed, weights)
+        identity = _identity(network, splits, plan, how, seed, val_fraction, weights)
         if before:
             _check_same(before.about["identity"], identity)
             forms = _same_forms(Forms(**before.about["forms"]), precision)
@@ -306,7 +311,7 @@ def _fitting_batches(plan: Recipe, images: ImageSet, ranks: Ranks) -> Recipe:
         )
     if plan.batch_size > len(images):
         count = len(images) // (ranks.world * plan.accumulate) * ranks.world * plan.accumulate
-        plan = plan.changed(batch_size=count, learning_rate=plan.learning_rate)
+        plan = plan.changed(batch_size=count)
     parts = ranks.world * plan.accumulate
     if plan.batch_size % parts or plan.batch_size // parts < 2:
         raise InputError(
@@ -316,10 +321,17 @@ def _fitting_batches(plan: Recipe, images: ImageSet, ranks: Ranks) -> Recipe:
     return plan
 
 
-def _found(folder: Path, resume: bool, ranks: Ranks, report: Reporter) -> State | None:
+def _found(
+    out: Path, folder: Path, resume: bool, overwrite: bool, ranks: Ranks, report: Reporter
+) -> State | None:
     """The checkpoint to go on from; an empty folder for the run if there is none."""
     if ranks.first:
         state = newest(folder, report.line) if resume else None
+        if resume and state is None and out.exists() and not overwrite:
+            raise CheckpointError(
+                f"{out} exists, and there is no checkpoint to go on from. Choose another name, or "
+                f"allow overwriting (--overwrite)."
+            )
         if resume and state is None:
             report.line("There is no checkpoint to go on from, so the run starts.")
         try:
@@ -350,22 +362,24 @@ def _identity(
     plan: Recipe,
     how: Preprocessing,
     seed: int,
+    val_fraction: float,
     weights: str | Path | None,
 ) -> dict[str, Any]:
     """What has to be the same to go on from a checkpoint, as JSON has it."""
-    names = hashlib.sha256()
+    images = hashlib.sha256(splits.fingerprint.encode())
     for part in (splits.train, splits.val):
-        for index in range(len(part)):
-            names.update(f"{part.title(index)} {part.targets[index]}\n".encode())
-    return {
-        "classes": list(splits.train.labels),
-        "images": names.hexdigest()[:16],
-        "config": repr(network.config),
-        "preprocessing": repr(how),
+        images.update(np.asarray(part.targets, np.int64).tobytes() + b"|")
+    about = {
         "seed": seed,
+        "val_fraction": val_fraction,
         "weights": None if weights is None else str(weights),
-        **{f"recipe.{k}": v if k != "milestones" else list(v) for k, v in asdict(plan).items()},
+        "classes": splits.train.labels,
+        **{f"config.{k}": v for k, v in network.config.to_dict().items()},
+        **{f"preprocessing.{k}": v for k, v in asdict(how).items()},
+        **{f"recipe.{k}": v for k, v in asdict(plan).items()},
+        "images": images.hexdigest()[:16],
     }
+    return json.loads(json.dumps(about))
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -384,7 +398,7 @@ def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
                 "repaired or damaged since. Restore them, or start again with --overwrite."
             )
         raise CheckpointError(
-            f"The checkpoint is of another run: {name.removeprefix('recipe.')} was {was}, "
+            f"The checkpoint is of another run: {name.rpartition('.')[2]} was {was}, "
             f"now {value}. Give the same arguments, or start again with --overwrite."
         )
 
@@ -404,7 +418,7 @@ def _forms(
     merged: dict[str, int] = {}
     if ranks.first:
         images = plan.batch_size // (ranks.world * plan.accumulate)
-        side = plan.size or how.size
+        side = plan.train_size or how.size
         shape = (images, network.config.in_channels, side, side)
         merged = fastest_groups(network, shape, device, dtype, report.line)
     if compile is None:

@@ -46,6 +46,7 @@ from resnext.training.state import (
 from resnext.weights.files import save
 
 _EXPLODED = 20  # steps whose mean loss is judged
+_TOO_LARGE = 1000  # times the loss of guessing: no step may have it
 
 
 class Terminated(KeyboardInterrupt):
@@ -186,8 +187,8 @@ class Run:
         self.at = Position()
         self.order = Order(splits.train, self.recipe, settings.seed, ranks)
         train_how = settings.how
-        if self.recipe.size is not None:
-            train_how = Preprocessing(**{**asdict(train_how), "size": self.recipe.size})
+        if self.recipe.train_size is not None:
+            train_how = Preprocessing(**{**asdict(train_how), "size": self.recipe.train_size})
         views = Views(
             splits.train, train_how, self.recipe, settings.seed, fast=settings.forms.fast_jpeg
         )
@@ -214,6 +215,7 @@ class Run:
         self.dtype = getattr(torch, settings.forms.dtype)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
         self.steps = self.recipe.epochs * self.order.steps
+        self.chance = max(math.log(len(splits.train.labels)), 1.0)  # about the loss of guessing
         self.recent: deque[float] = deque(maxlen=_EXPLODED)
         self.pending: list[Tensor] = []
         self.stop: int | None = None  # the signal that asked for it
@@ -250,7 +252,12 @@ class Run:
                     f"--resume."
                 ) from error
             if self.writer:
-                self.writer.flush()
+                try:
+                    self.writer.flush()
+                except CheckpointError as error:
+                    raise CheckpointError(
+                        f"{error} When it can, the same command with --resume goes on."
+                    ) from error
 
     def close(self) -> None:
         """End what works in the background."""
@@ -283,8 +290,7 @@ class Run:
             "waiting_data": round(took["waiting for images"], 3),
             "waiting_checkpoint": round(took["checkpoints"], 3),
         }
-        saved = self._keep_best(result, averaged)
-        self._tell(row, took, saved)
+        self._tell(row, took, best=self._keep_best(result, averaged))
         self.at.history.append(row)
         self.at.epoch, self.at.step, self.at.total = self.at.epoch + 1, 0, 0.0
         self.at.seconds = {k: self.at.seconds[k] + took[k] for k in took}
@@ -405,14 +411,13 @@ class Run:
         for value in values:
             self.at.total += value
             self.recent.append(value)
-            if not math.isfinite(value):
+            if not value < _TOO_LARGE * self.chance:  # also if it is no number
                 return self._diagnosis(value)
         if len(self.recent) == _EXPLODED:
             mean = sum(self.recent) / _EXPLODED
             if self.at.first is None:
                 self.at.first = mean
-            chance = math.log(len(self.splits.train.labels))
-            if mean > 10 * max(self.at.first, chance) + 10:
+            if mean > 10 * max(self.at.first, self.chance) + 10:
                 return self._diagnosis(mean)
         return ""
 
@@ -534,7 +539,16 @@ class Run:
     def _validate(self, network: ResNeXt) -> Evaluation:
         title = f"Epoch {self.at.epoch}/{self.recipe.epochs}, validating"
         network.eval()
-        return judge(self.answers(network, title), self.splits.val)
+        result = judge(self.answers(network, title), self.splits.val)
+        lost = len(self.splits.val) - result.count
+        if lost > 0.05 * len(self.splits.val):
+            raise DataError(
+                f"{lost} of {len(self.splits.val)} validation images cannot be read any more, "
+                f"such as {result.skipped[0]}; that is more than 5 %."
+            )
+        if lost:
+            self._line(f"{lost} validation images cannot be read, such as {result.skipped[0]}.")
+        return result
 
     def answers(self, network: ResNeXt, title: str) -> Answers:
         """Logits of all validation images, each computed by one process."""
@@ -666,7 +680,7 @@ class Run:
 
     # -- telling ------------------------------------------------------------------------------
 
-    def _tell(self, row: dict[str, Any], took: dict[str, float], saved: bool) -> None:
+    def _tell(self, row: dict[str, Any], took: dict[str, float], best: bool) -> None:
         accuracy = f"val accuracy {row['val_accuracy']:.2%}"
         self.report.note(accuracy.removeprefix("val "))
         if row["ema_accuracy"] is not None:
@@ -679,7 +693,7 @@ class Run:
         self._line(
             f"epoch {row['epoch']:>3}/{self.recipe.epochs}  loss {row['loss']:.4f}  {accuracy}  "
             f"{row['images_per_second']:,.0f} images/s  {self._left(row)}"
-            f"{'  saved' if saved else ''}{waits}"
+            f"{'  best' if best else ''}{waits}"
         )
 
     def _left(self, row: dict[str, Any]) -> str:

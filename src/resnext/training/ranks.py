@@ -109,7 +109,10 @@ def _meet(backend: str) -> None:
     wait for those (pytorch/pytorch#135712).
     """
     store, rank, world = next(rendezvous("env://"))
-    start = store.add(f"resnext/{world}/{rank}", 1)
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(world):  # one launcher, which counts for all
+        start = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    else:
+        start = store.add(f"resnext/{world}/{rank}", 1)
     fresh = PrefixStore(f"resnext/start{start}", store)
     dist.init_process_group(backend, store=fresh, rank=rank, world_size=world)
 

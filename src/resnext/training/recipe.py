@@ -59,7 +59,7 @@ class Recipe:
         layer_decay: Factor on the rate from each stage to the one before it; 1 for none.
         head_epochs: Epochs at the start in which only the classifier learns.
         frozen_norms: Whether batch norms keep the statistics and weights they came with.
-        size: Side of the training images, pixels; by default that of the run.
+        train_size: Side of the training images, pixels; by default that of the run.
 
     Raises:
         ConfigError: A value is out of range.
@@ -95,7 +95,7 @@ class Recipe:
     layer_decay: float = 1.0
     head_epochs: int = 0
     frozen_norms: bool = False
-    size: int | None = None
+    train_size: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained with."""
@@ -121,7 +121,7 @@ class Recipe:
             elif kind is bool:
                 if not isinstance(value, bool):
                     raise ConfigError(f"{field.name} must be True or False, not {value!r}.")
-            elif not (field.name == "size" and value is None):
+            elif not (field.name == "train_size" and value is None):
                 _check_number(field.name, value, whole=kind is not float)
         if self.schedule == "step" and not self.milestones:
             raise ConfigError("schedule 'step' needs milestones, such as (0.5, 0.75).")
@@ -132,7 +132,8 @@ class Recipe:
             )
         if self.head_epochs >= self.epochs:
             raise ConfigError(
-                f"head_epochs must be less than the {self.epochs} epochs, not {self.head_epochs}."
+                f"head_epochs must be less than epochs, which is {self.epochs}, not "
+                f"{self.head_epochs}. Lower it (--set head_epochs=0), or take more epochs."
             )
 
     def augmentation(self) -> Augmentation:
@@ -148,10 +149,8 @@ class Recipe:
         Raises:
             ConfigError: There is no such field, or a value makes no sense.
         """
-        known = [f.name for f in fields(self)]
         for name in changes:
-            if name not in known:
-                raise ConfigError(f"A recipe has no field {name!r}; it has {', '.join(known)}.")
+            _check_field(name)
         images = changes.get("batch_size", self.batch_size)
         if "learning_rate" not in changes and type(images) is int and images > 0:
             changes["learning_rate"] = self.learning_rate * images / self.batch_size
@@ -170,6 +169,9 @@ def parse_changes(settings: Sequence[str]) -> dict[str, Any]:
         name, equals, text = (part.strip() for part in setting.partition("="))
         if not equals:
             raise ConfigError(f"A setting must be name=value, such as mixup=0.2, not {setting!r}.")
+        _check_field(name)
+        if name in changes:
+            raise ConfigError(f"{name} is set twice. Set it once.")
         value: Any = text.strip("'\"")
         if not _choices(kinds.get(name)):
             plain = text.capitalize() if text.lower() in ("true", "false", "none") else text
@@ -177,6 +179,12 @@ def parse_changes(settings: Sequence[str]) -> dict[str, Any]:
                 value = ast.literal_eval(plain)
         changes[name] = value
     return changes
+
+
+def _check_field(name: str) -> None:
+    known = [field.name for field in fields(Recipe)]
+    if name not in known:
+        raise ConfigError(f"A recipe has no field {name!r}; it has {', '.join(known)}.")
 
 
 def _choices(kind: Any) -> list[str]:
@@ -207,7 +215,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "cutmix": (0, 100),
     "layer_decay": (0.01, 1.0),
     "head_epochs": (0, 1_000_000),
-    "size": (1, 10_000),
+    "train_size": (1, 10_000),
 }
 
 
@@ -299,7 +307,7 @@ def torchvision_v2(images: int) -> Recipe:
         mixup=0.2,
         cutmix=1.0,
         zero_init_residual=False,
-        size=176,
+        train_size=176,
     )
 
 
@@ -360,7 +368,7 @@ def rsb_a3(images: int) -> Recipe:
         repeats=1,
         magnitude=18,  # timm's 6 of 10
         drop_path=0.0,
-        size=160,
+        train_size=160,
     )
 
 
