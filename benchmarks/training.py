@@ -39,10 +39,7 @@ from resnext.transforms import random_view
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-FASHION_NETWORK = ResNeXtConfig(
-    (1, 1, 1), 4, 16, channels=(16, 32, 64), num_stages=3, small_stem=True, stem_channels=32
-)
-CIFAR_NETWORK = ResNeXtConfig(
+NETWORK = ResNeXtConfig(
     (2, 2, 2),
     4,
     16,
@@ -84,7 +81,7 @@ def fashion() -> None:
     trained(
         "fashion",
         os.environ["FASHION"],
-        FASHION_NETWORK,
+        NETWORK,
         recipe="cifar",
         size=28,
         val_fraction=0.05,
@@ -92,11 +89,12 @@ def fashion() -> None:
         schedule="cosine",
         milestones=(),
         warmup=0.1,
-        padding=2,
-        label_smoothing=0.1,
-        batch_size=128,
-        learning_rate=0.1,
-        ema=0.998,
+        padding=1,
+        label_smoothing=0.05,
+        weight_decay=3e-4,
+        batch_size=64,
+        learning_rate=0.05,
+        ema=0.999,
     )
 
 
@@ -105,7 +103,7 @@ def cifar() -> None:
     trained(
         "cifar",
         os.environ["CIFAR"],
-        CIFAR_NETWORK,
+        NETWORK,
         recipe="cifar",
         size=32,
         val_fraction=0.05,
@@ -137,7 +135,7 @@ def finetune() -> None:
     weights = trained(
         "weights of Fashion-MNIST",
         os.environ["FASHION"],
-        FASHION_NETWORK.replace(in_channels=3),
+        NETWORK.replace(in_channels=3),
         recipe="cifar",
         size=28,
         epochs=1,
@@ -145,7 +143,7 @@ def finetune() -> None:
         progress=False,
     )
     for seed in range(3):
-        trained(f"scratch, seed {seed}", str(folder), FASHION_NETWORK, seed=seed, **shared)
+        trained(f"scratch, seed {seed}", str(folder), NETWORK, seed=seed, **shared)
         trained(f"finetune, seed {seed}", str(folder), None, weights=weights, seed=seed, **shared)
 
 

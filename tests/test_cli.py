@@ -75,7 +75,7 @@ def run(
         ("train PHOTOS/cat", "has no class folders"),
         ("train PHOTOS --size 16", "size must be at least 32 pixels"),
         ("train PHOTOS --epochs 0", "epochs must be a whole number from 1"),
-        ("train PHOTOS --recipe best", "--recipe"),
+        ("train PHOTOS --recipe best", "No recipe is called 'best'"),
         ("train PHOTOS --device toaster", "device 'toaster' cannot be used"),
         ("train PHOTOS --out MODEL", "exists. Choose another name"),
         ("train digits --model resnext50_32x4d", "size must be at least 32 pixels"),

@@ -88,7 +88,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.1,
         "mixup": 0.2,
         "cutmix": 1.0,
-        "size": 176,
+        "train_size": 176,
         "repeats": 4,
     },
     # arXiv:2110.00476, table 2
@@ -109,7 +109,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "mixup": 0.2,
         "cutmix": 1.0,
         "loss": "binary",
-        "size": None,
+        "train_size": None,
         "erasing": 0.0,
         "ema": 0.0,
     },
@@ -128,7 +128,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "mixup": 0.1,
         "cutmix": 1.0,
         "loss": "binary",
-        "size": None,
+        "train_size": None,
     },
     "rsb_a3": {
         "epochs": 100,
@@ -145,7 +145,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "mixup": 0.1,
         "cutmix": 1.0,
         "loss": "binary",
-        "size": 160,
+        "train_size": 160,
     },
 }
 
@@ -246,7 +246,7 @@ def refused(message: str, **changes: Any) -> None:
         ("layer_decay", (0, 0.0, 1.1, -0.5)),
         ("head_epochs", (-1, 3, 4, 0.5)),
         ("frozen_norms", (0, None)),
-        ("size", (0, -1, 224.0, "224", True, 10**6)),
+        ("train_size", (0, -1, 224.0, "224", True, 10**6)),
     ],
 )
 def test_what_is_out_of_range_is_refused(name: str, values: tuple[Any, ...]) -> None:
@@ -266,7 +266,7 @@ def test_what_does_not_go_together_is_refused() -> None:
     """Each value alone is fine."""
     refused("'step' needs milestones", schedule="step")
     refused("less than two images for a part", accumulate=17)
-    refused("head_epochs must be less than the 3 epochs", head_epochs=3)
+    refused("head_epochs must be less than epochs, which is 3", head_epochs=3)
     refused("has no field 'nesterov'; it has epochs, batch_size", nesterov=True)
     assert PLAIN.changed(accumulate=16).accumulate == 16
     assert PLAIN.changed(milestones=[0.5, 0.75]).milestones == (0.5, 0.75)  # as JSON has it
@@ -289,9 +289,9 @@ def test_what_does_not_go_together_is_refused() -> None:
         ("policy=trivial", "trivial"),
         ("policy='trivial'", "trivial"),
         ("loss=binary", "binary"),
-        ("size=none", None),
-        ("size=None", None),
-        ("size=176", 176),
+        ("train_size=none", None),
+        ("train_size=None", None),
+        ("train_size=176", 176),
         ("milestones=(0.5,0.75)", (0.5, 0.75)),
         ("milestones=[0.5, 0.75]", [0.5, 0.75]),
         ("milestones=()", ()),
@@ -313,9 +313,9 @@ def test_settings_are_read_as_they_are_typed(text: str, value: Any) -> None:
 
 def test_several_settings_make_a_recipe() -> None:
     """The command line and Python must give the same recipe."""
-    texts = ["mixup=0.2", "flip=false", "policy=trivial", "size=none", "mixup=0.4"]
+    texts = ["mixup=0.2", "flip=false", "policy=trivial", "train_size=none"]
     recipe = PLAIN.changed(**parse_changes(texts))
-    assert recipe == PLAIN.changed(mixup=0.4, flip=False, policy="trivial", size=None)
+    assert recipe == PLAIN.changed(mixup=0.2, flip=False, policy="trivial", train_size=None)
     assert parse_changes([]) == {}
 
 
@@ -327,7 +327,9 @@ def test_a_setting_without_a_value_is_refused(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["mixup=strong", "epochs=2.5", "flip=maybe", "=3", "size=big"])
+@pytest.mark.parametrize(
+    "text", ["mixup=strong", "epochs=2.5", "flip=maybe", "=3", "train_size=big"]
+)
 def test_nonsense_is_told_by_the_recipe(text: str) -> None:
     """Text where a number belongs must not come as a traceback."""
     with pytest.raises(ConfigError) as caught:

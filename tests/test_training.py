@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -178,7 +178,11 @@ def test_interrupting_leaves_a_usable_file(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_the_command_and_lose_nothing(
-    tmp_path: Path, number: signal.Signals, code: int
+    tmp_path: Path,
+    number: signal.Signals,
+    code: int,
+    environment: dict[str, str],
+    left_alone: Reference,
 ) -> None:
     """The real signal, in the real command: exit code, one line, a checkpoint, a file that loads.
 
@@ -190,7 +194,7 @@ def test_signals_end_the_command_and_lose_nothing(
         command,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(tmp_path),
+        env=environment,
         # a test run that is itself in the background has its interrupts ignored, and passes that on
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
@@ -201,10 +205,9 @@ def test_signals_end_the_command_and_lose_nothing(
     assert "Traceback" not in errors
     assert "with --resume goes on" in errors
     assert resnext.load(out).card is not None
-    again = run([*command, "--resume"], tmp_path)
+    again = run([*command, "--resume"], environment)
     assert "Resumed in epoch" in again.stderr
-    run([*DIGITS, "--out", str(tmp_path / "left_alone.safetensors")], tmp_path)
-    assert sha(out) == sha(tmp_path / "left_alone.safetensors")
+    assert sha(out) == left_alone.sha
 
 
 DIGITS = [
@@ -213,15 +216,33 @@ DIGITS = [
 ]
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Of a process of its own: another cache, and one thread, which is faster for tiny networks."""
-    return {**os.environ, "RESNEXT_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of processes: the tests' cache, and one thread, which is faster for tiny networks."""
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    return {**os.environ, "RESNEXT_HOME": str(cache), "OMP_NUM_THREADS": "1"}
 
 
-def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+class Reference(NamedTuple):
+    """What a run of `DIGITS` gives that is left alone."""
+
+    sha: str
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Reference:
+    """One undisturbed run, which all disturbed ones are compared with."""
+    out = tmp_path_factory.mktemp("reference") / "left_alone.safetensors"
+    began = time.monotonic()
+    run([*DIGITS, "--out", str(out)], environment)
+    return Reference(sha(out), time.monotonic() - began)
+
+
+def run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """A command that is expected to work."""
     done = subprocess.run(
-        command, capture_output=True, text=True, env=environment(folder), timeout=300, check=False
+        command, capture_output=True, text=True, env=environment, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     return done
@@ -238,29 +259,28 @@ def wait_for(what: Any) -> None:
 @pytest.mark.parametrize(
     "moments", [3, pytest.param(30, marks=pytest.mark.slow)], ids=["3 moments", "30 moments"]
 )
-def test_killed_at_any_moment(tmp_path: Path, moments: int) -> None:
+def test_killed_at_any_moment(
+    tmp_path: Path, moments: int, environment: dict[str, str], left_alone: Reference
+) -> None:
     """SIGKILL leaves no time for anything; the file in the end must be the undisturbed one's."""
-    left_alone, killed = tmp_path / "left_alone.safetensors", tmp_path / "killed.safetensors"
-    began = time.monotonic()
-    run([*DIGITS, "--out", str(left_alone)], tmp_path)
-    longest = time.monotonic() - began
+    killed = tmp_path / "killed.safetensors"
     rng, done = random.Random(moments), 0
     while done < moments:
         command = [*DIGITS, "--out", str(killed), "--resume"]
         with subprocess.Popen(
-            command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment(tmp_path)
+            command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment
         ) as process:
             try:
-                process.wait(rng.uniform(0.2, 0.8) * longest)
+                process.wait(rng.uniform(0.2, 0.8) * left_alone.seconds)
             except subprocess.TimeoutExpired:
                 process.kill()
                 done += 1
         if process.returncode == 0:  # it had come to the end: begin anew
-            assert sha(killed) == sha(left_alone)
+            assert sha(killed) == left_alone.sha
             killed.unlink()
             shutil.rmtree(tmp_path / "killed.run")
-    run([*DIGITS, "--out", str(killed), "--resume"], tmp_path)
-    assert sha(killed) == sha(left_alone)
+    run([*DIGITS, "--out", str(killed), "--resume"], environment)
+    assert sha(killed) == left_alone.sha
 
 
 class Killed(BaseException):
@@ -586,13 +606,15 @@ def test_a_diverging_loss_is_retried_with_half_the_rate(
 # -- several processes -----------------------------------------------------------------------------
 
 
-def processes(count: int, command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+def processes(
+    count: int, command: list[str], environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
     """`torchrun` with so many processes on this machine."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
-    return run([*launcher, *command[1:]], folder)
+    return run([*launcher, *command[1:]], environment)
 
 
-def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_train_what_one_does(tmp_path: Path, environment: dict[str, str]) -> None:
     """With the same batches and synchronised norms, only rounding may differ.
 
     Weights agree to 0.2 % after a few steps from the same start; without synchronised norms they
@@ -605,7 +627,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     names = {"one": [], "two": ["--sync-norms"], "apart": []}
     for name, more in names.items():
         whole = [*command, *more, "--out", str(tmp_path / f"{name}.safetensors")]
-        done = run(whole, tmp_path) if name == "one" else processes(2, whole, tmp_path)
+        done = run(whole, environment) if name == "one" else processes(2, whole, environment)
         assert done.stderr.count("epoch   1/1") == 1  # the first process speaks for all
     one, two, apart = (
         resnext.load(tmp_path / f"{name}.safetensors").state_dict() for name in names
@@ -621,7 +643,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     assert all(card is not None and card.metrics for card in cards)
 
 
-def test_two_processes_go_on_after_a_kill(tmp_path: Path) -> None:
+def test_two_processes_go_on_after_a_kill(tmp_path: Path, environment: dict[str, str]) -> None:
     """`torchrun` starts the processes again when one dies; the run then resumes by itself."""
     out = tmp_path / "m.safetensors"
     command = [
@@ -634,7 +656,7 @@ def test_two_processes_go_on_after_a_kill(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        env=environment(tmp_path),
+        env=environment,
     ) as process:
         wait_for(lambda: out.exists())
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
