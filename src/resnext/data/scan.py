@@ -242,7 +242,8 @@ def _refuse_too_many(
                 where = f"{quarantine} lists all." if quarantine else f"The first: {reason}"
                 raise DataError(
                     f"{lost[worst]} of {counts[worst]} images of class "
-                    f"{splits.train.labels[worst]!r} cannot be read, more than {100 * _TOO_MANY:.0f} %. "
+                    f"{splits.train.labels[worst]!r} cannot be read, "
+                    f"more than {100 * _TOO_MANY:.0f} %. "
                     f"{where} Repair or remove them, then start again."
                 )
 
