@@ -6,7 +6,6 @@ Run alone on the machine: `python benchmarks/training.py PART…`. Parts:
                of the idx files (Debian's package dataset-fashion-mnist has them)
     cifar      accuracy on the test images of a folder of CIFAR-10 JPEGs and minutes; CIFAR names
                the folder with train and test
-    finetune   accuracy with few digits, from scratch and from weights of Fashion-MNIST
     step       a training step of resnext50_32x4d at 224, batch 8, beside torchvision's model in
                the usual loop and timm's; on a GPU batch 128, channels-last and AMP for all
     pipeline   images per second and core: our views beside torchvision's usual transforms
@@ -98,35 +97,6 @@ def fashion() -> None:
 def cifar() -> None:
     """The target is 85 % in 60 minutes on two cores."""
     trained("cifar", os.environ["CIFAR"], NETWORK, size=32, padding=3, epochs=8, **SHORT)
-
-
-def finetune() -> None:
-    """A hundred digits, at the size of the weights, from scratch and from Fashion-MNIST."""
-    from resnext.data import open_splits
-
-    folder = Path(tempfile.mkdtemp())
-    digits = open_splits("digits")
-    parts = {"train": (digits.train, 100), "test": (digits.test, 359), "val": (digits.val, 287)}
-    for part, (images, count) in parts.items():
-        assert images is not None
-        for i in range(count):
-            path = folder / part / images.labels[images.targets[i]] / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            images.open(i, "L").resize((28, 28), Image.Resampling.BICUBIC).save(path)
-    shared = {"size": 28, "flip": False, "min_area": 0.6, "progress": False, "workers": 0}
-    weights = trained(
-        "weights of Fashion-MNIST",
-        os.environ["FASHION"],
-        NETWORK,
-        size=28,
-        padding=1,
-        epochs=1,
-        progress=False,
-        **SHORT,
-    )
-    for seed in range(3):
-        trained(f"scratch, seed {seed}", str(folder), NETWORK, seed=seed, **shared)
-        trained(f"finetune, seed {seed}", str(folder), None, weights=weights, seed=seed, **shared)
 
 
 def step() -> None:
@@ -329,7 +299,6 @@ def overhead() -> None:
 PARTS = {
     "fashion": fashion,
     "cifar": cifar,
-    "finetune": finetune,
     "step": step,
     "pipeline": pipeline,
     "scan": scan,

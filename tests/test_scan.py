@@ -179,7 +179,7 @@ def test_losing_too_much_of_a_class_ends_it(tmp_path: Path) -> None:
     for i in (4, 5):
         put(root / "train" / "b" / f"{i:03}.png", b"no image")
     quarantine = tmp_path / "quarantine.csv"
-    with pytest.raises(DataError, match=r"2 of 39 images of class 'b' .* 5%") as caught:
+    with pytest.raises(DataError, match=r"2 of 39 images of class 'b' .* 5 %") as caught:
         looked(root, quarantine=quarantine)
     assert f"{quarantine} lists all" in str(caught.value)
     assert len(quarantine.read_text().splitlines()) == 3

@@ -224,7 +224,7 @@ def small(images: int) -> Recipe:
 
     Source: the ResNeXt paper's optimizer (section 4: rate 0.1 for 256 images, so 0.0125 for 32)
     with a cosine schedule (arXiv:1608.03983), and wider random crops than ImageNet's, which cut
-    away too much of few images. `benchmarks/training.py` measures it.
+    away too much of few images. Not measured on a public data set.
     """
     return Recipe(epochs=60, batch_size=32, learning_rate=0.0125)
 
@@ -398,8 +398,8 @@ def finetune(images: int) -> Recipe:
     The classifier learns alone for one epoch, then everything, earlier stages more slowly
     (arXiv:1801.06146, section 3.2, discriminative fine-tuning). As many epochs as give about
     4,000 steps, at least 5 and at most 60, so that few images are seen often and many seldom.
-    Source: the rates are those of arXiv:1805.08974, appendix A (0.01 for 256 images with cosine),
-    of which `benchmarks/training.py` measures one case.
+    Source: the rate is ours, two fifths of `small`'s. Not measured here, where no public weights can
+    be had.
     """
     epochs = min(max(round(4000 * 32 / max(images, 1)), 5), 60)
     return Recipe(
