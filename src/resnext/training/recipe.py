@@ -398,8 +398,8 @@ def finetune(images: int) -> Recipe:
     The classifier learns alone for one epoch, then everything, earlier stages more slowly
     (arXiv:1801.06146, section 3.2, discriminative fine-tuning). As many epochs as give about
     4,000 steps, at least 5 and at most 60, so that few images are seen often and many seldom.
-    Source: the rate is ours, two fifths of `small`'s. Not measured here, where no public weights can
-    be had.
+    Source: the rate is ours, two fifths of `small`'s. Not measured here, where no public weights
+    can be had.
     """
     epochs = min(max(round(4000 * 32 / max(images, 1)), 5), 60)
     return Recipe(
