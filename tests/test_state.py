@@ -45,7 +45,7 @@ def some_state(seed: int = 0) -> State:
         "network.half": torch.randn(3, 5).bfloat16(),
         "network.fp16": torch.randn(2).half(),
         "network.double": torch.randn(2, dtype=torch.float64),
-        "network.odd": torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]),
+        "optimizer.0.odd": torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]),
         "network.none": torch.empty(0, 3),
         "networks.other": torch.ones(1),
         "optimizer.0.step": torch.tensor(7.0),
@@ -87,8 +87,20 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read_state(path).part("network").keys() == {
         name.removeprefix("network.") for name in state.tensors if name.startswith("network.")
     }
-    assert read_state(path).part("optimizer").keys() == {"0.step"}
+    assert read_state(path).part("optimizer").keys() == {"0.step", "0.odd"}
     assert read_state(path).part("average") == {}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_not_kept(tmp_path: Path, value: float) -> None:
+    """A checkpoint of a run that has diverged pushes out the last one that could be gone on from."""
+    state = some_state()
+    state.tensors["network.bn.bias"] = torch.tensor([1.0, value])
+    with pytest.raises(
+        CheckpointError, match=r"network\.bn\.bias holds values that are no numbers"
+    ):
+        write_state(state, tmp_path, 1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_is_what_its_first_line_says(tmp_path: Path) -> None:
