@@ -370,8 +370,9 @@ def test_workers_leave_ctrl_c_to_the_main_process() -> None:
             usual = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
             return torch.zeros(1, 1, 3, dtype=torch.uint8), int(ignored and usual), []
 
+    before = signal.getsignal(signal.SIGINT)
     data = images([0] * 8)
     order = Order(data, PLAIN, 0, Ranks())
     with loading(Handlers(data, HOW, PLAIN, 0, fast=False), order, 1) as loader:
         assert [batch.targets.tolist() for batch in loader] == [[1] * 4] * 2
-    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) is before

@@ -93,7 +93,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_not_kept(tmp_path: Path, value: float) -> None:
-    """A checkpoint of a run that has diverged pushes out the last one that could be gone on from."""
+    """A diverged run must not push out the last checkpoint that could be gone on from."""
     state = some_state()
     state.tensors["network.bn.bias"] = torch.tensor([1.0, value])
     with pytest.raises(
