@@ -242,14 +242,14 @@ def scan() -> None:
             Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(content, "PNG")
             path.write_bytes(content.getvalue())
         program = (
-            "import resource, sys, time\n"
+            "import sys, time\n"
             "from resnext.data import open_splits\n"
             "from resnext.data.scan import scan\n"
             "from resnext.progress import Silent\n"
             "began = time.perf_counter()\n"
             "scan(open_splits(sys.argv[1]), Silent())\n"
-            "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
-            "print(f'{time.perf_counter() - began:.1f} s, at most {peak:.0f} MB')\n"
+            "peak = open('/proc/self/status').read().partition('VmHWM:')[2].split()[0]\n"
+            "print(f'{time.perf_counter() - began:.1f} s, at most {int(peak) / 1024:.0f} MB')\n"
         )
         home = {**os.environ, "RESNEXT_HOME": str(Path(folder) / "home")}
         for name in ("scan of 100,000 files", "the same again, remembered"):
