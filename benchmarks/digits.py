@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import resnext
-from resnext.forms import processor
+from resnext.machine import processor
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import resnext
-from resnext.forms import processor
+from resnext.machine import processor
 
 _REPEATS = 5
 _PREPARE = """

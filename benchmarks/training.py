@@ -33,7 +33,8 @@ from torch import nn
 import resnext
 from resnext.card import Preprocessing
 from resnext.config import ResNeXtConfig
-from resnext.forms import fastest_groups, hardware, merge_groups, pick_precision, processor
+from resnext.forms import fastest_groups, hardware, merge_groups, pick_precision
+from resnext.machine import processor
 from resnext.transforms import random_view
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))

@@ -44,7 +44,8 @@ from resnext.evaluation import (
     merge,
     pick_device,
 )
-from resnext.transforms import open_image, prepare
+from resnext.pictures import open_image
+from resnext.transforms import prepare
 
 TINY = ResNeXtConfig(
     (1, 1), 2, 8, channels=(16, 32), num_stages=2, small_stem=True, num_classes=3, stem_channels=16

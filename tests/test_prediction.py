@@ -15,9 +15,10 @@ from PIL import Image
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig, predict, save
 from resnext.data import open_for_evaluation, open_splits
 from resnext.errors import CheckpointError, DataError, InputError
+from resnext.pictures import open_image
 from resnext.prediction import Prediction, unseen
 from resnext.sheet import draw_sheet, save_sheet
-from resnext.transforms import open_image, prepare
+from resnext.transforms import prepare
 
 TINY = ResNeXtConfig(
     (1, 1), 2, 8, channels=(16, 32), num_stages=2, small_stem=True, num_classes=4, stem_channels=16

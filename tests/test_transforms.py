@@ -22,7 +22,8 @@ from torch import Tensor
 
 from resnext.card import Preprocessing
 from resnext.errors import DataError
-from resnext.transforms import _random_box, convert, open_image, prepare, random_view
+from resnext.pictures import convert, open_image
+from resnext.transforms import _random_box, prepare, random_view
 
 T = torchvision.transforms
 FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
-from resnext.errors import ConfigError, ConfigTypeError
+from resnext.errors import ConfigError, ConfigTypeError, InputError
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Colour = Literal["RGB", "BGR", "L"]
@@ -135,3 +135,31 @@ class Card:
                     f"{target.__name__} must have fields among {sorted(known)}, not {given!r}."
                 )
         return cls(preprocessing=Preprocessing(**inner), **values)
+
+
+class Described(Protocol):
+    """What may have a card, as a network does."""
+
+    @property
+    def card(self) -> Card | None: ...  # noqa: D102
+    @property
+    def config(self) -> Any: ...  # noqa: D102
+
+
+def card_of(model: Described) -> Card:
+    """The card, complete enough to use the model with image files.
+
+    Raises:
+        InputError: It is missing, or has not one label for each class.
+    """
+    if model.card is None or not model.card.labels:
+        raise InputError(
+            "The model has no labels. Set model.card = resnext.Card(labels=…, preprocessing=…), or "
+            "add them with resnext convert --labels."
+        )
+    if len(model.card.labels) != model.config.num_classes:
+        raise InputError(
+            f"The card has {len(model.card.labels)} labels, the network "
+            f"{model.config.num_classes} classes. Give model.card one label for each."
+        )
+    return model.card

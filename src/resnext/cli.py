@@ -282,7 +282,7 @@ def evaluate(
     if json is not None:
         from json import dumps
 
-        from resnext.formats.writing import written
+        from resnext.atomic import written
 
         text = dumps(result.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 

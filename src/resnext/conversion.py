@@ -22,8 +22,9 @@ from resnext.errors import CheckpointError
 from resnext.formats.reading import read
 from resnext.formats.writing import write
 from resnext.network import ResNeXt
-from resnext.transforms import convert as as_colour
-from resnext.transforms import open_image, prepare
+from resnext.pictures import convert as as_colour
+from resnext.pictures import open_image
+from resnext.transforms import prepare
 from resnext.weights.files import save
 from resnext.weights.loading import network_of
 from resnext.weights.understanding import Loaded, understand

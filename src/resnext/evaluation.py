@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from resnext.batches import Batches, Classifier, averaged, batches
 from resnext.calibration import expected_calibration_error, interval, mcnemar
-from resnext.card import Card, Preprocessing
+from resnext.card import Preprocessing, card_of
 from resnext.data import ImageSet, open_for_evaluation
 from resnext.device import pick_device
 from resnext.errors import DataError, InputError
@@ -371,25 +371,6 @@ def measure(
         DataError: No image can be read.
     """
     return judge(collect(classify, loader, device, advance), images)
-
-
-def card_of(model: ResNeXt) -> Card:
-    """The card, complete enough to use the model with image files.
-
-    Raises:
-        InputError: It is missing, or has not one label for each class.
-    """
-    if model.card is None or not model.card.labels:
-        raise InputError(
-            "The model has no labels. Set model.card = resnext.Card(labels=…, preprocessing=…), or "
-            "add them with resnext convert --labels."
-        )
-    if len(model.card.labels) != model.config.num_classes:
-        raise InputError(
-            f"The card has {len(model.card.labels)} labels, the network "
-            f"{model.config.num_classes} classes. Give model.card one label for each."
-        )
-    return model.card
 
 
 def _check(batch_size: int, workers: int, views: int, how: Preprocessing) -> None:

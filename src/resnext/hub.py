@@ -7,11 +7,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from resnext.card import Card
+from resnext.card import Card, card_of
 from resnext.dialects.fit import nearest_variant
 from resnext.dialects.timm import NAMES
 from resnext.errors import CheckpointError, InputError
-from resnext.evaluation import card_of
 from resnext.network import ResNeXt
 from resnext.summary import summarize
 from resnext.weights.files import save

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from resnext.card import card_of
 from resnext.data import image_files, open_for_evaluation
 from resnext.device import pick_device
 from resnext.errors import DataError, InputError
-from resnext.evaluation import card_of, evaluating
+from resnext.evaluation import evaluating
 from resnext.network import ResNeXt
+from resnext.pictures import convert, open_image
 from resnext.progress import reporter
-from resnext.transforms import convert, open_image, prepare
+from resnext.transforms import prepare
 from resnext.weights.loading import load_classifier
 
 Picture = str | Path | Image.Image | np.ndarray

@@ -1,4 +1,4 @@
-"""From image files to tensors: decoding, preprocessing as the card says, augmentation.
+"""From pictures to tensors: preprocessing as the card says, and random views for training.
 
 Preprocessing follows torchvision's pipeline on Pillow images to the last bit, because that is
 what public weights were trained and measured with.
@@ -9,139 +9,35 @@ from __future__ import annotations
 import io
 import math
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from resnext.card import Preprocessing
-from resnext.errors import DataError
-
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF")
-"""Formats of photographs. Pillow knows more; some, as EPS, run other programs."""
-
-_MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs
-
-
-def open_image(path: Path, colour: str) -> Image.Image:
-    """Decode an image file completely, upright, in mode "RGB" or "L".
-
-    Args:
-        path: The file.
-        colour: "L" for grey, else the result is "RGB" (also for "BGR").
-
-    Raises:
-        DataError: It is missing, no image, damaged or unreasonably large.
-    """
-    return _decoded(path, str(path), colour)
-
-
-def decode_image(data: bytes, name: str, colour: str) -> Image.Image:
-    """The same for the content of a file, which messages call `name`."""
-    return _decoded(io.BytesIO(data), name, colour)
-
-
-def _decoded(source: Path | io.BytesIO, name: str, colour: str) -> Image.Image:
-    try:
-        with _opened(source, name) as image:
-            image.load()
-            return convert(ImageOps.exif_transpose(image), colour)
-    except Exception as error:  # Pillow's decoders raise almost anything on damaged files
-        raise _problem(name, error) from error
-
-
-def _opened(source: Path | io.BytesIO, name: str) -> Image.Image:
-    """An image whose header is read, and nothing else yet."""
-    Image.init()
-    image = Image.open(source, formats=[kind for kind in FORMATS if kind in Image.OPEN])
-    if image.width * image.height > _MAX_PIXELS:
-        image.close()
-        raise DataError(
-            f"{name}: {image.width}×{image.height} pixels are more than "
-            f"{_MAX_PIXELS:,}; such files are refused as decompression bombs."
-        )
-    return image
-
-
-def _problem(name: str, error: Exception) -> DataError:
-    """What decoding ended with, in one line."""
-    if isinstance(error, DataError):
-        return error
-    if isinstance(error, FileNotFoundError):
-        return DataError(f"{name}: no such file.")
-    if isinstance(error, IsADirectoryError):
-        return DataError(f"{name}: is a folder, not an image.")
-    if isinstance(error, UnidentifiedImageError):
-        return DataError(f"{name}: not a readable image (of no format that is known).")
-    if isinstance(error, Image.DecompressionBombError):
-        return DataError(f"{name}: refused as a decompression bomb: it has too many pixels.")
-    reason = str(error).partition("\n")[0] or type(error).__name__
-    return DataError(f"{name}: not a readable image ({reason}).")
-
-
-def convert(image: Image.Image, colour: str) -> Image.Image:
-    """The image in mode "L" or "RGB"; 16-bit grey keeps its upper 8 bits.
-
-    Raises:
-        DataError: It has no pixels, or floating-point ones.
-    """
-    if 0 in image.size:
-        raise DataError(f"An image must have pixels, not {image.width}×{image.height}.")
-    if image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.uint32)
-        shift = 8 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 0
-        image = Image.fromarray((values >> shift).clip(0, 255).astype(np.uint8))
-    elif image.mode == "F":
-        raise DataError("Images of floating-point values are not read: their range is unknown.")
-    elif image.mode == "P":
-        image = image.convert("RGBA")
-    return image.convert("L" if colour == "L" else "RGB")
+from resnext.pictures import FILTERS, convert, cut, decode_image, opened, pixels, problem
 
 
 def prepare(image: Image.Image, how: Preprocessing) -> Float[Tensor, "c s s"]:
     """One decoded image as the network's input."""
-    width, height = image.size
-    longer = int(how.resize * max(width, height) / min(width, height))
-    size = (how.resize, longer) if width <= height else (longer, how.resize)
-    if size[0] * size[1] > _MAX_PIXELS:
-        raise DataError(
-            f"An image of {width}×{height} pixels is too long: with its shorter side resized to "
-            f"{how.resize} it would have {size[0] * size[1]:,}."
-        )
-    if size != image.size:
-        image = image.resize(size, _FILTERS[how.interpolation])
-    return normalize(_centre_crop(image, how.size), how)
-
-
-def _centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """The square in the middle, black where the image is smaller."""
-    width, height = image.size
-    if min(width, height) < size:
-        grown = Image.new(image.mode, (max(width, size), max(height, size)))
-        grown.paste(image, (max(size - width, 0) // 2, max(size - height, 0) // 2))
-        image, (width, height) = grown, grown.size
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+    return normalize(cut(image, how), how)
 
 
 def normalize(image: Image.Image, how: Preprocessing) -> Float[Tensor, "c h w"]:
     """Pixels of an "RGB" or "L" image, scaled, minus mean, over standard deviation."""
-    pixels = np.array(image, dtype=np.uint8)  # a copy: torch wants to be allowed to write
-    values = torch.from_numpy(pixels).reshape(image.height, image.width, -1).permute(2, 0, 1)
-    if how.colour == "BGR":
-        values = values.flip(0)
-    mean, std = (torch.tensor(x, dtype=torch.float32).view(-1, 1, 1) for x in (how.mean, how.std))
-    return values.contiguous().float().div(255).sub_(mean).div_(std)
+    return normalized(torch.from_numpy(pixels(image, how)), how)
+
+
+def normalized(values: UInt8[Tensor, "*n h w c"], how: Preprocessing) -> Float[Tensor, "*n c h w"]:
+    """The same for pixels in the network's order of channels, where they are."""
+    mean, std = (
+        torch.tensor(x, dtype=torch.float32, device=values.device).view(-1, 1, 1)
+        for x in (how.mean, how.std)
+    )
+    return values.movedim(-1, -3).contiguous().float().div(255).sub_(mean).div_(std)
 
 
 def random_view(
@@ -179,7 +75,7 @@ def random_view(
     """
     if padding:
         image = _whole(data, name, how.colour)
-        square = image.resize((how.size, how.size), _FILTERS[how.interpolation])
+        square = image.resize((how.size, how.size), FILTERS[how.interpolation])
         pixels = np.asarray(square).reshape(how.size, how.size, -1)
         rim = np.pad(pixels, ((padding, padding), (padding, padding), (0, 0)))
         top, left = rng.integers(2 * padding + 1, size=2)
@@ -189,7 +85,7 @@ def random_view(
             pixels, box = _random_part(data, name, how, rng, min_area, fast)
             view = _resized(pixels, box, how)
         except Exception as error:  # as above
-            raise _problem(name, error) from error
+            raise problem(name, error) from error
     return view.flip(1) if flip and rng.random() < 0.5 else view
 
 
@@ -212,7 +108,7 @@ def _random_part(
         grey = data.ndim == 2 and how.colour == "L"
         pixels = data[..., None] if grey else _pixels(_whole(data, name, how.colour))
         return pixels, _random_box(pixels.shape[1], pixels.shape[0], rng, min_area)
-    with _opened(io.BytesIO(data), name) as image:
+    with opened(io.BytesIO(data), name) as image:
         width, height = image.size
         plain = image.format == "JPEG" and image.mode == "RGB" and how.colour != "L"
         if not plain or image.getexif().get(_ORIENTATION, 1) != 1:
@@ -265,7 +161,7 @@ def _resized(
         view = torch.nn.functional.interpolate(values, size, mode=mode, antialias=True)
         return view[0].permute(1, 2, 0)
     image = Image.fromarray(part.squeeze(2) if part.shape[2] == 1 else part)
-    resized = image.resize(size, _FILTERS[how.interpolation])
+    resized = image.resize(size, FILTERS[how.interpolation])
     return torch.from_numpy(np.array(resized).reshape(*size, -1))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from resnext.errors import DataError
-from resnext.transforms import FORMATS, convert, decode_image, open_image
+from resnext.pictures import FORMATS, convert, decode_image, open_image
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")

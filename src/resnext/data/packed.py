@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from filelock import FileLock
 
+from resnext.atomic import written
 from resnext.data.images import (
     ALIASES,
     EXTENSIONS,
@@ -38,7 +39,6 @@ from resnext.data.images import (
     fingerprint,
 )
 from resnext.errors import CheckpointError, DataError
-from resnext.formats.writing import written
 from resnext.places import home
 
 _NAMES = ("classnames.txt", "labels.txt", "classes.txt")

@@ -18,12 +18,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from resnext.atomic import written
 from resnext.data.images import ImageSet, Problem, Splits, Stored
 from resnext.errors import CheckpointError, DataError
-from resnext.formats.writing import written
+from resnext.pictures import decode_image
 from resnext.places import home
 from resnext.progress import Reporter
-from resnext.transforms import decode_image
 
 _TOO_MANY = 0.05
 _BATCH = 32

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from resnext.atomic import written
 from resnext.card import Card
 from resnext.config import ResNeXtConfig
 from resnext.dialects.mmcls_names import config_text
@@ -77,40 +74,3 @@ def write(
             torch.save(content, temporary)
 
     written(path, save)
-
-
-def written(path: Path, write: Callable[[str], None]) -> None:
-    """Let `write` fill a file of another name, then put it in its place.
-
-    Raises:
-        CheckpointError: It cannot be written; what was there before still is.
-    """
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            write(temporary)
-            Path(temporary).chmod(0o666 & ~_umask())
-            _settle(temporary)
-            Path(temporary).replace(path)
-            _settle(path.parent)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be written: {error}.") from error
-
-
-def _settle(path: str | Path) -> None:
-    """Have the disk hold what was written, so that a power cut cannot lose it."""
-    with suppress(PermissionError):  # a folder that may be written but not read
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

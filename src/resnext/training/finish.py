@@ -13,7 +13,8 @@ import resnext
 from resnext.calibration import fit_temperature, recommend_threshold
 from resnext.data.scan import Scan
 from resnext.evaluation import judge
-from resnext.forms import hardware, processor
+from resnext.forms import hardware
+from resnext.machine import processor
 from resnext.summary import summarize
 from resnext.training.loop import Run
 from resnext.training.report import Facts, confident_mistakes, write_report

@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
+from resnext.atomic import written
 from resnext.calibration import expected_calibration_error, interval, reliability
 from resnext.card import Preprocessing
 from resnext.data import ImageSet
 from resnext.errors import DataError
 from resnext.evaluation import Evaluation, evaluating
-from resnext.formats.writing import written
 from resnext.network import ResNeXt
 from resnext.training.charts import Line, bars, curves, reliability_diagram
 from resnext.transforms import prepare

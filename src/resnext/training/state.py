@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from resnext.atomic import written
 from resnext.errors import CheckpointError
-from resnext.formats.writing import written
 
 _KEPT = 2  # the last one, and one before it in case that is damaged
 _PATTERN = "checkpoint-*.state"

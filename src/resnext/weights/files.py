@@ -6,9 +6,9 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from resnext.atomic import written
 from resnext.card import Card
 from resnext.errors import CheckpointError
-from resnext.formats.writing import written
 from resnext.header import header
 from resnext.network import ResNeXt
 from resnext.weights.understanding import fitting

@@ -1,0 +1,139 @@
+"""From image files to pixels: decoding, resizing and cropping as a card says.
+
+All of it is Pillow's, because public weights were trained and measured with that, and needs no
+torch.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from resnext.card import Preprocessing
+from resnext.errors import DataError
+
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF")
+"""Formats of photographs. Pillow knows more; some, as EPS, run other programs."""
+
+MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs
+
+
+def open_image(path: Path, colour: str) -> Image.Image:
+    """Decode an image file completely, upright, in mode "RGB" or "L".
+
+    Args:
+        path: The file.
+        colour: "L" for grey, else the result is "RGB" (also for "BGR").
+
+    Raises:
+        DataError: It is missing, no image, damaged or unreasonably large.
+    """
+    return _decoded(path, str(path), colour)
+
+
+def decode_image(data: bytes, name: str, colour: str) -> Image.Image:
+    """The same for the content of a file, which messages call `name`."""
+    return _decoded(io.BytesIO(data), name, colour)
+
+
+def _decoded(source: Path | io.BytesIO, name: str, colour: str) -> Image.Image:
+    try:
+        with opened(source, name) as image:
+            image.load()
+            return convert(ImageOps.exif_transpose(image), colour)
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged files
+        raise problem(name, error) from error
+
+
+def opened(source: Path | io.BytesIO, name: str) -> Image.Image:
+    """An image whose header is read, and nothing else yet."""
+    Image.init()
+    image = Image.open(source, formats=[kind for kind in FORMATS if kind in Image.OPEN])
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise DataError(
+            f"{name}: {image.width}×{image.height} pixels are more than "
+            f"{MAX_PIXELS:,}; such files are refused as decompression bombs."
+        )
+    return image
+
+
+def problem(name: str, error: Exception) -> DataError:
+    """What decoding ended with, in one line."""
+    if isinstance(error, DataError):
+        return error
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{name}: no such file.")
+    if isinstance(error, IsADirectoryError):
+        return DataError(f"{name}: is a folder, not an image.")
+    if isinstance(error, UnidentifiedImageError):
+        return DataError(f"{name}: not a readable image (of no format that is known).")
+    if isinstance(error, Image.DecompressionBombError):
+        return DataError(f"{name}: refused as a decompression bomb: it has too many pixels.")
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return DataError(f"{name}: not a readable image ({reason}).")
+
+
+def convert(image: Image.Image, colour: str) -> Image.Image:
+    """The image in mode "L" or "RGB"; 16-bit grey keeps its upper 8 bits.
+
+    Raises:
+        DataError: It has no pixels, or floating-point ones.
+    """
+    if 0 in image.size:
+        raise DataError(f"An image must have pixels, not {image.width}×{image.height}.")
+    if image.mode.startswith("I"):
+        values = np.asarray(image, dtype=np.uint32)
+        shift = 8 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 0
+        image = Image.fromarray((values >> shift).clip(0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        raise DataError("Images of floating-point values are not read: their range is unknown.")
+    elif image.mode == "P":
+        image = image.convert("RGBA")
+    return image.convert("L" if colour == "L" else "RGB")
+
+
+def cut(image: Image.Image, how: Preprocessing) -> Image.Image:
+    """A decoded image resized, and its middle cut out, as the network sees it.
+
+    Raises:
+        DataError: It is so long that resizing would make a decompression bomb of it.
+    """
+    width, height = image.size
+    longer = int(how.resize * max(width, height) / min(width, height))
+    size = (how.resize, longer) if width <= height else (longer, how.resize)
+    if size[0] * size[1] > MAX_PIXELS:
+        raise DataError(
+            f"An image of {width}×{height} pixels is too long: with its shorter side resized to "
+            f"{how.resize} it would have {size[0] * size[1]:,}."
+        )
+    if size != image.size:
+        image = image.resize(size, FILTERS[how.interpolation])
+    return _centre_crop(image, how.size)
+
+
+def pixels(image: Image.Image, how: Preprocessing) -> UInt8[np.ndarray, "h w c"]:
+    """The same as an array of its own, its channels in the network's order."""
+    values = np.array(image, dtype=np.uint8).reshape(image.height, image.width, -1)
+    return np.ascontiguousarray(values[..., ::-1]) if how.colour == "BGR" else values
+
+
+def _centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """The square in the middle, black where the image is smaller."""
+    width, height = image.size
+    if min(width, height) < size:
+        grown = Image.new(image.mode, (max(width, size), max(height, size)))
+        grown.paste(image, (max(size - width, 0) // 2, max(size - height, 0) // 2))
+        image, (width, height) = grown, grown.size
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
