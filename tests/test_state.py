@@ -212,7 +212,7 @@ def test_a_full_disk_leaves_the_old_ones(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("resnext.formats.writing.os.fsync", full)  # after all was "written"
+        patch.setattr("resnext.atomic.os.fsync", full)  # after all was "written"
         with pytest.raises(CheckpointError, match="No space left on device"):
             write_state(some_state(2), tmp_path, 2)
         with pytest.raises(CheckpointError, match="cannot be written"):
