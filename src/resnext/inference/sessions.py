@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 
 from resnext.card import Card
 from resnext.config import ResNeXtConfig
+from resnext.errors import InputError
+from resnext.inference.plan import Form
+from resnext.machine import cores
 
 Answers = tuple[Float32[np.ndarray, "n k"], Float32[np.ndarray, "n d"]]
 """Logits, and embeddings: the last map averaged over its pixels."""
+
+Session = Callable[[Shaped[np.ndarray, "n _ _ _"]], Answers]
+"""An engine for images or for pixels; any number of them; safe to call from several threads."""
 
 
 class Runner(Protocol):
@@ -35,3 +46,116 @@ class Runner(Protocol):
     def pixels(self, x: UInt8[np.ndarray, "n h w c"]) -> Answers:
         """Answers for pixels as `pictures.pixels` makes them."""
         ...
+
+
+class OnnxSession:
+    """ONNX Runtime.
+
+    Args:
+        graph: File of the graph, or its content.
+        piece: Images that it computes at once.
+        streams: Pieces that it computes side by side.
+        threads: Threads for all of them together.
+    """
+
+    def __init__(self, graph: Path | bytes, piece: int, streams: int, threads: int) -> None:
+        ort = engine("onnxruntime")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = max(threads // streams, 1)
+        options.log_severity_level = 3
+        source = str(graph) if isinstance(graph, Path) else graph
+        self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        self._name = self._session.get_inputs()[0].name
+        self._piece = piece
+        self._pool = ThreadPoolExecutor(streams) if streams > 1 else None
+
+    def __call__(self, x: Shaped[np.ndarray, "n _ _ _"]) -> Answers:
+        """Answers for any number of images."""
+        parts = [x[i : i + self._piece] for i in range(0, max(len(x), 1), self._piece)]
+        each = self._pool.map if self._pool else map
+        found = [*each(lambda part: self._session.run(None, {self._name: part}), parts)]
+        logits, embeddings = (np.concatenate(some) for some in zip(*found, strict=True))
+        return logits, embeddings
+
+
+class OpenVinoSession:
+    """OpenVINO.
+
+    Args:
+        graph: File of the graph, ONNX or OpenVINO's own, or an `openvino.Model`.
+        piece: Images that it computes at once.
+        streams: Pieces that it computes side by side.
+        threads: Threads for all of them together.
+        precision: "f32", "bf16" or "f16".
+    """
+
+    def __init__(
+        self, graph: Path | Any, piece: int, streams: int, threads: int, precision: str
+    ) -> None:
+        ov = engine("openvino")
+        core = ov.Core()
+        how: dict[str, Any] = {
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": streams,
+            "INFERENCE_PRECISION_HINT": precision,
+            "EXECUTION_MODE_HINT": "PERFORMANCE",
+        }
+        model = core.read_model(graph) if isinstance(graph, Path) else graph
+        shape = list(model.input(0).partial_shape)
+        model.reshape([piece, *(size.get_length() for size in shape[1:])])
+        self._compiled = core.compile_model(model, "CPU", how)
+        self._queue = ov.AsyncInferQueue(self._compiled, streams)
+        self._piece = piece
+        self._lock = threading.Lock()  # it uses all threads anyway
+
+    def __call__(self, x: Shaped[np.ndarray, "n _ _ _"]) -> Answers:
+        """Answers for any number of images; the last piece is filled up."""
+        starts = range(0, max(len(x), 1), self._piece)
+        shapes = [output.shape[1] for output in self._compiled.outputs]
+        logits, embeddings = (np.empty((len(x), k), np.float32) for k in shapes)
+
+        def keep(request: Any, start: int) -> None:
+            for i, table in enumerate((logits, embeddings)):
+                part = table[start : start + self._piece]
+                part[:] = request.get_output_tensor(i).data[: len(part)]
+
+        with self._lock:
+            self._queue.set_callback(keep)
+            for start in starts:
+                part = x[start : start + self._piece]
+                if len(part) < self._piece:
+                    rest = np.zeros((self._piece - len(part), *x.shape[1:]), x.dtype)
+                    part = np.concatenate([part, rest])
+                self._queue.start_async({0: part}, start)
+            self._queue.wait_all()
+        return logits, embeddings
+
+
+def opened(graph: Any, form: Form) -> Session:
+    """A session of an engine that is not torch.
+
+    Args:
+        graph: A file, or ONNX as bytes, or an `openvino.Model`.
+        form: How to compute it.
+    """
+    if form.engine == "onnxruntime":
+        return OnnxSession(graph, form.piece, form.streams, cores())
+    precision = "bf16" if form.precision == "bf16" else "f32"
+    return OpenVinoSession(graph, form.piece, form.streams, cores(), precision)
+
+
+_EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino", "nncf": "openvino"}
+
+
+def engine(module: str) -> Any:
+    """An engine's package.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise InputError(
+            f'{module} is not installed. Install it with pip install "resnext[{_EXTRAS[module]}]".'
+        ) from error

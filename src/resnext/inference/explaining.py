@@ -1,0 +1,54 @@
+"""What was measured, as a table for people."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from resnext.inference.plan import Plan, Row
+
+_ENGINES = {
+    "torch": "PyTorch",
+    "compile": "torch.compile",
+    "tensorrt": "TensorRT",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+}
+
+
+def explained(plan: Plan) -> str:
+    """The table that was decided from, fastest first."""
+    base = next(row.images_per_second for row in plan.rows if row.form is None)
+    numbers = [Column(name, justify="right") for name in ("Images/s", "×", "ms", "Agreement")]
+    table = Table("Engine", "Precision", "At once", *numbers, "", box=None, header_style="bold")
+    for row in plan.rows:
+        form, speed = row.form, row.images_per_second
+        rate = (f"{speed:,.1f}", f"{speed / base:.2f}", f"{1e3 * plan.batch / speed:.1f}")
+        how = ("PyTorch, as it is", "fp32", f"{plan.batch} images")
+        table.add_row(
+            *((_ENGINES[form.engine], form.precision, str(form) if speed else "") if form else how),
+            *(rate if speed else ("–",) * 3),
+            _agreement(row),
+            row.verdict,
+            style="bold" if row.verdict == "chosen" else "",
+        )
+    text = io.StringIO()
+    console = Console(file=text, width=160, no_color=True, highlight=False)
+    console.print(
+        f"{plan.machine}, {plan.batch} images of {plan.size}×{plan.size} pixels", markup=False
+    )
+    console.print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _agreement(row: Row) -> str:
+    """What is compared for the precision."""
+    if row.accuracy is not None:
+        return f"{row.accuracy:.2%} right"
+    if row.difference is None or row.agreement is None:
+        return ""
+    if row.form is not None and row.form.precision == "fp32":
+        return f"±{row.difference:.1e}"
+    return f"{row.agreement:.1%} same"

@@ -1,0 +1,68 @@
+"""The same function with less to compute: batch norms folded into convolutions."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from resnext.layers import WSConv2d
+from resnext.network import ResNeXt
+
+
+def folded(network: ResNeXt) -> ResNeXt:
+    """A copy for inference, whose batch norms have become part of the convolutions before them.
+
+    Weights are standardised once and for all where the network standardises them. Norms that look
+    at the images, such as group norms, stay. Folding is done in double precision.
+    """
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    for module in list(network.modules()):
+        if isinstance(module, WSConv2d):
+            module.weight = nn.Parameter(module.standardized(), requires_grad=False)
+            setattr(module, "__class__", nn.Conv2d)  # noqa: B010 (it is one, from now on)
+    for module in list(network.modules()):
+        for (_, conv), (name, norm) in pairwise(list(module.named_children())):
+            if isinstance(conv, nn.Sequential) and len(conv):
+                conv = conv[-1]
+            if isinstance(norm, _BatchNorm) and isinstance(conv, nn.Conv2d):
+                if norm.running_mean is None or norm.running_var is None:
+                    continue
+                _fold(conv, norm, norm.running_mean.double(), norm.running_var.double())
+                setattr(module, name, nn.Identity())
+    return network
+
+
+def _fold(conv: nn.Conv2d, norm: _BatchNorm, mean: Tensor, var: Tensor) -> None:
+    """Let a convolution do what the norm behind it did, in place."""
+    scale = torch.rsqrt(var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -mean * scale
+    if conv.bias is not None:
+        shift = shift + conv.bias.double() * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    dtype = conv.weight.dtype
+    weight = conv.weight.double() * scale.view(-1, 1, 1, 1)
+    conv.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    conv.bias = nn.Parameter(shift.to(dtype), requires_grad=False)
+
+
+class Answering(nn.Module):
+    """A classifier that also tells its embedding, as engines compute it."""
+
+    def __init__(self, network: ResNeXt) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, x: Float[Tensor, "n c h w"]
+    ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n d"]]:
+        """Logits and embeddings."""
+        embedding = self.network.embed(x)
+        return self.network.fc(embedding), embedding

@@ -1,0 +1,60 @@
+"""From a model's file or name to something that predicts, as fast as is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resnext.errors import CheckpointError
+from resnext.header import read_header
+from resnext.inference.optimized import Optimized
+from resnext.inference.plan import beside, find_beside
+from resnext.inference.sessions import Runner
+from resnext.progress import reporter
+
+if TYPE_CHECKING:
+    from resnext.network import ResNeXt
+
+
+def open_runner(
+    source: str | Path,
+    *,
+    device: str = "auto",
+    batch: int = 64,
+    optimized: bool = True,
+    progress: bool = False,
+) -> Runner:
+    """A model, ready to predict: by the plan beside its file, else in torch as it is.
+
+    Args:
+        source: As for `resnext.load`.
+        device: "auto", or a torch device. A plan is used if it was made for that device.
+        batch: Images that will come at a time, if it is known.
+        optimized: Whether to look for a plan.
+        progress: Whether to show downloads, and why a plan is not used, on standard error.
+
+    Raises:
+        CheckpointError: It is no model, or damaged.
+        InputError: It has no labels; or there is no such device.
+    """
+    file = Path(source)
+    if optimized and beside(file).exists() and file.is_file():
+        plan, reason = find_beside(file, batch, device)
+        if plan is not None:
+            try:
+                config, card = read_header(file)
+            except CheckpointError:  # a file of another library
+                network = _network(file, progress)
+                return Optimized(plan, network.card, network.config, lambda: network)
+            return Optimized(plan, card, config, lambda: _network(file, progress))
+        reporter(progress).line(reason)
+    from resnext.device import pick_device
+    from resnext.inference.torch_session import Plain
+
+    return Plain(_network(source, progress).to(pick_device(device)))
+
+
+def _network(source: str | Path, progress: bool) -> ResNeXt:
+    from resnext.weights.loading import load_classifier
+
+    return load_classifier(source, progress=progress)
