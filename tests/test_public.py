@@ -30,6 +30,7 @@ PUBLIC = [
     "load",
     "load_backbone",
     "mmcls",
+    "optimize",
     "predict",
     "save",
     "train",

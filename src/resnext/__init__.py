@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from resnext.diagnosis import diagnose
     from resnext.errors import ResNeXtError
     from resnext.evaluation import evaluate
+    from resnext.inference.optimizing import optimize
     from resnext.network import ResNeXt, create
     from resnext.prediction import predict
     from resnext.training import train
@@ -41,6 +42,7 @@ _HOME = {  # public name → module that defines it
     "evaluate": "evaluation",
     "load": "weights.loading",
     "load_backbone": "weights.loading",
+    "optimize": "inference.optimizing",
     "predict": "prediction",
     "save": "weights.files",
     "train": "training",
@@ -63,6 +65,7 @@ __all__ = [
     "load",
     "load_backbone",
     "mmcls",
+    "optimize",
     "predict",
     "save",
     "train",

@@ -249,6 +249,7 @@ def evaluate(
     batch_size: int = 64,
     workers: int = 0,
     device: str = "auto",
+    plan: bool = True,
 ) -> None:
     """Measure a model on images it has not learnt from.
 
@@ -263,13 +264,14 @@ def evaluate(
         batch_size: Images at a time.
         workers: Processes that decode images.
         device: auto, cpu, cuda, cuda:1, …
+        plan: Compute as the plan says that `resnext optimize` left beside the file.
     """
     from resnext.evaluation import Comparison, compare, evaluate
 
     if json is not None and (json.is_dir() or not json.parent.is_dir()):
         raise ResNeXtError(f"{json} cannot be written: give a file in a folder that exists.")
     how: dict[str, Any] = {"views": views, "batch_size": batch_size, "workers": workers}
-    how |= {"device": device, "progress": True}
+    how |= {"device": device, "plan": plan, "progress": True}
     result = compare(file, against, data, **how) if against else evaluate(file, data, **how)
     first = result.a if isinstance(result, Comparison) else result
     _print_evaluation(first)
@@ -280,17 +282,21 @@ def evaluate(
             f"so unevenly with probability {result.p:.2g} (McNemar's exact test)"
         )
     if json is not None:
-        from json import dumps
-
-        from resnext.atomic import written
-
-        text = dumps(result.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-        def write(path: str) -> None:
-            Path(path).write_text(text, encoding="utf-8")
-
-        written(json, write)
+        _write_json(json, result.to_dict())
         print(f"{json}: the same as numbers, with every class")
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    from json import dumps
+
+    from resnext.atomic import written
+
+    text = dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def write(temporary: str) -> None:
+        Path(temporary).write_text(text, encoding="utf-8")
+
+    written(path, write)
 
 
 @app.command
@@ -299,39 +305,58 @@ def predict(
     /,
     *images: str,
     top: int = 1,
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
+    embeddings: Path | None = None,
     sheet: Path | None = None,
     limit: int | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
+    workers: int | None = None,
     device: str = "auto",
+    plan: bool = True,
+    ray: Annotated[bool, Parameter(negative="")] = False,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Classify images.
+    """Classify images; with --out any number of them, and a second call goes on where one ended.
 
     Args:
         file: A model file, of any library if it names its classes, or a name of the catalog.
         images: Files and folders; or `digits` for handwritten digits the model has not seen.
         top: Number of classes to show for each image.
+        out: Write the answers into this file (.csv, .jsonl or .parquet) in place of a table;
+            images that cannot be read are named in it.
+        embeddings: With --out, write the network's features into this file too (.npy).
         sheet: Draw images and answers into this picture (.png).
         limit: Take no more images than this.
-        batch_size: Images at a time.
+        batch_size: Images at a time; by default 64, or what the plan was made for.
+        workers: With --out, threads that decode images.
         device: auto, cpu, cuda, cuda:1, …
+        plan: Compute as the plan says that `resnext optimize` left beside the file.
+        ray: With --out, predict on a cluster, with Ray Data.
+        overwrite: With --out, start again and replace the file.
     """
+    if limit is not None and limit < 1:
+        raise ResNeXtError(f"--limit must be at least 1, not {limit}.")
+    if out is not None:
+        if sheet is not None or limit is not None or images == ("digits",):
+            raise ResNeXtError("--out takes files and folders, without --sheet and --limit.")
+        how: dict[str, Any] = {"top": top, "batch_size": batch_size, "overwrite": overwrite}
+        _predict_files(file, images, out, embeddings, ray, plan, device, how, {"workers": workers})
+        return
+    given = {"--embeddings": embeddings, "--workers": workers, "--ray": ray or None}
+    if alone := [name for name, value in given.items() if value is not None]:
+        raise ResNeXtError(f"{alone[0]} belongs to --out FILE, which writes the answers.")
     from rich.console import Console
     from rich.table import Table
 
+    from resnext.inference.opening import open_runner
     from resnext.prediction import named, predict, unseen
-    from resnext.weights.loading import load_classifier
 
-    if limit is not None and limit < 1:
-        raise ResNeXtError(f"--limit must be at least 1, not {limit}.")
-    model = load_classifier(file, progress=True)
-    pictures: Sequence[Picture]
-    if images == ("digits",):
-        pictures = unseen(model, "digits", limit or 359)
-    else:
-        pictures = [picture for _, picture in named(images)][:limit]
-    predictions = predict(
-        model, pictures, top=top, batch_size=batch_size, device=device, progress=True
-    )
+    batch = 64 if batch_size is None else batch_size
+    pictures: Sequence[Picture] = () if images == ("digits",) else [p for _, p in named(images)]
+    count = limit or len(pictures) or 359
+    model = open_runner(file, device=device, batch=min(batch, count), plan=plan, progress=True)
+    pictures = pictures[:limit] if pictures else unseen(model, "digits", count)
+    predictions = predict(model, pictures, top=top, batch_size=batch, progress=True)
     table = Table("Image", "Class", *_right("Probability"), box=None, header_style="bold")
     for prediction in predictions:
         answers = zip(prediction.labels, prediction.probabilities, strict=True)
@@ -350,6 +375,126 @@ def predict(
 
         save_sheet(draw_sheet(pictures, predictions), sheet)
         print(f"{sheet}: {len(predictions)} images and what was seen in them")
+
+
+def _predict_files(
+    file: str,
+    images: tuple[str, ...],
+    out: Path,
+    embeddings: Path | None,
+    ray: bool,
+    plan: bool,
+    device: str,
+    how: dict[str, Any],
+    here: dict[str, Any],
+) -> None:
+    """`predict --out`."""
+    from resnext.bulk import predict_files
+
+    if ray:
+        from resnext.bulk_ray import predict_files_with_ray
+
+        if embeddings is not None:
+            raise ResNeXtError("--embeddings cannot be written with --ray.")
+        done = predict_files_with_ray(file, images, out, plan=plan, progress=True, **how)
+    else:
+        from resnext.inference.opening import open_runner
+
+        batch = 64 if how["batch_size"] is None else how["batch_size"]
+        runner = open_runner(file, device=device, batch=batch, plan=plan, progress=True)
+        done = predict_files(
+            runner, images, out, embeddings=embeddings, progress=True, **how, **here
+        )
+    before = f", {done.resumed:,} of them before" if done.resumed else ""
+    bad = f"; {done.unreadable:,} could not be read" if done.unreadable else ""
+    print(f"{out}: {done.count:,} images{before}, {done.images_per_second:,.1f} images/s{bad}")
+    if embeddings is not None:
+        print(f"{embeddings}: their embeddings")
+
+
+@app.command
+def optimize(
+    file: str,
+    /,
+    *,
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto",
+    engine: Literal["auto", "torch", "compile", "tensorrt", "onnxruntime", "openvino"] = "auto",
+    batch_size: Annotated[int, Parameter(name=["--batch-size", "-b"])] = 16,
+    data: str | None = None,
+    device: str = "auto",
+    again: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Find the fastest way to run a model on this machine, and remember it beside the file.
+
+    Args:
+        file: A model file.
+        precision: What to compute in; auto takes the fastest that agrees with the network.
+        engine: What to compute with; auto times what is installed.
+        batch_size: Images at a time to be fast with.
+        data: Images with known classes that the model has not learnt from, as for evaluate: to
+            agree on, and to calibrate 8 bits with.
+        device: auto, cpu, cuda, cuda:1, …
+        again: Measure even if it is remembered.
+    """
+    if not Path(file).is_file():
+        raise ResNeXtError(f"{file} is no file. A plan is kept beside a model's file.")
+    from resnext.inference.optimizing import optimize
+
+    found = optimize(
+        file,
+        precision=precision,
+        engine=engine,
+        batch=batch_size,
+        data=data,
+        device=device,
+        again=again,
+        progress=True,
+    )
+    print(found.explain())
+    print(f"\n{found.save_plan(file)}: predict and evaluate use it from now on")
+
+
+@app.command
+def bench(
+    model: str = "resnext50_32x4d",
+    /,
+    *,
+    batch_size: Annotated[tuple[int, ...], Parameter(negative="", show_default=False)] = (),
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
+    data: str | None = None,
+    compiled: Annotated[bool, Parameter(negative="")] = False,
+    plot: Path | None = None,
+    json: Path | None = None,
+) -> None:
+    """Time torchvision, timm, ONNX Runtime, OpenVINO and this library side by side.
+
+    Args:
+        model: A variant or a model file.
+        batch_size: Images at a time, once for each; by default 1 and 16.
+        precision: What this library computes in.
+        data: Images with known classes, to calibrate 8 bits with.
+        compiled: Time torch.compile too, which takes minutes.
+        plot: Draw the result into this file (.png, .svg or .pdf).
+        json: Write the numbers into this file.
+    """
+    from resnext.benchmark import bench
+
+    result = bench(
+        model,
+        batches=batch_size or (1, 16),
+        precision=precision,
+        data=data,
+        compiled=compiled,
+        progress=True,
+    )
+    print(result.table())
+    if json is not None:
+        _write_json(json, result.to_dict())
+    if plot is not None:
+        from resnext.plot import plot_benchmark
+
+        plot_benchmark(result, plot)
+        print(f"{plot}: the same as a picture")
 
 
 @app.command

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from resnext.batches import Batches, Classifier, averaged, batches
 from resnext.calibration import expected_calibration_error, interval, mcnemar
@@ -21,6 +21,9 @@ from resnext.card import Preprocessing, card_of
 from resnext.data import ImageSet, open_for_evaluation
 from resnext.device import pick_device
 from resnext.errors import DataError, InputError
+from resnext.inference.opening import open_planned
+from resnext.inference.optimized import Optimized
+from resnext.inference.torch_session import evaluating
 from resnext.network import ResNeXt
 from resnext.progress import reporter
 from resnext.weights.loading import load_classifier
@@ -158,7 +161,7 @@ class Comparison:
 
 
 def evaluate(
-    model: ResNeXt | str | Path,
+    model: ResNeXt | Optimized | str | Path,
     data: str | Path,
     *,
     batch_size: int = 64,
@@ -166,6 +169,7 @@ def evaluate(
     device: str = "auto",
     views: int = 1,
     keep_logits: bool = False,
+    plan: bool = True,
     progress: bool = False,
 ) -> Evaluation:
     """Measure a classifier on images it has not learnt from.
@@ -184,6 +188,8 @@ def evaluate(
             image; 10 takes the four corners and the centre of the resized image, and the same of
             its mirror image. Do not mirror what has a left and a right, such as digits and text.
         keep_logits: Whether the result holds the logits.
+        plan: Whether to compute a model file as the plan says that `resnext optimize` left
+            beside it.
         progress: Whether to show how far it is, on standard error.
 
     Raises:
@@ -192,7 +198,7 @@ def evaluate(
         InputError: The model has no card with labels, or an argument makes no sense.
     """
     place = pick_device(device)
-    network = load_classifier(model, progress=progress) if isinstance(model, str | Path) else model
+    network = _opened(model, device, batch_size, plan, progress)
     card = card_of(network)
     _check(batch_size, workers, views, card.preprocessing)
     images = open_for_evaluation(data, card.labels, card.provenance)
@@ -200,14 +206,15 @@ def evaluate(
 
 
 def compare(
-    model_a: ResNeXt | str | Path,
-    model_b: ResNeXt | str | Path,
+    model_a: ResNeXt | Optimized | str | Path,
+    model_b: ResNeXt | Optimized | str | Path,
     data: str | Path,
     *,
     batch_size: int = 64,
     workers: int = 0,
     device: str = "auto",
     views: int = 1,
+    plan: bool = True,
     progress: bool = False,
 ) -> Comparison:
     """Measure two classifiers on the same images, which neither has learnt from.
@@ -220,6 +227,7 @@ def compare(
         workers: Processes that decode images.
         device: "auto", or a torch device.
         views: As for `evaluate`.
+        plan: As for `evaluate`.
         progress: Whether to show how far it is, on standard error.
 
     Raises:
@@ -230,8 +238,7 @@ def compare(
     place = pick_device(device)
     networks, sets = [], []
     for model in (model_a, model_b):
-        loaded = isinstance(model, str | Path)
-        network = load_classifier(model, progress=progress) if loaded else model
+        network = _opened(model, device, batch_size, plan, progress)
         card = card_of(network)
         _check(batch_size, workers, views, card.preprocessing)
         networks.append(network)
@@ -243,18 +250,6 @@ def compare(
     both = np.intersect1d(a.indices, b.indices)
     right = (x.right[np.isin(x.indices, both)] for x in (a, b))
     return Comparison(a, b, *mcnemar(*right))
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards each module is in the mode it was in."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @dataclass(frozen=True, eq=False)
@@ -387,8 +382,17 @@ def _check(batch_size: int, workers: int, views: int, how: Preprocessing) -> Non
         )
 
 
+def _opened(
+    model: ResNeXt | Optimized | str | Path, device: str, batch: int, plan: bool, progress: bool
+) -> ResNeXt | Optimized:
+    if not isinstance(model, str | Path):
+        return model
+    found = open_planned(model, device, batch, progress) if plan else None
+    return found or load_classifier(model, progress=progress)
+
+
 def _evaluated(
-    network: ResNeXt,
+    model: ResNeXt | Optimized,
     images: ImageSet,
     device: torch.device,
     batch_size: int,
@@ -397,18 +401,20 @@ def _evaluated(
     keep_logits: bool,
     progress: bool,
 ) -> Evaluation:
-    """A network with a complete card, measured."""
-    card, dtype = card_of(network), network.fc.weight.dtype
+    """A model with a complete card, measured."""
+    card = card_of(model)
     at_once = max(batch_size // views, 1)
     loader = batches(images, card.preprocessing, batch_size=at_once, workers=workers, views=views)
+    network = model if isinstance(model, ResNeXt) else None
+    dtype = torch.float32 if network is None else network.fc.weight.dtype
 
     def classify(x: Tensor) -> Tensor:
-        return network(x.to(dtype))
+        return model(x.to(dtype))
 
     report = reporter(progress)
     report.start("Evaluating", len(images))
     try:
-        with evaluating(network.to(device)):
+        with evaluating(network.to(device)) if network else nullcontext():
             one = classify if views == 1 else averaged(classify, card.temperature)
             answers = collect(one, loader, device, report.advance)
     finally:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
-from resnext.card import card_of
+from resnext.card import Described, card_of
 from resnext.data import image_files, open_for_evaluation
-from resnext.device import pick_device
 from resnext.errors import DataError, InputError
-from resnext.evaluation import evaluating
-from resnext.network import ResNeXt
-from resnext.pictures import convert, open_image
+from resnext.inference.opening import open_runner
+from resnext.inference.sessions import Runner
+from resnext.pictures import convert, cut, open_image, pixels
 from resnext.progress import reporter
-from resnext.transforms import prepare
-from resnext.weights.loading import load_classifier
+
+if TYPE_CHECKING:
+    from resnext.network import ResNeXt
 
 Picture = str | Path | Image.Image | np.ndarray
 
@@ -46,23 +46,26 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    model: ResNeXt | str | Path,
+    model: ResNeXt | Runner | str | Path,
     images: Picture | Sequence[Picture],
     *,
     top: int = 1,
     batch_size: int = 64,
     device: str = "auto",
+    plan: bool = True,
     progress: bool = False,
 ) -> list[Prediction]:
     """Classify images.
 
     Args:
-        model: A network with a card, or a model file.
+        model: A network with a card, what `resnext.optimize` gives, or a model file.
         images: A file, a folder (searched for images at any depth), a Pillow image, an array
             `(h, w)` or `(h, w, 3)` of 8-bit values, or several of these.
         top: Number of classes to report for each image.
         batch_size: Images at a time.
         device: "auto", or a torch device.
+        plan: Whether to compute a model file as the plan says that `resnext optimize` left
+            beside it.
         progress: Whether to show how far it is, on standard error.
 
     Raises:
@@ -70,32 +73,58 @@ def predict(
         DataError: An image cannot be read, or there is none.
         InputError: The model has no card with labels, or an argument makes no sense.
     """
-    place = pick_device(device)
-    network = load_classifier(model, progress=progress) if isinstance(model, str | Path) else model
-    card = card_of(network)
-    if type(top) is not int or not 1 <= top <= len(card.labels):
-        raise InputError(f"top must be from 1 to the {len(card.labels)} classes, not {top}.")
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}.")
     pictures = named(images)
-    report, dtype = reporter(progress), network.fc.weight.dtype
-    report.start("Predicting", len(pictures))
-    found: list[Prediction] = []
-    try:
-        with evaluating(network.to(place)), torch.inference_mode():
+    with ready(model, device, min(batch_size, len(pictures)), plan, progress) as runner:
+        card = card_of(runner)
+        if type(top) is not int or not 1 <= top <= len(card.labels):
+            raise InputError(f"top must be from 1 to the {len(card.labels)} classes, not {top}.")
+        how, report = card.preprocessing, reporter(progress)
+        report.start("Predicting", len(pictures))
+        found: list[Prediction] = []
+        try:
             for start in range(0, len(pictures), batch_size):
                 part = pictures[start : start + batch_size]
-                decoded = [decode(picture, card.preprocessing.colour) for _, picture in part]
-                x = torch.stack([prepare(image, card.preprocessing) for image in decoded])
-                logits = network(x.to(place, dtype)).float()
-                likely = (logits / card.temperature).softmax(1).topk(top)
-                for (name, _), p, i in zip(part, likely.values, likely.indices, strict=True):
-                    labels = tuple(card.labels[j] for j in i.tolist())
+                decoded = [decode(picture, how.colour) for _, picture in part]
+                x = np.stack([pixels(cut(image, how), how) for image in decoded])
+                values, likely = probabilities(runner.pixels(x)[0], card.temperature, top)
+                for (name, _), p, i in zip(part, values, likely, strict=True):
+                    labels = tuple(card.labels[j] for j in i)
                     found.append(Prediction(name, labels, tuple(p.tolist()), card.threshold))
                 report.advance(len(part))
-    finally:
-        report.stop()
+        finally:
+            report.stop()
     return found
+
+
+@contextmanager
+def ready(
+    model: ResNeXt | Runner | str | Path, device: str, batch: int, plan: bool, progress: bool
+) -> Iterator[Runner]:
+    """Something that predicts; a network is in evaluation mode for a while."""
+    if isinstance(model, str | Path):
+        yield open_runner(model, device=device, batch=batch, plan=plan, progress=progress)
+    elif hasattr(model, "pixels"):
+        yield model  # pyright: ignore[reportReturnType] (a network has no pixels)
+    else:
+        from resnext.device import pick_device
+        from resnext.inference.torch_session import Plain, evaluating
+
+        network: Any = model
+        with evaluating(network.to(pick_device(device))):
+            yield Plain(network)
+
+
+def probabilities(
+    logits: np.ndarray, temperature: float, top: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The highest probabilities of each image and their classes, highest first."""
+    values = logits.astype(np.float64) / temperature
+    values = np.exp(values - values.max(1, keepdims=True))
+    values /= values.sum(1, keepdims=True)
+    order = np.argsort(-values, axis=1, kind="stable")[:, :top]
+    return np.take_along_axis(values, order, axis=1), order
 
 
 def named(images: Picture | Sequence[Picture]) -> list[tuple[str, Picture]]:
@@ -141,7 +170,7 @@ def decode(picture: Picture, colour: str) -> Image.Image:
     return convert(Image.fromarray(picture), colour)
 
 
-def unseen(model: ResNeXt, data: str, limit: int) -> list[Picture]:
+def unseen(model: Described, data: str, limit: int) -> list[Picture]:
     """Some images of a data set that the model has not learnt from, spread over it."""
     card = card_of(model)
     images = open_for_evaluation(data, card.labels, card.provenance)

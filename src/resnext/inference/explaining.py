@@ -26,7 +26,7 @@ def explained(plan: Plan) -> str:
     for row in plan.rows:
         form, speed = row.form, row.images_per_second
         rate = (f"{speed:,.1f}", f"{speed / base:.2f}", f"{1e3 * plan.batch / speed:.1f}")
-        how = ("PyTorch, as it is", "fp32", f"{plan.batch} images")
+        how = ("PyTorch, as it is", "fp32", _images(plan.batch))
         table.add_row(
             *((_ENGINES[form.engine], form.precision, str(form) if speed else "") if form else how),
             *(rate if speed else ("–",) * 3),
@@ -37,7 +37,7 @@ def explained(plan: Plan) -> str:
     text = io.StringIO()
     console = Console(file=text, width=160, no_color=True, highlight=False)
     console.print(
-        f"{plan.machine}, {plan.batch} images of {plan.size}×{plan.size} pixels", markup=False
+        f"{plan.machine}, {_images(plan.batch)} of {plan.size}×{plan.size} pixels", markup=False
     )
     console.print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
@@ -52,3 +52,7 @@ def _agreement(row: Row) -> str:
     if row.form is not None and row.form.precision == "fp32":
         return f"±{row.difference:.1e}"
     return f"{row.agreement:.1%} same"
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'s' if count > 1 else ''}"

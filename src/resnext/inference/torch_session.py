@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,9 @@ class TorchSession:
         dtype: What to compute in; the network's type must be the same.
         how: What pixels are normalised with; None for images that are normalised already.
         piece: Images that it computes at once; None for all.
-        compile: Whether to compile it, for pieces of exactly this size.
-        cuda_graphs: Whether to replay what the GPU did, without asking Python again.
+        compile: "compile" for torch's own compiler, "tensorrt" for NVIDIA's, for pieces of exactly
+            this size; on a GPU replayed as CUDA graphs.
+        channels_last: Whether each pixel's channels lie side by side in memory.
     """
 
     def __init__(
@@ -94,3 +96,15 @@ class Plain:
     def pixels(self, x: Shaped[np.ndarray, "n h w c"]) -> Answers:
         """Answers for pixels as `pictures.pixels` makes them."""
         return self._session(x)
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; afterwards each module is in the mode it was in."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -22,7 +22,8 @@ from resnext.calibration import expected_calibration_error, interval, reliabilit
 from resnext.card import Preprocessing
 from resnext.data import ImageSet
 from resnext.errors import DataError
-from resnext.evaluation import Evaluation, evaluating
+from resnext.evaluation import Evaluation
+from resnext.inference.torch_session import evaluating
 from resnext.network import ResNeXt
 from resnext.training.charts import Line, bars, curves, reliability_diagram
 from resnext.transforms import prepare
