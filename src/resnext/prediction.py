@@ -14,7 +14,7 @@ from resnext.card import Described, card_of
 from resnext.data import image_files, open_for_evaluation
 from resnext.errors import DataError, InputError
 from resnext.inference.opening import open_runner
-from resnext.inference.sessions import Runner
+from resnext.inference.sessions import Runner, likely_classes
 from resnext.pictures import convert, cut, open_image, pixels
 from resnext.progress import reporter
 
@@ -88,7 +88,7 @@ def predict(
                 part = pictures[start : start + batch_size]
                 decoded = [decode(picture, how.colour) for _, picture in part]
                 x = np.stack([pixels(cut(image, how), how) for image in decoded])
-                values, likely = probabilities(runner.pixels(x)[0], card.temperature, top)
+                likely, values = likely_classes(runner.pixels(x)[0], card.temperature, top)
                 for (name, _), p, i in zip(part, values, likely, strict=True):
                     labels = tuple(card.labels[j] for j in i)
                     found.append(Prediction(name, labels, tuple(p.tolist()), card.threshold))
@@ -114,17 +114,6 @@ def ready(
         network: Any = model
         with evaluating(network.to(pick_device(device))):
             yield Plain(network)
-
-
-def probabilities(
-    logits: np.ndarray, temperature: float, top: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The highest probabilities of each image and their classes, highest first."""
-    values = logits.astype(np.float64) / temperature
-    values = np.exp(values - values.max(1, keepdims=True))
-    values /= values.sum(1, keepdims=True)
-    order = np.argsort(-values, axis=1, kind="stable")[:, :top]
-    return np.take_along_axis(values, order, axis=1), order
 
 
 def named(images: Picture | Sequence[Picture]) -> list[tuple[str, Picture]]:

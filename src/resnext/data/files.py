@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import heapq
 import os
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -25,6 +26,9 @@ from resnext.data.images import (
 )
 from resnext.errors import DataError
 
+_AT_ONCE = 500_000  # names of one folder; of more, it is listed again
+_ENDINGS = tuple(EXTENSIONS)
+
 
 def image_files(folder: Path) -> list[Path]:
     """Image files under a folder, at any depth, in a fixed order.
@@ -37,26 +41,46 @@ def image_files(folder: Path) -> list[Path]:
 
 def _image_names(folder: Path) -> list[str]:
     """Names of the image files below a folder, folder by folder."""
-    names = sorted(_walk(folder), key=lambda name: name.replace("/", "\0"))
+    names = list(walk_images(folder))
     if not names:
         raise DataError(f"{folder} holds no image. Images have endings such as .jpg or .png.")
     return names
 
 
-def _walk(folder: Path, above: str = "") -> Iterator[str]:
-    """The same in any order; what is hidden is no data, and links to folders are not followed."""
-    try:
-        with os.scandir(folder / above) as entries:
-            for entry in entries:
-                name = above + entry.name
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    yield from _walk(folder, f"{name}/")
-                elif Path(entry.name).suffix.lower() in EXTENSIONS and entry.is_file():
-                    yield name
-    except OSError as error:
-        raise DataError(f"{folder / above} cannot be listed: {error.strerror}.") from error
+def walk_images(folder: Path, above: str = "") -> Iterator[str]:
+    """The same one by one, holding at most `_AT_ONCE` names of a folder, whatever its size.
+
+    What is hidden is no data, and links to folders are not followed.
+
+    Raises:
+        DataError: A folder cannot be listed.
+    """
+    last = ""
+    while True:
+        try:
+            with os.scandir(folder / above) as entries:
+                names = heapq.nsmallest(_AT_ONCE, (n for n in _visible(entries) if n > last))
+        except OSError as error:
+            raise DataError(f"{folder / above} cannot be listed: {error.strerror}.") from error
+        for name in names:
+            if name.endswith("\0"):
+                yield from walk_images(folder, f"{above}{name[:-1]}/")
+            else:
+                yield above + name
+        if len(names) < _AT_ONCE:
+            return
+        last = names[-1]
+
+
+def _visible(entries: Iterable[os.DirEntry[str]]) -> Iterator[str]:
+    """Names of folders, with the zero that sorts what is inside where paths do, and of images."""
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield f"{entry.name}\0"
+        elif entry.name.lower().endswith(_ENDINGS) and entry.is_file():
+            yield entry.name
 
 
 def class_folders(root: Path) -> Source:

@@ -51,6 +51,11 @@ class Optimized:
         """Images at a time that it was made fast for."""
         return self.plan.batch
 
+    @property
+    def fingerprint(self) -> str:
+        """Tells apart what may answer differently."""
+        return f"{self.plan.model} {self.plan.form}"
+
     def __call__(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """Logits.
 

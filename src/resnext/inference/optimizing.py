@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -37,7 +36,7 @@ from resnext.inference.plan import (
 )
 from resnext.inference.quantization import MAX_DROP
 from resnext.inference.sessions import Session
-from resnext.inference.torch_session import TorchSession
+from resnext.inference.torch_session import TorchSession, digest_of_weights
 from resnext.inference.workshop import Workshop
 from resnext.machine import cores
 from resnext.network import ResNeXt
@@ -155,16 +154,6 @@ def _remembered(path: Path) -> list[Plan]:
 def usual_size(network: ResNeXt) -> int:
     """Side of the images a network without a card is made for, pixels."""
     return 32 if network.config.small_stem else 224
-
-
-def digest_of_weights(network: ResNeXt) -> str:
-    """SHA-256 of config, preprocessing and weights."""
-    how = None if network.card is None else network.card.preprocessing
-    found = hashlib.sha256(repr((network.config, how)).encode())
-    for name, tensor in network.state_dict().items():
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float32, Shaped, UInt8
+from jaxtyping import Float32, Float64, Int, Shaped, UInt8
 
 from resnext.card import Card
 from resnext.config import ResNeXtConfig
@@ -46,6 +46,22 @@ class Runner(Protocol):
     def pixels(self, x: UInt8[np.ndarray, "n h w c"]) -> Answers:
         """Answers for pixels as `pictures.pixels` makes them."""
         ...
+
+
+def likely_classes(
+    logits: Float32[np.ndarray, "n k"], temperature: float, top: int
+) -> tuple[Int[np.ndarray, "n t"], Float64[np.ndarray, "n t"]]:
+    """The `top` most likely classes of each image and their probabilities, most likely first."""
+    scaled = logits.astype(np.float64) / temperature
+    p = np.exp(scaled - scaled.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    if top == 1:
+        best = p.argmax(1)[:, None]
+    else:
+        best = np.sort(np.argpartition(-p, top - 1)[:, :top])
+        order = np.argsort(-np.take_along_axis(p, best, 1), kind="stable")
+        best = np.take_along_axis(best, order, 1)
+    return best, np.take_along_axis(p, best, 1)
 
 
 class OnnxSession:

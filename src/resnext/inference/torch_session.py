@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -81,6 +82,16 @@ class TorchSession:
             return tuple(y[:count].float().clone() for y in self._module(x))
 
 
+def digest_of_weights(network: ResNeXt) -> str:
+    """SHA-256 of config, preprocessing and weights."""
+    how = None if network.card is None else network.card.preprocessing
+    found = hashlib.sha256(repr((network.config, how)).encode())
+    for name, tensor in network.state_dict().items():
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
 class Plain:
     """A network as it is, as what prediction needs."""
 
@@ -91,7 +102,13 @@ class Plain:
         self.card: Card = card_of(network)
         self.config: ResNeXtConfig = network.config
         dtype = network.fc.weight.dtype
+        self._network = network
         self._session = TorchSession(network, dtype, self.card.preprocessing, channels_last=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells apart what may answer differently."""
+        return digest_of_weights(self._network)
 
     def pixels(self, x: Shaped[np.ndarray, "n h w c"]) -> Answers:
         """Answers for pixels as `pictures.pixels` makes them."""
