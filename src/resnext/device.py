@@ -20,5 +20,7 @@ def pick_device(name: str) -> torch.device:
         torch.empty(1, device=device).item()  # the meta device has no values
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"device {name!r} cannot be used: {reason}") from error
+        raise InputError(
+            f"device {name!r} cannot be used: {reason.rstrip('.')}. Take auto, cpu, or cuda:0."
+        ) from error
     return device

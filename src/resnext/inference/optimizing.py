@@ -32,6 +32,7 @@ from resnext.inference.plan import (
     here_is,
     name_of,
     read_plans,
+    require_folder,
     write_plans,
 )
 from resnext.inference.quantization import MAX_DROP
@@ -91,7 +92,7 @@ def optimize(
         A classifier that is called as the network is; `explain()` tells what was measured.
 
     Raises:
-        CheckpointError: The file is no model.
+        CheckpointError: The file is no model, or the cache folder cannot be written.
         DataError: `data` is missing, or has classes the model does not know.
         InputError: An engine is not installed, a precision needs something that is missing, or
             nothing agrees.
@@ -119,7 +120,8 @@ def optimize(
     remembered = [] if again else _remembered(path)
     if remembered:
         return Optimized(remembered[0], network.card, network.config, lambda: network)
-    report = reporter(progress, "images")
+    require_folder(path.parent)  # rather now than after minutes
+    report = reporter(progress)
     try:
         examples = _examples(network, data, size, report)
         search = _Search(network, size, place, batch, examples, report)

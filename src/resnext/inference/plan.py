@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
@@ -114,15 +115,21 @@ class Plan:
 
     def fits(self) -> str:
         """Why it is of no use here and now; empty if it is."""
-        here = here_is(self.device) if self.device == "cpu" else self.machine
+        here = here_is("cpu" if self.device == "cpu" else _gpu())
         if self.machine != here:
-            return f"it was made for {self.machine}, this is {here}"
+            return f"it was made for {self.machine}, this is {here or 'no GPU'}"
         version = engine_version(self.form.engine)
         if self.version != version:
-            return (
-                f"it was made with {self.form.engine} {self.version}, here is {version or 'none'}"
-            )
+            made = f"{self.form.engine} {self.version}"
+            return f"it was made with {made}, here is {version or 'none'}"
         return ""
+
+
+def _gpu() -> str:
+    """The GPU's name; empty if there is none. Only plans for one need torch."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 
 def here_is(device: str) -> str:
@@ -161,11 +168,24 @@ def write_plans(path: Path, plans: Sequence[Plan]) -> None:
         CheckpointError: The file cannot be written.
     """
     text = json.dumps({"format": 1, "plans": [asdict(plan) for plan in plans]}, indent=1)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error}.") from error
     written(path, lambda temporary: _fill(temporary, text))
+
+
+def require_folder(folder: Path) -> None:
+    """Make the folder that plans and graphs are kept in.
+
+    Raises:
+        CheckpointError: It cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise CheckpointError(
+            f"{folder} cannot be written. Set RESNEXT_HOME to a folder for what is remembered."
+        )
 
 
 def _fill(path: str, text: str) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,7 @@ class TorchSession:
         self._exact = compile is not None
         self._guard: Any = threading.Lock() if compile else nullcontext()
         if compile == "tensorrt":
+            import_module("torch_tensorrt")  # makes itself known to torch
             module = torch.compile(module, backend="tensorrt", dynamic=False)  # pyright: ignore
         elif compile:
             options: dict[str, Any] = {"freezing": True}
