@@ -18,8 +18,22 @@ def processor() -> str:
 
 
 def cores() -> int:
-    """How many threads computing should use: `OMP_NUM_THREADS`, else the cores we may use."""
+    """How many threads computing should use: `OMP_NUM_THREADS`, else the cores we may use.
+
+    Two hardware threads of one core count once, as torch counts them.
+    """
     chosen = os.environ.get("OMP_NUM_THREADS", "")
     if chosen.isdigit() and int(chosen):
         return int(chosen)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    allowed = os.sched_getaffinity(0)
+    siblings = {_text(f"/sys/devices/system/cpu/cpu{i}/topology/thread_siblings") for i in allowed}
+    return len(allowed) if "" in siblings else len(siblings)
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

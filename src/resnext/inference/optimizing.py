@@ -140,7 +140,7 @@ def optimize(
         rows=tuple(rows),
     )
     search.workshop.save(plan, "images")
-    if network.card is not None:
+    if network.card and len(network.card.preprocessing.mean) == network.config.in_channels:
         search.workshop.save(plan, "pixels")
     write_plans(path, [plan])
     return Optimized(plan, network.card, network.config, lambda: network)
@@ -333,8 +333,11 @@ class _Search:
         """Images at once, and how many times side by side."""
         if engine not in ("onnxruntime", "openvino") or self.batch == 1:
             return [(self.batch, 1)]
-        n = min(cores(), self.batch)
-        some = {(self.batch, 1), (1, 1), (-(-self.batch // n), n), (1, n)}
+        some = {(self.batch, 1), (1, 1)}
+        for part in (1, 2, 4):  # all cores side by side, or two or four of them together
+            n = min(cores() // part, self.batch)
+            if n > 1:
+                some |= {(-(-self.batch // n), n), (1, n)}
         return sorted(some)
 
     def timed(self, form: Form) -> float:

@@ -102,20 +102,21 @@ class OpenVinoSession:
         piece: Images that it computes at once.
         streams: Pieces that it computes side by side.
         threads: Threads for all of them together.
-        precision: "f32", "bf16" or "f16".
+        precision: "f32" or "bf16"; None for what it takes by itself.
     """
 
     def __init__(
-        self, graph: Path | Any, piece: int, streams: int, threads: int, precision: str
+        self, graph: Path | Any, piece: int, streams: int, threads: int, precision: str | None
     ) -> None:
         ov = engine("openvino")
         core = ov.Core()
         how: dict[str, Any] = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": streams,
-            "INFERENCE_PRECISION_HINT": precision,
             "EXECUTION_MODE_HINT": "PERFORMANCE",
         }
+        if precision:
+            how["INFERENCE_PRECISION_HINT"] = precision
         model = core.read_model(graph) if isinstance(graph, Path) else graph
         shape = list(model.input(0).partial_shape)
         model.reshape([piece, *(size.get_length() for size in shape[1:])])
@@ -156,7 +157,7 @@ def opened(graph: Any, form: Form) -> Session:
     """
     if form.engine == "onnxruntime":
         return OnnxSession(graph, form.piece, form.streams, cores())
-    precision = "bf16" if form.precision == "bf16" else "f32"
+    precision = {"fp32": "f32", "bf16": "bf16"}.get(form.precision)
     return OpenVinoSession(graph, form.piece, form.streams, cores(), precision)
 
 

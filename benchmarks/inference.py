@@ -1,0 +1,261 @@
+"""How fast trained networks answer: beside other libraries, in 8 bits, from files, from a start.
+
+Run alone on the machine: `python benchmarks/inference.py PART…`, by default all. Parts:
+
+    networks   four networks at batches 1 and 16 beside torchvision, timm, ONNX Runtime, OpenVINO
+    int8       resnext50_32x4d in 8 bits beside its fastest other form; random weights, so that
+               nothing is said about accuracy
+    folder     resnext.bulk on 600 JPEGs of 500×375 beside the engine alone and beside timm as
+               people use it
+    start      seconds of `resnext predict FILE photo.jpg`, the process's start included
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from resnext.benchmark import OURS, Benchmark, bench
+from resnext.machine import cores, processor
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+WHO = multiprocessing.current_process().name.partition(",")[0]
+if WHO in ("MainProcess", "torchvision", "timm") and sys.argv[1:3] != ["--once", "ours"]:
+    # it makes torchvision importable; processes that measure an engine's memory need no torch
+    from oracles import originals
+
+    assert originals.torchvision
+
+NETWORKS = ("resnext50_32x4d", "resnext101_32x8d", "seresnext50_32x4d", "resnext29_8x64d")
+SECONDS = float(os.environ.get("SECONDS_EACH", "5"))
+IMAGES = 600
+
+
+def main(parts: list[str]) -> None:
+    """Measure the parts that were asked for, or all."""
+    if unknown := set(parts) - set(PARTS):
+        sys.exit(f"There is no part {', '.join(sorted(unknown))}, only {', '.join(PARTS)}.")
+    names = ("torch", "torchvision", "timm", "onnxruntime", "openvino", "nncf")
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in names)
+    for part in parts or PARTS:
+        print(f"\n== {part}\n{processor()}, {cores()} threads, {versions}", flush=True)
+        print((PARTS[part].__doc__ or "").partition("\n")[0], flush=True)
+        PARTS[part]()
+
+
+def networks() -> None:
+    """Targets: 0.98× the best peer; 1.03× OpenVINO in bf16; 8× torchvision at batch 16."""
+    for name in NETWORKS:
+        found = bench(name, seconds=SECONDS, progress=True)
+        print(f"\n{found.table()}")
+        for batch in sorted({row.batch for row in found.rows}):
+            for precision in found.peaks:
+                against(found, batch, "OpenVINO", precision)
+            against(found, batch, "torchvision")
+        sys.stdout.flush()
+
+
+def against(found: Benchmark, batch: int, peer: str, precision: str | None = None) -> None:
+    """Print our speed as a multiple of a peer's; without a precision, of each's fastest."""
+    ours, theirs = (found.fastest(batch, precision, who) for who in (OURS, peer))
+    if ours is None or theirs is None:
+        print(f"Batch {batch}, {precision or 'auto'}: no ratio to {peer}")
+        return
+    times = ours.images_per_second / theirs.images_per_second
+    whose = f"{peer} {theirs.precision}"
+    print(f"Batch {batch}, {precision or f'auto ({ours.precision})'}: {times:.2f}× {whose}")
+
+
+def int8() -> None:
+    """Target: 1.5× the fastest of fp32 and bf16."""
+    import torch
+
+    from resnext.benchmark import classifier_for
+    from resnext.inference.optimizing import optimize, patterns
+    from resnext.inference.plan import Form
+    from resnext.inference.sessions import Session
+    from resnext.inference.workshop import Workshop
+
+    network = classifier_for("resnext50_32x4d")
+    workshop = Workshop(network, 224, torch.device("cpu"))
+    for batch in (1, 16):
+        best = optimize(network, batch=batch, progress=True).plan.form
+        x = patterns(batch, 3, 224)
+
+        def run(way: Session, x: np.ndarray = x) -> object:
+            return way(x)
+
+        ways = {f"{best.engine} {best.precision}, {best}": workshop.session(best)}
+        for width in dict.fromkeys((0, best.width)):
+            workshop.quantize(width, patterns(64, 3, 224))
+            n = min(cores(), batch)
+            for piece, streams in sorted({(batch, 1), (1, n), (-(-batch // n), n)}):
+                form = Form("openvino", "int8", piece, streams, width)
+                ways[f"openvino int8, {form}"] = workshop.session(form)
+        speeds = in_turns({name: partial(run, way) for name, way in ways.items()}, batch)
+        first, *eight = speeds.values()
+        for name, speed in speeds.items():
+            print(f"batch {batch}, {name}: {speed:,.1f} images/s, {speed / first:.2f}×", flush=True)
+        print(f"batch {batch}: int8 at {max(eight) / first:.2f}× the fastest other form")
+
+
+def in_turns(ways: dict[str, Callable[[], object]], images: int) -> dict[str, float]:
+    """Images per second of each, at best, taking turns."""
+    best = dict.fromkeys(ways, float("inf"))
+    for round_ in range(6):
+        for name, way in ways.items():
+            way()
+            began, calls = time.perf_counter(), 0
+            while calls < 2 or time.perf_counter() - began < SECONDS / 6:
+                way()
+                calls += 1
+            if round_:
+                best[name] = min(best[name], (time.perf_counter() - began) / calls)
+    return {name: images / seconds for name, seconds in best.items()}
+
+
+def folder() -> None:
+    """Beside the engine alone, on batches that are ready, and beside timm as people use it."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        (place / "photos").mkdir()
+        photographs(place / "photos", IMAGES)
+        file = model(place, 16)
+        told = [once("ours", place, file), once("timm", place, file), once("engine", place, file)]
+        for _ in range(2):  # taking turns, because machines are not always equally fast
+            for i, who in enumerate(("ours", "timm", "engine")):
+                again = once(who, place, file)
+                told[i] = max(told[i], again, key=lambda one: one["images_per_second"])
+    (ours, ours_mb), (timm, timm_mb), (engine, _) = (
+        (one["images_per_second"], one["peak"]) for one in told
+    )
+    print(f"resnext.bulk: {ours:,.1f} images/s of {IMAGES} JPEGs, at most {ours_mb:,.0f} MiB")
+    print(f"the engine alone: {engine:,.1f} images/s, bulk is {ours / engine:.2f}× that")
+    print(f"timm: {timm:,.1f} images/s, at most {timm_mb:,.0f} MiB, bulk is {ours / timm:.2f}×")
+
+
+def photographs(folder: Path, count: int) -> None:
+    """JPEGs of 500×375 at quality 90: different parts of scikit-learn's two photographs."""
+    from sklearn.datasets import load_sample_images
+
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(photo) for photo in load_sample_images().images]
+    for i in range(count):
+        image = images[i % len(images)]
+        width = int(rng.integers(250, image.width + 1))
+        height = min(width * 3 // 4, image.height)
+        left = int(rng.integers(0, image.width - width + 1))
+        top = int(rng.integers(0, image.height - height + 1))
+        part = image.resize((500, 375), box=(left, top, left + width, top + height))
+        part.save(folder / f"{i:04}.jpg", quality=90)
+
+
+def model(folder: Path, batch: int) -> Path:
+    """A resnext50_32x4d with 1000 labels, and its plan beside it."""
+    from resnext import Card, save
+    from resnext.benchmark import classifier_for
+    from resnext.inference.optimizing import optimize
+
+    network = classifier_for("resnext50_32x4d")
+    network.card = Card(tuple(f"class {i}" for i in range(1000)))
+    file = folder / "model.safetensors"
+    save(network, file)
+    optimize(file, batch=batch, progress=True).save_plan(file)
+    return file
+
+
+def once(who: str, place: Path, file: Path) -> dict[str, float]:
+    """Images per second and peak memory, MiB, of a process that does only this."""
+    command = [sys.executable, __file__, "--once", who, str(place / "photos"), str(file)]
+    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(told.stdout.splitlines()[-1])
+
+
+def alone(who: str, photos: Path, file: Path) -> None:
+    """What that process does."""
+    speed = {"ours": ours, "timm": plain_timm, "engine": engine}[who](photos, file)
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    print(json.dumps({"images_per_second": speed, "peak": peak}))
+
+
+def ours(photos: Path, file: Path) -> float:
+    """The folder with `resnext.bulk`, decoding included."""
+    from resnext.bulk import predict_files
+    from resnext.inference.opening import open_runner
+
+    out = file.with_name("out.csv")
+    return predict_files(open_runner(file), [photos], out, overwrite=True).images_per_second
+
+
+def engine(photos: Path, file: Path) -> float:
+    """The same engine on batches that are ready."""
+    from resnext.card import card_of
+    from resnext.inference.opening import open_runner
+    from resnext.pictures import cut, open_image, pixels
+
+    runner = open_runner(file)
+    how, batch = card_of(runner).preprocessing, runner.batch
+    files = sorted(photos.iterdir())[:batch]
+    x = np.stack([pixels(cut(open_image(path, how.colour), how), how) for path in files])
+    runner.pixels(x)
+    began, rounds = time.perf_counter(), -(-IMAGES // batch)
+    for _ in range(rounds):
+        runner.pixels(x)
+    return rounds * len(x) / (time.perf_counter() - began)
+
+
+def plain_timm(photos: Path, file: Path) -> float:
+    """As people write it: the network in fp32, Pillow and timm's transform in the main loop."""
+    from oracles import originals
+    from timm.data.transforms_factory import create_transform
+
+    torch, timm = originals.torch, originals.timm
+    network = timm.create_model("resnext50_32x4d", pretrained=False).eval()
+    prepare = create_transform(224, is_training=False, crop_pct=224 / 256)
+    files = sorted(photos.iterdir())
+    began = time.perf_counter()
+    answers = []
+    with torch.inference_mode():
+        for i in range(0, len(files), 16):
+            part = [prepare(Image.open(path).convert("RGB")) for path in files[i : i + 16]]
+            answers += network(torch.stack(part)).softmax(1).argmax(1).tolist()
+    assert len(answers) == len(files)
+    return len(files) / (time.perf_counter() - began)
+
+
+def start() -> None:
+    """Seconds of a whole process, with a plan beside the file."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        photographs(place, 1)
+        file = model(place, 1)
+        command = [sys.executable, "-m", "resnext", "predict", str(file), str(place / "0000.jpg")]
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            times.append(time.perf_counter() - began)
+    print(f"resnext predict FILE photo.jpg: {min(times):.2f} s, the least of five")
+
+
+PARTS = {"networks": networks, "int8": int8, "folder": folder, "start": start}
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--once"]:
+        alone(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
+    else:
+        main(sys.argv[1:])
