@@ -1,6 +1,8 @@
 # Everything a newcomer types. Each target makes what it needs; a second call is quick.
 PYTHON ?= python3
 BIN := .venv/bin
+# A process for each core, each with one thread: tiny networks wait longer for a second one than they compute.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 .PHONY: demo test test-all lint bench clean
 
@@ -8,10 +10,10 @@ demo: .venv/installed ## train, evaluate and predict on real handwritten digits
 	@$(BIN)/python scripts/demo.py
 
 test: .venv/dev lint ## what CI runs
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: .venv/dev lint ## every proof, the slow ones too
-	$(BIN)/pytest
+	$(PYTEST)
 
 lint: .venv/dev ## format, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -268,7 +268,7 @@ def test_answers_that_are_sure(model: ResNeXt, files: list[Path]) -> None:
         7,
         None,
     ],
-    ids=lambda x: f"{getattr(x, 'shape', x)} {getattr(x, 'dtype', '')}",
+    ids=lambda x: f"{type(x).__name__} {getattr(x, 'shape', '')} {getattr(x, 'dtype', '')}",
 )
 def test_pictures_of_the_wrong_kind(model: ResNeXt, picture: Any) -> None:
     """Floats from 0 to 1 cast to bytes are a black picture; channels first is a thin one."""

@@ -249,7 +249,7 @@ def _precisions(wanted: Precision, data: object) -> list[str]:
     if wanted == "int8" and data is None:
         raise InputError("precision int8 is calibrated with images of known classes: give data.")
     if wanted == "bf16" and not has_bf16():
-        raise InputError("This processor has no arithmetic for bf16.")
+        raise InputError("This processor has no arithmetic for bf16. Take fp32, or int8.")
     if wanted != "auto":
         return [wanted]
     return ["fp32", *(["bf16"] if has_bf16() else []), *([] if data is None else ["int8"])]

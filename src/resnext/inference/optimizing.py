@@ -251,9 +251,9 @@ class _Search:
                 try:
                     self.explore(name, kind)
                 except InputError as error:
-                    if engine != "auto" and precision != "auto":
-                        raise
                     self.rows[Form(name, kind)] = Row(Form(name, kind), 0.0, str(error))
+        if not self.sessions:
+            raise InputError(f"Nothing can compute this network here:\n{self.listing()}")
         self.finals()
         for form in sorted(self.sessions, key=self.rate, reverse=True):
             if self.agrees(form):
@@ -269,7 +269,7 @@ class _Search:
     def listing(self) -> str:
         """Why each form cannot be used."""
         rows = [row for row in self.table() if row.form is not None and row.verdict]
-        return "\n".join(f"{r.form.engine} {r.form.precision}: {r.verdict}" for r in rows if r.form)
+        return "\n".join(f"{r.form.engine}: {r.verdict}" for r in rows if r.form)
 
     def precisions(self, wanted: Precision) -> list[str]:
         """What to compute in, as far as it makes sense here."""
@@ -305,7 +305,7 @@ class _Search:
         if precision == "bf16" and engine == "onnxruntime":
             raise InputError("ONNX Runtime has no bf16 for these layers on processors.")
         if precision == "bf16" and engine == "openvino" and not has_bf16():
-            raise InputError("This processor has no arithmetic for bf16.")
+            raise InputError("This processor has no arithmetic for bf16. Take fp32, or int8.")
         widths = [0, *self.widths()] if engine in ("onnxruntime", "openvino") else [0]
         if precision == "int8":
             few = self.examples.images[:8]

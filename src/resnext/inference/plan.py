@@ -18,6 +18,7 @@ from resnext.places import home
 
 Engine = Literal["torch", "compile", "tensorrt", "onnxruntime", "openvino"]
 Kind = Literal["images", "pixels"]
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 _PACKAGES: dict[Engine, str] = {
     "torch": "torch",
     "compile": "torch",
@@ -211,10 +212,19 @@ def read_plans(path: Path) -> list[Plan]:
 
 def _plan(values: dict[str, Any]) -> Plan:
     rows = tuple(
-        Row(**{**row, "form": None if row["form"] is None else Form(**row["form"])})
+        Row(**{**row, "form": None if row["form"] is None else _form(row["form"])})
         for row in values["rows"]
     )
-    return Plan(**{**values, "form": Form(**values["form"]), "rows": rows})
+    return Plan(**{**values, "form": _form(values["form"]), "rows": rows})
+
+
+def _form(values: dict[str, Any]) -> Form:
+    form = Form(**values)
+    if form.engine not in _PACKAGES or form.precision not in PRECISIONS:
+        raise ValueError(f"{form.engine} and {form.precision} are unknown")
+    if min(form.piece, form.streams, form.width + 1) < 1:
+        raise ValueError("numbers must be positive")
+    return form
 
 
 def remember_beside(file: Path, plan: Plan) -> Path:

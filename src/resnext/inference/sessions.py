@@ -161,7 +161,12 @@ def opened(graph: Any, form: Form) -> Session:
     return OpenVinoSession(graph, form.piece, form.streams, cores(), precision)
 
 
-_EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino", "nncf": "openvino"}
+_INSTALL = {
+    "onnxruntime": '"resnext[onnx]"',
+    "openvino": '"resnext[openvino]"',
+    "nncf": '"resnext[openvino]"',
+    "torch_tensorrt": "torch-tensorrt",
+}
 
 
 def engine(module: str) -> Any:
@@ -174,5 +179,5 @@ def engine(module: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise InputError(
-            f'{module} is not installed. Install it with pip install "resnext[{_EXTRAS[module]}]".'
+            f"{module} is not installed. Install it with pip install {_INSTALL[module]}."
         ) from error

@@ -6,7 +6,6 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from resnext.card import Card, Preprocessing, card_of
 from resnext.config import ResNeXtConfig
 from resnext.inference.folding import Answering
-from resnext.inference.sessions import Answers
+from resnext.inference.sessions import Answers, engine
 from resnext.network import ResNeXt
 from resnext.transforms import normalized
 
@@ -52,7 +51,7 @@ class TorchSession:
         self._exact = compile is not None
         self._guard: Any = threading.Lock() if compile else nullcontext()
         if compile == "tensorrt":
-            import_module("torch_tensorrt")  # makes itself known to torch
+            engine("torch_tensorrt")  # makes itself known to torch
             module = torch.compile(module, backend="tensorrt", dynamic=False)  # pyright: ignore
         elif compile:
             options: dict[str, Any] = {"freezing": True}
