@@ -99,7 +99,7 @@ def int8() -> None:
             return way(x)
 
         ways = {f"{best.engine} {best.precision}, {best}": workshop.session(best)}
-        for width in dict.fromkeys((0, best.width)):
+        for width in (0, 8, 16):
             workshop.quantize(width, patterns(64, 3, 224))
             n = min(cores(), batch)
             for piece, streams in sorted({(batch, 1), (1, n), (-(-batch // n), n)}):
