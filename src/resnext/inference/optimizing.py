@@ -398,8 +398,10 @@ class _Search:
         """Whether a form answers as the network does; what was seen goes into its row."""
         row, verdict = self.rows[form], ""
         if form.precision == "int8":
-            accuracy, right = row.accuracy or 0.0, self.rows[None].accuracy or 0.0
-            if accuracy < right - MAX_DROP:
+            accuracy, right = row.accuracy, self.rows[None].accuracy
+            if accuracy is None or right is None:
+                verdict = "refused: its accuracy could not be measured"
+            elif accuracy < right - MAX_DROP:
                 verdict = f"refused: accuracy {accuracy:.2%} where the network has {right:.2%}"
         else:
             reference, answers = self.reference(), self.answers(self.sessions[form])
