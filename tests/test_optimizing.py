@@ -891,9 +891,9 @@ def test_eight_bits_keep_the_accuracy(digits: Path, clock: Clock) -> None:
         assert (by_plan.predicted == whole.predicted).all()
         for kind in ("images", "pixels"):
             quick.plan.graph(kind).unlink()
-        with pytest.raises(InputError, match=r"is gone.*Run resnext optimize again"):
+        with pytest.raises(CheckpointError, match=r"is gone.*Run resnext optimize --again"):
             resnext.evaluate(digits, "digits")
-        with pytest.raises(InputError, match=r"is gone.*Run resnext optimize again"):
+        with pytest.raises(CheckpointError, match=r"is gone.*Run resnext optimize --again"):
             resnext.predict(digits, np.zeros((8, 8), np.uint8))
     finally:
         beside(digits).unlink()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from resnext.errors import ConfigError, ConfigTypeError, InputError
 
@@ -137,6 +137,7 @@ class Card:
         return cls(preprocessing=Preprocessing(**inner), **values)
 
 
+@runtime_checkable
 class Described(Protocol):
     """What may have a card, as a network does."""
 

@@ -105,15 +105,14 @@ def ready(
     """Something that predicts; a network is in evaluation mode for a while."""
     if isinstance(model, str | Path):
         yield open_runner(model, device=device, batch=batch, plan=plan, progress=progress)
-    elif hasattr(model, "pixels"):
-        yield model  # pyright: ignore[reportReturnType] (a network has no pixels)
+    elif isinstance(model, Runner):
+        yield model
     else:
         from resnext.device import pick_device
         from resnext.inference.torch_session import Plain, evaluating
 
-        network: Any = model
-        with evaluating(network.to(pick_device(device))):
-            yield Plain(network)
+        with evaluating(model.to(pick_device(device))):
+            yield Plain(model)
 
 
 def named(images: Picture | Sequence[Picture]) -> list[tuple[str, Picture]]:

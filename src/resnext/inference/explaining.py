@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from resnext.inference.plan import Plan, Row
@@ -25,17 +26,20 @@ def explained(plan: Plan) -> str:
     table = Table("Engine", "Precision", "At once", *numbers, "", box=None, header_style="bold")
     for row in plan.rows:
         form, speed = row.form, row.images_per_second
-        rate = (f"{speed:,.1f}", f"{speed / base:.2f}", f"{1e3 * plan.batch / speed:.1f}")
+        milliseconds = f"{1e3 * plan.batch / speed:.1f}" if speed else ""
+        rate = (f"{speed:,.1f}", f"{speed / base:.2f}", milliseconds)
         how = ("PyTorch, as it is", "fp32", _images(plan.batch))
         table.add_row(
             *((_ENGINES[form.engine], form.precision, str(form) if speed else "") if form else how),
             *(rate if speed else ("–",) * 3),
             _agreement(row),
-            row.verdict,
+            escape(row.verdict),
             style="bold" if row.verdict == "chosen" else "",
         )
     text = io.StringIO()
-    console = Console(file=text, width=160, no_color=True, highlight=False)
+    console = Console(
+        file=text, width=160, color_system=None, force_terminal=False, highlight=False
+    )
     console.print(
         f"{plan.machine}, {_images(plan.batch)} of {plan.size}×{plan.size} pixels", markup=False
     )

@@ -78,6 +78,7 @@ def widened(graph: Graph, width: int) -> Graph:
 
     graph = _copy(graph)
     weights = {tensor.name: tensor for tensor in graph.graph.initializer}
+    wider: set[tuple[str, int]] = set()
     for node in graph.graph.node:
         groups = next((a for a in node.attribute if a.name == "group"), None)
         if node.op_type != "Conv" or groups is None or groups.i == 1:
@@ -86,9 +87,17 @@ def widened(graph: Graph, width: int) -> Graph:
         values = numpy_helper.to_array(tensor)
         merged = width // values.shape[1]
         if merges(values.shape[1], groups.i, width):
-            wide = _spread(values, groups.i, merged)
-            tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))
+            name = f"{tensor.name}_{width}_{groups.i}"  # others may share what it was
+            if (tensor.name, groups.i) not in wider:
+                wide = _spread(values, groups.i, merged)
+                graph.graph.initializer.append(numpy_helper.from_array(wide, name))
+                wider.add((tensor.name, groups.i))
+            node.input[1] = name
             groups.i //= merged
+    used = {name for node in graph.graph.node for name in node.input}
+    for listed in (graph.graph.initializer, graph.graph.value_info):
+        for item in [x for x in listed if x.name in weights and x.name not in used]:
+            listed.remove(item)
     return graph
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 
 from resnext.card import Card
 from resnext.config import ResNeXtConfig
-from resnext.errors import InputError
+from resnext.errors import CheckpointError, InputError
 from resnext.inference.plan import Form, Kind, Plan, remember_beside
 from resnext.inference.sessions import Answers, Session, opened
 
@@ -113,11 +113,17 @@ class Optimized:
 
     def _opened(self, form: Form, kind: Kind) -> Session:
         path = self.plan.graph(kind)
+        state = "gone"
         if form.engine in ("onnxruntime", "openvino") and path.exists():
-            return opened(path, form)
+            try:
+                return opened(path, form)
+            except InputError:
+                raise
+            except Exception:  # engines have errors of their own
+                state = "damaged"
         if form.precision == "int8":
-            raise InputError(
-                f"{path} is gone, which holds the 8-bit network. Run resnext optimize again."
+            raise CheckpointError(
+                f"{path} is {state}, which holds the 8-bit network. Run resnext optimize --again."
             )
         import torch
 

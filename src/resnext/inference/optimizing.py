@@ -112,6 +112,11 @@ def optimize(
     place = pick_device(device)
     network = load_classifier(model, progress=progress) if isinstance(model, str | Path) else model
     network = copy.deepcopy(network).float().eval()
+    if network.config.norm in ("batch", "sync") and not network.config.norm_track:
+        raise InputError(
+            "With norm_track=False the answer for an image depends on the others beside it; no "
+            "batch can be divided. Run the network as it is."
+        )
     size = network.card.preprocessing.size if network.card else usual_size(network)
     where = "cpu" if place.type == "cpu" else hardware(place)
     request = json.dumps([precision, engine, None if data is None else str(data)])
@@ -250,7 +255,7 @@ class _Search:
             for name in self.engines(engine, kind):
                 try:
                     self.explore(name, kind)
-                except InputError as error:
+                except (InputError, RuntimeError) as error:
                     self.rows[Form(name, kind)] = Row(Form(name, kind), 0.0, str(error))
         if not self.sessions:
             raise InputError(f"Nothing can compute this network here:\n{self.listing()}")
@@ -348,7 +353,9 @@ class _Search:
                 session = self.workshop.session(form)
                 self.rows[form] = Row(form, self.speed(session))
                 self.sessions[form] = session
-            except RuntimeError as error:
+            except InputError:
+                raise
+            except Exception as error:
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
                 self.rows[form] = Row(form, 0.0, f"failed: {reason[:120]}")
             self.forget()
@@ -361,7 +368,8 @@ class _Search:
     def forget(self) -> None:
         """Keep no more engines loaded than may still be chosen."""
         order = sorted(self.sessions, key=self.rate, reverse=True)
-        for form in order[4:]:
+        best = {form.engine: form for form in reversed(order)}.values()
+        for form in [form for form in order[4:] if form not in best]:
             del self.sessions[form]
 
     def speed(self, session: Session) -> float:

@@ -110,9 +110,10 @@ class Plan:
     def graph(self, kind: Kind) -> Path:
         """File of the engine's graph."""
         suffix = "onnx" if self.form.engine == "onnxruntime" else "xml"
-        calibrated = f"-{_digest(self.request)[:8]}" if self.form.precision == "int8" else ""
-        exact = "int8" if calibrated else "float"
-        return self.folder / f"{kind}-{self.size}-{exact}-{self.form.width}{calibrated}.{suffix}"
+        parts = [kind, self.size, self.form.width, metadata.version("resnext")]
+        if self.form.precision == "int8":  # depends on the images it was calibrated with
+            parts += ["int8", _digest(f"{self.request} {self.batch}")[:8]]
+        return self.folder / f"{'-'.join(map(str, parts))}.{suffix}"
 
     def fits(self) -> str:
         """Why it is of no use here and now; empty if it is."""
@@ -159,7 +160,7 @@ def _digest(text: str) -> str:
 
 def beside(file: Path) -> Path:
     """Where a model file's plans are."""
-    return file.with_suffix(".plan.json")
+    return file.with_suffix(".plan.json") if file.name else file / ".plan.json"
 
 
 def write_plans(path: Path, plans: Sequence[Plan]) -> None:
@@ -215,7 +216,10 @@ def _plan(values: dict[str, Any]) -> Plan:
         Row(**{**row, "form": None if row["form"] is None else _form(row["form"])})
         for row in values["rows"]
     )
-    return Plan(**{**values, "form": _form(values["form"]), "rows": rows})
+    found = Plan(**{**values, "form": _form(values["form"]), "rows": rows})
+    if type(found.batch) is not int or type(found.size) is not int:
+        raise TypeError("sizes must be numbers")
+    return found
 
 
 def _form(values: dict[str, Any]) -> Form:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int, Shaped, UInt8
@@ -25,6 +25,7 @@ Session = Callable[[Shaped[np.ndarray, "n _ _ _"]], Answers]
 """An engine for images or for pixels; any number of them; safe to call from several threads."""
 
 
+@runtime_checkable
 class Runner(Protocol):
     """What prediction needs of a model, whatever computes it. Safe to call from several threads."""
 
@@ -82,11 +83,15 @@ class OnnxSession:
         source = str(graph) if isinstance(graph, Path) else graph
         self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         self._name = self._session.get_inputs()[0].name
+        self._widths = [output.shape[1] for output in self._session.get_outputs()]
         self._piece = piece
         self._pool = ThreadPoolExecutor(streams) if streams > 1 else None
 
     def __call__(self, x: Shaped[np.ndarray, "n _ _ _"]) -> Answers:
         """Answers for any number of images."""
+        if not len(x):
+            logits, embeddings = (np.zeros((0, k), np.float32) for k in self._widths)
+            return logits, embeddings
         parts = [x[i : i + self._piece] for i in range(0, max(len(x), 1), self._piece)]
         each = self._pool.map if self._pool else map
         found = [*each(lambda part: self._session.run(None, {self._name: part}), parts)]
@@ -127,6 +132,9 @@ class OpenVinoSession:
 
     def __call__(self, x: Shaped[np.ndarray, "n _ _ _"]) -> Answers:
         """Answers for any number of images; the last piece is filled up."""
+        wanted = tuple(self._compiled.input(0).shape)[1:]
+        if x.shape[1:] != wanted:
+            raise InputError(f"Images must have shape {(len(x), *wanted)}, not {x.shape}.")
         starts = range(0, max(len(x), 1), self._piece)
         shapes = [output.shape[1] for output in self._compiled.outputs]
         logits, embeddings = (np.empty((len(x), k), np.float32) for k in shapes)

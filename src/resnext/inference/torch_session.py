@@ -62,7 +62,7 @@ class TorchSession:
 
     def __call__(self, x: Shaped[np.ndarray, "n _ _ _"]) -> Answers:
         """Answers for any number of images."""
-        logits, embeddings = self.tensors(torch.from_numpy(x))
+        logits, embeddings = self.tensors(torch.from_numpy(np.require(x, requirements=["C", "W"])))
         return logits.cpu().numpy(), embeddings.cpu().numpy()
 
     def tensors(self, x: Shaped[Tensor, "n _ _ _"]) -> tuple[Float[Tensor, "n k"], ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
+from resnext.atomic import written
 from resnext.card import Preprocessing
 from resnext.inference.exporting import Graph, exported, taking_pixels, widened
 from resnext.inference.folding import folded
@@ -103,11 +105,17 @@ class Workshop:
         """Keep the graph of a plan for the next time; None if its engine needs none."""
         if plan.form.engine not in ("onnxruntime", "openvino"):
             return None
-        path = plan.graph(kind)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made = self.made(plan.form, kind)
+        path, made = plan.graph(kind), self.made(plan.form, kind)
         if isinstance(made, bytes):
-            path.write_bytes(made)
-        else:
-            engine("openvino").save_model(made, path, compress_to_fp16=False)
+            written(path, lambda temporary: _fill(temporary, made))
+            return path
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            whole = Path(folder) / path.name
+            engine("openvino").save_model(made, whole, compress_to_fp16=False)
+            for part in (whole.with_suffix(".bin"), whole):  # the one that names the other, last
+                part.replace(path.with_suffix(part.suffix))
         return path
+
+
+def _fill(path: str, content: bytes) -> None:
+    Path(path).write_bytes(content)
