@@ -14,6 +14,7 @@ import torch
 
 from resnext.card import Preprocessing
 from resnext.errors import InputError
+from resnext.forms import spread
 from resnext.inference.folding import Answering
 from resnext.network import ResNeXt
 
@@ -89,7 +90,7 @@ def widened(graph: Graph, width: int) -> Graph:
         if merges(values.shape[1], groups.i, width):
             name = f"{tensor.name}_{width}_{groups.i}"  # others may share what it was
             if (tensor.name, groups.i) not in wider:
-                wide = _spread(values, groups.i, merged)
+                wide = spread(torch.tensor(values), groups.i, merged).numpy()
                 graph.graph.initializer.append(numpy_helper.from_array(wide, name))
                 wider.add((tensor.name, groups.i))
             node.input[1] = name
@@ -104,14 +105,6 @@ def widened(graph: Graph, width: int) -> Graph:
 def merges(own: int, groups: int, width: int) -> bool:
     """Whether groups of `own` channels can become fewer of `width`."""
     return width > own and width % own == 0 and groups % (width // own) == 0
-
-
-def _spread(weight: np.ndarray, groups: int, merged: int) -> np.ndarray:
-    """As `forms.spread` does."""
-    k, c, h, w = weight.shape
-    parts = weight.reshape(groups // merged, merged, k // groups, 1, c, h, w)
-    alone = np.eye(merged, dtype=weight.dtype).reshape(1, merged, 1, merged, 1, 1, 1)
-    return (parts * alone).reshape(k, c * merged, h, w)
 
 
 def taking_pixels(graph: Graph, how: Preprocessing) -> Graph:

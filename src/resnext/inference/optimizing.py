@@ -42,6 +42,7 @@ from resnext.inference.workshop import Workshop
 from resnext.machine import cores
 from resnext.network import ResNeXt
 from resnext.progress import Reporter, reporter
+from resnext.summary import default_size
 from resnext.weights.loading import load_classifier
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
@@ -117,7 +118,7 @@ def optimize(
             "With norm_track=False the answer for an image depends on the others beside it; no "
             "batch can be divided. Run the network as it is."
         )
-    size = network.card.preprocessing.size if network.card else usual_size(network)
+    size = network.card.preprocessing.size if network.card else default_size(network.config)
     where = "cpu" if place.type == "cpu" else hardware(place)
     request = json.dumps([precision, engine, None if data is None else str(data)])
     digest = digest_of_weights(network)
@@ -156,11 +157,6 @@ def _remembered(path: Path) -> list[Plan]:
         return [plan for plan in read_plans(path) if not plan.fits()]
     except ResNeXtError:
         return []
-
-
-def usual_size(network: ResNeXt) -> int:
-    """Side of the images a network without a card is made for, pixels."""
-    return 32 if network.config.small_stem else 224
 
 
 @dataclass(frozen=True)
