@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -205,15 +205,24 @@ def test_help_documents_every_option(
         assert len(row.split("  ", 1)[-1].strip()) > 5, row
 
 
+def children_seconds() -> float:
+    """What processes that have ended took of the processor."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_is_quick_and_runs_as_a_module() -> None:
-    """`resnext --help` takes under 0.4 s, so it must not import torch."""
+    """`resnext --help` takes under 0.4 s, so it must not import torch.
+
+    Of the processor's time: others may run beside it.
+    """
     seconds: list[float] = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = children_seconds()
         done = subprocess.run(
             [sys.executable, "-m", "resnext", "--help"], capture_output=True, text=True, check=True
         )
-        seconds.append(time.perf_counter() - began)
+        seconds.append(children_seconds() - began)
     assert "evaluate" in done.stdout
     assert min(seconds) < 0.4
 
