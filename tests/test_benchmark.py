@@ -43,6 +43,12 @@ def made(config: ResNeXtConfig, size: int) -> ResNeXt:
     return network.eval()
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal on which no line of a table is folded."""
+    monkeypatch.setenv("COLUMNS", "150")
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
     """Plans go into a folder of their own, peaks are of small matrices, graphs are made once."""
