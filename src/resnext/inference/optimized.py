@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from jaxtyping import Float, UInt8
 from resnext.card import Card
 from resnext.config import ResNeXtConfig
 from resnext.errors import CheckpointError, InputError
-from resnext.inference.plan import Form, Kind, Plan, remember_beside
+from resnext.inference.plan import Form, Kind, Plan, remember_beside, require_folder
 from resnext.inference.sessions import Answers, Session, opened
 
 if TYPE_CHECKING:
@@ -132,5 +133,7 @@ class Optimized:
         place = torch.device("cpu" if self.plan.device == "cpu" else "cuda")
         how = self.card.preprocessing if self.card else None
         workshop = Workshop(self._network(), self.plan.size, place, how)
-        workshop.save(self.plan, kind)
+        with suppress(CheckpointError, OSError):  # it is only for the next time
+            require_folder(path.parent)
+            workshop.save(self.plan, kind)
         return workshop.session(form, kind)
