@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_cli
 import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from oracles.originals import randomize
@@ -39,7 +40,7 @@ from resnext.inference.optimized import Optimized
 from resnext.inference.optimizing import digest_of_weights, patterns
 from resnext.inference.plan import Form, Plan, Row, beside, read_plans
 from resnext.inference.quantization import quantized
-from resnext.inference.sessions import Answers, Session
+from resnext.inference.sessions import Answers, Session, openvino_core
 from resnext.inference.workshop import Workshop
 from resnext.training import Recipe
 
@@ -962,10 +963,8 @@ def test_layers_that_hurt_are_computed_in_floats(network: ResNeXt) -> None:
         return kinds.count("FakeQuantize")
 
     def answers(model: Any) -> Session:
-        import openvino
-
         model.reshape([4, 3, SIZE, SIZE])
-        compiled = openvino.Core().compile_model(model, "CPU")
+        compiled = openvino_core().compile_model(model, "CPU")
         return lambda x: tuple(compiled(x)[i] for i in range(2))  # type: ignore[return-value]
 
     before = hashlib.sha256(str([op.get_friendly_name() for op in model.get_ops()]).encode())
@@ -1022,13 +1021,7 @@ def run(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object
 ) -> tuple[int, str, str]:
     """Exit code, output and errors of a command."""
-    monkeypatch.setattr(sys, "argv", ["resnext", *map(str, arguments)])
-    code = 0
-    try:
-        main()
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
-    out, err = capfd.readouterr()
+    code, out, err = test_cli.run(capfd, monkeypatch, *arguments)
     return code, out, " ".join(err.split())
 
 

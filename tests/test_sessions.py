@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import ctypes
+import gc
 import sys
 import threading
 from collections.abc import Callable
@@ -20,9 +23,9 @@ from resnext.errors import InputError
 from resnext.inference.exporting import exported, taking_pixels
 from resnext.inference.folding import folded
 from resnext.inference.plan import Form
-from resnext.inference.quantization import with_pixels
+from resnext.inference.quantization import quantized, with_pixels
 from resnext.inference.sessions import OnnxSession, OpenVinoSession, Session, engine, opened
-from resnext.inference.torch_session import Plain, TorchSession, evaluating
+from resnext.inference.torch_session import Plain, TorchSession, digest_of_weights, evaluating
 from resnext.transforms import normalized
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -117,6 +120,42 @@ def test_any_number_of_images(
     for start in (0, 7):
         rows = slice(start, start + count)
         agree(session(images[rows]), wanted, rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_digests_tell_weights_apart(network: ResNeXt, dtype: torch.dtype) -> None:
+    """A row that another network answered must not be taken over, whatever its type."""
+    twin = copy.deepcopy(network).to(dtype)
+    before = digest_of_weights(twin)
+    assert digest_of_weights(copy.deepcopy(twin)) == before
+    with torch.no_grad():
+        twin.fc.bias[-1] += 1
+    assert digest_of_weights(twin) != before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO does this only on Linux")
+def test_signals_find_their_stack(make: Made, graph: Any, images: np.ndarray) -> None:
+    """Each `Core` of OpenVINO makes one; on a freed one, a signal writes over other data."""
+
+    def stack() -> bytes:
+        found = ctypes.create_string_buffer(24)
+        assert ctypes.CDLL(None).sigaltstack(None, found) == 0
+        return found.raw
+
+    several = [make("openvino", 1, 1)]
+    before = stack()
+    several += [make("openvino", 1, piece) for piece in (2, 3)]
+    model = openvino.Core().read_model(graph.SerializeToString())
+    right = several[0](images[:12])[0]
+
+    def accuracy(session: Session) -> float:  # that of 8 bits is so bad that NNCF tries several
+        return 1 - 10 * float(abs(session(images[:12])[0] - right).max() / abs(right).max())
+
+    quantized(model, images[:12], accuracy)
+    while several:
+        del several[0]
+        gc.collect()
+    assert stack() == before
 
 
 @pytest.mark.parametrize("streams", [2, 5])

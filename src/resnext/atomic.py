@@ -34,6 +34,15 @@ def written(path: Path, write: Callable[[str], None]) -> None:
         raise CheckpointError(f"{path} cannot be written: {error}.") from error
 
 
+def written_whole(path: Path, content: bytes) -> None:
+    """The same for content that is known already."""
+
+    def write(temporary: str) -> None:
+        Path(temporary).write_bytes(content)
+
+    written(path, write)
+
+
 def _settle(path: str | Path) -> None:
     """Have the disk hold what was written, so that a power cut cannot lose it."""
     with suppress(PermissionError):  # a folder that may be written but not read

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from resnext.card import Preprocessing
 from resnext.data import ImageSet
 from resnext.errors import DataError
+from resnext.pictures import resized
 from resnext.transforms import normalize, prepare
 
 Classifier = Callable[[Float[Tensor, "n c h w"]], Float[Tensor, "n k"]]
@@ -108,13 +109,10 @@ def several(
     """
     if views == 2:
         return torch.stack([x, x.flip(2)])
-    width, height = image.size
-    longer = int(how.resize * max(width, height) / min(width, height))
-    size = (how.resize, longer) if width <= height else (longer, how.resize)
-    resized = image.resize(size, Image.Resampling[how.interpolation.upper()])
-    right, low, s = size[0] - how.size, size[1] - how.size, how.size
+    whole = resized(image, how)
+    right, low, s = whole.width - how.size, whole.height - how.size, how.size
     crops = []
-    for side in (resized, ImageOps.mirror(resized)):
+    for side in (whole, ImageOps.mirror(whole)):
         corners = [(left, top) for top in (0, low) for left in (0, right)]
         crops += [normalize(side.crop((a, b, a + s, b + s)), how) for a, b in corners]
         crops.append(prepare(side, how))

@@ -242,7 +242,7 @@ def bench(
 
 
 def _precisions(wanted: Precision, data: object) -> list[str]:
-    from resnext.inference.optimizing import has_bf16
+    from resnext.forms import has_bf16
 
     if wanted not in get_args(Precision):
         raise InputError(f"precision must be one of {', '.join(get_args(Precision))}.")

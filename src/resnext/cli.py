@@ -289,14 +289,10 @@ def evaluate(
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     from json import dumps
 
-    from resnext.atomic import written
+    from resnext.atomic import written_whole
 
     text = dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-    def write(temporary: str) -> None:
-        Path(temporary).write_text(text, encoding="utf-8")
-
-    written(path, write)
+    written_whole(path, text.encode())
 
 
 @app.command
@@ -340,7 +336,13 @@ def predict(
         if sheet is not None or limit is not None or images == ("digits",):
             raise ResNeXtError("--out takes files and folders, without --sheet and --limit.")
         how: dict[str, Any] = {"top": top, "batch_size": batch_size, "overwrite": overwrite}
-        _predict_files(file, images, out, embeddings, ray, plan, device, how, {"workers": workers})
+        if not ray:
+            how |= {"embeddings": embeddings, "workers": workers, "device": device}
+        elif embeddings is not None:
+            raise ResNeXtError("--embeddings cannot be written with --ray.")
+        _predict_files(file, images, out, plan, ray, how)
+        if embeddings is not None:
+            print(f"{embeddings}: their embeddings")
         return
     given = {"--embeddings": embeddings, "--workers": workers, "--ray": ray or None}
     if alone := [name for name, value in given.items() if value is not None]:
@@ -378,38 +380,24 @@ def predict(
 
 
 def _predict_files(
-    file: str,
-    images: tuple[str, ...],
-    out: Path,
-    embeddings: Path | None,
-    ray: bool,
-    plan: bool,
-    device: str,
-    how: dict[str, Any],
-    here: dict[str, Any],
+    file: str, images: tuple[str, ...], out: Path, plan: bool, ray: bool, how: dict[str, Any]
 ) -> None:
-    """`predict --out`."""
-    from resnext.bulk import predict_files
-
+    """`predict --out`, here or on a cluster."""
     if ray:
         from resnext.bulk_ray import predict_files_with_ray
 
-        if embeddings is not None:
-            raise ResNeXtError("--embeddings cannot be written with --ray.")
         done = predict_files_with_ray(file, images, out, plan=plan, progress=True, **how)
     else:
+        from resnext.bulk import predict_files
         from resnext.inference.opening import open_runner
 
         batch = 64 if how["batch_size"] is None else how["batch_size"]
+        device = how.pop("device")
         runner = open_runner(file, device=device, batch=batch, plan=plan, progress=True)
-        done = predict_files(
-            runner, images, out, embeddings=embeddings, progress=True, **how, **here
-        )
+        done = predict_files(runner, images, out, progress=True, **how)
     before = f", {done.resumed:,} of them before" if done.resumed else ""
     bad = f"; {done.unreadable:,} could not be read" if done.unreadable else ""
     print(f"{out}: {done.count:,} images{before}, {done.images_per_second:,.1f} images/s{bad}")
-    if embeddings is not None:
-        print(f"{embeddings}: their embeddings")
 
 
 @app.command

@@ -25,6 +25,7 @@ from resnext.machine import processor
 from resnext.places import home
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _WIDTHS = (8, 16, 32, 64)
 
 
@@ -34,20 +35,23 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     Raises:
         InputError: The name is unknown, or the device cannot do it.
     """
-    known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if name != "auto" and name not in known:
+    if name != "auto" and name not in DTYPES:
         raise InputError(f"precision must be auto, fp32, bf16 or fp16, not {name!r}.")
     if name == "fp16" and device.type == "cpu":
         raise InputError("precision fp16 needs a GPU. Take bf16, or fp32.")
     if name != "auto":
-        return known[name]
+        return DTYPES[name]
     if device.type == "cuda":
         fits = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fits else torch.float16
     if device.type == "cpu":
-        fits = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if fits else torch.float32
+        return torch.bfloat16 if has_bf16() else torch.float32
     return torch.float32
+
+
+def has_bf16() -> bool:
+    """Whether the processor multiplies in bf16."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 class MergedConv2d(nn.Conv2d):

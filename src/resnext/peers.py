@@ -16,7 +16,7 @@ import numpy as np
 from resnext.errors import InputError
 from resnext.header import read_header
 from resnext.inference.plan import read_plans, write_plans
-from resnext.inference.sessions import opened
+from resnext.inference.sessions import opened, openvino_core
 
 if TYPE_CHECKING:
     from resnext.network import ResNeXt
@@ -98,7 +98,7 @@ def _in_8_bits(entry: Entry) -> Path:
         _library("nncf")
         from resnext.inference.quantization import quantized
 
-        model = quantized(ov.Core().read_model(_graph(entry)), _calibration(entry))
+        model = quantized(openvino_core().read_model(_graph(entry)), _calibration(entry))
         ov.save_model(model, path, compress_to_fp16=False)
     return path
 
@@ -171,7 +171,7 @@ def _openvino(entry: Entry) -> tuple[Run, str]:
     """OpenVINO with its hints: for latency, or for throughput with several requests."""
     ov = _library("openvino")
     eight = entry.precision == "int8"
-    core, x = ov.Core(), entry.images()
+    core, x = openvino_core(), entry.images()
     model = core.read_model(_in_8_bits(entry) if eight else _graph(entry))
     hint, _, division = entry.way.partition(", ")
     how: dict[str, Any] = {"PERFORMANCE_HINT": hint, "INFERENCE_NUM_THREADS": entry.threads}

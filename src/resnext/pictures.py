@@ -107,6 +107,15 @@ def cut(image: Image.Image, how: Preprocessing) -> Image.Image:
     """A decoded image resized, and its middle cut out, as the network sees it.
 
     Raises:
+        DataError: As for `resized`.
+    """
+    return _centre_crop(resized(image, how), how.size)
+
+
+def resized(image: Image.Image, how: Preprocessing) -> Image.Image:
+    """A decoded image with its shorter side as long as the card says.
+
+    Raises:
         DataError: It is so long that resizing would make a decompression bomb of it.
     """
     width, height = image.size
@@ -117,9 +126,7 @@ def cut(image: Image.Image, how: Preprocessing) -> Image.Image:
             f"An image of {width}×{height} pixels is too long: with its shorter side resized to "
             f"{how.resize} it would have {size[0] * size[1]:,}."
         )
-    if size != image.size:
-        image = image.resize(size, FILTERS[how.interpolation])
-    return _centre_crop(image, how.size)
+    return image if size == image.size else image.resize(size, FILTERS[how.interpolation])
 
 
 def pixels(image: Image.Image, how: Preprocessing) -> UInt8[np.ndarray, "h w c"]:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +11,7 @@ from resnext.card import Preprocessing
 from resnext.errors import InputError
 from resnext.forms import spread
 from resnext.inference.folding import Answering
+from resnext.inference.sessions import quiet
 from resnext.network import ResNeXt
 
 Graph = Any
@@ -37,7 +33,7 @@ def exported(network: ResNeXt, size: int) -> Graph:
             f'Install it with pip install "resnext[onnx]".'
         ) from error
     x = torch.zeros(2, network.config.in_channels, size, size)
-    with _quiet():
+    with quiet("torch.onnx"):
         program = torch.onnx.export(
             Answering(network.float().cpu()),
             (x,),
@@ -49,20 +45,6 @@ def exported(network: ResNeXt, size: int) -> Graph:
         )
     assert program is not None
     return program.model_proto
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Exporters print and warn about their own inside."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
 
 
 def widened(graph: Graph, width: int) -> Graph:

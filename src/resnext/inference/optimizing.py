@@ -20,7 +20,7 @@ from resnext.card import card_of
 from resnext.data import open_for_evaluation
 from resnext.device import pick_device
 from resnext.errors import DataError, InputError, ResNeXtError
-from resnext.forms import hardware
+from resnext.forms import DTYPES, hardware, has_bf16, pick_precision
 from resnext.inference.exporting import merges
 from resnext.inference.optimized import Optimized
 from resnext.inference.plan import (
@@ -277,7 +277,8 @@ class _Search:
         if wanted != "auto":
             return [wanted]
         if self.device.type == "cuda":
-            return ["bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"]
+            half = pick_precision("auto", self.device)
+            return [name for name, dtype in DTYPES.items() if dtype is half]
         eight = ["int8"] if self.examples.known else []
         return ["fp32", *(["bf16"] if has_bf16() else []), *eight]
 
@@ -301,23 +302,22 @@ class _Search:
         Raises:
             InputError: It cannot be used.
         """
-        if precision == "fp16" and self.device.type == "cpu":
-            raise InputError("fp16 needs a GPU. Take bf16, or fp32.")
+        if precision != "int8":
+            pick_precision(precision, self.device)  # refuses what the device cannot do
         if precision == "bf16" and engine == "onnxruntime":
             raise InputError("ONNX Runtime has no bf16 for these layers on processors.")
         if precision == "bf16" and engine == "openvino" and not has_bf16():
             raise InputError("This processor has no arithmetic for bf16. Take fp32, or int8.")
         widths = [0, *self.widths()] if engine in ("onnxruntime", "openvino") else [0]
         if precision == "int8":
-            few = self.examples.images[:8]
-            for width in widths:
-                self.report.line(f"Quantizing{f', groups of {width}' if width else ''} …")
-                self.workshop.quantize(width, few)
+            self.try_int8(0)
         first = [Form(engine, precision, *division) for division in self.divisions(engine)]
         best = max(first, key=self.timed)
         if self.timed(best) > _PROMISING * max(map(self.rate, self.rows)):
             for width in widths[1:]:
                 wider = replace(best, width=width)
+                if precision == "int8":
+                    self.try_int8(width)
                 if self.timed(wider) < _PROMISING * self.timed(best):
                     break  # still wider ones compute even more zeros
                 best = max(best, wider, key=self.timed)
@@ -433,6 +433,11 @@ class _Search:
         parts = (x[i : i + self.batch] for i in range(0, len(x), self.batch))
         return np.concatenate([session(part)[0] for part in parts])
 
+    def try_int8(self, width: int) -> None:
+        """Make the 8-bit form of a width from a few images, to be timed."""
+        self.report.line(f"Quantizing{f', groups of {width}' if width else ''} …")
+        self.workshop.quantize(width, self.examples.images[:8])
+
     def finish_int8(self, form: Form) -> None:
         """Calibrate with all images; where that costs accuracy, give layers back to floats."""
         labelled, targets = self.examples.labelled, self.examples.targets
@@ -460,11 +465,6 @@ class _Search:
         self.rows[form] = replace(
             self.rows[form], accuracy=found, images_per_second=self.speed(session)
         )
-
-
-def has_bf16() -> bool:
-    """Whether the processor multiplies in bf16."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _installed(engine: Engine) -> list[Engine]:

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from resnext.atomic import written
+from resnext.atomic import written_whole
 from resnext.errors import CheckpointError, ResNeXtError
 from resnext.machine import cores, processor
 from resnext.places import home
@@ -105,7 +105,7 @@ class Plan:
     @property
     def folder(self) -> Path:
         """Where plans and graphs of the model are kept."""
-        return home() / "plans" / self.model[:16]
+        return _folder(self.model)
 
     def graph(self, kind: Kind) -> Path:
         """File of the engine's graph."""
@@ -151,7 +151,11 @@ def name_of(model: str, device: str, batch: int, size: int, request: str) -> Pat
     """Where the plan for such a request is remembered."""
     versions = [engine_version(engine) for engine in _PACKAGES]
     key = json.dumps([model, here_is(device), batch, size, request, versions])
-    return home() / "plans" / model[:16] / f"{_digest(key)[:16]}.plan.json"
+    return _folder(model) / f"{_digest(key)[:16]}.plan.json"
+
+
+def _folder(model: str) -> Path:
+    return home() / "plans" / model[:16]
 
 
 def _digest(text: str) -> str:
@@ -170,7 +174,7 @@ def write_plans(path: Path, plans: Sequence[Plan]) -> None:
         CheckpointError: The file cannot be written.
     """
     text = json.dumps({"format": 1, "plans": [asdict(plan) for plan in plans]}, indent=1)
-    written(path, lambda temporary: _fill(temporary, text))
+    written_whole(path, f"{text}\n".encode())
 
 
 def require_folder(folder: Path) -> None:
@@ -188,10 +192,6 @@ def require_folder(folder: Path) -> None:
         raise CheckpointError(
             f"{folder} cannot be written. Set RESNEXT_HOME to a folder for what is remembered."
         )
-
-
-def _fill(path: str, text: str) -> None:
-    Path(path).write_text(text + "\n", encoding="utf-8")
 
 
 def read_plans(path: Path) -> list[Plan]:

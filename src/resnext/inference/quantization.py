@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable
+from contextlib import redirect_stderr
 from functools import partial
 from io import StringIO
 from typing import Any
@@ -14,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from resnext.card import Preprocessing
-from resnext.inference.sessions import Answers, Session, engine
+from resnext.inference.sessions import Answers, Session, engine, quiet, signal_stack_kept
 
 MAX_DROP = 0.005
 """What accuracy 8 bits may cost: half a point."""
@@ -42,7 +40,8 @@ def quantized(
     model = model.clone()
     shape = list(model.input(0).partial_shape)
     model.reshape([1, *(size.get_length() for size in shape[1:])])
-    with _quiet():
+    bars = redirect_stderr(StringIO())
+    with signal_stack_kept(), quiet("nncf"), bars:
         data = nncf.Dataset([image[None] for image in images])
         if accuracy is None:
             return nncf.quantize(model, data, subset_size=len(images))
@@ -74,17 +73,3 @@ def with_pixels(model: Any, how: Preprocessing) -> Any:
         [255 * value for value in how.mean]
     ).scale([255 * value for value in how.std])
     return steps.build()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """NNCF logs, warns and draws bars."""
-    log = logging.getLogger("nncf")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)

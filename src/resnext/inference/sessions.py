@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import logging
+import sys
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stdout
+from functools import cache
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +24,8 @@ from resnext.config import ResNeXtConfig
 from resnext.errors import InputError
 from resnext.inference.plan import Form
 from resnext.machine import cores
+
+_STACK_T = 24  # bytes of what `sigaltstack` takes: address, flags, size
 
 Answers = tuple[Float32[np.ndarray, "n k"], Float32[np.ndarray, "n d"]]
 """Logits, and embeddings: the last map averaged over its pixels."""
@@ -92,7 +101,7 @@ class OnnxSession:
         if not len(x):
             logits, embeddings = (np.zeros((0, k), np.float32) for k in self._widths)
             return logits, embeddings
-        parts = [x[i : i + self._piece] for i in range(0, max(len(x), 1), self._piece)]
+        parts = [x[i : i + self._piece] for i in range(0, len(x), self._piece)]
         each = self._pool.map if self._pool else map
         found = [*each(lambda part: self._session.run(None, {self._name: part}), parts)]
         logits, embeddings = (np.concatenate(some) for some in zip(*found, strict=True))
@@ -113,8 +122,7 @@ class OpenVinoSession:
     def __init__(
         self, graph: Path | Any, piece: int, streams: int, threads: int, precision: str | None
     ) -> None:
-        ov = engine("openvino")
-        core = ov.Core()
+        ov, core = engine("openvino"), openvino_core()
         how: dict[str, Any] = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": streams,
@@ -154,6 +162,53 @@ class OpenVinoSession:
                 self._queue.start_async({0: part}, start)
             self._queue.wait_all()
         return logits, embeddings
+
+
+def openvino_core() -> Any:
+    """OpenVINO's `Core`: one for the whole process, never freed.
+
+    Each gives the thread a stack for signal handlers and puts the one before back when it is
+    freed. If several are freed in another order than last first, freed memory is put back, and
+    the next signal writes into whatever is there by then.
+
+    Raises:
+        InputError: OpenVINO is not installed.
+    """
+    return _made_once(engine("openvino"))
+
+
+@cache
+def _made_once(package: Any) -> Any:
+    return package.Core()
+
+
+@contextmanager
+def signal_stack_kept() -> Iterator[None]:
+    """Put the thread's stack for signal handlers back, where others make and free a `Core`."""
+    if sys.platform != "linux":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    stack = ctypes.create_string_buffer(_STACK_T)
+    libc.sigaltstack(None, stack)
+    try:
+        yield
+    finally:
+        libc.sigaltstack(stack, None)
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Hear nothing of what a library logs under a name, prints and warns about its own inside."""
+    log = logging.getLogger(name)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def opened(graph: Any, form: Form) -> Session:

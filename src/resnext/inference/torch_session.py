@@ -89,7 +89,7 @@ def digest_of_weights(network: ResNeXt) -> str:
     found = hashlib.sha256(repr((network.config, how)).encode())
     for name, tensor in network.state_dict().items():
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        found.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())  # bf16 too
     return found.hexdigest()
 
 

@@ -12,17 +12,16 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from resnext.atomic import written
+from resnext.atomic import written_whole
 from resnext.card import Preprocessing
+from resnext.forms import DTYPES
 from resnext.inference.exporting import Graph, exported, taking_pixels, widened
 from resnext.inference.folding import folded
 from resnext.inference.plan import Form, Kind, Plan
 from resnext.inference.quantization import quantized, with_pixels
-from resnext.inference.sessions import Session, engine, opened
+from resnext.inference.sessions import Session, engine, opened, openvino_core
 from resnext.inference.torch_session import TorchSession
 from resnext.network import ResNeXt
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Workshop:
@@ -81,9 +80,8 @@ class Workshop:
 
     def openvino(self, width: int) -> Any:
         """The network as an `openvino.Model`, its groups merged to a width."""
-        ov = engine("openvino")
-        content = widened(self.graph(), width).SerializeToString()
-        return ov.Core().read_model(content)
+        core = openvino_core()
+        return core.read_model(widened(self.graph(), width).SerializeToString())
 
     def quantize(
         self,
@@ -107,7 +105,7 @@ class Workshop:
             return None
         path, made = plan.graph(kind), self.made(plan.form, kind)
         if isinstance(made, bytes):
-            written(path, lambda temporary: _fill(temporary, made))
+            written_whole(path, made)
             return path
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             whole = Path(folder) / path.name
@@ -115,7 +113,3 @@ class Workshop:
             for part in (whole.with_suffix(".bin"), whole):  # the one that names the other, last
                 part.replace(path.with_suffix(part.suffix))
         return path
-
-
-def _fill(path: str, content: bytes) -> None:
-    Path(path).write_bytes(content)

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
-from resnext.atomic import written
+from resnext.atomic import written_whole
 from resnext.calibration import expected_calibration_error, interval, reliability
 from resnext.card import Preprocessing
 from resnext.data import ImageSet
@@ -119,12 +119,7 @@ def write_report(facts: Facts, path: str | Path) -> None:
     Raises:
         CheckpointError: It cannot be written; what was there before still is.
     """
-    page = render(facts)
-
-    def write(temporary: str) -> None:
-        Path(temporary).write_text(page, encoding="utf-8")
-
-    written(Path(path), write)
+    written_whole(Path(path), render(facts).encode())
 
 
 def render(facts: Facts) -> str:
