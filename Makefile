@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # A process for each core, each with one thread: tiny networks wait longer for a second one than they compute.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+# One that dies ends the run: what pytest-xdist starts in its place may wait for ever.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --max-worker-restart 0
 
 .PHONY: demo test test-all lint bench clean
 
