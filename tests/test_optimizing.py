@@ -1099,3 +1099,20 @@ def test_torch_compile(network: ResNeXt) -> None:
     for count in (0, 1, 3, 4, 9):
         agree(quick, network, images(count, seed=count))
     assert isinstance(network.bn1, nn.BatchNorm2d)
+
+
+def test_of_equally_fast_forms_the_plainest_is_preferred() -> None:
+    """A form that was lucky for a moment computes zeros for ever."""
+    plain, cut = Form("onnxruntime", piece=16), Form("onnxruntime", streams=2)
+    wide = Form("openvino", piece=16, width=32)
+    search = object.__new__(optimizing._Search)
+
+    def order(*rates: float) -> list[Form]:
+        forms = dict(zip((plain, cut, wide), rates, strict=True))
+        search.sessions = dict.fromkeys(forms, lambda x: (x, x))
+        search.rows = {form: Row(form, rate) for form, rate in forms.items()}
+        return search.preferred()
+
+    assert order(100, 101, 102) == [plain, cut, wide]
+    assert order(90, 100, 101) == [cut, wide, plain]
+    assert order(90, 80, 101) == [wide, plain, cut]

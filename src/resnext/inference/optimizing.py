@@ -56,6 +56,7 @@ _SECONDS = 0.5  # least time a form is timed
 _WIDTHS = (8, 16, 32)
 _COMPILE: list[Engine] = ["compile"]
 _PROMISING = 0.8  # part of the best speed that is worth trying to improve
+_EQUAL = 0.98  # part of the best speed that is as fast, for all that can be measured
 
 
 def optimize(
@@ -71,10 +72,10 @@ def optimize(
 ) -> Optimized:
     """The fastest way to run a classifier on this machine, found by measuring.
 
-    Batch norms are folded, groups merged where that pays, engines and their settings timed. Only
-    what agrees with the network is taken: in fp32 every logit to 1e-4 of the largest, in bf16 and
-    fp16 the class of 99.5 % of the images, in int8 the accuracy to half a point. What was found is
-    remembered for model, machine and versions.
+    Batch norms are folded, groups merged where that pays, engines and their settings timed; of
+    what is equally fast to 2 %, the plainest is taken. It must agree with the network: in fp32
+    every logit to 1e-4 of the largest, in bf16 and fp16 the class of 99.5 % of the images, in int8
+    the accuracy to half a point. What was found is remembered for model, machine and versions.
 
     Args:
         model: A classifier, or a file or name as for `resnext.load`.
@@ -256,7 +257,7 @@ class _Search:
         if not self.sessions:
             raise InputError(f"Nothing can compute this network here:\n{self.listing()}")
         self.finals()
-        for form in sorted(self.sessions, key=self.rate, reverse=True):
+        for form in self.preferred():
             if self.agrees(form):
                 self.rows[form] = replace(self.rows[form], verdict="chosen")
                 return form, self.table()
@@ -365,8 +366,13 @@ class _Search:
         """Keep no more engines loaded than may still be chosen."""
         order = sorted(self.sessions, key=self.rate, reverse=True)
         best = {form.engine: form for form in reversed(order)}.values()
-        for form in [form for form in order[4:] if form not in best]:
-            del self.sessions[form]
+        for form in order[4:]:
+            if form not in best and not self.plain_one(form):
+                del self.sessions[form]
+
+    def plain_one(self, form: Form) -> bool:
+        """Whether a form leaves groups and batch as they are."""
+        return (form.piece, form.streams, form.width) == (self.batch, 1, 0)
 
     def speed(self, session: Session) -> float:
         """Images per second, at best: others may slow the machine down, nothing speeds it up."""
@@ -388,15 +394,27 @@ class _Search:
         return time.perf_counter() - began
 
     def finals(self) -> None:
-        """Time the fastest again, taking turns: machines are not always equally fast."""
-        order = sorted(self.sessions, key=self.rate, reverse=True)[:3]
+        """Time the fastest and the plain ones again, in turns: no machine is always as fast."""
+        order = sorted(self.sessions, key=self.rate, reverse=True)
+        order = order[:3] + [form for form in order[3:] if self.plain_one(form)]
+        order = [form for form in order if self.rate(form) > _PROMISING * self.rate(order[0])]
         self.report.line("Timing the fastest again, in turns …")
         best = dict.fromkeys(order, float("inf"))
-        for _ in range(4):
+        began, rounds = time.perf_counter(), 0
+        while rounds < 6 or time.perf_counter() - began < _SECONDS * len(order):
             for form in order:
                 best[form] = min(best[form], self.seconds(self.sessions[form]))
+            rounds += 1
         for form in order:
             self.rows[form] = replace(self.rows[form], images_per_second=self.batch / best[form])
+
+    def preferred(self) -> list[Form]:
+        """The fastest first; of those that are as fast as the fastest, the plainest first."""
+        forms = sorted(self.sessions, key=self.rate, reverse=True)
+        least = _EQUAL * self.rate(forms[0])
+        return sorted(
+            forms, key=lambda f: (0, f.width, f.streams) if self.rate(f) >= least else (1, 0, 0)
+        )
 
     def agrees(self, form: Form) -> bool:
         """Whether a form answers as the network does; what was seen goes into its row."""

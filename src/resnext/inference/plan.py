@@ -59,7 +59,7 @@ class Row:
     Args:
         form: What was measured; None for the network as it is, in torch.
         images_per_second: How fast it was; 0 if it could not be.
-        verdict: "chosen", why not, or empty for what was merely slower.
+        verdict: "chosen", why not, or empty for what was slower, or as fast and less plain.
         difference: Largest difference of a logit to the network's own, as a part of the largest
             logit; None if it was not looked at.
         agreement: Part of the images that got the same class; likewise.
