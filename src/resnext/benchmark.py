@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from resnext.network import ResNeXt
 
 Precision = Literal["auto", "fp32", "bf16", "int8"]
-_ROUNDS = 4
+_ROUNDS = 8
 _SIDE = 2048  # of the matrices whose product is the peak
 _TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "int8": float("inf")}  # of a logit, of the largest
 _PACKAGES = ("resnext", "torch", "torchvision", "timm", "onnxruntime", "openvino", "nncf")

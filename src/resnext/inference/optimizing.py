@@ -401,7 +401,7 @@ class _Search:
         self.report.line("Timing the fastest again, in turns …")
         best = dict.fromkeys(order, float("inf"))
         began, rounds = time.perf_counter(), 0
-        while rounds < 6 or time.perf_counter() - began < _SECONDS * len(order):
+        while rounds < 6 or time.perf_counter() - began < 4 * _SECONDS * len(order):
             for form in order:
                 best[form] = min(best[form], self.seconds(self.sessions[form]))
             rounds += 1
