@@ -97,8 +97,10 @@ def cases(draw: st.DrawFn) -> tuple[ResNeXtConfig, tuple[int, int]]:
     """A config and the height and width of an image, down to the smallest where torch can."""
     config = draw(configs())
     least = config.min_size
-    if config.padding_mode != "zeros" or config.norm == "instance" or not config.norm_track:
-        # Reflections need a map larger than the padding, statistics of one image two pixels.
+    one_image = config.norm in ("instance", "group") or not config.norm_track
+    if config.padding_mode != "zeros" or one_image:
+        # Reflections need a map larger than the padding, statistics of one image two pixels
+        # (those of a group, too, if it is a single channel).
         least = max(least, config.stride * max(stage.dilation for stage in config.stages) + 3)
     side = st.integers(least, least + 40)
     return config, (draw(side), draw(side))
@@ -145,6 +147,7 @@ def measured(config: ResNeXtConfig, size: tuple[int, int]) -> dict[str, list[Any
 @example((TINY.replace(anti_alias="avg", avg_down=True), (37, 50)))
 @example((TINY.replace(anti_alias="blur"), (5, 6)))
 @example((TINY.replace(norm_affine=False, style="caffe"), (1, 1)))
+@example((TINY.replace(norm="group", norm_groups=2), (1, 1)))
 @given(cases())
 def test_rows_are_those_of_the_real_network(
     case: tuple[ResNeXtConfig, tuple[int, int]],
