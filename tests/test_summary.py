@@ -97,10 +97,17 @@ def cases(draw: st.DrawFn) -> tuple[ResNeXtConfig, tuple[int, int]]:
     """A config and the height and width of an image, down to the smallest where torch can."""
     config = draw(configs())
     least = config.min_size
-    one_image = config.norm in ("instance", "group") or not config.norm_track
-    if config.padding_mode != "zeros" or one_image:
-        # Reflections need a map larger than the padding, statistics of one image two pixels
-        # (those of a group, too, if it is a single channel).
+    one_map = (
+        config.norm == "instance"
+        or not config.norm_track
+        or any(
+            layer.num_groups == layer.num_channels
+            for layer in ResNeXt(config).modules()
+            if isinstance(layer, nn.GroupNorm)
+        )
+    )
+    if config.padding_mode != "zeros" or one_map:
+        # Reflections need a map larger than the padding, statistics of one map two pixels.
         least = max(least, config.stride * max(stage.dilation for stage in config.stages) + 3)
     side = st.integers(least, least + 40)
     return config, (draw(side), draw(side))

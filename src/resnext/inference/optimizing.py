@@ -411,10 +411,8 @@ class _Search:
     def preferred(self) -> list[Form]:
         """The fastest first; of those that are as fast as the fastest, the plainest first."""
         forms = sorted(self.sessions, key=self.rate, reverse=True)
-        least = _EQUAL * self.rate(forms[0])
-        return sorted(
-            forms, key=lambda f: (0, f.width, f.streams) if self.rate(f) >= least else (1, 0, 0)
-        )
+        equal = [form for form in forms if self.rate(form) >= _EQUAL * self.rate(forms[0])]
+        return sorted(equal, key=lambda form: (form.width, form.streams)) + forms[len(equal) :]
 
     def agrees(self, form: Form) -> bool:
         """Whether a form answers as the network does; what was seen goes into its row."""
