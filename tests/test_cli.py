@@ -212,19 +212,25 @@ def children_seconds() -> float:
 
 
 def test_help_is_quick_and_runs_as_a_module() -> None:
-    """`resnext --help` takes under 0.4 s, so it must not import torch.
+    """`resnext --help` takes under 0.4 s on a quiet machine, so it must not import torch.
 
-    Of the processor's time: others may run beside it.
+    Beside other tests it may take twice that of the processor's time.
     """
     seconds: list[float] = []
     for _ in range(3):
         began = children_seconds()
         done = subprocess.run(
-            [sys.executable, "-m", "resnext", "--help"], capture_output=True, text=True, check=True
+            [sys.executable, "-X", "importtime", "-m", "resnext", "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         seconds.append(children_seconds() - began)
     assert "evaluate" in done.stdout
-    assert min(seconds) < 0.4
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "resnext.cli" in imported
+    assert not imported & {"torch", "numpy", "PIL"}
+    assert min(seconds) < 0.8
 
 
 def test_catalog(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

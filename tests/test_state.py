@@ -384,8 +384,7 @@ class Desk:
 
     def idle(self) -> None:
         """Wait until nothing more is tried."""
-        with self.writer._change:
-            assert self.writer._change.wait_for(lambda: not self.writer._busy, 20)
+        self.writer.close()
 
 
 @pytest.fixture
@@ -400,6 +399,17 @@ def desk() -> Iterator[Desk]:
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_nothing_stays_when_all_is_written(desk: Desk) -> None:
+    """A thread that stays keeps OpenMP threads of its own, and all of them go to sleep."""
+    before = threading.active_count()
+    desk.state("0")
+    desk.writer.flush()
+    assert threading.active_count() == before
+    desk.state("1")
+    desk.writer.flush()
+    assert desk.done == ["0", "1"]
 
 
 def test_a_state_comes_after_the_model_it_speaks_of(desk: Desk) -> None:

@@ -133,22 +133,17 @@ def test_the_average_is_kept_where_it_is_better(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The average of the weights is measured beside them; the better of both is the model."""
-    scripted(monkeypatch, [0.5, 0.75])
-    averaged = quick(photos, tmp_path / "a.safetensors", epochs=1, ema=0.9)
-    scripted(monkeypatch, [0.75, 0.5])
-    raw = quick(photos, tmp_path / "b.safetensors", epochs=1, ema=0.9)
-    without = quick_unscripted(monkeypatch, photos, tmp_path / "c.safetensors")
+    with monkeypatch.context() as patched:
+        scripted(patched, [0.5, 0.75])
+        averaged = quick(photos, tmp_path / "a.safetensors", epochs=1, ema=0.9)
+        scripted(patched, [0.75, 0.5])
+        raw = quick(photos, tmp_path / "b.safetensors", epochs=1, ema=0.9)
+    without = quick(photos, tmp_path / "c.safetensors", epochs=1)
     assert averaged.card is not None
     assert averaged.card.provenance["averaged_weights"] is True
     for name, value in raw.state_dict().items():
         assert torch.equal(value, without.state_dict()[name]), "an average must not change training"
     assert not torch.equal(averaged.fc.weight, raw.fc.weight)
-
-
-def quick_unscripted(monkeypatch: pytest.MonkeyPatch, photos: Path, out: Path) -> resnext.ResNeXt:
-    """One epoch without an average."""
-    monkeypatch.undo()
-    return quick(photos, out, epochs=1)
 
 
 # -- being interrupted, and going on ------------------------------------------------------------

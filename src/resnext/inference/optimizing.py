@@ -253,7 +253,8 @@ class _Search:
                 try:
                     self.explore(name, kind)
                 except (InputError, RuntimeError) as error:
-                    self.rows[Form(name, kind)] = Row(Form(name, kind), 0.0, str(error))
+                    failed = Form(name, kind)
+                    self.rows.setdefault(failed, Row(failed, 0.0, str(error)))
         if not self.sessions:
             raise InputError(f"Nothing can compute this network here:\n{self.listing()}")
         self.finals()
