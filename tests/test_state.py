@@ -384,7 +384,8 @@ class Desk:
 
     def idle(self) -> None:
         """Wait until nothing more is tried."""
-        self.writer.close()
+        self.writer._thread.join(20)
+        assert not self.writer._thread.is_alive()
 
 
 @pytest.fixture

@@ -164,7 +164,7 @@ class Writer:
 
     A thread lives only while there is something to write. One that stayed would keep the OpenMP
     threads that torch gives each thread; with more of these than cores, GNU's OpenMP lets all of
-    them sleep between two operations, and small networks train at half the speed.
+    them sleep between two operations, and small networks train up to a third slower.
     """
 
     def __init__(self, tell: Callable[[str], None]) -> None:
