@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import resnext
-from resnext.machine import processor
+from resnext.system.cpu import processor
 
 
 def main() -> None:

@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from resnext.benchmark import OURS, Benchmark, bench
-from resnext.machine import cores, processor
+from resnext.benchmark.timing import OURS, Benchmark, bench
+from resnext.system.cpu import cores, processor
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -83,11 +83,11 @@ def int8() -> None:
     """Target: 1.5× the fastest of fp32 and bf16."""
     import torch
 
-    from resnext.benchmark import classifier_for
-    from resnext.inference.optimizing import optimize, patterns
+    from resnext.benchmark.timing import classifier_for
+    from resnext.inference.engines.builder import Workshop
+    from resnext.inference.optimize import optimize, patterns
     from resnext.inference.plan import Form
-    from resnext.inference.sessions import Session
-    from resnext.inference.workshop import Workshop
+    from resnext.inference.runner import Session
 
     network = classifier_for("resnext50_32x4d")
     workshop = Workshop(network, 224, torch.device("cpu"))
@@ -166,8 +166,8 @@ def photographs(folder: Path, count: int) -> None:
 def model(folder: Path, batch: int) -> Path:
     """A resnext50_32x4d with 1000 labels, and its plan beside it."""
     from resnext import Card, save
-    from resnext.benchmark import classifier_for
-    from resnext.inference.optimizing import optimize
+    from resnext.benchmark.timing import classifier_for
+    from resnext.inference.optimize import optimize
 
     network = classifier_for("resnext50_32x4d")
     network.card = Card(tuple(f"class {i}" for i in range(1000)))
@@ -194,8 +194,8 @@ def alone(who: str, photos: Path, file: Path) -> None:
 
 def ours(photos: Path, file: Path) -> float:
     """The folder with `resnext.bulk`, decoding included."""
-    from resnext.bulk import predict_files
-    from resnext.inference.opening import open_runner
+    from resnext.inference.opener import open_runner
+    from resnext.prediction.files import predict_files
 
     out = file.with_name("out.csv")
     return predict_files(open_runner(file), [photos], out, overwrite=True).images_per_second
@@ -204,8 +204,8 @@ def ours(photos: Path, file: Path) -> float:
 def engine(photos: Path, file: Path) -> float:
     """The same engine on batches that are ready."""
     from resnext.card import card_of
-    from resnext.inference.opening import open_runner
-    from resnext.pictures import cut, open_image, pixels
+    from resnext.data.decoding import cut, open_image, pixels
+    from resnext.inference.opener import open_runner
 
     runner = open_runner(file)
     how, batch = card_of(runner).preprocessing, runner.batch

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import resnext
-from resnext.machine import processor
+from resnext.system.cpu import processor
 
 _REPEATS = 5
 _PREPARE = """

@@ -33,9 +33,9 @@ from torch import nn
 import resnext
 from resnext.card import Preprocessing
 from resnext.config import ResNeXtConfig
-from resnext.forms import fastest_groups, hardware, merge_groups, pick_precision
-from resnext.machine import processor
-from resnext.transforms import random_view
+from resnext.data.transforms import random_view
+from resnext.grouped_conv import fastest_groups, hardware, merge_groups, pick_precision
+from resnext.system.cpu import processor
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 

@@ -1,16 +1,38 @@
-"""What several test files need."""
+"""What every test gets, and fixtures that several files share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("no clock", deadline=None)
+settings.load_profile("no clock")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder for each test file, so that no test sees the user's or another file's."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache") / "resnext"
+        patch.setenv("RESNEXT_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder for one test."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("RESNEXT_HOME", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Tiny networks wait for a second thread longer than they compute."""
+    """One thread: tiny networks wait for a second one longer than they compute."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from oracles.originals import timm
 from oracles.recorded import manifest
 
+from resnext.architectures import variant, variants
 from resnext.config import (
     AntiAlias,
     Attention,
@@ -32,7 +33,6 @@ from resnext.config import (
     Style,
 )
 from resnext.errors import ConfigError, ConfigTypeError, ResNeXtError, UnknownNameError
-from resnext.zoo import variant, variants
 
 NEEDED = {"layers": (1, 1, 1, 1), "cardinality": 8, "base_width": 4}
 LUCIDS_FIELDS = [  # name, default; the contract's table

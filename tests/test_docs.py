@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from resnext.cli import app
+from resnext.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])

@@ -34,12 +34,12 @@ from PIL import Image
 import resnext
 from resnext import Backbone, Card, Preprocessing, ResNeXt, ResNeXtConfig, mmcls
 from resnext.benchmark import bench
-from resnext.bulk import predict_files
-from resnext.cli import app, main
+from resnext.cli.app import app, main
 from resnext.data import open_splits
-from resnext.hub import save_pretrained
-from resnext.inference.opening import open_runner
+from resnext.inference import open_runner
+from resnext.prediction import predict_files
 from resnext.training import RECIPES, Recipe
+from resnext.weights.hub import save_pretrained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -1320,11 +1320,11 @@ def test_public_names() -> None:
     "name",
     [
         "resnext.benchmark.bench",
-        "resnext.bulk.predict_files",
+        "resnext.prediction.predict_files",
         "resnext.data.open_splits",
         "resnext.evaluation.compare",
-        "resnext.hub.push",
-        "resnext.hub.save_pretrained",
+        "resnext.weights.hub.push",
+        "resnext.weights.hub.save_pretrained",
         "resnext.training.RECIPES",
         "resnext.training.Recipe",
         "resnext.training.train",

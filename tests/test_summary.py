@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from resnext.architectures import variant, variants
 from resnext.config import (
     Conv,
     Norm,
@@ -23,7 +24,6 @@ from resnext.config import (
 from resnext.errors import InputError
 from resnext.network import ResNeXt
 from resnext.summary import Summary, default_size, summarize
-from resnext.zoo import variant, variants
 
 TINY = ResNeXtConfig((1, 2), 2, 64, 5, channels=(8, 16), num_stages=2, stem_channels=8)
 FREE = {  # fields that change neither a size nor a cost

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resnext import mmcls
+    from resnext.architectures import variant, variants
     from resnext.backbone import Backbone
     from resnext.card import Card, Preprocessing
     from resnext.config import ResNeXtConfig
-    from resnext.conversion import convert
-    from resnext.diagnosis import diagnose
     from resnext.errors import ResNeXtError
-    from resnext.evaluation import evaluate
-    from resnext.inference.optimizing import optimize
+    from resnext.evaluation.classification import evaluate
+    from resnext.inference.optimize import optimize
     from resnext.network import ResNeXt, create
-    from resnext.prediction import predict
+    from resnext.prediction.images import predict
     from resnext.training import train
     from resnext.weights.catalog import catalog
-    from resnext.weights.files import save
-    from resnext.weights.loading import load, load_backbone
-    from resnext.zoo import variant, variants
+    from resnext.weights.conversion import convert
+    from resnext.weights.diagnosis import diagnose
+    from resnext.weights.load import load, load_backbone
+    from resnext.weights.save import save
 
 __version__ = "0.1.0"
 
@@ -36,18 +36,18 @@ _HOME = {  # public name → module that defines it
     "ResNeXtConfig": "config",
     "ResNeXtError": "errors",
     "catalog": "weights.catalog",
-    "convert": "conversion",
+    "convert": "weights.conversion",
     "create": "network",
-    "diagnose": "diagnosis",
-    "evaluate": "evaluation",
-    "load": "weights.loading",
-    "load_backbone": "weights.loading",
-    "optimize": "inference.optimizing",
-    "predict": "prediction",
-    "save": "weights.files",
-    "train": "training",
-    "variant": "zoo",
-    "variants": "zoo",
+    "diagnose": "weights.diagnosis",
+    "evaluate": "evaluation.classification",
+    "load": "weights.load",
+    "load_backbone": "weights.load",
+    "optimize": "inference.optimize",
+    "predict": "prediction.images",
+    "save": "weights.save",
+    "train": "training.launch",
+    "variant": "architectures",
+    "variants": "architectures",
 }
 
 __all__ = [

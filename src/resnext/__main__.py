@@ -1,5 +1,5 @@
 """`python -m resnext` is the `resnext` command."""
 
-from resnext.cli import main
+from resnext.cli.app import main
 
 main()

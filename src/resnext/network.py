@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from resnext.architectures import variant
 from resnext.card import Card
 from resnext.config import ResNeXtConfig, Stage
 from resnext.errors import ConfigTypeError, InputError
@@ -27,7 +28,6 @@ from resnext.layers import (
     stem_conv,
     stem_pool,
 )
-from resnext.zoo import variant
 
 Images = Float[Tensor, "n c h w"]
 Maps = tuple[Float[Tensor, "n _ _ _"], ...]

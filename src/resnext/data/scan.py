@@ -18,12 +18,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from resnext.atomic import written
-from resnext.data.images import ImageSet, Problem, Splits, Stored
+from resnext.data.dataset import ImageSet, Problem, Splits, Stored
+from resnext.data.decoding import decode_image
 from resnext.errors import CheckpointError, DataError
-from resnext.pictures import decode_image
-from resnext.places import home
-from resnext.progress import Reporter
+from resnext.system.atomic import written
+from resnext.system.cache import home
+from resnext.system.progress import Reporter
 
 _TOO_MANY = 0.05
 _BATCH = 32

@@ -5,7 +5,7 @@ Source: its `modeling/backbone/resnet.py`. Its ResNeXts stride on the 3×3 convo
 
 from __future__ import annotations
 
-from resnext.dialects.names import Dialect, Row
+from resnext.dialects.dialect import Dialect, Row
 
 _PARTS = (
     *(Row(f"conv{i}.", f"conv{i}.") for i in (1, 2, 3)),

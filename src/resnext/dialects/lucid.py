@@ -6,9 +6,9 @@ Source: the released code of Lucid 2, run with random weights, whose arguments a
 
 from __future__ import annotations
 
+from resnext.architectures import unlike
 from resnext.config import ResNeXtConfig
-from resnext.dialects.fit import unlike
-from resnext.dialects.names import Dialect, Row
+from resnext.dialects.dialect import Dialect, Row
 
 _STEM = (Row("conv1.", "stem.0."), Row("bn1.", "stem.1."))
 _BLOCK = (

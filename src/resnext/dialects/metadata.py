@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from resnext.architectures import variant, variants
 from resnext.card import Card, Preprocessing
 from resnext.config import ResNeXtConfig
-from resnext.dialects.mmcls_build import build
-from resnext.dialects.mmcls_config import parse_config
 from resnext.errors import CheckpointError, ResNeXtError
-from resnext.zoo import variant, variants
+from resnext.mmcls.classifier import build
+from resnext.mmcls.config_file import parse_config
 
 Values = Mapping[str, Any]
 

@@ -7,11 +7,11 @@ file for them keeps ours under `fc`, which they leave unread.
 
 from __future__ import annotations
 
+from resnext.architectures import unlike
 from resnext.config import ResNeXtConfig
-from resnext.dialects.fit import unlike
-from resnext.dialects.mmcls import LETTERS
-from resnext.dialects.mmcls_names import BLOCK_NORMS, STEM_NORM, deep, nearest
-from resnext.dialects.names import Dialect, Row, norm_rows
+from resnext.dialects.dialect import Dialect, Row, norm_rows
+from resnext.dialects.mmcls import BLOCK_NORMS, STEM_NORM, deep, nearest
+from resnext.mmcls.backbone import LETTERS
 
 _NETWORK = (
     Row("conv1.0.", "stem.0."),

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
+from resnext.architectures import unlike
 from resnext.config import ResNeXtConfig
-from resnext.dialects.fit import unlike
-from resnext.dialects.names import Dialect
+from resnext.dialects.dialect import Dialect
 
 NAMES = {  # architectures that timm can create by our name
     "resnext50_32x4d",

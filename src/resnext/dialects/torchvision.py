@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from resnext.architectures import unlike
 from resnext.config import ResNeXtConfig
-from resnext.dialects.fit import unlike
-from resnext.dialects.names import Dialect
+from resnext.dialects.dialect import Dialect
 
 
 def original(config: ResNeXtConfig) -> nn.Module:

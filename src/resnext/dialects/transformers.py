@@ -6,7 +6,7 @@ files come from forks; plain ones are ResNets.
 
 from __future__ import annotations
 
-from resnext.dialects.names import Dialect, Row
+from resnext.dialects.dialect import Dialect, Row
 
 _BLOCK = (
     *(Row(f"conv{i + 1}.", f"layer.{i}.convolution.") for i in range(3)),

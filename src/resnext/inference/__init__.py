@@ -1,14 +1,15 @@
-"""The fastest way to run a network on this machine, found by measuring.
+"""Run a network fast.
 
-folding.py        batch norms become part of convolutions
-exporting.py      the network as an ONNX graph; wider groups and 8-bit pixels as edits of it
-quantization.py   the graph in 8 bits
-sessions.py       engines, loaded and ready: pixels or images in, logits and embeddings out
-torch_session.py  the same for torch
-workshop.py       makes sessions of a network
-optimizing.py     times them and proves that they agree: `resnext.optimize`
-plan.py           what was chosen, for which model and machine, and where it is remembered
-optimized.py      a classifier by a plan
-opening.py        a model's file or name, by its plan if it has one
-explaining.py     the table that was decided from
+runner.py      the interface of everything that predicts; sessions of the engines
+opener.py      from a model's file or name to a runner
+fold.py        batch norms become part of convolutions
+optimize.py    `optimize`: times engines and proves that they agree
+plan.py        what was chosen, for which model and machine, and where it is kept
+plan_table.py  the table that it was chosen from
+optimized.py   a classifier that runs by a plan
+engines/       what computes
 """
+
+from resnext.inference.opener import open_runner
+
+__all__ = ["open_runner"]

@@ -15,7 +15,7 @@ from resnext.card import Card
 from resnext.config import ResNeXtConfig
 from resnext.errors import CheckpointError, InputError
 from resnext.inference.plan import Form, Kind, Plan, remember_beside, require_folder
-from resnext.inference.sessions import Answers, Session, opened
+from resnext.inference.runner import Answers, Session, opened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +75,7 @@ class Optimized:
 
     def explain(self) -> str:
         """The table that was decided from."""
-        from resnext.inference.explaining import explained
+        from resnext.inference.plan_table import explained
 
         return explained(self.plan)
 
@@ -128,7 +128,7 @@ class Optimized:
             )
         import torch
 
-        from resnext.inference.workshop import Workshop
+        from resnext.inference.engines.builder import Workshop
 
         place = torch.device("cpu" if self.plan.device == "cpu" else "cuda")
         how = self.card.preprocessing if self.card else None

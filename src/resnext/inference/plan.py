@@ -11,10 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from resnext.atomic import written_whole
 from resnext.errors import CheckpointError, ResNeXtError
-from resnext.machine import cores, processor
-from resnext.places import home
+from resnext.system.atomic import written_whole
+from resnext.system.cache import home
+from resnext.system.cpu import cores, processor
 
 Engine = Literal["torch", "compile", "tensorrt", "onnxruntime", "openvino"]
 Kind = Literal["images", "pixels"]

@@ -16,25 +16,26 @@ import numpy as np
 import torch
 
 import resnext
-from resnext.augmentation import Augment
+from resnext.architectures import variant
 from resnext.card import Preprocessing
 from resnext.config import ResNeXtConfig
-from resnext.data import ImageSet, Problem, Splits, open_splits
+from resnext.data.dataset import ImageSet, Problem, Splits
+from resnext.data.open import open_splits
 from resnext.data.scan import Scan, scan, write_quarantine
-from resnext.device import pick_device
+from resnext.data.transforms import fast_decoder
 from resnext.errors import CheckpointError, ConfigError, DataError, InputError, ResNeXtError
-from resnext.forms import fastest_groups, pick_precision
+from resnext.grouped_conv import fastest_groups, pick_precision
 from resnext.network import ResNeXt
-from resnext.progress import Reporter, reporter
-from resnext.training.finish import finish
-from resnext.training.loop import Forms, Run, Settings
+from resnext.system.device import pick_device
+from resnext.system.progress import Reporter, reporter
+from resnext.training.augmentation import Augment
+from resnext.training.checkpoint import State, newest
+from resnext.training.distributed import Ranks, join, leave
+from resnext.training.finalize import finish
 from resnext.training.optim import optimizer
-from resnext.training.ranks import Ranks, join, leave
 from resnext.training.recipe import Recipe, choose
-from resnext.training.state import State, newest
-from resnext.transforms import fast_decoder
-from resnext.weights.loading import load, load_classifier
-from resnext.zoo import variant
+from resnext.training.trainer import Forms, Run, Settings
+from resnext.weights.load import load, load_classifier
 
 _USUAL = "resnext50_32x4d"
 

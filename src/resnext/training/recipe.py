@@ -10,8 +10,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from resnext.augmentation import Augmentation
 from resnext.errors import ConfigError
+from resnext.training.augmentation import Augmentation
 
 Optimizer = Literal["sgd", "adamw", "lamb"]
 Schedule = Literal["cosine", "step"]

@@ -13,12 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+from resnext.architectures import canonical_name
+from resnext.architectures import variant as _config_of
 from resnext.card import Card, Colour, Interpolation, Preprocessing
 from resnext.config import ResNeXtConfig
 from resnext.errors import CheckpointError, ConfigError, UnknownNameError
 from resnext.summary import summarize
-from resnext.zoo import canonical_name
-from resnext.zoo import variant as _config_of
 
 _TIMM = "https://github.com/huggingface/pytorch-image-models/releases/download/"
 _GLUON = "https://github.com/rwightman/pytorch-pretrained-gluonresnet/releases/download/v0.1/"

@@ -1,0 +1,170 @@
+"""The named variants, and how their names are spelled. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+from resnext.config import ResNeXtConfig
+from resnext.errors import UnknownNameError
+
+_DEPTHS = {
+    26: (2, 2, 2, 2),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    201: (3, 24, 36, 4),
+}
+_D = {"stem_type": "deep", "stem_width": 32, "avg_down": True}  # arXiv:1812.01187, ResNet-D
+_T = {**_D, "stem_channels": (24, 32, 64)}  # timm's tiered stem
+
+
+def _imagenet(depth: int, cardinality: int, base_width: int, **more: Any) -> ResNeXtConfig:
+    return ResNeXtConfig(_DEPTHS[depth], cardinality, base_width, **more)
+
+
+def _small(blocks: int, cardinality: int, base_width: int, width: int = 64) -> ResNeXtConfig:
+    """The paper's network for 32×32 images (section 5.3): three stages of `blocks` blocks."""
+    return ResNeXtConfig(
+        (blocks,) * 3,
+        cardinality,
+        base_width,
+        num_classes=10,
+        channels=(width, 2 * width, 4 * width),
+        num_stages=3,
+        small_stem=True,
+    )
+
+
+_VARIANTS: dict[str, ResNeXtConfig] = {
+    "resnext26_32x4d": _imagenet(26, 32, 4),
+    "resnext50_32x4d": _imagenet(50, 32, 4),
+    "resnext101_32x4d": _imagenet(101, 32, 4),
+    "resnext101_32x8d": _imagenet(101, 32, 8),
+    "resnext101_32x16d": _imagenet(101, 32, 16),
+    "resnext101_32x32d": _imagenet(101, 32, 32),
+    "resnext101_32x48d": _imagenet(101, 32, 48),
+    "resnext101_64x4d": _imagenet(101, 64, 4),
+    "resnext152_32x4d": _imagenet(152, 32, 4),
+    "resnext26d_32x4d": _imagenet(26, 32, 4, **_D),
+    "resnext50d_32x4d": _imagenet(50, 32, 4, **_D),
+    "resnext101d_32x4d": _imagenet(101, 32, 4, **_D),
+    "resnext101d_32x8d": _imagenet(101, 32, 8, **_D),
+    "resnext101d_64x4d": _imagenet(101, 64, 4, **_D),
+    "resnext152d_32x4d": _imagenet(152, 32, 4, **_D),
+    "seresnext26d_32x4d": _imagenet(26, 32, 4, attention="se", **_D),
+    "seresnext26t_32x4d": _imagenet(26, 32, 4, attention="se", **_T),
+    "seresnext50_32x4d": _imagenet(50, 32, 4, attention="se"),
+    "seresnext101_32x4d": _imagenet(101, 32, 4, attention="se"),
+    "seresnext101_32x8d": _imagenet(101, 32, 8, attention="se"),
+    "seresnext101_64x4d": _imagenet(101, 64, 4, attention="se"),
+    "seresnext101d_32x8d": _imagenet(101, 32, 8, attention="se", **_D),
+    "seresnextaa101d_32x8d": _imagenet(101, 32, 8, attention="se", anti_alias="avg", **_D),
+    "seresnextaa201d_32x8d": _imagenet(
+        201, 32, 8, attention="se", anti_alias="avg", **{**_D, "stem_width": 64}
+    ),
+    "ecaresnext26t_32x4d": _imagenet(26, 32, 4, attention="eca", **_T),
+    "ecaresnext50t_32x4d": _imagenet(50, 32, 4, attention="eca", **_T),
+    "resnext29_1x64d": _small(3, 1, 64),
+    "resnext29_2x64d": _small(3, 2, 64),
+    "resnext29_4x64d": _small(3, 4, 64),
+    "resnext29_8x64d": _small(3, 8, 64),
+    "resnext29_16x64d": _small(3, 16, 64),
+    "resnext29_32x4d": _small(3, 32, 4),
+    "resnext11_8x16d": _small(1, 8, 16, width=32),
+}
+
+
+def variants() -> tuple[str, ...]:
+    """Names that `create` and `variant` know, in the order of the table."""
+    return tuple(_VARIANTS)
+
+
+def variant(name: str, **overrides: Any) -> ResNeXtConfig:
+    """The config of a named variant.
+
+    Args:
+        name: A name from `variants()`, or as torchvision, timm, Lucid or mmcls spell it:
+            `resnext50_32x4d`, `resnext50_32x4d.a1_in1k`, `resnext_50_32x4d`,
+            `resnext50-32x4d_8xb32_in1k`.
+        overrides: Fields of `ResNeXtConfig` to change.
+
+    Raises:
+        UnknownNameError: No variant has that name; the message names the nearest.
+        ConfigError: An override is wrong.
+    """
+    key = canonical_name(name)
+    if key not in _VARIANTS:
+        near = difflib.get_close_matches(key, _VARIANTS, n=3, cutoff=0.4)
+        hint = f"Did you mean {' or '.join(near)}?" if near else "`resnext info` lists them."
+        raise UnknownNameError(f"No variant is called {name!r}. {hint}")
+    return _VARIANTS[key].replace(**overrides)
+
+
+def canonical_name(name: str) -> str:
+    """Our spelling of a variant's name, whichever library's spelling came.
+
+    timm adds a tag after a dot and once had prefixes for the origin of the weights, Lucid writes
+    an underscore before the depth, mmcls hyphens and the training schedule.
+    """
+    key = str(name).strip().lower().replace("-", "_").split(".")[0]
+    key = re.sub(r"^(tv|ig|ssl|swsl|gluon)_", "", key)
+    key = re.sub(r"^(se|eca)_?resnext", r"\1resnext", key)
+    key = re.sub(r"resnext_?((?:aa)?\d+)", r"resnext\1", key)
+    return re.sub(r"(_\d+x\d+d)_(?:\d+xb\d+|b\d+x\d+|in1k|imagenet|wsl).*$", r"\1", key)
+
+
+def differences(config: ResNeXtConfig, other: ResNeXtConfig) -> list[str]:
+    """What two networks compute differently, as names of fields; empty if nothing."""
+    mine, theirs = _computed(config), _computed(other)
+    return [name for name in mine if mine[name] != theirs[name]]
+
+
+def unlike(config: ResNeXtConfig, nearest: ResNeXtConfig) -> str:
+    """Why a library whose nearest network is `nearest` does not have the network of `config`.
+
+    Returns:
+        The end of a sentence that starts with the library; empty if it has the network.
+    """
+    names = differences(config, nearest)
+    return f"has no networks with such {' and '.join(names)}." if names else ""
+
+
+def nearest_variant(config: ResNeXtConfig) -> tuple[str, list[str]]:
+    """The named variant that a config is most alike, and what differs beside classes and images."""
+    usual = ("num_classes", "in_channels")
+    ranked = [
+        ([x for x in differences(config, variant(name)) if x not in usual], name)
+        for name in variants()
+    ]
+    other, name = min(ranked, key=lambda row: (len(row[0]), row[1]))
+    return name, other
+
+
+def _computed(config: ResNeXtConfig) -> dict[str, Any]:
+    stages = config.stages
+    standardised = config.conv in ("weight_standardized", "affine_weight_standardized")
+    squeezed = [config.squeezed(s.out_channels) for s in stages if config.gate == "se"]
+    return {
+        "num_stages": config.num_stages,
+        "layers": config.layers,
+        "num_classes": config.num_classes,
+        "in_channels": config.in_channels,
+        "stem": (config.stem_type, config.stem_out, config.small_stem),
+        "avg_down": config.avg_down,
+        "cardinality": [stage.groups for stage in stages],
+        "width": [stage.width for stage in stages],
+        "channels": [stage.out_channels for stage in stages],
+        "strides": [stage.stride for stage in stages],
+        "dilations": [stage.dilation for stage in stages],
+        "style": config.style,
+        "norm": (config.norm if config.norm != "sync" else "batch", config.norm_eps),
+        "norm_groups": config.norm_groups if config.norm == "group" else None,
+        "norm_affine": config.norm_affine,
+        "norm_track": config.norm_track,
+        "conv": (config.conv, config.conv_eps if standardised else None),
+        "padding_mode": config.padding_mode,
+        "attention": (config.gate, squeezed),
+        "anti_alias": config.anti_alias,
+    }

@@ -1,0 +1,92 @@
+"""Predictions as one picture: a contact sheet of the images with what was seen in each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from resnext.errors import DataError, InputError
+from resnext.prediction.images import Picture, Prediction, decode
+
+_SIDE, _GAP, _TEXT = 168, 20, 52  # pixels: a picture, the space around it, the two lines below
+_PAPER, _INK, _FAINT, _BAR = "#ffffff", "#1d2330", "#8b93a3", "#2f6fde"
+
+
+def draw_sheet(
+    pictures: Sequence[Picture], predictions: Sequence[Prediction], *, columns: int = 5
+) -> Image.Image:
+    """Draw pictures in a grid, each with its most likely class and a bar of its probability.
+
+    Args:
+        pictures: What `predict` was given.
+        predictions: What it answered.
+        columns: Pictures in a row.
+
+    Raises:
+        DataError: There are no pictures, or not as many as predictions.
+        InputError: `columns` is less than 1.
+    """
+    if columns < 1:
+        raise InputError(f"columns must be at least 1, not {columns}.")
+    if not pictures or len(pictures) != len(predictions):
+        raise DataError(
+            f"A sheet takes a prediction for each of at least one picture, not "
+            f"{len(predictions)} for {len(pictures)}."
+        )
+    columns = min(columns, len(pictures))
+    rows = math.ceil(len(pictures) / columns)
+    cell_w, cell_h = _SIDE + _GAP, _SIDE + _TEXT + _GAP
+    sheet = Image.new("RGB", (columns * cell_w + _GAP, rows * cell_h + _GAP), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    large, small = ImageFont.load_default(22), ImageFont.load_default(14)
+    for i, (picture, prediction) in enumerate(zip(pictures, predictions, strict=True)):
+        left, top = _GAP + i % columns * cell_w, _GAP + i // columns * cell_h
+        sheet.paste(_thumbnail(decode(picture, "RGB")), (left, top))
+        draw.rectangle((left, top, left + _SIDE - 1, top + _SIDE - 1), outline="#d9dde5")
+        probability = prediction.probabilities[0]
+        percent = f"{probability:.1%}"
+        below = top + _SIDE + 8
+        right = left + _SIDE - draw.textlength(percent, font=small)
+        draw.text((right, below + 6), percent, _FAINT, font=small)
+        draw.text((left, below), _fit(draw, prediction.label, right - left - 8, large), _INK, large)
+        bar = below + 34
+        draw.rectangle((left, bar, left + _SIDE - 1, bar + 4), fill="#e8ebf1")
+        draw.rectangle((left, bar, left + round(probability * (_SIDE - 1)), bar + 4), fill=_BAR)
+    return sheet
+
+
+def save_sheet(sheet: Image.Image, path: str | Path) -> None:
+    """Write a sheet.
+
+    Raises:
+        DataError: The ending names no image format, or the file cannot be written.
+    """
+    try:
+        sheet.save(path)
+    except (OSError, ValueError, KeyError) as error:  # KeyError: a format Pillow only reads
+        raise DataError(f"{path} cannot be written: {error}.") from error
+
+
+def _thumbnail(image: Image.Image) -> Image.Image:
+    """A square of the right size; tiny images keep their pixels visible."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    tiny = side * 4 <= _SIDE
+    filter_ = Image.Resampling.NEAREST if tiny else Image.Resampling.LANCZOS
+    return square.resize((_SIDE, _SIDE), filter_)
+
+
+def _fit(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    width: float,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> str:
+    text = " ".join(text.split())
+    while len(text) > 1 and draw.textlength(text, font=font) > width:
+        text = text[:-2] + "…"
+    return text

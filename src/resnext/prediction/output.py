@@ -1,0 +1,362 @@
+"""Where predictions over folders go: a journal while they are made, then a table.
+
+OUT.part    a line of settings, then one line of JSON for each image, in order
+X.npy.part  embeddings, one row for each image, written before its line
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from resnext.errors import CheckpointError, InputError
+from resnext.system.atomic import written
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+KINDS = (".csv", ".jsonl", ".parquet")
+_FORMAT = 1
+_SETTLE = 30.0  # seconds after which even a power cut loses nothing
+_GROUP = 20_000  # rows of Parquet held at a time
+
+
+class Journal:
+    """What is answered so far. It is there after whatever ends the program.
+
+    Args:
+        out: The table it is for.
+        settings: What answers depend on; "count" is the number of images.
+        embeddings: File of the embeddings, if wanted.
+        width: Numbers of one embedding.
+        step: What is kept of an earlier journal is a multiple of this many images, or all.
+        overwrite: Whether a journal of other settings may be thrown away.
+
+    Raises:
+        CheckpointError: It cannot be written.
+        InputError: It has other settings, or somebody writes it at this moment.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        settings: dict[str, Any],
+        embeddings: Path | None,
+        width: int,
+        step: int,
+        overwrite: bool,
+    ) -> None:
+        self.path, self.count = journal_of(out), int(settings["count"])
+        self.done = self.unreadable = 0
+        self.first = ""
+        """The first problem."""
+        self._array: IO[bytes] | None = None
+        self._settled = time.monotonic()
+        with _writing(self.path):
+            self._file = self.path.open("a+b")
+        try:
+            with _writing(self.path):
+                _lock(self._file, self.path)
+                resumed = self._resumes(settings, overwrite)
+                if not resumed:
+                    self._file.truncate(0)
+                    line = json.dumps({"resnext": _FORMAT, **settings})
+                    self._file.write(f"{line}\n".encode())
+                    self._file.flush()
+            header = _header(self.count, width)
+            kept = self._open_array(embeddings, header, width, resumed)
+            with _writing(self.path):
+                if resumed:
+                    self._keep(kept, step)
+                if self._array:
+                    self._array.truncate(len(header) + self.done * width * 4)
+        except BaseException:
+            self.close()
+            raise
+
+    @staticmethod
+    def begun(out: Path) -> bool:
+        """Whether there is a journal for this table."""
+        path = journal_of(out)
+        return path.is_file() and path.stat().st_size > 0
+
+    def add(
+        self,
+        rows: list[str],
+        problems: list[str | None],
+        embeddings: Float32[np.ndarray, "n d"] | None,
+    ) -> None:
+        """The next images. Once this returns, only a power cut can lose them.
+
+        Raises:
+            CheckpointError: They cannot be written.
+        """
+        if self._array and embeddings is not None:
+            with _writing(Path(self._array.name)):
+                self._array.write(embeddings.astype("<f4", copy=False).tobytes())
+                self._array.flush()
+        with _writing(self.path):
+            self._file.write("".join(f"{row}\n" for row in rows).encode())
+            self._file.flush()
+            if time.monotonic() - self._settled > _SETTLE:
+                self._settle()
+        self.done += len(rows)
+        for row, problem in zip(rows, problems, strict=True):
+            if problem is not None:
+                self._count(json.loads(row))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """All rows again."""
+        with self.path.open("rb") as file:
+            file.readline()
+            yield from map(json.loads, file)
+
+    def end(self) -> None:
+        """Put the embeddings in their place and remove the journal."""
+        with _writing(self.path):
+            self._settle()
+            self.close()
+            if self._array:
+                part = Path(self._array.name)
+                part.replace(part.with_suffix(""))
+            self.path.unlink()
+
+    def close(self) -> None:
+        """Leave everything as it is."""
+        for file in (self._array, self._file):
+            if file:
+                with suppress(OSError):  # said when it was written
+                    file.close()
+
+    def _settle(self) -> None:
+        """Have the disk hold it: embeddings first, as no row may be without."""
+        for file in (self._array, self._file):
+            if file:
+                os.fsync(file.fileno())
+        self._settled = time.monotonic()
+
+    def _resumes(self, settings: dict[str, Any], overwrite: bool) -> bool:
+        """Whether what is there was begun with these settings.
+
+        Raises:
+            InputError: It was not.
+        """
+        self._file.seek(0)
+        line = self._file.readline()
+        if not line:
+            return False
+        old = _parsed(line)
+        if old is None or "resnext" not in old:
+            wrong = "is no beginning of predictions"
+        elif old["resnext"] != _FORMAT:
+            wrong = "was begun by another version of resnext"
+        else:
+            other = [name for name in settings if old.get(name) != settings[name]]
+            if not other:
+                return True
+            names = [_NAMES[name].format(old.get(name)) for name in other if name in _NAMES]
+            wrong = f"was begun with {' and '.join(names)}"
+        if overwrite:
+            return False
+        raise InputError(
+            f"{self.path} {wrong}. To continue, give what it was begun with; --overwrite begins "
+            f"again, and so does another output file."
+        )
+
+    def _open_array(self, path: Path | None, header: bytes, width: int, resumed: bool) -> int:
+        """Open the embeddings; returns how many there are, a great many if none are wanted."""
+        if path is None:
+            return self.count
+        part = path.with_name(f"{path.name}.part")
+        with _writing(part):
+            size = len(header) + self.count * width * 4
+            if resumed and not part.exists() and path.exists() and path.stat().st_size == size:
+                return self.count  # it was ended just before the journal was to be removed
+            self._array = part.open("a+b")
+            self._array.seek(0)
+            if resumed and self._array.read(len(header)) == header:
+                return (part.stat().st_size - len(header)) // (width * 4)
+            self._array.truncate(0)
+            self._array.write(header)
+            self._array.flush()
+        return 0
+
+    def _keep(self, limit: int, step: int) -> None:
+        """Read the first `limit` rows and cut off what is after the last whole batch."""
+        self._file.seek(0)
+        end = kept = len(self._file.readline())
+        found = list[dict[str, Any]]()
+        for done, line in enumerate(islice(self._file, min(limit, self.count)), 1):
+            row = _parsed(line)
+            if row is None:
+                break
+            end += len(line)
+            if "error" in row:
+                found.append(row)
+            if done % step == 0 or done == self.count:
+                self.done, kept = done, end
+                for bad in found:
+                    self._count(bad)
+                found.clear()
+        self._file.truncate(kept)
+
+    def _count(self, row: dict[str, Any]) -> None:
+        self.unreadable += 1
+        self.first = self.first or f"{row['path']}: {row['error']}"
+
+
+def journal_of(out: Path) -> Path:
+    """Where predictions are kept while they are made."""
+    return out.with_name(f"{out.name}.part")
+
+
+_NAMES = {
+    "model": "another model",
+    "top": "top {}",
+    "images": "other images",
+    "embeddings": "embeddings {}",
+}
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """A whole line, or None."""
+    try:
+        row = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:  # a power cut can leave anything
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _header(count: int, width: int) -> bytes:
+    file = io.BytesIO()
+    about = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
+    np.lib.format.write_array_header_1_0(file, about)
+    return file.getvalue()
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
+    """See to it that nobody else writes, until the file is closed.
+
+    Raises:
+        InputError: Somebody does.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f"{path} is being written by another call. Wait for its end.") from error
+    except OSError:  # a file system without locks
+        return
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        name = path if error.filename is None else error.filename
+        raise CheckpointError(
+            f"{name} cannot be written: {error.strerror or error}. What is answered so far is "
+            f"kept; the same call continues there."
+        ) from error
+
+
+# -- tables -----------------------------------------------------------------------------------
+
+
+def needs(kind: str) -> None:
+    """Refuse a kind of table whose library is missing.
+
+    Raises:
+        InputError: It is.
+    """
+    if kind != ".parquet":
+        return
+    try:
+        import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise InputError('.parquet needs pyarrow: pip install "resnext[parquet]".') from error
+
+
+def finish(journal: Journal, out: Path, top: int, sure: bool) -> None:
+    """Make the table of a journal that is complete, and remove it.
+
+    Args:
+        journal: With all rows.
+        out: The table; its ending tells the kind.
+        top: Number of classes of each row.
+        sure: Whether there is such a column.
+
+    Raises:
+        CheckpointError: It cannot be written; the journal stays.
+    """
+    write = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[out.suffix]
+    written(out, lambda temporary: write(journal, temporary, top, sure))
+    journal.end()
+
+
+def _jsonl(journal: Journal, temporary: str, top: int, sure: bool) -> None:
+    with journal.path.open("rb") as source, Path(temporary).open("wb") as target:
+        source.readline()
+        shutil.copyfileobj(source, target)
+
+
+def _csv(journal: Journal, temporary: str, top: int, sure: bool) -> None:
+    """As RFC 4180 has it."""
+    with Path(temporary).open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(_columns(top, sure))
+        for row in journal.rows():
+            cells = _cells(row, top, sure)
+            table.writerow(str(x).lower() if isinstance(x, bool) else x for x in cells)
+
+
+def _parquet(journal: Journal, temporary: str, top: int, sure: bool) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    def kind(name: str) -> Any:
+        if name == "sure":
+            return pa.bool_()
+        return pa.float64() if name.startswith("probability") else pa.string()
+
+    schema = pa.schema([(name, kind(name)) for name in _columns(top, sure)])
+    rows = journal.rows()
+    with parquet.ParquetWriter(temporary, schema) as writer:
+        while cells := [_cells(row, top, sure) for row in islice(rows, _GROUP)]:
+            columns = dict(zip(schema.names, zip(*cells, strict=True), strict=True))
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def _columns(top: int, sure: bool) -> list[str]:
+    names = ["path", "error", "label", "probability"]
+    for i in range(2, top + 1):
+        names += [f"label_{i}", f"probability_{i}"]
+    return names + ["sure"] * sure
+
+
+def _cells(row: dict[str, Any], top: int, sure: bool) -> list[Any]:
+    """A row as it stands in a table; None where it says nothing."""
+    cells = [row["path"], row.get("error")]
+    pairs = zip(
+        row.get("labels", [None] * top), row.get("probabilities", [None] * top), strict=True
+    )
+    for pair in pairs:
+        cells += pair
+    return cells + [row.get("sure")] * sure

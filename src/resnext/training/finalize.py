@@ -1,0 +1,94 @@
+"""The end of a run: calibration of the kept model, and the report."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from dataclasses import asdict, replace
+
+import torch
+
+import resnext
+from resnext.data.scan import Scan
+from resnext.evaluation.calibration import fit_temperature, recommend_threshold
+from resnext.evaluation.classification import judge
+from resnext.grouped_conv import hardware
+from resnext.summary import summarize
+from resnext.system.cpu import processor
+from resnext.training.report.html import Facts, confident_mistakes, write_report
+from resnext.training.trainer import Run
+from resnext.weights.load import load_classifier
+from resnext.weights.save import save
+
+
+def finish(run: Run, found: Scan, *, command: str) -> None:
+    """Measure the kept model once more, calibrate it, write it and the report.
+
+    The temperature and the threshold are fitted on the validation images (arXiv:1706.04599).
+    """
+    settings, val = run.settings, run.splits.val
+    run.ranks.any(False)  # the first process has written the model before others read it
+    network = load_classifier(settings.out, device=run.device)
+    network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    answers = run.answers(network, "Measuring the best epoch")
+    if not run.ranks.first:
+        return
+    raw = judge(answers, val, keep_logits=True)
+    finite = bool(answers.logits.isfinite().all())
+    temperature = fit_temperature(answers.logits, answers.targets) if finite else 1.0
+    result = judge(answers, val, temperature=temperature)
+    threshold = recommend_threshold(result.confidence, result.right)
+    assert network.card is not None  # training writes one
+    network.card = replace(
+        network.card, metrics=result.metrics("val"), temperature=temperature, threshold=threshold
+    )
+    save(network, settings.out)
+    cost = summarize(network.config, settings.how.size)
+    facts = Facts(
+        title=settings.out.stem,
+        data=run.splits.train.name,
+        command=command,
+        created=time.strftime("%Y-%m-%d %H:%M"),
+        model=run.settings.title,
+        config=repr(network.config),
+        parameters=cost.parameters,
+        gmacs=cost.macs / 1e9,
+        recipe=asdict(settings.recipe),
+        hardware=_hardware(run),
+        versions={
+            "resnext": resnext.__version__,
+            "torch": str(torch.__version__),
+            "Python": platform.python_version(),
+        },
+        seconds={**run.at.seconds, "total": sum(run.at.seconds.values())},
+        history=run.at.history,
+        evaluation=raw,
+        temperature=temperature,
+        threshold=threshold,
+        summary=found.summary(),
+        findings=found.lines(),
+        train_counts=run.splits.train.counts().tolist(),
+        val_counts=val.counts().tolist(),
+        mistakes=confident_mistakes(network, val, result, settings.how),
+        events=run.at.resumes,
+    )
+    write_report(facts, settings.folder / "report.html")
+
+
+def _hardware(run: Run) -> dict[str, str]:
+    """The machine in words."""
+    pages = (
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    )
+    parts = {
+        "processor": processor(),
+        "threads": str(torch.get_num_threads()),
+        "memory": f"{pages / 2**30:.0f} GiB" if pages else "unknown",
+        "precision": run.settings.forms.dtype,
+    }
+    if run.device.type == "cuda":
+        parts["gpu"] = hardware(run.device)
+    if run.ranks.world > 1:
+        parts["processes"] = str(run.ranks.world)
+    return parts

@@ -1,0 +1,5 @@
+"""The report of a training run.
+
+html.py    the page
+charts.py  its charts, as SVG
+"""

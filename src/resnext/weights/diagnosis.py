@@ -1,0 +1,265 @@
+"""`diagnose`: what a file of weights is, what is wrong with it, and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from resnext.architectures import nearest_variant, variant, variants
+from resnext.card import Card
+from resnext.config import ResNeXtConfig
+from resnext.errors import CheckpointError, MissingFileError, ResNeXtError
+from resnext.network import ResNeXt
+from resnext.weights.formats.reading import Contents, read
+from resnext.weights.recognise import Recognised, recognise
+from resnext.weights.resolve import Empty, Loaded, in_folder, understand_contents
+
+_SHOWN = 4
+_LONGEST = 800  # letters of a text
+# What names mean that no ResNeXt has
+_CAUSES = (
+    ("conv_offset", "It has deformable convolutions (DCN), which are not built here."),
+    ("context_block", "It has GCNet's context blocks, a plugin of mmdet."),
+    ("nonlocal_block", "It has non-local blocks, a plugin of mmdet."),
+    ("gen_attention_block", "It has generalized attention, a plugin of mmdet."),
+    ("lora_", "It has LoRA adapters. Merge them into the weights first."),
+    ("parametrizations.", "Its weights are parametrized. Remove the parametrizations and save."),
+    ("weight_mask", "It was pruned. Call torch.nn.utils.prune.remove and save again."),
+    ("weight_orig", "It has spectral norm or pruning. Remove it and save again."),
+    ("_packed_params", "It is quantized. Save the network as it was before."),
+    ("zero_point", "It is quantized. Save the network as it was before."),
+    ("layer0.", "It is a network of Cadene's, whose pooling differs (timm: legacy_seresnext…)."),
+    (
+        ".se_module.",
+        "It is a network of Cadene's, whose pooling differs (timm: legacy_seresnext…).",
+    ),
+)
+
+
+class Diagnosis(NamedTuple):
+    """What was found out about a file."""
+
+    path: Path
+    bytes: int
+    format: str = ""
+    dialect: str = ""
+    architecture: str = ""
+    """A named variant, or what it differs in from the nearest."""
+    config: ResNeXtConfig | None = None
+    classifier: bool = False
+    card: Card | None = None
+    tensors: int = 0
+    parameters: int = 0
+    dtypes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was left out or assumed."""
+    problems: tuple[str, ...] = ()
+    """Why it cannot be used, or should not; empty if all is well."""
+    advice: tuple[str, ...] = ()
+    """What to type next."""
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What is known, as names and texts for people."""
+        facts = [("File", f"{self.path}, {self.bytes:,} bytes" if self.bytes else str(self.path))]
+        if self.format:
+            facts.append(("Format", self.format))
+        if self.dialect:
+            facts.append(("Written for", self.dialect))
+        if self.tensors:
+            types = ", ".join(self.dtypes)
+            facts.append(("Tensors", f"{self.tensors:,} ({types}), {self.parameters:,} numbers"))
+        if self.config is not None:
+            facts += [("Architecture", self.architecture), ("Config", repr(self.config))]
+            classes = f"{self.config.num_classes:,}" if self.classifier else "no classifier"
+            labels = self.card.labels if self.card else ()
+            shown = ": " + ", ".join(labels[:5]) + ("…" if len(labels) > 5 else "")
+            facts.append(("Classes", classes + (shown if labels else "")))
+        if self.card is not None and self.classifier:
+            how = self.card.preprocessing
+            sizes = f"shorter side {how.resize} {how.interpolation}, centre {how.size}"
+            facts.append(("Preprocessing", f"{sizes}, {how.colour}"))
+            facts.append(("Licence", self.card.licence or "not stated"))
+        return facts
+
+
+def diagnose(path: str | Path) -> Diagnosis:
+    """Examine a file of weights, or a folder with one. Nothing in it is executed.
+
+    Args:
+        path: A file of any format, also a damaged one.
+
+    Raises:
+        MissingFileError: There is no such file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MissingFileError(f"{path} does not exist. `doctor` examines files and folders.")
+    try:
+        file, told = in_folder(path) if path.is_dir() else (path, None)
+        contents = read(file)
+    except CheckpointError as error:
+        if path.is_dir():
+            return _of_folder(path, error)
+        damaged = any(word in str(error) for word in ("damaged", "cut off", "empty", "web page"))
+        advice = _DAMAGED if damaged else _ELSEWHERE
+        return Diagnosis(path, path.stat().st_size, problems=_short([error]), advice=advice)
+    state = contents.state
+    about = Diagnosis(
+        path,
+        file.stat().st_size,
+        format=contents.format,
+        tensors=len(state),
+        parameters=sum(x.numel() for x in state.values() if x.is_floating_point()),
+        dtypes=tuple(f"{n} × {kind}" for kind, n in Counter(map(_kind, state.values())).items()),
+    )
+    try:
+        found = understand_contents(file, contents, told=told)
+    except ResNeXtError as error:
+        if path.is_dir():
+            return _of_folder(path, error)
+        return _misunderstood(about, contents, str(error))
+    return _understood(about, found)
+
+
+_DAMAGED = ("Get the file again, from where it was published, and compare its SHA-256.",)
+_ELSEWHERE = ("Load it with the library that wrote it, and save the state dict of its ResNeXt.",)
+
+
+def _of_folder(path: Path, error: ResNeXtError) -> Diagnosis:
+    return Diagnosis(path, 0, problems=_short([error]), advice=("Examine a file in it.",))
+
+
+def _understood(about: Diagnosis, found: Loaded) -> Diagnosis:
+    problems = _health(found.state)
+    name, own = _typed(str(about.path)), _typed(f"{about.path.resolve().stem}-own.safetensors")
+    advice: list[str] = []
+    if problems:
+        advice.append("Get weights that were trained to the end, and saved before they diverged.")
+    elif not found.classifier:
+        advice.append(f"resnext.load_backbone({str(about.path)!r})")
+    elif not found.card.labels:
+        advice.append(f"resnext convert {name} {own} --labels classes.txt")
+    else:
+        advice += [f"resnext convert {name} {own}"] if found.dialect else []
+        advice.append(f"resnext predict {name} photos/")
+    notes = found.card.provenance.get("notes", ())
+    return about._replace(
+        dialect=found.dialect.title if found.dialect else "resnext",
+        architecture=nearest(found.config)[0],
+        config=found.config,
+        classifier=found.classifier,
+        card=found.card,
+        notes=_short(notes) if isinstance(notes, list) else (),
+        problems=_short(problems),
+        advice=tuple(advice),
+    )
+
+
+def _short(texts: Iterable[object]) -> tuple[str, ...]:
+    """Texts that can be read, though a name in a damaged file may be endless."""
+    whole = map(str, texts)
+    return tuple(x if len(x) <= _LONGEST else f"{x[:_LONGEST]}…" for x in whole)
+
+
+def _typed(path: str) -> str:
+    """A path as it can be typed in a shell, and is not taken for an option."""
+    return shlex.quote(f"./{path}" if path.startswith("-") else path)
+
+
+def _misunderstood(about: Diagnosis, contents: Contents, reason: str) -> Diagnosis:
+    """What can still be told of weights that make no network."""
+    problems = [reason.removeprefix(f"{about.path}: ")]
+    names = list(contents.state)
+    problems += dict.fromkeys(why for part, why in _CAUSES if any(part in name for name in names))
+    if any(".conv2." in x for x in names) and not any(".conv3." in x for x in names):
+        problems.append("Its blocks have two convolutions: it is a ResNet-18 or -34.")
+    try:
+        found = recognise(contents.state)
+    except CheckpointError:
+        return about._replace(problems=_short(problems), advice=_ELSEWHERE)
+    problems += _compared(found)
+    return about._replace(
+        dialect=found.dialect.title,
+        problems=_short(problems),
+        advice=("If you know its architecture: resnext.load(file, config=…).",),
+    )
+
+
+def _compared(found: Recognised) -> list[str]:
+    """How the weights differ from those of the variant that they are most alike."""
+    shapes = {name: tuple(value.shape) for name, value in found.state.items()}
+    best, wanted = "", {}
+    for name in variants():
+        theirs = _shapes(variant(name))
+        if not best or _alike(shapes, theirs) > _alike(shapes, wanted):
+            best, wanted = name, theirs
+    missing = [name for name in wanted if name not in shapes]
+    unexpected = [name for name in shapes if name not in wanted]
+    other = [
+        f"{name} {shapes[name]} for {wanted[name]}"
+        for name in wanted
+        if name in shapes and shapes[name] != wanted[name] and not name.startswith("fc.")
+    ]
+    told = (("missing", missing), ("unexpected", unexpected), ("of another shape", other))
+    return [
+        f"Beside {best}, {len(names)} {what}: {', '.join(names[:_SHOWN])}"
+        + ("…" if len(names) > _SHOWN else "")
+        for what, names in told
+        if names
+    ]
+
+
+def _alike(shapes: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]) -> int:
+    same = sum(theirs.get(name) == shape for name, shape in shapes.items())
+    return 2 * same - len(theirs) - len(shapes)
+
+
+def _shapes(config: ResNeXtConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"), Empty():
+        return {name: tuple(x.shape) for name, x in ResNeXt(config).state_dict().items()}
+
+
+def nearest(config: ResNeXtConfig) -> tuple[str, list[str]]:
+    """The named variant that a config is, or is most alike, and what differs."""
+    name, other = nearest_variant(config)
+    if len(other) > 3:
+        return "none of the named variants", other
+    return (f"{name} with other {' and '.join(other)}" if other else name), other
+
+
+def _health(state: Mapping[str, Tensor]) -> list[str]:
+    """What is wrong with the numbers themselves."""
+    bad = [name for name, x in state.items() if x.is_floating_point() and not x.isfinite().all()]
+    problems = [f"{_several(bad)} not finite (NaN or infinite)."] if bad else []
+    still = [name for name, x in state.items() if name.endswith("running_var") and (x <= 0).any()]
+    if still:
+        problems.append(f"{_several(still)} not positive: those channels never varied.")
+    dead = 0
+    for name, scale in state.items():
+        if name.endswith(("bn1.weight", "bn2.weight")):
+            shift = state.get(name.replace("weight", "bias"))
+            if shift is not None and shift.shape == scale.shape:
+                dead += int(((scale.abs() < 1e-6) & (shift <= 0)).sum())
+    if dead:
+        problems.append(f"{dead} channels are dead: a norm's scale is zero before a ReLU.")
+    last = [x for name, x in state.items() if name.endswith("bn3.weight")]
+    if last and not any(x.any() for x in last):
+        problems.append("The last norm of every block is zero: the network was never trained.")
+    return problems
+
+
+def _several(names: list[str]) -> str:
+    if len(names) == 1:
+        return f"{names[0]} is"
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]}{more} are"
+
+
+def _kind(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")

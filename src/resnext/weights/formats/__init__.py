@@ -1,0 +1,7 @@
+"""File formats: which one a file is in, and what is in it.
+
+reading.py  every format that can be read
+writing.py  files as other libraries write them
+pickles.py  pickles read without executing anything
+torch7.py   Torch7's serialization
+"""

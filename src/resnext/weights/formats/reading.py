@@ -1,0 +1,365 @@
+"""Files of weights: which format they are in, and the tensors that are in them.
+
+Nothing in a file is ever executed. Pickles are read with torch's `weights_only`, or by `inert.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import threading
+import zipfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from resnext.dialects.torch7 import from_torch7
+from resnext.errors import CheckpointError, MissingFileError
+from resnext.weights.formats.pickles import STUBS, Inert, brief, read_pickle, revived
+from resnext.weights.formats.torch7 import Module, read_torch7
+from resnext.weights.recognise import is_candidate
+
+_SAFETENSORS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+# Where weights are in a dictionary, best first: averages are what was evaluated. mmengine swaps:
+# its `state_dict` holds the average and `ema_state_dict` the raw weights.
+_PLACES = ("model_ema", "state_dict_ema", "ema", "", "state_dict", "model", "model_state_dict")
+_PLACES += ("net", "network", "weights", "content", "params", "ema_state_dict")
+
+_READERS_AT_ONCE = 4
+_LOCK = threading.Lock()  # torch's list of harmless names is one for all threads
+
+
+class Contents(NamedTuple):
+    """What a file holds."""
+
+    format: str
+    """safetensors, torch, torch (legacy), Torch7, Lucid (.lcd), pickle of arrays or NumPy."""
+    place: str
+    """Entry of the file's dictionary that holds the weights; empty for the file itself."""
+    state: dict[str, Tensor]
+    metadata: dict[str, Any]
+    """Everything beside the weights that could be read, harmless."""
+    passed_over: tuple[str, ...] = ()
+    """Entries that hold other networks."""
+
+
+def read(path: Path) -> Contents:
+    """The tensors of a file, whatever its format.
+
+    Raises:
+        MissingFileError: There is no such file.
+        CheckpointError: It is in no known format, damaged, or holds what could be code.
+    """
+    try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise CheckpointError(f"{path} is no ordinary file.")
+        with path.open("rb") as file:
+            start = file.read(64)
+        if not start:
+            raise CheckpointError(f"{path} is empty.")
+        return _READERS[_format(path, start)](path)
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path} does not exist.") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+
+
+def _format(path: Path, start: bytes) -> str:
+    """The format, from the first bytes: names of files are often wrong."""
+    if _is_zip(path):
+        arrays = any(entry.filename.endswith(".npy") for entry in _entries(path))
+        return "numpy" if arrays else "torch"
+    if len(start) > 8 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] < 1 << 30:
+        return "safetensors"
+    if start[:4] == b"PK\x03\x04":
+        return "torch"  # cut off: its table is at the end
+    if start[:4] in (b"\x03\0\0\0", b"\x04\0\0\0"):
+        return "torch7"
+    if start[:1] == b"\x80":
+        return "legacy" if b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19" in start[:16] else "pickle"
+    raise CheckpointError(f"{path} is no file of weights: {_guess(start)}.")
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # a damaged one
+        return True
+
+
+def _entries(path: Path) -> list[zipfile.ZipInfo]:
+    """What a zip says it holds.
+
+    Raises:
+        CheckpointError: Its table is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
+        raise CheckpointError(f"{path} is a damaged zip file: {brief(error)}.") from error
+
+
+def _bounded(path: Path) -> list[zipfile.ZipInfo]:
+    """What a zip holds, unless it would unpack to far more than it is.
+
+    Raises:
+        CheckpointError: It would, or is damaged.
+    """
+    entries = _entries(path)
+    size = sum(entry.file_size for entry in entries)
+    if size > 20 * path.stat().st_size + (1 << 20):
+        raise CheckpointError(f"{path} unpacks to {size:,} bytes, which no weights do.")
+    return entries
+
+
+def _guess(start: bytes) -> str:
+    text = start.lstrip().lower()
+    for head, what in (
+        (b"<!doctype", "it is a web page; the download went wrong"),
+        (b"<html", "it is a web page; the download went wrong"),
+        (b"version https://git-lfs", "it is a pointer of Git LFS; run git lfs pull"),
+        (b"\x1f\x8b", "it is gzip; unpack it first"),
+        (b"\x89hdf", "it is HDF5, which Keras writes"),
+        (b"\x08", "it looks like ONNX"),
+        (b"{", "it is JSON, perhaps the config of the file beside it"),
+    ):
+        if text.startswith(head):
+            return what
+    return f"it starts with {start[:8]!r}"
+
+
+# -- safetensors -----------------------------------------------------------------------------------
+
+
+def read_safetensors(path: Path) -> Contents:
+    """A safetensors file, each tensor read into aligned memory of its own.
+
+    The library checks the header; it maps the file into memory, which counts twice while its
+    tensors are copied, so the values are read here.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} is no safetensors file, or damaged: {brief(error)}."
+        ) from error
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header: dict[str, Any] = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    state: dict[str, Tensor] = {}
+    places: list[tuple[int, Tensor]] = []
+    for name, about in header.items():
+        if about["dtype"] not in _SAFETENSORS:
+            raise CheckpointError(
+                f"{path}: {name} has type {about['dtype']}; weights of that type are not read."
+            )
+        try:
+            state[name] = torch.empty(about["shape"], dtype=_SAFETENSORS[about["dtype"]])
+        except RuntimeError as error:
+            raise CheckpointError(f"{path}: {name} has shape {about['shape']}.") from error
+        places.append((8 + length + about["data_offsets"][0], state[name]))
+    with ThreadPoolExecutor(_READERS_AT_ONCE) as pool:
+        parts = [places[i::_READERS_AT_ONCE] for i in range(_READERS_AT_ONCE)]
+        list(pool.map(lambda part: _fill(path, part), parts))
+    return Contents("safetensors", "", state, metadata)
+
+
+def _fill(path: Path, places: Iterable[tuple[int, Tensor]]) -> None:
+    """Read tensors' bytes into them, each from its place in the file."""
+    with path.open("rb", buffering=0) as file:
+        for start, tensor in places:
+            if not tensor.numel():
+                continue
+            file.seek(start)
+            view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # pyright: ignore
+            done = 0
+            while done < len(view):
+                count = file.readinto(view[done:])
+                if not count:
+                    raise CheckpointError(f"{path} is cut off.")
+                done += count
+
+
+# -- torch -----------------------------------------------------------------------------------------
+
+
+def _read_torch(path: Path) -> Contents:
+    entries = _bounded(path)
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise CheckpointError(
+            f"{path} is a TorchScript archive, which holds code. Save the state dict instead: "
+            f"torch.save(model.state_dict(), …)."
+        )
+    return _contents("torch", path, _unpickled(path))
+
+
+def _read_legacy(path: Path) -> Contents:
+    return _contents("torch (legacy)", path, _unpickled(path))
+
+
+def _unpickled(path: Path) -> Any:
+    """What torch reads with `weights_only`; harmless foreign objects stand in for themselves."""
+    stubs: list[Any] = [(stub, name) for name, stub in STUBS.items()]
+    try:
+        with _LOCK, torch.serialization.safe_globals(stubs):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        return revived(content)
+    except (MemoryError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: it asks for {type(error).__name__}.") from error
+    except Exception as error:  # torch's reader raises almost anything on damaged files
+        if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise CheckpointError(
+                f"{path} names {named[1]}, which is not known to be harmless, so it is not "
+                f"loaded; nothing was executed. If you trust it, load it with the library that "
+                f"wrote it and save the state dict alone."
+            ) from error
+        raise CheckpointError(f"{path} cannot be read: {brief(error)}.") from error
+
+
+# -- others ----------------------------------------------------------------------------------------
+
+
+def _read_pickle(path: Path) -> Contents:
+    with path.open("rb") as file:
+        try:
+            content = read_pickle(file)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path} is not loaded: {error}.") from error
+    lucid = isinstance(content, dict) and "format_version" in content
+    return _contents("Lucid (.lcd)" if lucid else "pickle of arrays", path, content)
+
+
+def _read_numpy(path: Path) -> Contents:
+    _bounded(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            content = {name: file[name] for name in file.files}
+    except Exception as error:  # NumPy's and zipfile's readers raise almost anything
+        raise CheckpointError(f"{path} is a damaged NumPy archive: {brief(error)}.") from error
+    return _contents("NumPy", path, content)
+
+
+def _read_lua(path: Path) -> Contents:
+    content = read_torch7(path)
+    if isinstance(content, dict):  # a checkpoint with its optimizer
+        content = next((x for x in content.values() if isinstance(x, Module)), content)
+    if not isinstance(content, Module):
+        raise CheckpointError(f"{path} holds no network of Torch7.")
+    try:
+        return _contents("Torch7", path, dict(from_torch7(content)))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+_READERS = {
+    "safetensors": read_safetensors,
+    "torch": _read_torch,
+    "legacy": _read_legacy,
+    "pickle": _read_pickle,
+    "numpy": _read_numpy,
+    "torch7": _read_lua,
+}
+
+
+def _contents(format: str, path: Path, content: Any) -> Contents:
+    """The best dictionary of tensors in what was read, and everything beside it."""
+    if not isinstance(content, dict):
+        kind = "object" if isinstance(content, Inert) else type(content).__name__
+        raise CheckpointError(f"{path} holds one {kind}, not a dictionary of tensors.")
+    places = dict(_dictionaries(content))
+    found = {place: names for place, names in places.items() if is_candidate(names)}
+
+    def rank(place: str) -> int:
+        first = place.partition(".")[0]
+        return _PLACES.index(first) if first in _PLACES else len(_PLACES)
+
+    if not found:
+        place = max(places, key=lambda place: len(places[place]))
+        found = {place: places[place]}
+    ranked = sorted(found, key=rank)
+    if len(ranked) > 1 and rank(ranked[0]) == rank(ranked[1]):
+        names = " and ".join(repr(place) for place in ranked)
+        raise CheckpointError(f"{path}: several networks are in it, under {names}. Save one.")
+    place, inner = ranked[0], content
+    for part in found[ranked[0]].at:
+        inner = inner[part]
+    state = {name: _tensor(path, name, inner[name]) for name in found[place]}
+    return Contents(format, place, state, _metadata(content), tuple(ranked[1:]))
+
+
+class _Names(list[str]):
+    """Names of the arrays in a dictionary, and the keys that lead to it."""
+
+    def __init__(self, names: Iterable[str], at: tuple[str, ...]) -> None:
+        super().__init__(names)
+        self.at = at
+
+
+def _dictionaries(content: dict[Any, Any]) -> Iterator[tuple[str, _Names]]:
+    """Every dictionary in a dictionary, each once, however often it is in it."""
+    seen: set[int] = set()
+    waiting: list[tuple[tuple[str, ...], dict[Any, Any]]] = [((), content)]
+    while waiting:
+        at, inner = waiting.pop(0)
+        if id(inner) in seen or len(at) > 4:
+            continue
+        seen.add(id(inner))
+        items = [(key, value) for key, value in dict.items(inner) if isinstance(key, str)]
+        arrays = (key for key, value in items if isinstance(value, Tensor | np.ndarray))
+        yield ".".join(at), _Names(arrays, at)
+        waiting += [((*at, key), value) for key, value in items if isinstance(value, dict)]
+
+
+def _tensor(path: Path, name: str, value: Tensor | np.ndarray) -> Tensor:
+    """The tensor, in memory of its own.
+
+    Raises:
+        CheckpointError: It is of another kind than weights are.
+    """
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "fiub" or value.dtype.itemsize > 8:
+            raise CheckpointError(f"{path}: {name} has type {value.dtype}, which no weights have.")
+        native = np.array(value, dtype=value.dtype.newbyteorder("="), order="C")
+        return torch.from_numpy(native)
+    for kind, is_so in (
+        ("quantized", value.is_quantized),
+        ("sparse", value.layout != torch.strided),
+        ("without values", value.is_meta),
+        ("complex", value.is_complex()),
+    ):
+        if is_so:
+            raise CheckpointError(f"{path}: {name} is {kind}. Save ordinary tensors.")
+    value, size = value.detach(), value.untyped_storage().nbytes()
+    if value.numel() * value.element_size() > size:
+        raise CheckpointError(f"{path}: {name} repeats its values to {tuple(value.shape)}.")
+    if size > value.numel() * value.element_size() or not value.is_contiguous():
+        value = value.clone(memory_format=torch.contiguous_format)
+    return value
+
+
+def _metadata(content: dict[Any, Any]) -> dict[str, Any]:
+    """Plain values beside the weights, and what OpenMMLab keeps under `meta`."""
+    plain = {k: v for k, v in dict.items(content) if isinstance(v, str | int | float | bool)}
+    meta = content.get("meta")
+    return {**plain, **({"meta": meta} if isinstance(meta, dict) else {})}

@@ -1,0 +1,76 @@
+"""Files as other libraries write them."""
+
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from resnext.card import Card
+from resnext.config import ResNeXtConfig
+from resnext.dialects.dialect import Dialect
+from resnext.dialects.mmcls import config_text
+from resnext.errors import CheckpointError
+from resnext.system.atomic import written
+
+_SUFFIXES = {
+    "lucid": (".safetensors", ".lcd", ".npz"),
+    "mmcls": (".pth", ".pt"),
+    "mmdet": (".pth", ".pt"),
+}
+_USUAL = (".pth", ".pt", ".safetensors", ".npz")
+
+
+def write(
+    path: Path, dialect: Dialect, state: Mapping[str, Tensor], config: ResNeXtConfig, card: Card
+) -> None:
+    """Write a checkpoint for another library, completely or not at all.
+
+    Args:
+        path: File to write; its suffix chooses the format.
+        dialect: Of the library.
+        state: The weights, under our names.
+        config: The architecture.
+        card: Its labels go into the file where the library keeps them there.
+
+    Raises:
+        CheckpointError: The library has no such network or format, or the file cannot be written.
+    """
+    suffixes = _SUFFIXES.get(dialect.name, _USUAL)
+    if path.suffix not in suffixes:
+        raise CheckpointError(
+            f"{path.name} must end in {' or '.join(suffixes)} for {dialect.title}."
+        )
+    theirs = {
+        name: x.detach().cpu().contiguous() for name, x in dialect.write(state, config).items()
+    }
+    if path.suffix in (".npz", ".lcd"):  # NumPy has no bfloat16
+        theirs = {n: x.float() if x.dtype == torch.bfloat16 else x for n, x in theirs.items()}
+    content: dict[str, Any] = theirs
+    if dialect.name in ("mmcls", "mmdet"):
+        meta: dict[str, Any] = {"CLASSES": card.labels} if card.labels else {}
+        if dialect.name == "mmcls":
+            meta["config"] = config_text(config)
+        content = {"meta": meta, "state_dict": OrderedDict(theirs)}
+
+    def save(temporary: str) -> None:
+        if path.suffix == ".safetensors":
+            save_file(theirs, temporary, metadata={"format": "pt"})
+        elif path.suffix == ".npz":
+            with Path(temporary).open("wb") as file:
+                np.savez(file, **{name: x.numpy() for name, x in theirs.items()})  # pyright: ignore
+        elif path.suffix == ".lcd":
+            arrays = OrderedDict((name, x.numpy()) for name, x in theirs.items())
+            about = {"type": "OrderedDict", "format_version": 1.1, "content": arrays}
+            Path(temporary).write_bytes(pickle.dumps(about))
+        else:
+            torch.save(content, temporary)
+
+    written(path, save)

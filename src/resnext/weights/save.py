@@ -1,0 +1,47 @@
+"""Our own file: safetensors, with config and card in its header. This writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from resnext.card import Card
+from resnext.errors import CheckpointError
+from resnext.network import ResNeXt
+from resnext.system.atomic import written
+from resnext.weights.header import header
+from resnext.weights.resolve import fitting
+
+
+def save(model: ResNeXt, path: str | Path) -> None:
+    """Write a model with its config and card, completely or not at all.
+
+    Args:
+        model: The network; `model.card` says how to use it.
+        path: File to write. A file that exists is replaced at the very end.
+
+    Raises:
+        CheckpointError: Labels or weights do not fit the config, or the file cannot be written.
+    """
+    path = Path(path)
+    if not isinstance(model, ResNeXt):
+        raise CheckpointError(f"Only a ResNeXt can be saved, not a {type(model).__name__}.")
+    card = model.card or Card()
+    if card.labels and len(card.labels) != model.config.num_classes:
+        raise CheckpointError(
+            f"The card has {len(card.labels)} labels, the network {model.config.num_classes} "
+            f"classes. Give model.card one label for each."
+        )
+    state = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
+    network, problem = fitting(model.config, state)
+    if network is None:
+        raise CheckpointError(
+            f"The network is not what its config says: {problem}. For other classes, use "
+            f"model.reset_classifier; a compiled network is saved as it was before compiling."
+        )
+    try:
+        metadata = header(model.config, card)
+    except TypeError as error:
+        raise CheckpointError(f"The card cannot be written as JSON: {error}.") from error
+    written(path, lambda temporary: save_file(state, temporary, metadata=metadata))

@@ -1,0 +1,798 @@
+"""Preprocessing against torchvision's pipeline on Pillow images, decoding, augmentation."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from oracles.originals import torchvision
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from sklearn.datasets import load_sample_images
+from torch import Tensor
+
+from resnext.card import Preprocessing
+from resnext.data.decoding import convert, open_image
+from resnext.data.transforms import _random_box, prepare, random_view
+from resnext.errors import DataError
+
+T = torchvision.transforms
+FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
+SIZES = [(256, 224), (224, 224), (235, 224), (33, 28), (20, 31), (17, 16), (8, 8), (1, 5)]
+ORIENTATION = 0x112  # the EXIF tag
+in_one_folder = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def theirs(image: Image.Image, how: Preprocessing) -> Tensor:
+    """What torchvision makes of an image."""
+    mode = T.InterpolationMode(how.interpolation)
+    cut = T.Compose([T.Resize(how.resize, mode), T.CenterCrop(how.size), T.ToTensor()])
+    x = cut(image)
+    return T.Normalize(how.mean, how.std)(x.flip(0) if how.colour == "BGR" else x)
+
+
+def noise(width: int, height: int, seed: int = 0, channels: int = 3) -> np.ndarray:
+    """Pixels in which no two rows or columns are alike."""
+    shape = (height, width, 3) if channels == 3 else (height, width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[Image.Image]:
+    """china.jpg and flower.jpg."""
+    return [Image.fromarray(pixels) for pixels in load_sample_images().images]
+
+
+# -- prepare ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+@pytest.mark.parametrize(("resize", "size"), SIZES)
+def test_photographs_are_prepared_as_torchvision_does(
+    photographs: list[Image.Image], interpolation: Any, resize: int, size: int
+) -> None:
+    """Public weights lose accuracy silently if a filter, a crop or a rounding differs."""
+    how = Preprocessing(size, resize, interpolation)
+    for photograph in photographs:
+        for image in (photograph, photograph.transpose(Image.Transpose.ROTATE_90)):
+            assert torch.equal(prepare(image, how), theirs(image, how))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    width=st.integers(1, 90),
+    height=st.integers(1, 90),
+    sizes=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    interpolation=st.sampled_from(FILTERS),
+    colour=st.sampled_from(["RGB", "BGR", "L"]),
+)
+def test_any_size_is_prepared_as_torchvision_does(
+    width: int, height: int, sizes: tuple[int, int], interpolation: Any, colour: Any
+) -> None:
+    """Odd sizes round a crop by half a pixel, and images smaller than it are padded."""
+    numbers: Any = ((0.4,), (0.3,)) if colour == "L" else ((0.1, 0.4, 0.6), (0.2, 0.3, 0.5))
+    how = Preprocessing(*sizes, interpolation, *numbers, colour)
+    image = Image.fromarray(noise(width, height, channels=1 if colour == "L" else 3))
+    assert torch.equal(prepare(image, how), theirs(image, how))
+
+
+@pytest.mark.parametrize("size", [(2000, 3), (3, 2000), (1, 999), (777, 1), (1, 1)])
+@pytest.mark.parametrize("interpolation", FILTERS)
+def test_very_long_images_are_prepared_as_torchvision_does(
+    size: tuple[int, int], interpolation: Any
+) -> None:
+    """The longer side is cut off to an integer, not rounded: one pixel shifts the crop."""
+    how = Preprocessing(24, 29, interpolation)
+    image = Image.fromarray(noise(*size))
+    assert torch.equal(prepare(image, how), theirs(image, how))
+
+
+def test_preparing_leaves_the_image_and_the_card_alone() -> None:
+    """Normalising in place would change the caller's pixels, and the second answer with them."""
+    image = Image.fromarray(noise(16, 16))
+    how, before = Preprocessing(16, 16), image.tobytes()
+    first = prepare(image, how)
+    first.zero_()
+    assert image.tobytes() == before
+    assert torch.equal(prepare(image, how), theirs(image, how))
+
+
+def test_an_image_too_long_to_resize_is_refused() -> None:
+    """3,000,000 × 1 pixels are 3 MB on disk and 600 GB once their shorter side is 256."""
+    how = Preprocessing(224, 256, mean=(0.5,), std=(0.5,), colour="L")
+    with pytest.raises(DataError, match="3000000×1"):
+        prepare(Image.new("L", (3_000_000, 1)), how)
+
+
+# -- open_image -------------------------------------------------------------------------------
+
+STORED = {  # where the visual top left corner lies, by EXIF 2.32, table 6: upright → as stored
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: x[:, ::-1].swapaxes(0, 1),
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+    8: lambda x: x[::-1].swapaxes(0, 1),
+}
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".webp"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_images_are_upright(tmp_path: Path, orientation: int, ending: str) -> None:
+    """Phones store every photograph the same way round and say in EXIF how it was held."""
+    upright = np.zeros((32, 48, 3), np.uint8)
+    upright[:16, :16], upright[16:, :16], upright[:16, 32:] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = tmp_path / f"held{ending}"
+    exact = {"quality": 100, "subsampling": 0, "lossless": True}
+    stored.save(path, exif=exif, **{k: v for k, v in exact.items() if ending != ".png"})
+    image = open_image(path, "RGB")
+    assert image.size == (48, 32)
+    assert np.abs(np.asarray(image).astype(int) - upright).max() < 4
+    assert image.getexif().get(ORIENTATION, 1) == 1  # or the next reader turns it once more
+
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+
+
+def cmyk() -> tuple[Image.Image, str, Any]:
+    """White, cyan, black and red fields of 16 pixels."""
+    inks = [(0, 0, 0, 0), (255, 0, 0, 0), (0, 0, 0, 255), (0, 255, 255, 0)]
+    pixels = np.repeat(np.repeat(np.array([inks], np.uint8), 16, 0), 16, 1)
+    wanted = np.repeat(np.repeat(np.array([[WHITE, (0, 255, 255), BLACK, RED]]), 16, 0), 16, 1)
+    return Image.frombytes("CMYK", (64, 16), pixels.tobytes()), ".jpg", wanted
+
+
+def palette(transparency: Any) -> tuple[Image.Image, str, Any]:
+    """Four colours, one of them transparent."""
+    image = Image.frombytes("P", (2, 2), bytes([0, 1, 2, 3]))
+    image.putpalette([*RED, *GREEN, *BLUE, *WHITE])
+    image.info["transparency"] = transparency
+    return image, ".png", [[RED, GREEN], [BLUE, WHITE]]
+
+
+def sixteen_bits() -> tuple[Image.Image, str, Any]:
+    """Grey from black to white in 16 bits."""
+    values = np.array([[0, 255, 256, 0x7FFF], [0x8000, 0xABCD, 0xFF00, 0xFFFF]], np.uint16)
+    wanted = np.array([[0, 0, 1, 0x7F], [0x80, 0xAB, 0xFF, 0xFF]])
+    return Image.fromarray(values), ".png", np.repeat(wanted[..., None], 3, 2)
+
+
+def with_alpha() -> tuple[Image.Image, str, Any]:
+    """Colours under an alpha that hides some of them."""
+    pixels = np.array([[(*RED, 0), (*GREEN, 128), (*BLUE, 255)]], np.uint8)
+    return Image.fromarray(pixels), ".png", [[RED, GREEN, BLUE]]
+
+
+def one_bit() -> tuple[Image.Image, str, Any]:
+    """Black and white."""
+    return Image.fromarray(np.array([[True, False, True]])), ".png", [[WHITE, BLACK, WHITE]]
+
+
+def grey_alpha() -> tuple[Image.Image, str, Any]:
+    """Grey with an alpha channel."""
+    image = Image.frombytes("LA", (3, 1), bytes([7, 0, 99, 255, 201, 3]))
+    return image, ".png", [[(7,) * 3, (99,) * 3, (201,) * 3]]
+
+
+def lossless(ending: str) -> tuple[Image.Image, str, Any]:
+    """Noise in a format that keeps it."""
+    return Image.fromarray(noise(13, 7)), ending, noise(13, 7)
+
+
+KINDS = {
+    "cmyk.jpg": cmyk(),
+    "palette, one transparent": palette(1),
+    "palette, transparency in bytes": palette(bytes([255, 0, 128, 255])),
+    "16 bits": sixteen_bits(),
+    "RGBA": with_alpha(),
+    "1 bit": one_bit(),
+    "LA": grey_alpha(),
+    **{ending: lossless(ending) for ending in (".webp", ".bmp", ".tif", ".ppm", ".png", ".tga")},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("colour", ["RGB", "BGR", "L"])
+def test_every_kind_of_image_file(tmp_path: Path, kind: str, colour: str) -> None:
+    """Folders from the web hold every kind; each has to end up as the colours one sees."""
+    image, ending, wanted = KINDS[kind]
+    path = tmp_path / f"image{ending}"
+    image.save(path, **({"lossless": True} if ending == ".webp" else {}))
+    got = open_image(path, colour)
+    tolerance = 3 if ending == ".jpg" else 0
+    wanted = np.asarray(wanted, dtype=float)
+    if colour == "L":  # ITU-R 601-2
+        wanted, tolerance = wanted @ (0.299, 0.587, 0.114), tolerance + 1
+    assert got.mode == ("L" if colour == "L" else "RGB")
+    assert np.asarray(got).shape == wanted.shape
+    assert np.abs(np.asarray(got) - wanted).max() <= tolerance
+
+
+def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
+    """The last frame, or a mix of several, is not what a viewer shows as thumbnail."""
+    frames = [Image.new("RGB", (6, 4), colour) for colour in (RED, GREEN, BLUE)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=50)
+    assert np.array_equal(open_image(tmp_path / "a.gif", "RGB"), np.full((4, 6, 3), RED))
+
+
+@pytest.mark.parametrize(
+    ("image", "wanted"),
+    [
+        (Image.fromarray(np.full((1, 1), 0x4567, np.int32)), 0x45),
+        (Image.frombytes("I;16B", (1, 1), b"\x81\x02"), 0x81),
+        (Image.new("1", (1, 1), 1), 255),
+        (Image.new("LA", (1, 1), (9, 0)), 9),
+    ],
+    ids=lambda x: x.mode if isinstance(x, Image.Image) else "",
+)
+def test_convert(image: Image.Image, wanted: int) -> None:
+    """Pillow alone clips 16-bit grey at 255: almost every pixel becomes white."""
+    assert convert(image, "L").getpixel((0, 0)) == wanted
+    assert convert(image, "RGB").getpixel((0, 0)) == (wanted,) * 3
+
+
+def encoded(ending: str, **options: Any) -> bytes:
+    """A small image file."""
+    file = io.BytesIO()
+    Image.fromarray(noise(24, 20)).save(file, Image.registered_extensions()[ending], **options)
+    return file.getvalue()
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """The smallest PNG that says it has so many pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + check
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def refused(path: Path, problem: str) -> None:
+    """Opening fails with one line that begins with the file's name."""
+    with pytest.raises(DataError, match=problem) as caught:
+        open_image(path, "RGB")
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("empty.jpg", b"", "not a readable image"),
+        ("text.jpg", b"Not an image, whatever its name says.\n" * 9, "not a readable image"),
+        ("page.png", b"<!doctype html><title>404</title>", "not a readable image"),
+        ("half.jpg", encoded(".jpg")[:700], "truncated"),
+        ("half.png", encoded(".png")[:700], "not a readable image"),
+        ("bomb.png", png_that_claims(100_000, 100_000), "decompression bomb"),
+        ("flat.png", png_that_claims(0, 5), "not a readable image"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_bad_files(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
+    """One bad file among ten thousand must be named, in a line that can be read."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    refused(path, problem)
+
+
+def test_bombs_are_refused_even_where_pillow_is_told_not_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Notebooks often set Pillow's bound to None; 30 GB must still not be allocated."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_that_claims(100_000, 100_000))
+    refused(path, "decompression bombs")
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    """Missing files and folders are told apart from damaged ones."""
+    refused(tmp_path / "missing.jpg", "no such file")
+    refused(tmp_path, "is a folder")
+    (tmp_path / "a.jpg").write_bytes(encoded(".jpg"))
+    refused(tmp_path / "a.jpg" / "b.jpg", "not a readable image")
+
+
+def opened(path: Path) -> Image.Image | str:
+    """The image, or why it was refused, in one line that begins with the file's name."""
+    try:
+        return open_image(path, "RGB")
+    except DataError as error:
+        reason = str(error)
+    assert reason.startswith(f"{path}: ")
+    assert "\n" not in reason
+    return reason
+
+
+WHOLE = {
+    "jpg": encoded(".jpg"),
+    "progressive.jpg": encoded(".jpg", progressive=True),
+    "png": encoded(".png"),
+    "gif": encoded(".gif"),
+    "webp": encoded(".webp", lossless=True),
+    "bmp": encoded(".bmp"),
+    "tif": encoded(".tif"),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@in_one_folder
+@given(data=st.data())
+def test_a_file_cut_anywhere_is_whole_or_refused(
+    tmp_path: Path, name: str, data: st.DataObject
+) -> None:
+    """A broken download must not be learnt from as an image whose lower half is grey."""
+    content, path = WHOLE[name], tmp_path / f"cut.{name}"
+    path.write_bytes(content)
+    whole = np.asarray(open_image(path, "RGB"))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+    got = opened(path)
+    assert isinstance(got, str) or np.array_equal(got, whole)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@in_one_folder
+@given(data=st.data())
+def test_a_damaged_file_fails_in_one_way_only(
+    tmp_path: Path, name: str, data: st.DataObject
+) -> None:
+    """Pillow raises SyntaxError, struct.error and more, at which a data set's check would stop."""
+    content = bytearray(WHOLE[name])
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, min(len(content), 400) - 1))] = data.draw(
+            st.integers(0, 255)
+        )
+    path = tmp_path / f"damaged.{name}"
+    path.write_bytes(content)
+    got = opened(path)
+    assert isinstance(got, str) or got.mode == "RGB"
+
+
+# -- random_view ------------------------------------------------------------------------------
+
+
+def chance(seed: int) -> np.random.Generator:
+    """Where chance comes from."""
+    return np.random.default_rng(seed)
+
+
+PLAIN = Preprocessing(128, 128, "nearest")
+
+
+def view(image: Image.Image | np.ndarray, how: Preprocessing, seed: int, **options: Any) -> Tensor:
+    """A random view of pixels."""
+    return random_view(np.asarray(image), "an image", how, chance(seed), **options)
+
+
+def by_pillow(image: Image.Image, how: Preprocessing, seed: int, **options: Any) -> np.ndarray:
+    """The same part of it as Pillow cuts, resizes and mirrors it."""
+    rng, min_area = chance(seed), options.pop("min_area", 0.08)
+    part = image.crop(_random_box(*image.size, rng, min_area))
+    x = part.resize((how.size, how.size), Image.Resampling[how.interpolation.upper()])
+    mirrored = options.pop("flip", True) and rng.random() < 0.5
+    pixels = np.array(x.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else x)
+    return pixels.reshape(how.size, how.size, -1)
+
+
+def coordinates(width: int, height: int) -> Image.Image:
+    """An image whose red is x and whose green is y, up to 128, so that none is lost."""
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x, y, 0 * x], 2).astype(np.uint8))
+
+
+def box(x: Tensor) -> tuple[int, int, int, int]:
+    """Which part of `coordinates` a view shows: left, top, right, bottom."""
+    red, green = x[..., 0], x[..., 1]
+    return int(red.min()), int(green.min()), int(red.max()) + 1, int(green.max()) + 1
+
+
+def jpeg(image: Image.Image, **options: Any) -> bytes:
+    """An image as a JPEG file of high quality."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", **{"quality": 97, "subsampling": 0} | options)
+    return file.getvalue()
+
+
+def apart(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> np.ndarray:
+    """How far the pixels of two images of the same shape are from each other."""
+    a, b = np.asarray(a), np.asarray(b)
+    assert a.shape == b.shape
+    return np.abs(a.astype(int) - b.astype(int))
+
+
+def test_views_are_decided_by_their_seed() -> None:
+    """A run that cannot be repeated cannot be debugged; two alike draws augment nothing."""
+    image, how = noise(40, 30), Preprocessing(16, 18)
+    for padding in (0, 4):
+        draws = [view(image, how, seed, padding=padding) for seed in range(20)]
+        for seed, draw in enumerate(draws):
+            assert torch.equal(draw, view(image, how, seed, padding=padding))
+        assert len({tuple(draw.flatten().tolist()) for draw in draws}) == 20
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    width=st.integers(1, 70),
+    height=st.integers(1, 70),
+    size=st.integers(1, 40),
+    interpolation=st.sampled_from(FILTERS),
+    colour=st.sampled_from(["RGB", "BGR", "L"]),
+    seed=st.integers(0, 2**32),
+)
+def test_views_are_those_of_pillow(
+    width: int, height: int, size: int, interpolation: Any, colour: Any, seed: int
+) -> None:
+    """What a network learns from is filtered as what it is measured with, and never overshoots."""
+    grey = colour == "L"
+    numbers: Any = ((0.4,), (0.3,)) if grey else ((0.1, 0.4, 0.6), (0.2, 0.3, 0.5))
+    how = Preprocessing(size, size, interpolation, *numbers, colour)
+    image = Image.fromarray(noise(width, height, channels=1 if grey else 3))
+    x = view(image, how, seed)
+    assert x.dtype == torch.uint8
+    wanted = by_pillow(image, how, seed)  # RGB also for BGR: the device turns whole batches
+    difference = apart(x, wanted)
+    # what a bicubic filter overshoots is cut off between its passes, here and there otherwise
+    most = {"nearest": 0, "lanczos": 0, "bilinear": 3, "bicubic": 40}[interpolation]
+    assert difference.max() <= most
+    assert size < 8 or np.median(difference) <= 1
+
+
+def test_a_view_does_not_share_memory_with_the_data_set() -> None:
+    """Augmenting it in place would change the images that are held in memory."""
+    for how in (Preprocessing(8, 8), Preprocessing(8, 8, "nearest")):
+        for padding in (0, 1):
+            pixels = noise(8, 8)
+            before = pixels.copy()
+            view(pixels, how, 0, min_area=1.0, padding=padding).zero_()
+            assert np.array_equal(pixels, before)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(30, 128), st.floats(0.01, 1.0), st.integers(0, 2**32))
+def test_smallest_part(side: int, min_area: float, seed: int) -> None:
+    """A `min_area` that is ignored leaves parts in which nothing can be recognised."""
+    x = view(coordinates(side, side), PLAIN, seed, min_area=min_area, flip=False)
+    left, top, right, bottom = box(x)
+    width, height = right - left, bottom - top
+    rounding = 0.5 * (width + height) + 1
+    assert width * height >= min_area * side * side - rounding
+    assert 3 / 4 - 0.1 < width / height < 4 / 3 + 0.1
+
+
+def test_parts_are_spread_over_area_and_place() -> None:
+    """Parts that are always large, or always in a corner, teach less than they could."""
+    image = coordinates(100, 100)
+    boxes = np.array(
+        [box(view(image, PLAIN, seed, min_area=0.1, flip=False)) for seed in range(200)]
+    )
+    left, top, right, bottom = boxes.T
+    area = (right - left) * (bottom - top) / 100**2
+    assert 0.1 - 0.02 < area.min() < 0.2
+    assert 0.8 < area.max() <= 1
+    for low, high in ((left, right), (top, bottom)):
+        small = high - low < 80
+        middle = (low / (100 - (high - low)).clip(1))[small]
+        assert 0.4 < middle.mean() < 0.6
+        assert middle.min() < 0.1
+        assert middle.max() > 0.9
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_mirrored_only_if_asked(padding: int) -> None:
+    """Mirrored letters and digits are other letters and digits, or none."""
+
+    def mirrored(seed: int, *, flip: bool) -> bool:
+        how = PLAIN if padding == 0 else replace(PLAIN, size=60)
+        x = view(coordinates(60, 60), how, seed, flip=flip, padding=padding).int()
+        x = x[padding : len(x) - padding, padding : len(x) - padding]  # without the rim
+        inside = x[2 * padding :, 2 * padding :] if padding else x
+        assert (inside[..., 1].diff(dim=0) >= 0).all()  # never upside down
+        rising = bool((inside[..., 0].diff(dim=1) >= 0).all())
+        assert rising != bool((inside[..., 0].diff(dim=1) <= 0).all())
+        return not rising
+
+    assert not any(mirrored(seed, flip=False) for seed in range(60))
+    assert 35 < sum(mirrored(seed, flip=True) for seed in range(100)) < 65
+
+
+@pytest.mark.parametrize("colour", ["RGB", "L"])
+def test_padding_only_shifts(colour: str) -> None:
+    """CIFAR's recipe shifts by up to four pixels; a crop besides would be another recipe."""
+    channels = 1 if colour == "L" else 3
+    pixels = noise(9, 9, channels=channels) | 1  # so that only the rim is black
+    numbers: Any = ((0.5,), (0.5,)) if colour == "L" else ((0.5,) * 3, (0.5,) * 3)
+    how = Preprocessing(9, 9, "bilinear", *numbers, colour)
+    whole = torch.from_numpy(pixels).reshape(9, 9, channels)
+    shifted: dict[tuple[int, int], Tensor] = {}
+    for down in range(-2, 3):
+        for right in range(-2, 3):
+            place = torch.zeros_like(whole)
+            for i in range(9):
+                for j in range(9):
+                    if 0 <= i - down < 9 and 0 <= j - right < 9:
+                        place[i, j] = whole[i - down, j - right]
+            shifted[down, right] = place
+    seen = set()
+    for seed in range(250):
+        x = view(pixels, how, seed, padding=2, flip=False, min_area=0.01)
+        found = [shift for shift, wanted in shifted.items() if torch.equal(x, wanted)]
+        assert len(found) == 1
+        seen.add(found[0])
+    assert seen == set(shifted)
+
+
+def test_padding_shows_the_whole_image_at_the_size_of_the_network(
+    photographs: list[Image.Image],
+) -> None:
+    """A photograph that is not resized first would be a corner of itself."""
+    how = Preprocessing(32, 32)
+    small = np.asarray(photographs[0].resize((32, 32), Image.Resampling.BILINEAR))
+    rim = np.pad(small, ((1, 1), (1, 1), (0, 0)))
+    crops = [rim[i : i + 32, j : j + 32] for i in range(3) for j in range(3)]
+    x = random_view(png(photographs[0]), "china", how, chance(5), padding=1, flip=False)
+    assert any(np.array_equal(x, crop) for crop in crops)
+
+
+def png(image: Image.Image, **options: Any) -> bytes:
+    """An image as a file that loses nothing."""
+    file = io.BytesIO()
+    image.save(file, "PNG", **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_photographs_are_seen_as_pillow_shows_them(
+    photographs: list[Image.Image], fast: bool, subsampling: int
+) -> None:
+    """Decoding at a reduced size must not move, blur or tint what is learnt from."""
+    how, grown = Preprocessing(64, 64), (1024, 640)
+    for photograph in photographs:
+        data = jpeg(photograph.resize(grown, Image.Resampling.BICUBIC), subsampling=subsampling)
+        whole = Image.open(io.BytesIO(data))
+        for seed in range(6):
+            x = random_view(data, "photograph", how, chance(seed), fast=fast)
+            wanted = by_pillow(whole, how, seed)
+            moved = {
+                shift: apart(np.roll(x, shift, (0, 1)), wanted)[1:-1, 1:-1].mean()
+                for shift in ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))
+            }
+            assert min(moved, key=lambda shift: moved[shift]) == (0, 0)
+            assert moved[0, 0] < 8  # the box is rounded to pixels of the reduced image
+            assert apart(x.float().mean((0, 1)), wanted.mean((0, 1))).max() <= 3
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("size", [(1024, 640), (1021, 643), (643, 1021)])
+def test_parts_of_reduced_images_lie_where_they_should(size: tuple[int, int], fast: bool) -> None:
+    """A box that is scaled by the wrong factor shows another part, which nobody would notice."""
+    y, x = np.mgrid[: size[1], : size[0]]
+    ramps = np.stack([x / size[0], y / size[1], 0 * x], 2) * 255
+    image = Image.fromarray(ramps.astype(np.uint8))
+    data, how = jpeg(image), Preprocessing(40, 40)
+    for seed in range(15):
+        got = random_view(data, "ramps", how, chance(seed), fast=fast, min_area=0.02)
+        # half a pixel of an image reduced to an eighth is four pixels, of 2.5 to a level
+        assert apart(got, by_pillow(image, how, seed, min_area=0.02)).max() <= 5
+
+
+def test_an_array_a_png_and_a_jpeg_of_full_size_are_the_same_view(
+    photographs: list[Image.Image],
+) -> None:
+    """Where an image is kept must not change which part of it is seen."""
+    how, image = Preprocessing(224, 224), photographs[1].resize((300, 260))
+    file = jpeg(image)
+    decoded = Image.open(io.BytesIO(file)).convert("RGB")
+    for seed in range(4):
+        wanted = view(decoded, how, seed)
+        assert torch.equal(random_view(png(decoded), "png", how, chance(seed)), wanted)
+        assert torch.equal(random_view(file, "jpeg", how, chance(seed)), wanted)
+
+
+@pytest.mark.parametrize("size", [32, 100, 224])
+def test_no_more_is_decoded_than_the_part_needs_and_no_less(
+    photographs: list[Image.Image], monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Too little blurs what is learnt from; too much takes most of the time of a run."""
+    image = photographs[0].resize((1600, 1280))
+    data, how = jpeg(image), Preprocessing(size, size)
+    decoded: list[tuple[int, int]] = []
+    original = JpegImageFile.draft
+
+    def draft(self: JpegImageFile, *arguments: Any) -> Any:
+        result = original(self, *arguments)
+        decoded.append(self.size)
+        return result
+
+    monkeypatch.setattr(JpegImageFile, "draft", draft)
+    factors = set()
+    for seed in range(25):
+        random_view(data, "photograph", how, chance(seed), min_area=0.02)
+        left, top, right, bottom = _random_box(1600, 1280, chance(seed), 0.02)
+        factor = 1600 // decoded[-1][0]
+        assert decoded[-1] == (1600 // factor, 1280 // factor)
+        side = min(right - left, bottom - top)
+        assert factor == 1 or side / factor >= size
+        assert factor == 8 or side / (2 * factor) < size
+        factors.add(factor)
+    assert len(decoded) == 25
+    assert factors == {32: {8}, 100: {4, 8}, 224: {1, 2, 4}}[size]
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("orientation", STORED)
+def test_views_are_upright(orientation: int, fast: bool) -> None:
+    """Phones store every photograph the same way round; a quick decoder ignores EXIF."""
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+    upright = np.asarray(smooth.resize((96, 64), Image.Resampling.BICUBIC))
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
+    how = Preprocessing(16, 16)
+    for seed in range(5):
+        x = random_view(jpeg(stored, exif=exif), "held", how, chance(seed), fast=fast)
+        reduced = 25 if orientation == 1 else 12  # what lies upright may be decoded at a half
+        assert apart(x, view(upright, how, seed)).max() < reduced
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("colour", ["RGB", "BGR", "L"])
+def test_every_kind_of_file_has_views(kind: str, colour: Any, fast: bool) -> None:
+    """A palette's indices, inks or 16 bits taken for colours teach nonsense without a word."""
+    image, ending, wanted = KINDS[kind]
+    file = io.BytesIO()
+    options = {"lossless": True} if ending == ".webp" else {}
+    image.save(file, Image.registered_extensions()[ending], **options)
+    colours = np.broadcast_to(np.asarray(wanted, dtype=np.uint8), (*np.shape(wanted)[:2], 3))
+    grey = colour == "L"
+    numbers: Any = ((0.5,), (0.5,)) if grey else ((0.5,) * 3, (0.5,) * 3)
+    how = Preprocessing(6, 6, "nearest", *numbers, colour)
+    for seed in range(3):
+        x = random_view(file.getvalue(), kind, how, chance(seed), fast=fast)
+        whole = Image.fromarray(colours).convert("L") if grey else Image.fromarray(colours)
+        assert apart(x, by_pillow(whole, how, seed)).max() <= (4 if ending == ".jpg" else 1)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_grey_and_colour_meet(fast: bool) -> None:
+    """A grey JPEG among colour ones, or colour ones for a grey network, gave another shape."""
+    rng = np.random.default_rng(1)
+    smooth = Image.fromarray(rng.integers(0, 256, (3, 3), dtype=np.uint8)).resize((40, 40))
+    colour, grey = Preprocessing(12, 12), Preprocessing(12, 12, "bilinear", (0.5,), (0.5,), "L")
+    x = random_view(jpeg(smooth, subsampling=-1), "grey", colour, chance(0), fast=fast)
+    wanted = view(smooth.convert("RGB"), colour, 0)
+    assert apart(x, wanted).max() < 6
+    x = random_view(jpeg(smooth.convert("RGB")), "colour", grey, chance(0), fast=fast)
+    assert apart(x, view(smooth, grey, 0)).max() < 6
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_fast_is_close_to_exact(photographs: list[Image.Image], fast: bool) -> None:
+    """A run that was started on another machine would otherwise see other images."""
+    how = Preprocessing(48, 48)
+    for size, close in (((640, 424), 1), ((1000, 1600), 1), ((333, 501), 8)):
+        data = jpeg(photographs[1].resize(size, Image.Resampling.BICUBIC))
+        for seed in range(5):
+            exact = random_view(data, "flower", how, chance(seed), fast=False)
+            x = random_view(data, "flower", how, chance(seed), fast=fast)
+            assert apart(x, exact).mean() <= (close if fast else 0)
+
+
+@pytest.mark.parametrize("padding", [0, 4])
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "not a readable image"),
+        (b"<!doctype html><title>404</title>", "not a readable image"),
+        (encoded(".jpg")[:700], "not a readable image"),
+        (encoded(".jpg", progressive=True)[:700], "not a readable image"),
+        (encoded(".png")[:700], "not a readable image"),
+        (png_that_claims(100_000, 100_000), "decompression bomb"),
+        (png_that_claims(0, 5), "not a readable image"),
+    ],
+    ids=["empty", "text", "jpeg", "progressive", "png", "bomb", "flat"],
+)
+def test_files_without_views(content: bytes, problem: str, fast: bool, padding: int) -> None:
+    """What is damaged while a run goes on must be told as such, or the run dies with a riddle."""
+    with pytest.raises(DataError, match=problem) as caught:
+        random_view(content, "a/b.jpg", Preprocessing(4, 4), chance(0), fast=fast, padding=padding)
+    assert str(caught.value).startswith("a/b.jpg: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_bombs_have_no_views_even_where_pillow_is_told_not_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Workers that are given 30 GB to decode are killed, and nobody knows by which image."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(DataError, match="decompression bombs"):
+        random_view(png_that_claims(100_000, 100_000), "b", Preprocessing(4, 4), chance(0))
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_damaged_jpeg_has_a_view_or_is_refused(fast: bool, data: st.DataObject) -> None:
+    """Decoders raise almost anything; whatever is no DataError ends the run."""
+    content = bytearray(WHOLE["jpg"])
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(len(content) // 2, len(content)))]
+    try:
+        x = random_view(bytes(content), "c.jpg", Preprocessing(5, 5), chance(0), fast=fast)
+    except DataError as error:
+        assert "\n" not in str(error)  # noqa: PT017 (a view is as good)
+    else:
+        assert x.shape == (5, 5, 3)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(1, 100_000),
+    st.integers(1, 100_000),
+    st.floats(1e-6, 1.0),
+    st.integers(0, 2**32),
+)
+def test_parts_lie_inside_the_image(width: int, height: int, min_area: float, seed: int) -> None:
+    """Pillow refuses a box that is empty or reaches over the edge, hours into a training."""
+    left, top, right, bottom = _random_box(width, height, chance(seed), min_area)
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+
+
+@pytest.mark.parametrize("size", [(900, 2), (2, 900), (1, 1), (5, 1)])
+def test_very_long_images_give_their_middle(size: tuple[int, int]) -> None:
+    """No part of a usual shape fits into them; stretching the whole image would be no image."""
+    how, image = Preprocessing(8, 8), Image.fromarray(noise(*size))
+    assert (
+        apart(view(image, how, 0, min_area=0.9), by_pillow(image, how, 0, min_area=0.9)).max() < 3
+    )
+    left, top, right, bottom = _random_box(*size, chance(0), 0.9)
+    assert (right - left, bottom - top) == (min(size),) * 2
+    assert abs(left + right - size[0]) <= 1
+    assert abs(top + bottom - size[1]) <= 1
+
+
+def test_dark_16_bit_images_stay_dark(tmp_path: Path) -> None:
+    """An image whose values all fit 8 bits was read unshifted, and became bright."""
+    Image.fromarray(np.full((2, 2), 255, np.uint16)).save(tmp_path / "dark.png")
+    assert np.asarray(open_image(tmp_path / "dark.png", "L")).max() == 0
+
+
+def test_floating_point_images_are_refused() -> None:
+    """Values from 0 to 1 became black without a word."""
+    with pytest.raises(DataError, match="floating-point"):
+        convert(Image.new("F", (2, 2), 0.5), "RGB")
+
+
+def test_formats_that_run_other_programs_are_refused(tmp_path: Path) -> None:
+    """Pillow hands EPS to Ghostscript, which runs what the file says."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="not a readable image"):
+        open_image(tmp_path / "a.jpg", "RGB")

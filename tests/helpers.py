@@ -1,0 +1,81 @@
+"""Networks, images, folders and commands that many tests need."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from oracles.originals import randomize
+from PIL import Image
+
+from resnext import Card, ResNeXt, ResNeXtConfig
+from resnext.cli.app import main
+
+
+def tiny_network(
+    config: ResNeXtConfig | None = None, card: Card | None = None, seed: int = 0
+) -> ResNeXt:
+    """A small network in evaluation mode whose weights and statistics are all random.
+
+    So it answers differently to different images, unlike a network as it is initialized.
+    """
+    if config is None:
+        labels = len(card.labels) if card and card.labels else 4
+        config = ResNeXtConfig(
+            (1, 1), 4, 16, num_stages=2, channels=(16, 32), num_classes=labels, small_stem=True
+        )
+    torch.manual_seed(seed)
+    network = ResNeXt(config)
+    randomize(network)
+    network.card = card
+    return network.eval()
+
+
+def photo_folder(
+    folder: Path, classes: Sequence[str] = ("cat", "dog"), count: int = 12, size: int = 24
+) -> Path:
+    """Class folders of small JPEGs, each class noise of a colour of its own."""
+    rng = np.random.default_rng(0)
+    for i, label in enumerate(classes):
+        (folder / label).mkdir(parents=True)
+        for j in range(count):
+            values = rng.integers(0, 120, (size, size + 4, 3), dtype=np.uint8)
+            values[..., i % 3] += 100
+            Image.fromarray(values).save(folder / label / f"{j:03}.jpg")
+    return folder
+
+
+def agree(got: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-5) -> None:
+    """Equal up to a part of the largest number, on shape too."""
+    assert got.shape == wanted.shape
+    if wanted.numel():
+        difference = (got.double() - wanted.double()).abs().max()
+        assert difference <= tolerance * wanted.double().abs().max()
+
+
+def run_cli(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object
+) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command."""
+    monkeypatch.setattr(sys, "argv", ["resnext", *map(str, arguments)])
+    code = 0
+    try:
+        main()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait for another process or thread; the bound only ends a test that would hang."""
+    for _ in range(30_000):
+        if condition():
+            return
+        time.sleep(0.01)
+    pytest.fail("waited for five minutes")

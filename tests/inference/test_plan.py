@@ -1,0 +1,464 @@
+"""Plans: read as they were written, used where they fit, and never in the way."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from oracles.originals import randomize
+from PIL import Image
+
+from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig, optimize, predict, save
+from resnext.errors import CheckpointError
+from resnext.inference import optimize as optimizing
+from resnext.inference import plan as plan_module
+from resnext.inference.engines.torch import Plain
+from resnext.inference.opener import open_planned, open_runner
+from resnext.inference.optimized import Optimized
+from resnext.inference.plan import (
+    Form,
+    Plan,
+    Row,
+    beside,
+    digest_of,
+    engine_version,
+    find_beside,
+    here_is,
+    read_plans,
+    remember_beside,
+    write_plans,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SIZE = 12
+CONFIG = ResNeXtConfig(
+    (1,), 2, 8, num_classes=4, num_stages=1, channels=(16,), stem_channels=8, small_stem=True
+)
+CARD = Card(("ant", "bee", "cat", "dog"), Preprocessing(SIZE, 14))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read from or written to the cache of whoever runs the tests."""
+    monkeypatch.setenv("RESNEXT_HOME", str(tmp_path_factory.getbasetemp() / "plans"))
+
+
+def network() -> ResNeXt:
+    """The network of all model files here."""
+    made = ResNeXt(CONFIG)
+    randomize(made)
+    made.card = CARD
+    return made.eval()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A model file without a plan."""
+    save(network(), tmp_path / "pets.safetensors")
+    return tmp_path / "pets.safetensors"
+
+
+@pytest.fixture(scope="module")
+def optimized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file with a plan for ONNX Runtime, in a folder that tests copy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESNEXT_HOME", str(tmp_path_factory.getbasetemp() / "plans"))
+        patch.setattr(optimizing, "_SECONDS", 0.0)
+        patch.setattr(optimizing, "_WIDTHS", ())
+        path = tmp_path_factory.mktemp("optimized") / "pets.safetensors"
+        save(network(), path)
+        optimize(path, engine="onnxruntime", precision="fp32", batch=2).save_plan(path)
+        return path
+
+
+@pytest.fixture
+def planned(optimized: Path, tmp_path: Path) -> Path:
+    """A copy of that file and its plan."""
+    for source in (optimized, beside(optimized)):
+        shutil.copy(source, tmp_path)
+    return tmp_path / optimized.name
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A picture."""
+    values = np.random.default_rng(0).integers(0, 256, (15, 17, 3), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+def plan(**changes: Any) -> Plan:
+    """A plan that fits this machine."""
+    rows = (
+        Row(Form("openvino", piece=2, streams=8, width=16), 123.4, "chosen", 1e-7, 1.0),
+        Row(Form("openvino", "int8"), 99.0, "refused: …", accuracy=0.25),
+        Row(Form("compile"), 0.0, "failed: [no] compiler"),
+        Row(None, 10.0),
+    )
+    usual = Plan(
+        model="0" * 64,
+        form=Form("torch", piece=16),
+        batch=16,
+        size=SIZE,
+        device="cpu",
+        request='["auto", "auto", null]',
+        machine=here_is("cpu"),
+        version=engine_version("torch"),
+        rows=rows,
+    )
+    return replace(usual, **changes)
+
+
+# -- files ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_plans_come_back_as_they_were(tmp_path: Path, count: int) -> None:
+    """Nested rows must become rows again, and numbers keep their last digit."""
+    plans = [
+        plan(batch=n + 1, rows=(*plan().rows, Row(None, 1 / 3, "é …", math.inf, 0.1 + 0.2)))
+        for n in range(count)
+    ]
+    path = tmp_path / "inside" / "a.plan.json"
+    path.parent.mkdir()
+    write_plans(path, plans)
+    found = read_plans(path)
+    assert found == plans
+    assert all(type(row) is Row for each in found for row in each.rows)
+    assert hash(tuple(found)) == hash(tuple(plans))
+    assert [p.name for p in path.parent.iterdir()] == ["a.plan.json"]  # no half-written files
+
+
+def test_answers_that_were_no_numbers(tmp_path: Path) -> None:
+    """A form that was refused for NaN stays in the table."""
+    write_plans(tmp_path / "a", [plan(rows=(Row(Form("torch"), 1.0, "refused", math.nan),))])
+    difference = read_plans(tmp_path / "a")[0].rows[0].difference
+    assert difference is not None
+    assert math.isnan(difference)
+
+
+def test_no_file_is_no_plan(tmp_path: Path) -> None:
+    """Most models have none."""
+    assert read_plans(tmp_path / "none.plan.json") == []
+
+
+def good(**changes: Any) -> dict[str, Any]:
+    """A plan as plain values, some of them changed; None takes one out."""
+    path = Path(os.environ["RESNEXT_HOME"]) / "good.plan.json"
+    path.parent.mkdir(exist_ok=True)
+    write_plans(path, [plan()])
+    values = json.loads(path.read_text())["plans"][0]
+    return {k: v for k, v in {**values, **changes}.items() if v is not None}
+
+
+DAMAGED: dict[str, Any] = {
+    "empty": b"",
+    "cut": b'{"format": 1, "plans": [{"model": "0',
+    "bytes": b"\xff\xfe\x00plans",
+    "null": b"null",
+    "list": b"[]",
+    "text": b'"plans"',
+    "no plans": b'{"format": 1}',
+    "a number": b'{"plans": 3}',
+    "a text for plans": b'{"plans": "none"}',
+    "plans of numbers": b'{"plans": [1]}',
+    "an empty plan": b'{"plans": [{}]}',
+    "no form": {"form": None},
+    "an unknown field": {"colour": "red"},
+    "an unknown field of a form": {"form": {"engine": "torch", "colour": "red"}},
+    "a form that is a list": {"form": ["torch"]},
+    "an unknown engine": {"form": {"engine": "abacus", "precision": "fp32"}},
+    "rows of numbers": {"rows": [1, 2]},
+    "a batch that is text": {"batch": "many"},
+    "a size that is text": {"size": "small"},
+    "a piece of nothing": {"form": {"engine": "torch", "piece": 0}},
+}
+
+
+def damage(path: Path, how: str) -> None:
+    """Write a file that is no plan."""
+    content = DAMAGED[how]
+    if isinstance(content, dict):
+        content = json.dumps({"format": 1, "plans": [good(**content)]}).encode()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+def test_damaged_files_say_what_to_do(tmp_path: Path, how: str) -> None:
+    """A KeyError in a file nobody has heard of helps nobody; nor does it later, in an engine."""
+    damage(tmp_path / "a.plan.json", how)
+    with pytest.raises(CheckpointError, match=r"a\.plan\.json .*resnext optimize"):
+        read_plans(tmp_path / "a.plan.json")
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+def test_prediction_goes_on_without_a_damaged_plan(
+    file: Path, image: Path, how: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A plan is only ever a way to be faster; who waits is told why it is slow."""
+    wanted = predict(file, image, plan=False, device="cpu")
+    damage(beside(file), how)
+    found, reason = find_beside(file, 1, "auto")
+    assert found is None
+    assert "resnext optimize" in reason
+    capfd.readouterr()
+    assert predict(file, image, device="cpu") == wanted
+    assert capfd.readouterr() == ("", "")
+    assert predict(file, image, device="cpu", progress=True) == wanted
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert beside(file).name in err.replace("\n", "")
+    assert "resnext optimize" in " ".join(err.split())
+
+
+def test_a_folder_in_place_of_the_plan(file: Path, image: Path) -> None:
+    """It cannot be read, which is no reason to stop."""
+    beside(file).mkdir()
+    with pytest.raises(CheckpointError, match="Delete it"):
+        read_plans(beside(file))
+    assert len(predict(file, image, device="cpu")) == 1
+
+
+# -- whether a plan fits ----------------------------------------------------------------------
+
+
+def test_a_plan_fits_where_it_was_made() -> None:
+    """Or none would ever be used."""
+    assert plan().fits() == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"machine": "Abacus 3000, 2 threads"}, "it was made for Abacus 3000, 2 threads, this is"),
+        ({"version": "1.13.0"}, "it was made with torch 1.13.0, here is 2"),
+        ({"form": Form("tensorrt"), "version": "2.1"}, "made with tensorrt 2.1, here is none"),
+        ({"device": "Abacus GPU", "machine": "Abacus GPU"}, "Abacus GPU"),
+    ],
+)
+def test_plans_of_other_places(file: Path, changes: dict[str, Any], reason: str) -> None:
+    """What was fastest there may be slow here, or not even run."""
+    if changes.get("form") and engine_version(changes["form"].engine):
+        pytest.skip("that engine is installed")
+    other = plan(file=digest_of(file), **changes)
+    write_plans(beside(file), [other])
+    for device in ("auto", "cpu"):
+        found, why = find_beside(file, 16, device)
+        assert found is None
+        assert why
+        assert device == "cpu" or reason in why
+        assert open_planned(file, device, 16, False) is None
+    assert reason in other.fits()
+
+
+def test_another_number_of_threads_is_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a quarter of the cores another form is fastest."""
+    here = plan()
+    monkeypatch.setenv("OMP_NUM_THREADS", "13")
+    assert "13 threads" in here.fits()
+
+
+def test_plans_of_other_weights(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whoever trains again under the same name must not get the answers of the old weights."""
+    remember_beside(file, plan())
+    assert find_beside(file, 16, "auto")[0] is not None
+    other = network()
+    with torch.no_grad():
+        other.fc.bias[0] += 1
+    save(other, file)
+    found, reason = find_beside(file, 16, "auto")
+    assert found is None
+    assert "other weights" in reason
+    assert "resnext optimize" in reason
+    assert isinstance(open_runner(file, device="cpu", progress=True), Plain)
+    assert "other weights" in " ".join(capfd.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("device", "used"), [("auto", True), ("cpu", True), ("cuda", False)])
+def test_plans_of_another_device(file: Path, device: str, used: bool) -> None:
+    """Asked for a GPU, one must not get the processor."""
+    remember_beside(file, plan())
+    found, reason = find_beside(file, 16, device)
+    assert (found is not None) == used
+    assert used or device in reason
+
+
+@pytest.mark.parametrize(
+    ("batch", "nearest"), [(1, 1), (2, 1), (13, 16), (16, 16), (20, 16), (60, 64), (999, 64)]
+)
+def test_the_nearest_number_of_images_is_chosen(file: Path, batch: int, nearest: int) -> None:
+    """A plan for 64 images makes one image wait for 63 that are not there."""
+    for made_for in (16, 1, 64):
+        remember_beside(file, plan(batch=made_for))
+    found, _ = find_beside(file, batch, "auto")
+    assert found is not None
+    assert found.batch == nearest
+
+
+def test_one_that_fits_is_better_than_one_that_is_near(file: Path) -> None:
+    """The nearest may be another machine's."""
+    remember_beside(file, plan(batch=1))
+    remember_beside(file, plan(batch=16, machine="Abacus"))
+    found, _ = find_beside(file, 16, "auto")
+    assert found is not None
+    assert found.batch == 1
+
+
+# -- remembering ------------------------------------------------------------------------------
+
+
+def test_plans_are_kept_or_replaced(file: Path) -> None:
+    """A file may be used with several sizes of batch, on several machines that share a disk."""
+    first = plan(batch=1)
+    assert remember_beside(file, first) == beside(file) == file.with_name("pets.plan.json")
+    remember_beside(file, plan(batch=16))
+    remember_beside(file, plan(batch=16, machine="Abacus"))
+    remember_beside(file, plan(batch=1, form=Form("openvino")))
+    found = read_plans(beside(file))
+    assert [(p.batch, p.machine, p.form.engine) for p in found] == [
+        (16, here_is("cpu"), "torch"),
+        (16, "Abacus", "torch"),
+        (1, here_is("cpu"), "openvino"),
+    ]
+    assert {p.file for p in found} == {digest_of(file)}
+    assert first.file == ""
+
+
+def test_what_is_useless_is_forgotten(file: Path) -> None:
+    """Plans for weights that are gone, and files that cannot be read."""
+    write_plans(beside(file), [plan(batch=1, file="f" * 64)])
+    remember_beside(file, plan())
+    assert [p.batch for p in read_plans(beside(file))] == [16]
+    beside(file).write_bytes(b"\xff")
+    remember_beside(file, plan(batch=3))
+    assert [p.batch for p in read_plans(beside(file))] == [3]
+
+
+def test_a_folder_that_cannot_be_written(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The measuring took minutes; what was there before must still be."""
+    remember_beside(file, plan(batch=3))
+    before = {p.name: p.read_bytes() for p in file.parent.iterdir()}
+
+    def refuse(**_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("resnext.system.atomic.tempfile.mkstemp", refuse)
+    with pytest.raises(CheckpointError, match=r"pets\.plan\.json cannot be written.*denied"):
+        remember_beside(file, plan())
+    assert {p.name: p.read_bytes() for p in file.parent.iterdir()} == before
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        write_plans(file / "inside" / "a.plan.json", [plan()])
+
+
+# -- using them -------------------------------------------------------------------------------
+
+
+def test_the_plan_is_used(planned: Path, image: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """By default, with the answers of the network, and said once."""
+    runner = open_runner(planned, progress=True)
+    assert isinstance(runner, Optimized)
+    assert "onnxruntime, fp32" in " ".join(capfd.readouterr().err.split())
+    assert isinstance(open_runner(planned, plan=False), Plain)
+    (quick,), (plain,) = (predict(planned, image, top=4, plan=p) for p in (True, False))
+    assert quick.labels == plain.labels
+    assert quick.probabilities == pytest.approx(plain.probabilities, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "resnext50_32x4d.a1_in1k",
+        "hf://timm/resnext50_32x4d.a1_in1k",
+        "https://example.org/a.safetensors?signature=" + "x" * 400,
+        "",
+        ".",
+        "/",
+        "..",
+    ],
+)
+def test_sources_that_are_no_files(source: str) -> None:
+    """Only files have plans; a signed address is longer than a file's name may be.
+
+    `resnext predict . photos` is for a folder with config.json and model.safetensors.
+    """
+    assert open_planned(source, "auto", 1, False) is None
+
+
+def test_folders_have_no_plan(tmp_path: Path) -> None:
+    """A folder with weights in it can lie beside a plan of a file."""
+    (tmp_path / "pets").mkdir()
+    write_plans(tmp_path / "pets.plan.json", [plan()])
+    assert open_planned(tmp_path / "pets", "auto", 1, False) is None
+
+
+def test_predicting_by_a_plan_needs_no_torch(planned: Path, image: Path) -> None:
+    """Importing torch takes longer than the prediction, and a small server has no room for it."""
+    wanted = predict(planned, image, top=4)[0]
+    program = f"""
+import json, sys
+from resnext.prediction import predict
+found = predict({str(planned)!r}, {str(image)!r}, top=4)[0]
+assert "torch" not in sys.modules
+print(json.dumps([found.labels, found.probabilities]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    labels, probabilities = json.loads(done.stdout)
+    assert tuple(labels) == wanted.labels
+    assert tuple(probabilities) == pytest.approx(wanted.probabilities, rel=1e-6)
+
+
+def test_a_graph_that_is_gone_is_made_again(planned: Path, image: Path) -> None:
+    """Caches are emptied; the model file has all that is needed."""
+    wanted = predict(planned, image, top=4)[0]
+    (found,) = read_plans(beside(planned))
+    graph = found.graph("pixels")
+    content = graph.read_bytes()
+    try:
+        graph.unlink()
+        assert predict(planned, image, top=4)[0].labels == wanted.labels
+        assert graph.exists()
+    finally:
+        graph.write_bytes(content)
+
+
+def test_a_graph_that_is_damaged(planned: Path, image: Path) -> None:
+    """A power cut in the middle of writing it must not break every later prediction."""
+    wanted = predict(planned, image, top=4)[0]
+    (found,) = read_plans(beside(planned))
+    graph = found.graph("pixels")
+    content = graph.read_bytes()
+    try:
+        graph.write_bytes(content[: len(content) // 2])
+        try:
+            got = predict(planned, image, top=4)[0]
+        except CheckpointError as error:
+            assert str(graph) in str(error)  # noqa: PT017 (either is right)
+        else:
+            assert got.labels == wanted.labels
+    finally:
+        graph.write_bytes(content)
+
+
+def test_versions_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that was removed has no version, which is no error."""
+
+    def missing(name: str) -> str:
+        raise plan_module.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(plan_module.metadata, "version", missing)
+    assert engine_version("openvino") == ""

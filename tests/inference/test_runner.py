@@ -1,0 +1,380 @@
+"""Engines: any number of images, from any number of threads, each gets its own answer."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import gc
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import pytest
+import torch
+from oracles.originals import randomize
+
+from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig
+from resnext.data.transforms import normalized
+from resnext.errors import InputError
+from resnext.inference.engines.onnx_export import exported, taking_pixels
+from resnext.inference.engines.quantization import quantized, with_pixels
+from resnext.inference.engines.torch import Plain, TorchSession, digest_of_weights, evaluating
+from resnext.inference.fold import folded
+from resnext.inference.plan import Form
+from resnext.inference.runner import OnnxSession, OpenVinoSession, Session, engine, opened
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SIZE, PIECE = 12, 4
+CONFIG = ResNeXtConfig(
+    (1, 1), 4, 16, num_classes=5, num_stages=2, channels=(16, 16), stem_channels=8, small_stem=True
+)
+HOW = Preprocessing(SIZE, SIZE, mean=(0.9, -0.4, 0.1), std=(0.3, 1.7, 0.2))
+COUNTS = [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 1]
+KINDS = [("onnxruntime", 1), ("onnxruntime", 3), ("openvino", 1), ("openvino", 3), ("torch", 1)]
+
+
+@pytest.fixture(scope="module")
+def network() -> ResNeXt:
+    """Answers differently to different images."""
+    network = ResNeXt(CONFIG)
+    randomize(network)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def graph(network: ResNeXt) -> Any:
+    """Exported once for all tests."""
+    return exported(folded(network), SIZE)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    """Forty of them."""
+    shape = (40, 3, SIZE, SIZE)
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def wanted(network: ResNeXt, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Answers of the network to each image by itself, in double precision."""
+    twin = ResNeXt(CONFIG)
+    twin.load_state_dict(network.state_dict())
+    twin.double().eval()
+    with torch.no_grad():
+        each = [torch.from_numpy(image[None]).double() for image in images]
+        logits = torch.cat([twin(x) for x in each]).numpy()
+        embeddings = torch.cat([twin.embed(x) for x in each]).numpy()
+    assert np.ptp(logits, axis=0).min() > 1e-2 * abs(logits).max()
+    return logits, embeddings
+
+
+Made = Callable[..., Session]
+
+
+@pytest.fixture(scope="module")
+def make(network: ResNeXt, graph: Any) -> Made:
+    """A session of each kind."""
+
+    def session(kind: str, streams: int = 1, piece: int = PIECE, pixels: bool = False) -> Session:
+        if kind == "torch":
+            how = HOW if pixels else None
+            return TorchSession(folded(network), torch.float32, how, piece=piece)
+        content = (taking_pixels(graph, HOW) if pixels else graph).SerializeToString()
+        if kind == "onnxruntime":
+            return OnnxSession(content, piece, streams, streams)
+        model = openvino.Core().read_model(content)
+        return OpenVinoSession(model, piece, streams, streams, "f32")
+
+    return session
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: f"{kind[0]}-{kind[1]}")
+def session(request: pytest.FixtureRequest, make: Made) -> Session:
+    """One of each kind, with one stream and with several."""
+    return make(*request.param)
+
+
+def agree(
+    got: tuple[np.ndarray, ...], wanted: tuple[np.ndarray, ...], rows: Any, by: float = 1e-5
+) -> None:
+    """Each image has its own answer, in order."""
+    assert len(got) == 2
+    for mine, table in zip(got, wanted, strict=True):
+        theirs = table[rows]
+        assert (mine.shape, mine.dtype) == (theirs.shape, np.float32)
+        if len(theirs):
+            assert abs(mine - theirs).max() <= by * abs(table).max()
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_any_number_of_images(
+    session: Session, images: np.ndarray, wanted: tuple[np.ndarray, ...], count: int
+) -> None:
+    """The last piece is filled up, or shorter; streams finish in any order."""
+    for start in (0, 7):
+        rows = slice(start, start + count)
+        agree(session(images[rows]), wanted, rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_digests_tell_weights_apart(network: ResNeXt, dtype: torch.dtype) -> None:
+    """A row that another network answered must not be taken over, whatever its type."""
+    twin = copy.deepcopy(network).to(dtype)
+    before = digest_of_weights(twin)
+    assert digest_of_weights(copy.deepcopy(twin)) == before
+    with torch.no_grad():
+        twin.fc.bias[-1] += 1
+    assert digest_of_weights(twin) != before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO does this only on Linux")
+def test_signals_find_their_stack(make: Made, graph: Any, images: np.ndarray) -> None:
+    """Each `Core` of OpenVINO makes one; on a freed one, a signal writes over other data."""
+
+    def stack() -> bytes:
+        found = ctypes.create_string_buffer(24)
+        assert ctypes.CDLL(None).sigaltstack(None, found) == 0
+        return found.raw
+
+    several = [make("openvino", 1, 1)]
+    before = stack()
+    several += [make("openvino", 1, piece) for piece in (2, 3)]
+    model = openvino.Core().read_model(graph.SerializeToString())
+    right = several[0](images[:12])[0]
+
+    def accuracy(session: Session) -> float:  # that of 8 bits is so bad that NNCF tries several
+        return 1 - 10 * float(abs(session(images[:12])[0] - right).max() / abs(right).max())
+
+    quantized(model, images[:12], accuracy)
+    while several:
+        del several[0]
+        gc.collect()
+    assert stack() == before
+
+
+@pytest.mark.parametrize("streams", [2, 5])
+@pytest.mark.parametrize("piece", [1, 3])
+@pytest.mark.parametrize("kind", ["onnxruntime", "openvino"])
+def test_pieces_come_back_in_order(
+    make: Made,
+    images: np.ndarray,
+    wanted: tuple[np.ndarray, ...],
+    kind: str,
+    piece: int,
+    streams: int,
+) -> None:
+    """More pieces than streams, many times: an answer that lands in another's row is rare."""
+    several = make(kind, streams, piece)
+    for _ in range(5):
+        agree(several(images), wanted, slice(None))
+
+
+def test_torch_takes_all_at_once_by_default(
+    network: ResNeXt, images: np.ndarray, wanted: tuple[np.ndarray, ...]
+) -> None:
+    """Without a piece there is nothing to cut; no images are still an answer."""
+    for last in (True, False):
+        whole = TorchSession(network, torch.float32, channels_last=last)
+        for count in (0, 1, 40):
+            agree(whole(images[:count]), wanted, slice(count))
+
+
+def test_threads_get_their_own_answers(
+    session: Session, images: np.ndarray, wanted: tuple[np.ndarray, ...]
+) -> None:
+    """A request or a buffer that two calls share mixes up answers under load only."""
+
+    def calls(thread: int) -> None:
+        rng = np.random.default_rng(thread)
+        for _ in range(30):
+            rows = rng.integers(0, len(images), rng.integers(1, 2 * PIECE + 2))
+            agree(session(images[rows]), wanted, rows)
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(calls, thread) for thread in range(8)]:
+            done.result()
+
+
+def test_answers_are_kept(session: Session, images: np.ndarray) -> None:
+    """Engines hand out their own buffers, which the next call fills again."""
+    kept = session(images[: PIECE + 1])
+    before = [values.copy() for values in kept]
+    for start in range(0, 30, 3):
+        session(images[start : start + PIECE + 1])
+    for values, copies in zip(kept, before, strict=True):
+        assert np.array_equal(values, copies)
+
+
+@pytest.mark.parametrize("way", ["every other", "turned", "mirrored", "read-only", "by channel"])
+def test_images_however_they_lie_in_memory(
+    session: Session, images: np.ndarray, wanted: tuple[np.ndarray, ...], way: str
+) -> None:
+    """An engine that reads memory in a row sees another image; torch takes no negative strides."""
+    rows: Any = slice(0, 10)
+    if way == "every other":
+        rows = slice(0, 18, 2)
+        x = images[rows]
+    elif way == "turned":
+        x = np.ascontiguousarray(images[rows].swapaxes(2, 3)).swapaxes(2, 3)
+    elif way == "mirrored":
+        x = np.ascontiguousarray(images[rows][..., ::-1])[..., ::-1]
+    elif way == "by channel":
+        x = np.ascontiguousarray(images[rows].transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    else:
+        x = images[rows].copy()
+        x.flags.writeable = False
+    assert way == "read-only" or not x.flags.c_contiguous
+    agree(session(x), wanted, rows)
+
+
+def test_inputs_stay(session: Session, images: np.ndarray) -> None:
+    """ReLUs in place must not reach the caller's images."""
+    x = images[:PIECE].copy()
+    session(x)
+    assert np.array_equal(x, images[:PIECE])
+
+
+def within(seconds: float, call: Callable[[], Any]) -> Any:
+    """What a call returns, unless it never does."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(call()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert found, "it failed, or waits for ever"
+    return found[0]
+
+
+@pytest.mark.parametrize("wrong", ["shape", "type"])
+def test_a_call_that_fails_spoils_no_other(
+    session: Session, images: np.ndarray, wanted: tuple[np.ndarray, ...], wrong: str
+) -> None:
+    """A request that is never given back makes the next call wait for ever."""
+    bad: Any = np.zeros((PIECE + 1, 2, SIZE, SIZE), np.float32)
+    if wrong == "type":
+        bad = np.array([["a"]], object)
+    for _ in range(2):
+        with pytest.raises(Exception):  # noqa: B017, PT011 (each engine has its own)
+            session(bad)
+        agree(within(5, lambda: session(images[:9])), wanted, slice(9))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind[0]}-{kind[1]}")
+@pytest.mark.parametrize("count", COUNTS)
+def test_pixels(make: Made, network: ResNeXt, kind: tuple[str, int], count: int) -> None:
+    """Normalising is the engine's work then, with the card's numbers and zero padding."""
+    values = np.random.default_rng(5).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+    with torch.no_grad():
+        x = normalized(torch.from_numpy(values), HOW)
+        both = network(x).numpy(), network.embed(x).numpy()
+    agree(make(*kind, pixels=True)(values), both, slice(None))
+
+
+def test_openvino_takes_pixels_by_itself(network: ResNeXt, graph: Any) -> None:
+    """Eight-bit networks are OpenVINO's own and cannot be edited as ONNX."""
+    model = openvino.Core().read_model(graph.SerializeToString())
+    session = OpenVinoSession(with_pixels(model, HOW), PIECE, 2, 2, "f32")
+    values = np.random.default_rng(5).integers(0, 256, (9, SIZE, SIZE, 3), dtype=np.uint8)
+    with torch.no_grad():
+        x = normalized(torch.from_numpy(values), HOW)
+        both = network(x).numpy(), network.embed(x).numpy()
+    agree(session(values), both, slice(None))
+    assert model.input(0).element_type == openvino.Type.f32  # the model itself is left alone
+
+
+def test_bf16_roughly_agrees(
+    network: ResNeXt, images: np.ndarray, wanted: tuple[np.ndarray, ...]
+) -> None:
+    """Images must be converted as the weights are, and answers back."""
+    half = TorchSession(folded(network).bfloat16(), torch.bfloat16, piece=PIECE)
+    got = half(images)
+    agree(got, wanted, slice(None), by=0.04)
+    assert abs(got[0] - wanted[0]).max() > 1e-5 * abs(wanted[0]).max()  # it is bf16 indeed
+
+
+def test_no_images_for_networks_with_group_norm() -> None:
+    """Their graph cannot be run on none: an empty folder must not end in the engine's error."""
+    config = CONFIG.replace(norm="group", norm_groups=4, layers=(1,), channels=(16,), num_stages=1)
+    made = ResNeXt(config)
+    content = exported(folded(made), SIZE).SerializeToString()
+    model = openvino.Core().read_model(content)
+    x = np.zeros((0, 3, SIZE, SIZE), np.float32)
+    for session in (
+        OpenVinoSession(model, PIECE, 1, 1, "f32"),
+        OnnxSession(content, PIECE, 1, 1),
+    ):
+        assert [found.shape for found in session(x)] == [(0, 5), (0, 64)]
+
+
+# -- opening ----------------------------------------------------------------------------------
+
+
+def test_graphs_from_files(
+    graph: Any, images: np.ndarray, wanted: tuple[np.ndarray, ...], tmp_path: Path
+) -> None:
+    """Plans keep ONNX for one engine and OpenVINO's own files for the other."""
+    onnx_file, own = tmp_path / "a b.onnx", tmp_path / "a b.xml"
+    onnx_file.write_bytes(graph.SerializeToString())
+    model = openvino.Core().read_model(onnx_file)
+    openvino.save_model(model, own, compress_to_fp16=False)
+    for file, form, kind in (
+        (onnx_file, Form("onnxruntime", piece=3, streams=2), OnnxSession),
+        (own, Form("openvino", piece=3, streams=2), OpenVinoSession),
+        (onnx_file, Form("openvino", piece=3), OpenVinoSession),
+    ):
+        session = opened(file, form)
+        assert isinstance(session, kind)
+        agree(session(images), wanted, slice(None))
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"), [("onnxruntime", "onnx"), ("openvino", "openvino"), ("nncf", "openvino")]
+)
+def test_a_missing_engine_names_its_extra(
+    module: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ImportError names a package whose version we would then have to guess."""
+    monkeypatch.setitem(sys.modules, module, None)
+    message = rf'{module} is not installed\. .*pip install "resnext\[{extra}\]"'
+    with pytest.raises(InputError, match=message):
+        engine(module)
+    if module != "nncf":
+        with pytest.raises(InputError, match=message):
+            opened(b"", Form(module))  # type: ignore[arg-type]
+
+
+# -- the network as it is ---------------------------------------------------------------------
+
+
+def test_a_network_as_it_is(network: ResNeXt) -> None:
+    """What predicts without a plan takes pixels too."""
+    network.card = Card(tuple("abcde"), HOW)
+    values = np.random.default_rng(5).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
+    with torch.no_grad():
+        x = normalized(torch.from_numpy(values), HOW)
+        both = network(x).numpy(), network.embed(x).numpy()
+    plain = Plain(network)
+    agree(plain.pixels(values), both, slice(None))
+    assert (plain.card, plain.config) == (network.card, CONFIG)
+
+
+def test_evaluation_mode_is_for_a_while(network: ResNeXt) -> None:
+    """Also when the work inside fails; frozen parts stay frozen."""
+    network.train()
+    network.layer1.eval()
+    modes = {name: module.training for name, module in network.named_modules()}
+
+    def fail() -> None:
+        with evaluating(network):
+            assert not any(module.training for module in network.modules())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert {name: module.training for name, module in network.named_modules()} == modes
+    network.eval()

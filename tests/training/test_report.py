@@ -1,0 +1,500 @@
+"""The report: a page that holds together by itself, and heat maps that point at the object."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles.recorded import fill
+from PIL import Image
+from torch import nn
+
+from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig
+from resnext.data.dataset import ImageSet
+from resnext.errors import CheckpointError
+from resnext.evaluation.calibration import Bin
+from resnext.evaluation.classification import Answers, Evaluation, batches, collect, judge
+from resnext.training.report.charts import Line, bars, curves, nice, reliability_diagram, whole
+from resnext.training.report.html import (
+    Facts,
+    Mistake,
+    confident_mistakes,
+    duration,
+    grad_cam,
+    render,
+    write_report,
+)
+
+EVIL = "<script>alert('x')</script>"
+LABELS = ("ant", EVIL, "قطة", "a & b", '" onload="x', "W" * 80, "Löwe", "h", "i", "j")
+CPU = torch.device("cpu")
+TINY = ResNeXtConfig(
+    (1, 1), 2, 8, channels=(16, 32), num_stages=2, small_stem=True, num_classes=2, stem_channels=16
+)
+VOID = {"meta", "img", "br", "link", "input", "hr", "wbr"}
+SECTIONS = ["progress", "confusion", "classes", "confidence", "mistakes", "data", "time", "again"]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Page(HTMLParser):
+    """A page taken apart; it fails where a tag is not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Remember it; an attribute must not come twice."""
+        assert len({key for key, _ in attrs}) == len(attrs), (tag, attrs)
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """As SVG has them."""
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        """It must be the innermost one."""
+        assert self.open.pop() == tag, (tag, self.getpos())
+
+    def handle_data(self, data: str) -> None:
+        """Text, but not that of styles and scripts."""
+        if not self.open or self.open[-1] not in ("style", "script"):
+            self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        """All text that is shown."""
+        return " ".join(" ".join(self.text).split())
+
+
+def evaluation(k: int, count: int = 300, scale: float = 3.0, labels: Any = None) -> Evaluation:
+    """Answers that are mostly right."""
+    rng = np.random.default_rng(k)
+    targets = rng.integers(0, k, count)
+    logits = rng.normal(0, 1, (count, k))
+    logits[np.arange(count), targets] += 2
+    names = labels or tuple(f"class {i}" for i in range(k))
+    images = ImageSet([np.zeros((1, 1), np.uint8)] * count, targets.tolist(), names, "val")
+    z = torch.from_numpy(logits * scale).float()
+    answers = Answers(z, torch.from_numpy(targets), torch.arange(count))
+    return judge(answers, images, keep_logits=True)
+
+
+def facts(k: int = 10, epochs: int = 5, **changes: Any) -> Facts:
+    """What a run might tell."""
+    result = evaluation(k, labels=LABELS if k == 10 else None)
+    history: list[dict[str, Any]] = [
+        {
+            "epoch": epoch,
+            "loss": 2 / epoch,
+            "val_accuracy": result.accuracy * epoch / epochs,
+            "val_nll": 1.5 / epoch,
+            "ema_accuracy": None if epoch == 1 else 0.5,
+            "rate": 0.1 / epoch,
+            "images_per_second": 100.0 + epoch,
+        }
+        for epoch in range(1, epochs + 1)
+    ]
+    picture = Image.fromarray(np.full((8, 8), 90, np.uint8))
+    values: dict[str, Any] = {
+        "title": f"resnext on {EVIL}",
+        "data": EVIL,
+        "command": f"resnext train 'a b' --out '{EVIL}'",
+        "created": "today",
+        "model": "resnext50_32x4d",
+        "config": f"Config({EVIL})",
+        "parameters": 25_028_904,
+        "gmacs": 4.2,
+        "recipe": {"epochs": epochs, "ema_decay": None, EVIL: EVIL},
+        "hardware": {"processor": EVIL, "cores": 2},
+        "versions": {"resnext": "0.1.0"},
+        "seconds": {"total": 100.0, "training": 70.0, "waiting for data": 20.0},
+        "history": history,
+        "evaluation": result,
+        "temperature": 2.5,
+        "threshold": 0.6,
+        "findings": [f"{EVIL}.jpg: not a readable image"],
+        "train_counts": list(range(1, k + 1)),
+        "val_counts": result.confusion.sum(1).tolist(),
+        "mistakes": [Mistake(picture, EVIL, "b", 0.97, picture.resize((99, 99)), EVIL)],
+        "events": [f"Interrupted by {EVIL}"],
+    }
+    return Facts(**{**values, **changes})
+
+
+def numbers_are_numbers(page: str) -> None:
+    """No drawing holds a coordinate that is none."""
+    for svg in re.findall(r"<svg.*?</svg>", page, re.S):
+        attributes = re.findall(r'\s(?:x|y|x1|x2|y1|y2|cx|cy|r|width|height|points)="([^"]*)"', svg)
+        assert attributes
+        for value in attributes:
+            assert all(math.isfinite(float(x)) for x in re.split(r"[ ,]", value)), value
+        assert not re.search(r"\b(nan|inf|None)\b", svg)
+
+
+# -- the page ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [2, 3, 10, 41, 120])
+@pytest.mark.parametrize("epochs", [0, 1, 90])
+def test_pages_are_whole(k: int, epochs: int) -> None:
+    """An unclosed tag swallows what follows; one class or epoch more must not break a page."""
+    text = render(facts(k, epochs))
+    page = Page(text)
+    ids = [about["id"] for tag, about in page.tags if tag == "section"]
+    assert ids == SECTIONS
+    every = [about["id"] for _, about in page.tags if "id" in about]
+    assert len({*every}) == len(every)
+    links = [about["href"] for tag, about in page.tags if tag == "a"]
+    assert links == [f"#{name}" for name in SECTIONS]
+    for _, about in page.tags:
+        assert about.get("aria-labelledby", every[0]) in every
+        assert "alt" in about or "src" not in about
+    numbers_are_numbers(text)
+    assert not re.search(r"\b(nan|None|Undefined)\b", page.words)
+    rows = text.count('<th scope="row" title=')
+    assert rows == (k if k <= 40 else 25)
+
+
+@pytest.mark.parametrize("k", [10, 120])
+def test_pages_need_nothing_else(k: int) -> None:
+    """A report is mailed, archived, and opened without a network."""
+    text = render(facts(k))
+    page = Page(text)
+    for tag, about in page.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base", "form")
+        for key in ("src", "href", "srcset", "poster", "action", "xlink:href"):
+            value = about.get(key)
+            assert value is None or value.startswith(("#", "data:image/"))
+        assert not any(key.startswith("on") for key in about), about
+    assert not re.search(r"https?:|//[a-z]|url\(|@import|fetch\(|import\(", text)
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+
+
+def test_text_of_others_is_text() -> None:
+    """A folder may be called <script>: labels, files and findings come from strangers."""
+    text = render(facts())
+    page = Page(text)
+    assert [tag for tag, _ in page.tags].count("script") == 1  # the one that copies
+    assert EVIL not in text
+    assert page.words.count(EVIL) > 10
+    assert all("onload" not in about for _, about in page.tags)
+    code = page.words[page.words.index("The command, and what it met.") :]
+    assert f"resnext train 'a b' --out '{EVIL}'" in code
+
+
+def test_the_numbers_are_there() -> None:
+    """A headline of another epoch, or a part shown as per cent of a per cent."""
+    told = facts()
+    result = told.evaluation
+    words = Page(render(told)).words.replace("\N{NO-BREAK SPACE}", " ")
+    low, high = result.interval()
+    assert f"{100 * result.accuracy:.1f} %" in words.replace(" %", " %")
+    assert f"expect between {100 * low:.1f} % and {100 * high:.1f} %" in words
+    assert "of 300 validation images" in words
+    assert "Best epoch 5 of 5" in words
+    assert "Parameters 25.0 M" in words
+    assert "Everything else 10 s 10.0 %" in words
+    assert result.top5 is not None
+    assert f"Top-5 accuracy {100 * result.top5:.1f} %" in words
+    assert result.logits is not None
+    scaled = torch.from_numpy(result.logits / 2.5).softmax(1).amax(1).numpy()
+    sure = scaled >= 0.6
+    part, right = 100 * sure.mean(), 100 * result.right[sure].mean()
+    assert f"{part:.1f} % of the images have one, and {right:.1f} % of those" in words
+    errors = re.findall(r"expected calibration error ([\d.]+) %", words)
+    assert float(errors[0]) == pytest.approx(100 * result.ece, abs=0.006)
+    assert errors[0] != errors[1]
+    for right_class, predicted, times in result.confusions(3):
+        assert f"{right_class} taken for {predicted} {times}" in words
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"threshold": None},
+        {"threshold": 0.0},
+        {"threshold": 1.0},
+        {"temperature": 1.0},
+        {"findings": (), "mistakes": (), "events": ()},
+        {"train_counts": (), "val_counts": ()},
+        {"seconds": {}},
+        {"seconds": {"total": 0.0, "training": 0.0}},
+        {"history": [{"epoch": 1, "loss": math.nan, "val_accuracy": None}]},
+        {"history": [{"epoch": e, "loss": 0.0, "val_accuracy": 1.0} for e in (1, 2, 3)]},
+        {"evaluation": evaluation(10, count=1)},
+        {"evaluation": evaluation(10, scale=0)},
+        {"evaluation": evaluation(10, scale=1e4)},
+        {"evaluation": replace(evaluation(10), logits=None)},
+        {"evaluation": replace(evaluation(10), skipped=(EVIL,) * 7)},
+        {"evaluation": replace(evaluation(10), confidence=np.full(300, np.nan), logits=None)},
+    ],
+    ids=range(16),
+)
+def test_what_is_missing_is_left_out(changes: dict[str, Any]) -> None:
+    """The report comes last: an error there would spoil hours of training."""
+    text = render(facts(**changes))
+    words = Page(text).words
+    numbers_are_numbers(text)
+    assert not re.search(r"\b(nan|None|inf)\b", words)
+
+
+def test_writing(tmp_path: Path) -> None:
+    """Atomic, in UTF-8, over an older one."""
+    path = tmp_path / "report.html"
+    path.write_text("older")
+    write_report(facts(), path)
+    assert path.read_text(encoding="utf-8") == render(facts())
+    assert [*tmp_path.iterdir()] == [path]
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        write_report(facts(), tmp_path / "missing" / "report.html")
+
+
+@pytest.mark.slow
+def test_the_template_is_in_the_wheel(tmp_path: Path) -> None:
+    """It was found in the checkout, and by nobody who installed the package."""
+    root = Path(__file__).parents[2]
+    copy = tmp_path / "copy"
+    shutil.copytree(root / "src", copy / "src")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, copy / name)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, copy]
+    subprocess.run(pip, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert "resnext/training/report.html" in archive.namelist()
+
+
+# -- charts -----------------------------------------------------------------------------------
+
+finite = st.floats(-1e12, 1e12, allow_subnormal=False)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(finite, min_size=1, max_size=6))
+def test_axes_hold_their_values(values: list[float]) -> None:
+    """Ticks are few, evenly spaced and around everything; one value alone has no range."""
+    ticks = nice(values)
+    slack = 1e-6 * max(ticks[-1] - ticks[0], abs(ticks[0]), 1e-12)
+    assert 2 <= len(ticks) <= 7
+    assert ticks[0] <= min(values) + slack
+    assert ticks[-1] >= max(values) - slack
+    steps = np.diff(ticks)
+    assert (steps > 0).all()
+    assert steps == pytest.approx(steps[0], rel=1e-6)
+    if min(values) >= 0:
+        assert ticks[0] >= 0  # no axis of learning rates goes below nothing
+
+
+@given(st.integers(1, 2000), st.integers(0, 2000))
+def test_epochs_are_whole_and_few(first: int, more: int) -> None:
+    """Half an epoch is no label, and forty labels are none either."""
+    ticks = whole(first, first + more)
+    assert 1 <= len(ticks) <= 8
+    assert ticks[0] == first
+    assert ticks == sorted({*ticks})
+    assert ticks[-1] <= first + more
+
+
+def test_gaps_stay_gaps() -> None:
+    """A line drawn across an epoch that diverged shows what never was."""
+    points = [(1, 1.0), (2, 2.0), (3, math.nan), (4, 4.0), (5, 5.0), (6, math.inf), (7, 7.0)]
+    svg = curves([Line("x", points)], str, mark=4)
+    assert svg.count("<polyline") == 2
+    assert svg.count('class="hit"') == 5
+    assert svg.count('class="mark"') == 1
+    numbers_are_numbers(svg)
+    assert curves([Line("x", [(1, math.nan)])], str) == ""
+
+
+def test_bars_are_as_high_as_their_numbers() -> None:
+    """Accuracy upwards from the foot, the point above the mean confidence."""
+    svg = reliability_diagram([Bin(math.nan, math.nan, 0), Bin(0.75, 0.5, 8)], EVIL)
+    numbers_are_numbers(svg)
+    assert EVIL not in svg
+    (bar,) = re.findall(r'<rect class="bar"[^>]*>', svg)
+    x, width, y, height = (float(x) for x in re.findall(r'"([\d.]+)"', bar)[:4])
+    assert (x, width) == (44 + 130 + 1, 130 - 2)
+    assert (y, height) == (10 + 130, 130)
+    assert 'cx="239"' in svg  # 44 + 260 × 0.75
+    heights = re.findall(r'height="([\d.]+)"/>', bars([1, 4, 2], "x"))
+    assert [float(h) for h in heights] == [90, 45, 22.5]
+    assert bars([0, 0], "x") == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0.0 s"),
+        (9.96, "10 s"),
+        (99.4, "99 s"),
+        (99.6, "2 min"),
+        (3599, "60 min"),
+        (7200, "2 h 00 min"),
+        (86400 * 5, "120 h 00 min"),
+        (math.nan, "–"),
+    ],
+)
+def test_durations(seconds: float, said: str) -> None:
+    """Nobody says 7200 seconds."""
+    assert duration(seconds) == said
+
+
+# -- where a network looks --------------------------------------------------------------------
+
+
+def scene(rng: np.random.Generator, place: tuple[int, int] | None) -> np.ndarray:
+    """Noise of 32×32 pixels, maybe with a striped square of 10×10 in it."""
+    pixels = rng.integers(60, 150, (32, 32, 3), dtype=np.uint8)
+    if place:
+        top, left = place
+        pixels[top : top + 10, left : left + 10] = 30
+        pixels[top : top + 10 : 2, left : left + 10] = 240
+    return pixels
+
+
+@pytest.fixture(scope="module")
+def finder() -> tuple[ResNeXt, Preprocessing]:
+    """A network that has learnt to tell whether there is a square."""
+    rng = np.random.default_rng(0)
+    how = Preprocessing(32, 32, mean=(0.4,) * 3, std=(0.2,) * 3)
+    torch.manual_seed(0)
+    network = ResNeXt(TINY)
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    for _ in range(40):
+        places = [None if i % 2 else tuple(rng.integers(0, 23, 2).tolist()) for i in range(16)]
+        pixels = np.stack([scene(rng, place) for place in places])
+        x = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.4) / 0.2
+        loss = nn.functional.cross_entropy(
+            network(x), torch.tensor([int(place is not None) for place in places])
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    network.card = Card(("nothing", "square"), how)
+    return network, how
+
+
+def test_heat_is_where_the_object_is(finder: tuple[ResNeXt, Preprocessing]) -> None:
+    """A map that is mirrored, turned or of another class looks just as good."""
+    network, how = finder
+    rng = np.random.default_rng(1)
+    corners = [(1, 1), (1, 21), (21, 1), (21, 21), (3, 12), (12, 20), (20, 10)]
+    pictures = [scene(rng, corner) for corner in corners]
+    # every answer is counted as a mistake, because the classes are exchanged
+    images = ImageSet(pictures, [0] * len(pictures), ("nothing", "square"), "squares")
+    with torch.no_grad():
+        network.eval()
+        answers = collect(network, batches(images, how, batch_size=3, workers=0), CPU)
+    result = judge(answers, images)
+    assert result.predicted.tolist() == [1] * len(corners)
+    network.train()
+    found = confident_mistakes(network, images, result, how, count=5)
+    assert network.training
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+    assert len(found) == 5
+    order = np.argsort(-result.confidence, kind="stable")
+    assert [mistake.confidence for mistake in found] == result.confidence[order][:5].tolist()
+    for mistake, i in zip(found, order.tolist(), strict=False):
+        assert (mistake.truth, mistake.predicted) == ("nothing", "square")
+        assert mistake.title == images.title(i)
+        assert np.array_equal(np.asarray(mistake.image), pictures[i])
+        assert mistake.heat is not None
+        top, left = (7 * x for x in corners[i])  # overlays are 224 pixels wide
+        heat = np.asarray(mistake.heat).astype(int)
+        coloured = (heat.max(2) - heat.min(2)).astype(float)
+        inside = np.zeros(coloured.shape, bool)
+        inside[max(top - 14, 0) : top + 84, max(left - 14, 0) : left + 84] = True
+        assert coloured[inside].mean() > 4 * coloured[~inside].mean()
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"in_channels": 1},
+    {"attention": "se"},
+    {"attention": "eca"},
+    {"stem_type": "deep", "small_stem": False, "stem_channels": None},
+    {"anti_alias": "blur"},
+    {"dropout": 0.5, "drop_path_rate": 0.2},
+    {"norm": "group", "norm_groups": 2},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_heat_is_grad_cam(changes: dict[str, Any]) -> None:
+    """Our shortcut through the classifier's weights against gradients, for every head we have."""
+    network = ResNeXt(TINY.replace(num_classes=5, **changes))
+    fill(network)
+    network.eval()
+    x = torch.randn(network.config.in_channels, 24, 24, generator=torch.Generator().manual_seed(0))
+    kept: list[torch.Tensor] = []
+    hook = network.layer2.register_forward_hook(lambda _, __, out: kept.append(out))
+    logits = network(x[None])[0]
+    hook.remove()
+    for label in (0, 3):
+        (gradient,) = torch.autograd.grad(logits[label], kept[0], retain_graph=True)
+        weights = gradient.mean((2, 3), keepdim=True)
+        wanted = (weights * kept[0]).sum(1)[0].relu().detach()
+        got = grad_cam(network, x, label)
+        if wanted.max() == 0:
+            assert not got.any()
+        else:
+            assert got == pytest.approx((wanted / wanted.max()).numpy(), abs=1e-4)
+    half = grad_cam(network.bfloat16(), x, 3)
+    assert half.shape == got.shape
+    assert np.isfinite(half).all()
+
+
+@pytest.mark.parametrize("colour", ["RGB", "BGR", "L"])
+def test_the_picture_is_what_was_seen(colour: Any) -> None:
+    """Blue skies in orange: channels exchanged on the way back."""
+    channels = 1 if colour == "L" else 3
+    how = Preprocessing(16, 16, mean=(0.3,) * channels, std=(0.25,) * channels, colour=colour)
+    network = ResNeXt(TINY.replace(in_channels=channels))
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 24, 3), dtype=np.uint8)
+    images = ImageSet([pixels] * 2, [0, 1], ("a", "b"), "x")
+    answers = Answers(torch.tensor([[0.0, 1], [1.0, 0]]), torch.tensor([0, 1]), torch.arange(2))
+    first, second = confident_mistakes(network, images, judge(answers, images), how)
+    wanted = Image.fromarray(pixels[:, 4:20]).convert("L" if colour == "L" else "RGB")
+    assert np.array_equal(np.asarray(first.image), np.asarray(wanted))
+    assert (first.predicted, second.predicted) == ("b", "a")
+    page = Page(render(facts(mistakes=[first])))
+    sources = [about["src"] or "" for tag, about in page.tags if tag == "img"]
+    shown = Image.open(io.BytesIO(base64.b64decode(sources[0].partition(",")[2])))
+    assert np.array_equal(np.asarray(shown), np.asarray(wanted))  # small ones are not compressed
+
+
+def test_a_map_of_one_pixel_points_nowhere() -> None:
+    """It would colour the whole picture and say nothing."""
+    network = ResNeXt(TINY)
+    how = Preprocessing(2, 2)
+    images = ImageSet([np.zeros((2, 2, 3), np.uint8)] * 2, [0, 0], ("a", "b"), "x")
+    answers = Answers(torch.tensor([[0.0, 1], [1.0, 0]]), torch.tensor([0, 0]), torch.arange(2))
+    (found,) = confident_mistakes(network, images, judge(answers, images), how)
+    assert found.heat is None
+    assert len([tag for tag, _ in Page(render(facts(mistakes=[found]))).tags if tag == "img"]) == 1
