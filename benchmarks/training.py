@@ -34,8 +34,9 @@ import resnext
 from resnext.card import Preprocessing
 from resnext.config import ResNeXtConfig
 from resnext.data.transforms import random_view
-from resnext.grouped_conv import fastest_groups, hardware, merge_groups, pick_precision
+from resnext.grouped_conv import fastest_groups, merge_groups
 from resnext.system.cpu import processor
+from resnext.system.device import hardware, pick_precision
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 

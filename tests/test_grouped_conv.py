@@ -17,15 +17,14 @@ import resnext
 from resnext import ResNeXtConfig
 from resnext import grouped_conv as forms
 from resnext.architectures import variant, variants
-from resnext.errors import InputError
 from resnext.grouped_conv import (
     MergedConv2d,
     fastest_groups,
     grouped_convolutions,
     merge_groups,
-    pick_precision,
 )
 from resnext.network import ResNeXt
+from resnext.system import device
 
 CPU = torch.device("cpu")
 SMALL = ResNeXtConfig((2, 1), 4, 32, num_classes=3, channels=(16, 32), num_stages=2)
@@ -281,7 +280,7 @@ def test_another_processor_or_number_of_threads_measures_again(
     measured: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A home folder is often shared by machines that are unlike."""
-    for change in (lambda: None, lambda: monkeypatch.setattr(forms, "processor", lambda: "Z80")):
+    for change in (lambda: None, lambda: monkeypatch.setattr(device, "processor", lambda: "Z80")):
         change()
         measured.clear()
         fastest_groups(ResNeXt(SMALL), SIZE, CPU, torch.float32)
@@ -365,39 +364,3 @@ def test_what_is_measured_can_be_computed(monkeypatch: pytest.MonkeyPatch, tmp_p
     wanted = copy.deepcopy(network).eval()(torch.ones(1, 3, 32, 32))
     merge_groups(network, choice)
     assert torch.allclose(network.eval()(torch.ones(1, 3, 32, 32)), wanted, atol=1e-5)
-
-
-# -- precision --------------------------------------------------------------------------------
-
-
-def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """bf16 without hardware for it is many times slower than fp32."""
-    assert pick_precision("fp32", CPU) is torch.float32
-    assert pick_precision("bf16", CPU) is torch.bfloat16
-    assert pick_precision("fp16", torch.device("cuda")) is torch.float16
-    assert pick_precision("auto", torch.device("mps")) is torch.float32
-    for avx, amx in ((True, False), (False, True), (False, False)):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
-        wanted = torch.bfloat16 if avx or amx else torch.float32
-        assert pick_precision("auto", CPU) is wanted
-    for has in (True, False):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, has=has, **__: has)
-        wanted = torch.bfloat16 if has else torch.float16
-        assert pick_precision("auto", torch.device("cuda")) is wanted
-
-
-@pytest.mark.parametrize(
-    ("name", "device", "message"),
-    [
-        ("fp8", "cpu", "precision must be auto, fp32, bf16 or fp16, not 'fp8'"),
-        ("", "cuda", "precision must be auto"),
-        ("FP32", "cpu", "precision must be auto"),
-        ("fp16", "cpu", "fp16 needs a GPU. Take bf16, or fp32"),
-    ],
-)
-def test_precision_that_does_not_exist(name: str, device: str, message: str) -> None:
-    """torch's own error comes from inside the first step, and names no option."""
-    with pytest.raises(InputError, match=message) as caught:
-        pick_precision(name, torch.device(device))
-    assert "\n" not in str(caught.value)

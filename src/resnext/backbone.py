@@ -7,9 +7,9 @@ from typing import NamedTuple, TypeVar
 
 from torch import nn
 
-from resnext.config import ResNeXtConfig
+from resnext.config import ResNeXtConfig, check_config
 from resnext.errors import ConfigError, ConfigTypeError
-from resnext.network import Images, Maps, Trunk, checked, init_weights
+from resnext.network import Images, Maps, Trunk, init_weights
 
 B = TypeVar("B", bound="Backbone")  # beartype knows `Self` only in classes it decorates whole
 
@@ -57,7 +57,7 @@ class Backbone(Trunk):
         norm_eval: bool = False,
         checkpointing: bool = False,
     ) -> None:
-        indices = wanted_stages(out_indices, checked(config).num_stages)
+        indices = wanted_stages(out_indices, check_config(config).num_stages)
         if type(frozen_stages) is not int:
             raise ConfigTypeError(f"frozen_stages must be an integer, not {frozen_stages!r}.")
         if frozen_stages > config.num_stages:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
+from resnext.checks import is_finite, number, one_of, positive
 from resnext.errors import ConfigError, ConfigTypeError, InputError
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -42,22 +42,16 @@ class Preprocessing:
     def __post_init__(self) -> None:
         """Refuse what no image can be prepared with."""
         for name in ("size", "resize"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ConfigError(f"{name} must be a positive number of pixels, not {value!r}.")
-        for name, choices in (("interpolation", Interpolation), ("colour", Colour)):
-            if getattr(self, name) not in get_args(choices):
-                allowed = ", ".join(get_args(choices))
-                raise ConfigError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}.")
+            positive(name, getattr(self, name))
+        one_of("interpolation", self.interpolation, get_args(Interpolation))
+        one_of("colour", self.colour, get_args(Colour))
         channels = 1 if self.colour == "L" else 3
         for name in ("mean", "std"):
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
                 value = tuple(value)
-            numbers = isinstance(value, tuple) and all(
-                type(x) in (int, float) and abs(x) <= sys.float_info.max for x in value
-            )
+            numbers = isinstance(value, tuple) and all(map(is_finite, value))
             if not numbers or len(value) != channels:
                 raise ConfigError(f"{name} must hold {channels} numbers, not {value!r}.")
         if min(self.std) <= 0:
@@ -105,13 +99,9 @@ class Card:
                 raise ConfigTypeError(
                     f"{name} must be a {kind.__name__}, not {getattr(self, name)!r}."
                 )
-        number, limit = (int, float), sys.float_info.max
-        if type(self.temperature) not in number or not 0 < self.temperature <= limit:
-            raise ConfigError(f"temperature must be above 0, not {self.temperature!r}.")
-        if self.threshold is not None and (
-            type(self.threshold) not in number or not 0 <= self.threshold <= 1
-        ):
-            raise ConfigError(f"threshold must be from 0 to 1 or None, not {self.threshold!r}.")
+        number("temperature", self.temperature, lambda x: x > 0, "above 0")
+        if self.threshold is not None:
+            number("threshold", self.threshold, lambda x: 0 <= x <= 1, "from 0 to 1 or None")
 
     def to_dict(self) -> dict[str, Any]:
         """The card as plain values."""

@@ -6,12 +6,12 @@ import dataclasses
 import difflib
 import json
 import math
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, Literal, NamedTuple, get_args
 
+from resnext.checks import boolean, choice, number, positive, positives
 from resnext.errors import ConfigError, ConfigTypeError
 
 Style = Literal["pytorch", "caffe"]
@@ -301,26 +301,27 @@ class ResNeXtConfig:
 
     def _check_each_field(self) -> None:
         for name in ("num_stages", "cardinality", "base_width", "num_classes", "in_channels"):
-            _positive(name, getattr(self, name))
+            positive(name, getattr(self, name))
         for name in ("stem_width", "expansion", "norm_groups", "se_reduction"):
-            _positive(name, getattr(self, name))
+            positive(name, getattr(self, name))
         if self.num_stages > 4:
             raise ConfigError(f"num_stages must be 1, 2, 3 or 4, not {self.num_stages}.")
         for name in ("layers", "channels", "strides", "dilations", "widths"):
-            if getattr(self, name) is not None or name in ("layers", "channels"):
-                _positives(name, getattr(self, name), self.num_stages)
+            value = getattr(self, name)
+            if value is not None or name in ("layers", "channels"):
+                positives(name, value, self.num_stages, _stages_hint(name, value))
         if max(self.layers) > 1000:
             raise ConfigError(f"layers must hold at most 1000 blocks each, not {self.layers!r}.")
         for name in ("avg_down", "small_stem", "norm_affine", "norm_track", "zero_init_residual"):
-            _boolean(name, getattr(self, name))
+            boolean(name, getattr(self, name))
         for name, choices in _CHOICES.items():
-            _choice(name, getattr(self, name), choices)
-        _number("norm_eps", self.norm_eps, lambda x: x > 0, "greater than 0")
-        _number("conv_eps", self.conv_eps, lambda x: x > 0, "greater than 0")
+            choice(name, getattr(self, name), choices)
+        number("norm_eps", self.norm_eps, lambda x: x > 0, "greater than 0")
+        number("conv_eps", self.conv_eps, lambda x: x > 0, "greater than 0")
         if self.norm_momentum is not None:
-            _number("norm_momentum", self.norm_momentum, lambda x: 0 <= x <= 1, "from 0 to 1")
+            number("norm_momentum", self.norm_momentum, lambda x: 0 <= x <= 1, "from 0 to 1")
         for name in ("drop_path_rate", "dropout"):
-            _number(name, getattr(self, name), lambda x: 0 <= x < 1, "at least 0 and below 1")
+            number(name, getattr(self, name), lambda x: 0 <= x < 1, "at least 0 and below 1")
 
     def _check_block_args(self) -> None:
         if not isinstance(self.block_args, dict):
@@ -328,16 +329,16 @@ class ResNeXtConfig:
         for key, value in self.block_args.items():
             name = f"block_args[{key!r}]"
             if key in ("cardinality", "base_width", "dilation"):
-                _positive(name, value)
+                positive(name, value)
             elif key == "se":
-                _boolean(name, value)
+                boolean(name, value)
             elif key == "se_args":
                 if not isinstance(value, dict):
                     raise ConfigTypeError(f"{name} must be a dictionary, not {value!r}.")
                 for inner, reduction in value.items():
                     if inner != "reduction":
                         raise ConfigTypeError(f"{name} knows only 'reduction', not {inner!r}.")
-                    _positive(f"{name}['reduction']", reduction)
+                    positive(f"{name}['reduction']", reduction)
             else:
                 raise ConfigTypeError(
                     f"block_args has no key {key!r}; its keys are cardinality, base_width, "
@@ -348,9 +349,9 @@ class ResNeXtConfig:
         deep = self.stem_type == "deep"
         if self.stem_channels is not None:
             if deep:
-                _positives("stem_channels of a deep stem", self.stem_channels, 3)
+                positives("stem_channels of a deep stem", self.stem_channels, 3)
             else:
-                _positive("stem_channels of a classic stem", self.stem_channels)
+                positive("stem_channels of a classic stem", self.stem_channels)
         if self.small_stem and deep:
             raise ConfigError("small_stem and stem_type='deep' exclude each other: choose one.")
         if self.conv != "standard" and self.padding_mode != "zeros":
@@ -395,42 +396,24 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigTypeError(f"{name} must be a positive integer, not {value!r}.")
-    if value <= 0:
-        raise ConfigError(f"{name} must be greater than 0, not {value!r}.")
+def _stages_hint(name: str, value: Any) -> str:
+    """What to do about a wrong number of stages."""
+    right = name in ("layers", "channels") and isinstance(value, tuple) and 0 < len(value) < 4
+    return f" num_stages={len(value)} changes that." if right else ""
 
 
-def _positives(name: str, value: Any, count: int) -> None:
-    wanted = f"{name} must hold exactly {count} positive integer{'s' * (count > 1)}"
-    if not isinstance(value, tuple):
-        raise ConfigTypeError(f"{wanted}, as a tuple or list, not {value!r}.")
-    if any(isinstance(x, bool) or not isinstance(x, int) for x in value):
-        raise ConfigTypeError(f"{wanted}, not {value!r}.")
-    if len(value) != count or min(value) <= 0:
-        hint = f" num_stages={len(value)} changes that." if name in ("layers", "channels") else ""
-        raise ConfigError(f"{wanted}, not {value!r}.{hint if 0 < len(value) < 4 else ''}")
+def check_config(config: Any) -> ResNeXtConfig:
+    """`config`, or an error that says what takes a name.
 
-
-def _boolean(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise ConfigTypeError(f"{name} must be True or False, not {value!r}.")
-
-
-def _choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    allowed = " or ".join(repr(choice) for choice in choices)
-    if not (value is None or isinstance(value, str)):
-        raise ConfigTypeError(f"{name} must be {allowed}, not {value!r}.")
-    if value not in choices:
-        raise ConfigError(f"{name} must be {allowed}, not {value!r}.")
-
-
-def _number(name: str, value: Any, allowed: Callable[[float], bool], wanted: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigTypeError(f"{name} must be a number {wanted}, not {value!r}.")
-    if not (abs(value) <= sys.float_info.max and allowed(value)):  # so not for NaN either
-        raise ConfigError(f"{name} must be {wanted}, not {value!r}.")
+    Raises:
+        ConfigTypeError: It is something else.
+    """
+    if not isinstance(config, ResNeXtConfig):
+        raise ConfigTypeError(
+            f"A network is built from a ResNeXtConfig, not {config!r}. "
+            f"For a named variant use resnext.create(name) or resnext.variant(name)."
+        )
+    return config
 
 
 def _refuse_unknown_fields(values: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Forms of computing the same network: precision, and grouped convolutions merged into wider ones.
+"""Grouped convolutions computed as fewer, wider ones.
 
 A convolution of 32 groups of 4 channels is the same function as one of 8 groups of 16 channels
 whose weights are zero where the groups do not meet. Wider groups use wide vector units better.
@@ -8,50 +8,23 @@ Which form is the fastest is measured, and remembered for the machine.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnext.errors import InputError
+from resnext.errors import CheckpointError
+from resnext.system.atomic import written_whole
 from resnext.system.cache import home
-from resnext.system.cpu import processor
+from resnext.system.device import hardware
+from resnext.system.digest import short_digest
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _WIDTHS = (8, 16, 32, 64)
-
-
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The number type to multiply in; "auto" takes bf16 where the hardware has it.
-
-    Raises:
-        InputError: The name is unknown, or the device cannot do it.
-    """
-    if name != "auto" and name not in DTYPES:
-        raise InputError(f"precision must be auto, fp32, bf16 or fp16, not {name!r}.")
-    if name == "fp16" and device.type == "cpu":
-        raise InputError("precision fp16 needs a GPU. Take bf16, or fp32.")
-    if name != "auto":
-        return DTYPES[name]
-    if device.type == "cuda":
-        fits = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fits else torch.float16
-    if device.type == "cpu":
-        return torch.bfloat16 if has_bf16() else torch.float32
-    return torch.float32
-
-
-def has_bf16() -> bool:
-    """Whether the processor multiplies in bf16."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 class MergedConv2d(nn.Conv2d):
@@ -203,8 +176,7 @@ class _Book:
 
     def __init__(self, device: torch.device) -> None:
         machine = f"{hardware(device)} {torch.get_num_threads()} torch {torch.__version__}"
-        name = hashlib.sha256(machine.encode()).hexdigest()[:16]
-        self.path = home() / "forms" / f"{name}.json"
+        self.path = home() / "forms" / f"{short_digest(machine)}.json"
         try:
             found = json.loads(self.path.read_text())
             self.known = {str(k): int(v) for k, v in found.items()}
@@ -216,17 +188,6 @@ class _Book:
         """Write it down; a folder that cannot be written is no reason to stop."""
         if self.known == self._before:
             return
-        temporary = self.path.with_name(f"{self.path.name}.{time.monotonic_ns()}")
-        with suppress(OSError):
+        with suppress(OSError, CheckpointError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(self.known, indent=1))
-            temporary.replace(self.path)
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def hardware(device: torch.device) -> str:
-    """Name of the processor or GPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return processor()
+            written_whole(self.path, json.dumps(self.known, indent=1).encode())

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from resnext.config import ResNeXtConfig, eca_kernel_size
+from resnext.errors import InputError
 
 Map = Float[Tensor, "n c h w"]
 Convolved = Float[Tensor, "n k h2 w2"]
@@ -301,3 +302,29 @@ def _untracked(owner: nn.Module) -> Iterator[None]:
     finally:
         for m, (momentum, count) in zip(batch_norms, kept, strict=True):
             m.momentum, m.num_batches_tracked = momentum, count
+
+
+def check_images(x: Tensor, config: ResNeXtConfig) -> None:
+    """Refuse what the network cannot take.
+
+    Raises:
+        InputError: Wrong number of dimensions or channels, or too few pixels.
+    """
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        return  # sizes are tensors then, and every comparison would warn
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(f"Images must be a floating-point tensor, not {got}. Scale bytes by 255.")
+    if x.ndim != 4 or x.shape[1] != config.in_channels:
+        wanted = f"(n, {config.in_channels}, h, w)"
+        raise InputError(f"Images must have shape {wanted}, not {tuple(x.shape)}.")
+    if min(x.shape[2:]) < config.min_size:
+        raise InputError(
+            f"Images must have at least {config.min_size} pixels on each side, "
+            f"not {x.shape[2]}×{x.shape[3]}."
+        )
+    if config.norm == "instance" and max(x.shape[2:]) <= config.stride:
+        raise InputError(
+            f"Instance norm needs more than {config.stride} pixels on one side of the image, "
+            f"not {x.shape[2]}×{x.shape[3]}."
+        )

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from resnext.architectures import variant
 from resnext.card import Card
-from resnext.config import ResNeXtConfig, Stage
-from resnext.errors import ConfigTypeError, InputError
+from resnext.config import ResNeXtConfig, Stage, check_config
 from resnext.layers import (
     DropPath,
     anti_alias,
     attention,
+    check_images,
     checkpointed,
     conv,
     norm,
@@ -153,7 +152,7 @@ class ResNeXt(Trunk):
     """
 
     def __init__(self, config: ResNeXtConfig) -> None:
-        super().__init__(config, depth=checked(config).num_stages)
+        super().__init__(config, depth=check_config(config).num_stages)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(config.dropout)
         self.fc = nn.Linear(self.num_features, config.num_classes)
@@ -177,46 +176,6 @@ class ResNeXt(Trunk):
         old = self.fc.weight
         self.fc = nn.Linear(self.num_features, num_classes, device=old.device, dtype=old.dtype)
         self.card = None  # its labels no longer fit
-
-
-def check_images(x: Tensor, config: ResNeXtConfig) -> None:
-    """Refuse what the network cannot take.
-
-    Raises:
-        InputError: Wrong number of dimensions or channels, or too few pixels.
-    """
-    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
-        return  # sizes are tensors then, and every comparison would warn
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(f"Images must be a floating-point tensor, not {got}. Scale bytes by 255.")
-    if x.ndim != 4 or x.shape[1] != config.in_channels:
-        wanted = f"(n, {config.in_channels}, h, w)"
-        raise InputError(f"Images must have shape {wanted}, not {tuple(x.shape)}.")
-    if min(x.shape[2:]) < config.min_size:
-        raise InputError(
-            f"Images must have at least {config.min_size} pixels on each side, "
-            f"not {x.shape[2]}×{x.shape[3]}."
-        )
-    if config.norm == "instance" and max(x.shape[2:]) <= config.stride:
-        raise InputError(
-            f"Instance norm needs more than {config.stride} pixels on one side of the image, "
-            f"not {x.shape[2]}×{x.shape[3]}."
-        )
-
-
-def checked(config: ResNeXtConfig) -> ResNeXtConfig:
-    """`config`, or an error that tells what takes a name.
-
-    Raises:
-        ConfigTypeError: It is something else.
-    """
-    if not isinstance(config, ResNeXtConfig):
-        raise ConfigTypeError(
-            f"A network is built from a ResNeXtConfig, not {config!r}. "
-            f"For a named variant use resnext.create(name) or resnext.variant(name)."
-        )
-    return config
 
 
 def init_weights(module: nn.Module, zero_init_residual: bool) -> None:

@@ -30,7 +30,6 @@ from resnext.inference.plan import (
     Plan,
     Row,
     beside,
-    digest_of,
     engine_version,
     find_beside,
     here_is,
@@ -38,6 +37,7 @@ from resnext.inference.plan import (
     remember_beside,
     write_plans,
 )
+from resnext.system.digest import file_sha256
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -251,7 +251,7 @@ def test_plans_of_other_places(file: Path, changes: dict[str, Any], reason: str)
     """What was fastest there may be slow here, or not even run."""
     if changes.get("form") and engine_version(changes["form"].engine):
         pytest.skip("that engine is installed")
-    other = plan(file=digest_of(file), **changes)
+    other = plan(file=file_sha256(file), **changes)
     write_plans(beside(file), [other])
     for device in ("auto", "cpu"):
         found, why = find_beside(file, 16, device)
@@ -331,7 +331,7 @@ def test_plans_are_kept_or_replaced(file: Path) -> None:
         (16, "Abacus", "torch"),
         (1, here_is("cpu"), "openvino"),
     ]
-    assert {p.file for p in found} == {digest_of(file)}
+    assert {p.file for p in found} == {file_sha256(file)}
     assert first.file == ""
 
 

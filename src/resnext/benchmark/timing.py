@@ -242,14 +242,14 @@ def bench(
 
 
 def _precisions(wanted: Precision, data: object) -> list[str]:
-    from resnext.grouped_conv import has_bf16
+    from resnext.system.device import has_bf16, require_bf16
 
     if wanted not in get_args(Precision):
         raise InputError(f"precision must be one of {', '.join(get_args(Precision))}.")
     if wanted == "int8" and data is None:
         raise InputError("precision int8 is calibrated with images of known classes: give data.")
-    if wanted == "bf16" and not has_bf16():
-        raise InputError("This processor has no arithmetic for bf16. Take fp32, or int8.")
+    if wanted == "bf16":
+        require_bf16()
     if wanted != "auto":
         return [wanted]
     return ["fp32", *(["bf16"] if has_bf16() else []), *([] if data is None else ["int8"])]

@@ -6,12 +6,12 @@ import math
 import os
 import sys
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from resnext import __version__
 from resnext.errors import CheckpointError, ResNeXtError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 app = App(
     name="resnext",
     help="Train, evaluate, run and inspect ResNeXt networks.",
-    version=__version__,
+    version=version("resnext"),
     version_flags=["--version"],
     help_format="rich",  # `resnext --help` has no Markdown, whose parser takes a fifth of its time
     result_action="return_value",

@@ -23,6 +23,7 @@ from resnext.data.decoding import decode_image
 from resnext.errors import CheckpointError, DataError
 from resnext.system.atomic import written
 from resnext.system.cache import home
+from resnext.system.cpu import available_cores
 from resnext.system.progress import Reporter
 
 _TOO_MANY = 0.05
@@ -326,7 +327,7 @@ def _in_order(
     work: Callable[[int], list[tuple[int, str]]], items: Sequence[int], threads: int | None
 ) -> Generator[list[tuple[int, str]]]:
     """Results of `work` in order, never many ahead of what was asked for."""
-    threads = threads or min(os.cpu_count() or 1, 8)
+    threads = threads or min(available_cores(), 8)
     waiting: deque[Future[list[tuple[int, str]]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

@@ -19,7 +19,6 @@ from resnext.card import card_of
 from resnext.data.loader import Prepared
 from resnext.data.open import open_for_evaluation
 from resnext.errors import DataError, InputError, ResNeXtError
-from resnext.grouped_conv import DTYPES, hardware, has_bf16, pick_precision
 from resnext.inference.engines.builder import Workshop
 from resnext.inference.engines.onnx_export import merges
 from resnext.inference.engines.quantization import MAX_DROP
@@ -41,7 +40,14 @@ from resnext.inference.runner import Session
 from resnext.network import ResNeXt
 from resnext.summary import default_size
 from resnext.system.cpu import cores
-from resnext.system.device import pick_device
+from resnext.system.device import (
+    DTYPES,
+    hardware,
+    has_bf16,
+    pick_device,
+    pick_precision,
+    require_bf16,
+)
 from resnext.system.progress import Reporter, reporter
 from resnext.weights.load import load_classifier
 
@@ -308,8 +314,8 @@ class _Search:
             pick_precision(precision, self.device)  # refuses what the device cannot do
         if precision == "bf16" and engine == "onnxruntime":
             raise InputError("ONNX Runtime has no bf16 for these layers on processors.")
-        if precision == "bf16" and engine == "openvino" and not has_bf16():
-            raise InputError("This processor has no arithmetic for bf16. Take fp32, or int8.")
+        if precision == "bf16" and engine == "openvino":
+            require_bf16()
         widths = [0, *self.widths()] if engine in ("onnxruntime", "openvino") else [0]
         if precision == "int8":
             self.try_int8(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from resnext.errors import CheckpointError, ResNeXtError
 from resnext.system.atomic import written_whole
 from resnext.system.cache import home
 from resnext.system.cpu import cores, processor
+from resnext.system.digest import file_sha256, short_digest
 
 Engine = Literal["torch", "compile", "tensorrt", "onnxruntime", "openvino"]
 Kind = Literal["images", "pixels"]
@@ -112,7 +112,7 @@ class Plan:
         suffix = "onnx" if self.form.engine == "onnxruntime" else "xml"
         parts = [kind, self.size, self.form.width, metadata.version("resnext")]
         if self.form.precision == "int8":  # depends on the images it was calibrated with
-            parts += ["int8", _digest(f"{self.request} {self.batch}")[:8]]
+            parts += ["int8", short_digest(f"{self.request} {self.batch}")[:8]]
         return self.folder / f"{'-'.join(map(str, parts))}.{suffix}"
 
     def fits(self) -> str:
@@ -151,15 +151,11 @@ def name_of(model: str, device: str, batch: int, size: int, request: str) -> Pat
     """Where the plan for such a request is remembered."""
     versions = [engine_version(engine) for engine in _PACKAGES]
     key = json.dumps([model, here_is(device), batch, size, request, versions])
-    return _folder(model) / f"{_digest(key)[:16]}.plan.json"
+    return _folder(model) / f"{short_digest(key)}.plan.json"
 
 
 def _folder(model: str) -> Path:
     return home() / "plans" / model[:16]
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def beside(file: Path) -> Path:
@@ -234,7 +230,7 @@ def _form(values: dict[str, Any]) -> Form:
 def remember_beside(file: Path, plan: Plan) -> Path:
     """Add a plan to those beside a model file, in place of what it makes useless."""
     path = beside(file)
-    plan = replace(plan, file=digest_of(file))
+    plan = replace(plan, file=file_sha256(file))
     try:
         old = read_plans(path)
     except CheckpointError:
@@ -265,7 +261,7 @@ def find_beside(file: Path, batch: int, device: str) -> tuple[Plan | None, str]:
         plans = [plan for plan in plans if (plan.device == "cpu") == (device == "cpu")]
     if not plans:
         return None, f"{beside(file)} has no plan for {device}."
-    digest = digest_of(file)
+    digest = file_sha256(file)
     reasons: list[str] = []
     for plan in sorted(plans, key=lambda plan: abs(plan.batch - batch)):
         reason = "it was made for other weights" if plan.file != digest else plan.fits()
@@ -273,9 +269,3 @@ def find_beside(file: Path, batch: int, device: str) -> tuple[Plan | None, str]:
             return plan, ""
         reasons.append(reason)
     return None, f"{beside(file)} is not used: {reasons[0]}. Run resnext optimize again."
-
-
-def digest_of(file: Path) -> str:
-    """SHA-256 of a file."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

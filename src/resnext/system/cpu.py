@@ -26,10 +26,17 @@ def cores() -> int:
     if chosen.isdigit() and int(chosen):
         return int(chosen)
     if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
+        return available_cores()
     allowed = os.sched_getaffinity(0)
     siblings = {_text(f"/sys/devices/system/cpu/cpu{i}/topology/thread_siblings") for i in allowed}
     return len(allowed) if "" in siblings else len(siblings)
+
+
+def available_cores() -> int:
+    """How many logical processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _text(path: str) -> str:

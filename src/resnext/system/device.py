@@ -1,10 +1,16 @@
-"""Where a network runs."""
+"""Choosing a torch device, and the precision to compute in."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 
 from resnext.errors import InputError
+from resnext.system.cpu import processor
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
@@ -24,3 +30,54 @@ def pick_device(name: str) -> torch.device:
             f"device {name!r} cannot be used: {reason.rstrip('.')}. Take auto, cpu, or cuda:0."
         ) from error
     return device
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The number type to multiply in; "auto" takes bf16 where the hardware has it.
+
+    Raises:
+        InputError: The name is unknown, or the device cannot do it.
+    """
+    if name != "auto" and name not in DTYPES:
+        raise InputError(f"precision must be auto, fp32, bf16 or fp16, not {name!r}.")
+    if name != "auto":
+        check_precision(name, device)
+        return DTYPES[name]
+    if device.type == "cuda":
+        fits = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fits else torch.float16
+    if device.type == "cpu":
+        return torch.bfloat16 if has_bf16() else torch.float32
+    return torch.float32
+
+
+def has_bf16() -> bool:
+    """Whether the processor multiplies in bf16."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def check_precision(name: str, device: torch.device) -> None:
+    """Refuse a precision that the device cannot compute in.
+
+    Raises:
+        InputError: It is a processor and the precision fp16.
+    """
+    if name == "fp16" and device.type == "cpu":
+        raise InputError("precision fp16 needs a GPU. Take bf16, or fp32.")
+
+
+def require_bf16() -> None:
+    """Refuse bf16 where only an engine that emulates it would be left.
+
+    Raises:
+        InputError: The processor does not multiply in bf16.
+    """
+    if not has_bf16():
+        raise InputError("This processor has no bf16 arithmetic. Use fp32 or int8.")
+
+
+def hardware(device: torch.device) -> str:
+    """Name of the processor or GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return processor()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import os
@@ -20,7 +19,9 @@ from urllib.parse import quote, urlsplit
 from filelock import FileLock
 
 from resnext.errors import CheckpointError
+from resnext.system.atomic import written_whole
 from resnext.system.cache import home
+from resnext.system.digest import file_sha256, short_digest
 from resnext.system.progress import reporter
 
 _CHUNK = 1 << 20
@@ -67,7 +68,7 @@ def fetch(
         CheckpointError: It cannot be had, or is not what was published. The cache is unchanged.
     """
     _check_url(url)
-    folder = home() / hashlib.sha256(url.encode()).hexdigest()[:16]
+    folder = home() / short_digest(url)
     path = folder / _file_name(url)
     try:
         if path.exists() and _is_unchanged(path, sha256):
@@ -137,7 +138,7 @@ class _Download:
         self.part.replace(self.path)
         stat = self.path.stat()
         about = {"url": self.url, "sha256": digest, "size": stat.st_size, "time": stat.st_mtime_ns}
-        _write(self.note, about)
+        written_whole(self.note, json.dumps(about).encode())
         self.same_as_file().unlink(missing_ok=True)
         return self.path
 
@@ -203,7 +204,8 @@ class _Download:
             if not continued:
                 mark = "" if now.startswith("W/") else now
             with self.part.open("ab" if continued else "wb") as out:
-                _write(self.same_as_file(), {"mark": mark})  # after the old part is gone
+                version = json.dumps({"mark": mark}).encode()
+                written_whole(self.same_as_file(), version)  # after the old part is gone
                 done = self.copy(answer, out, have if continued else 0, total)
         return total is None or done == total
 
@@ -295,15 +297,3 @@ def _noted(path: Path) -> dict[str, Any]:
         about = json.loads(path.read_text(encoding="utf-8"))
         return about if isinstance(about, dict) else {}
     return {}
-
-
-def _write(path: Path, about: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(json.dumps(about), encoding="utf-8")
-    temporary.replace(path)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
+from resnext.checks import between, one_of, positive
 from resnext.errors import ConfigError, InputError
 
 POLICIES = ("none", "rand", "trivial")
@@ -62,18 +63,11 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
-        if self.policy not in POLICIES:
-            raise ConfigError(f"policy must be one of {', '.join(POLICIES)}, not {self.policy!r}.")
+        one_of("policy", self.policy, POLICIES)
         for field in fields(self)[1:]:
             low, high = _RANGES.get(field.name, (0, 1))
-            value = getattr(self, field.name)
             whole = field.name in ("operations", "magnitude")
-            number = type(value) is int or (isinstance(value, float) and not whole)
-            if not (number and low <= value <= high):
-                kind = "a whole number" if whole else "a number"
-                raise ConfigError(
-                    f"{field.name} must be {kind} from {low} to {high}, not {value!r}."
-                )
+            between(field.name, getattr(self, field.name), low, high, whole=whole)
 
 
 _RANGES = {"operations": (1, 16), "magnitude": (0, 30), "mixup": (0, 100), "cutmix": (0, 100)}
@@ -105,8 +99,7 @@ class Augment:
         device: torch.device | str = "cpu",
         colour: str = "RGB",
     ) -> None:
-        if type(num_classes) is not int or num_classes < 1:
-            raise ConfigError(f"num_classes must be a whole number above 0, not {num_classes!r}.")
+        positive("num_classes", num_classes)
         _check_statistics(mean, std, colour)
         if augmentation.policy != "none" and len(mean) not in (1, 3):
             raise ConfigError(

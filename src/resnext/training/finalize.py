@@ -6,16 +6,16 @@ import os
 import platform
 import time
 from dataclasses import asdict, replace
+from importlib.metadata import version
 
 import torch
 
-import resnext
 from resnext.data.scan import Scan
 from resnext.evaluation.calibration import fit_temperature, recommend_threshold
 from resnext.evaluation.classification import judge
-from resnext.grouped_conv import hardware
 from resnext.summary import summarize
 from resnext.system.cpu import processor
+from resnext.system.device import hardware
 from resnext.training.report.html import Facts, confident_mistakes, write_report
 from resnext.training.trainer import Run
 from resnext.weights.load import load_classifier
@@ -57,7 +57,7 @@ def finish(run: Run, found: Scan, *, command: str) -> None:
         recipe=asdict(settings.recipe),
         hardware=_hardware(run),
         versions={
-            "resnext": resnext.__version__,
+            "resnext": version("resnext"),
             "torch": str(torch.__version__),
             "Python": platform.python_version(),
         },

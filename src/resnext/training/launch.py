@@ -9,13 +9,13 @@ import platform
 import shlex
 import sys
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-import resnext
 from resnext.architectures import variant
 from resnext.card import Preprocessing
 from resnext.config import ResNeXtConfig
@@ -24,9 +24,10 @@ from resnext.data.open import open_splits
 from resnext.data.scan import Scan, scan, write_quarantine
 from resnext.data.transforms import fast_decoder
 from resnext.errors import CheckpointError, ConfigError, DataError, InputError, ResNeXtError
-from resnext.grouped_conv import fastest_groups, pick_precision
+from resnext.grouped_conv import fastest_groups
 from resnext.network import ResNeXt
-from resnext.system.device import pick_device
+from resnext.system.cpu import available_cores
+from resnext.system.device import pick_device, pick_precision
 from resnext.system.progress import Reporter, reporter
 from resnext.training.augmentation import Augment
 from resnext.training.checkpoint import State, newest
@@ -451,8 +452,7 @@ def _workers(images: ImageSet, device: torch.device) -> int:
     """This process's share of the machine's cores, up to eight, or sixteen beside a GPU."""
     if isinstance(images.images[0], np.ndarray) and len(images) < 10_000:
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    share = (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    share = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(min(share, 16 if device.type == "cuda" else 8), 1)
 
 
@@ -465,7 +465,7 @@ def _provenance(
         "val_fraction": splits.val_fraction,
         "seed": seed,
         "recipe": asdict(plan),
-        "resnext": resnext.__version__,
+        "resnext": version("resnext"),
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from resnext.errors import CheckpointError
+from resnext.system.atomic import written_whole
+
 _TAGS = {
     "loss": "train/loss",
     "rate": "train/rate",
@@ -35,13 +38,11 @@ class Journal:
         """All rows so far, the newest of which is new."""
         path = self.folder / "metrics.jsonl"
         try:
-            temporary = path.with_name(f".{path.name}")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            temporary.replace(path)
+            written_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
             self._add_events(rows[-1])
-        except OSError as error:
+        except (OSError, CheckpointError) as error:
             if not self._told:
-                self._tell(f"Not saved: {path} cannot be written: {error}.")
+                self._tell(f"Not saved: {error}")
             self._told = True
 
     def _add_events(self, row: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+from resnext.checks import between, boolean, one_of
 from resnext.errors import ConfigError
 from resnext.training.augmentation import Augmentation
 
@@ -114,15 +115,12 @@ class Recipe:
                         f"milestones must be rising parts of the run, from 0 to 1, not {value!r}."
                     )
             elif choices := _choices(kind):
-                if value not in choices:
-                    raise ConfigError(
-                        f"{field.name} must be one of {', '.join(choices)}, not {value!r}."
-                    )
+                one_of(field.name, value, choices)
             elif kind is bool:
-                if not isinstance(value, bool):
-                    raise ConfigError(f"{field.name} must be True or False, not {value!r}.")
+                boolean(field.name, value)
             elif not (field.name == "train_size" and value is None):
-                _check_number(field.name, value, whole=kind is not float)
+                low, high = _RANGES.get(field.name, (0, 1))
+                between(field.name, value, low, high, whole=kind is not float)
         if self.schedule == "step" and not self.milestones:
             raise ConfigError("schedule 'step' needs milestones, such as (0.5, 0.75).")
         if self.batch_size // self.accumulate < 2:
@@ -190,14 +188,6 @@ def _check_field(name: str) -> None:
 def _choices(kind: Any) -> list[str]:
     """The texts that a field may hold; none if it holds something else."""
     return [choice for choice in get_args(kind) if isinstance(choice, str)]
-
-
-def _check_number(name: str, value: object, *, whole: bool) -> None:
-    low, high = _RANGES.get(name, (0.0, 1.0))
-    number = type(value) is int or (type(value) is float and not whole)
-    if not (number and low <= value <= high):  # pyright: ignore[reportOperatorIssue]
-        kind = "a whole number" if whole else "a number"
-        raise ConfigError(f"{name} must be {kind} from {low:g} to {high:g}, not {value!r}.")
 
 
 _RANGES: dict[str, tuple[float, float]] = {

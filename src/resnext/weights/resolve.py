@@ -15,14 +15,15 @@ from torch.overrides import TorchFunctionMode
 
 from resnext.backbone import Backbone
 from resnext.card import Card
-from resnext.config import ResNeXtConfig
+from resnext.config import ResNeXtConfig, check_config
 from resnext.dialects.dialect import Dialect
 from resnext.dialects.lucid import LUCID, LUCID3
 from resnext.dialects.metadata import About, from_folder, from_openmmlab
 from resnext.dialects.transformers import TRANSFORMERS
 from resnext.errors import CheckpointError, ConfigError, MissingFileError
-from resnext.network import ResNeXt, checked
-from resnext.system.download import fetch, file_sha256, hub
+from resnext.network import ResNeXt
+from resnext.system.digest import file_sha256
+from resnext.system.download import fetch, hub
 from resnext.weights.catalog import Checkpoint, exact, find, from_file_name, is_path
 from resnext.weights.formats.reading import Contents, read
 from resnext.weights.header import is_own, parse_header
@@ -64,7 +65,7 @@ def understand(
     if not isinstance(source, str | Path) or not str(source).strip():
         raise CheckpointError(f"A checkpoint is a name, an address or a file, not {source!r}.")
     if config is not None:
-        checked(config)
+        check_config(config)
     text = str(source)
     path = Path(source).expanduser()
     if isinstance(source, Path) or _exists(path):

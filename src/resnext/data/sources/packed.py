@@ -40,6 +40,8 @@ from resnext.data.dataset import (
 from resnext.errors import CheckpointError, DataError
 from resnext.system.atomic import written
 from resnext.system.cache import home
+from resnext.system.digest import short_digest
+from resnext.system.download import is_offline
 
 _NAMES = ("classnames.txt", "labels.txt", "classes.txt")
 _PACKED = re.compile(r"\.(tgz|tbz2?|txz|tar\.\w+)$", re.IGNORECASE)
@@ -322,11 +324,11 @@ def fetched(url: str, optional: bool = False) -> Path:
     Raises:
         DataError: It cannot be had, or is a damaged tar.
     """
-    folder = home() / "shards" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    folder = home() / "shards" / short_digest(url)
     path = folder / (re.sub(r"[^\w.+-]", "_", _base(url), flags=re.ASCII)[-120:] or "file")
     if path.exists():
         return path
-    if any(_is_set(name) for name in ("RESNEXT_OFFLINE", "HF_HUB_OFFLINE")):
+    if is_offline():
         raise DataError(
             f"{url} is not in the cache ({home()}), and offline mode forbids downloading. Unset "
             f"RESNEXT_OFFLINE, or give local shards."
@@ -339,10 +341,6 @@ def fetched(url: str, optional: bool = False) -> Path:
     except (OSError, CheckpointError) as error:
         raise DataError(f"{url} cannot be kept in {home()}: {error}") from error
     return path
-
-
-def _is_set(name: str) -> bool:
-    return os.environ.get(name, "").lower() not in ("", "0", "false", "no")
 
 
 def _receive(url: str, optional: bool, temporary: str) -> None:
@@ -465,7 +463,7 @@ def _copy(source: Path) -> _Copied:
     try:
         with pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20) as table:
             key = f"{source.stat().st_size} {_footer(source)}"
-            path = home() / "images" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.bin"
+            path = home() / "images" / f"{short_digest(key)}.bin"
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{path}.lock"):
                 index = path.with_suffix(".npz")

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float32
 
 from resnext.card import Preprocessing
-from resnext.grouped_conv import DTYPES
 from resnext.inference.engines.onnx_export import Graph, exported, taking_pixels, widened
 from resnext.inference.engines.quantization import quantized, with_pixels
 from resnext.inference.engines.torch import TorchSession
@@ -22,6 +21,7 @@ from resnext.inference.plan import Form, Kind, Plan
 from resnext.inference.runner import Session, engine, opened, openvino_core
 from resnext.network import ResNeXt
 from resnext.system.atomic import written_whole
+from resnext.system.device import DTYPES
 
 
 class Workshop:
