@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 import resnext
-from resnext.system.cpu import processor
+from resnext.system.cpu import cpu_name
 
 
 def main() -> None:
     """Train with three seeds, the first one twice, and print what came out."""
-    print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     hashes: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in (0, 0, 1, 2):

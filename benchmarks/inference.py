@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from resnext.benchmark.timing import OURS, Benchmark, bench
-from resnext.system.cpu import cores, processor
+from resnext.system.cpu import core_count, cpu_name
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -51,7 +51,7 @@ def main(parts: list[str]) -> None:
     names = ("torch", "torchvision", "timm", "onnxruntime", "openvino", "nncf")
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in names)
     for part in parts or PARTS:
-        print(f"\n== {part}\n{processor()}, {cores()} threads, {versions}", flush=True)
+        print(f"\n== {part}\n{cpu_name()}, {core_count()} threads, {versions}", flush=True)
         print((PARTS[part].__doc__ or "").partition("\n")[0], flush=True)
         PARTS[part]()
 
@@ -84,13 +84,13 @@ def int8() -> None:
     import torch
 
     from resnext.benchmark.timing import classifier_for
-    from resnext.inference.engines.builder import Workshop
+    from resnext.inference.engines.builder import EngineBuilder
     from resnext.inference.optimize import optimize, patterns
-    from resnext.inference.plan import Form
+    from resnext.inference.plan import EngineConfig
     from resnext.inference.runner import Session
 
     network = classifier_for("resnext50_32x4d")
-    workshop = Workshop(network, 224, torch.device("cpu"))
+    workshop = EngineBuilder(network, 224, torch.device("cpu"))
     for batch in (1, 16):
         best = optimize(network, batch=batch, progress=True).plan.form
         x = patterns(batch, 3, 224)
@@ -101,9 +101,9 @@ def int8() -> None:
         ways = {f"{best.engine} {best.precision}, {best}": workshop.session(best)}
         for width in (0, 8, 16):
             workshop.quantize(width, patterns(64, 3, 224))
-            n = min(cores(), batch)
+            n = min(core_count(), batch)
             for piece, streams in sorted({(batch, 1), (1, n), (-(-batch // n), n)}):
-                form = Form("openvino", "int8", piece, streams, width)
+                form = EngineConfig("openvino", "int8", piece, streams, width)
                 ways[f"openvino int8, {form}"] = workshop.session(form)
         speeds = in_turns({name: partial(run, way) for name, way in ways.items()}, batch)
         first, *eight = speeds.values()
@@ -204,13 +204,15 @@ def ours(photos: Path, file: Path) -> float:
 def engine(photos: Path, file: Path) -> float:
     """The same engine on batches that are ready."""
     from resnext.card import card_of
-    from resnext.data.decoding import cut, open_image, pixels
+    from resnext.data.decoding import open_image, pixels, resize_and_crop
     from resnext.inference.opener import open_runner
 
     runner = open_runner(file)
     how, batch = card_of(runner).preprocessing, runner.batch
     files = sorted(photos.iterdir())[:batch]
-    x = np.stack([pixels(cut(open_image(path, how.colour), how), how) for path in files])
+    x = np.stack(
+        [pixels(resize_and_crop(open_image(path, how.colour), how), how) for path in files]
+    )
     runner.pixels(x)
     began, rounds = time.perf_counter(), -(-IMAGES // batch)
     for _ in range(rounds):

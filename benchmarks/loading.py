@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import resnext
-from resnext.system.cpu import processor
+from resnext.system.cpu import cpu_name
 
 _REPEATS = 5
 _PREPARE = """
@@ -59,7 +59,7 @@ model.load_state_dict({read})
 
 def main() -> None:
     """Print a table."""
-    print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{'':51}{'seconds':>10}{'of reading':>10}{'peak, of file':>15}")
     with tempfile.TemporaryDirectory() as folder:
         model = resnext.create("resnext101_32x8d")

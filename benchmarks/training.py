@@ -35,7 +35,7 @@ from resnext.card import Preprocessing
 from resnext.config import ResNeXtConfig
 from resnext.data.transforms import random_view
 from resnext.grouped_conv import fastest_groups, merge_groups
-from resnext.system.cpu import processor
+from resnext.system.cpu import cpu_name
 from resnext.system.device import hardware, pick_precision
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -69,7 +69,7 @@ SHORT: dict[str, Any] = {  # the paper's recipe for small images, made for a few
 def main(parts: list[str]) -> None:
     """Measure the parts that were asked for, or all that need no folder."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    machine = hardware(device) if device.type == "cuda" else processor()
+    machine = hardware(device) if device.type == "cuda" else cpu_name()
     print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
     for part in parts or ["step", "pipeline", "scan", "overhead"]:
         PARTS[part]()

@@ -280,7 +280,7 @@ def test_another_processor_or_number_of_threads_measures_again(
     measured: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A home folder is often shared by machines that are unlike."""
-    for change in (lambda: None, lambda: monkeypatch.setattr(device, "processor", lambda: "Z80")):
+    for change in (lambda: None, lambda: monkeypatch.setattr(device, "cpu_name", lambda: "Z80")):
         change()
         measured.clear()
         fastest_groups(ResNeXt(SMALL), SIZE, CPU, torch.float32)

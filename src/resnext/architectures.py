@@ -121,7 +121,7 @@ def differences(config: ResNeXtConfig, other: ResNeXtConfig) -> list[str]:
     return [name for name in mine if mine[name] != theirs[name]]
 
 
-def unlike(config: ResNeXtConfig, nearest: ResNeXtConfig) -> str:
+def unsupported_reason(config: ResNeXtConfig, nearest: ResNeXtConfig) -> str:
     """Why a library whose nearest network is `nearest` does not have the network of `config`.
 
     Returns:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnext.errors import CheckpointError
-from resnext.system.atomic import written_whole
-from resnext.system.cache import home
+from resnext.system.atomic import write_bytes_atomically
+from resnext.system.cache import cache_folder
 from resnext.system.device import hardware
 from resnext.system.digest import short_digest
 
@@ -176,7 +176,7 @@ class _Book:
 
     def __init__(self, device: torch.device) -> None:
         machine = f"{hardware(device)} {torch.get_num_threads()} torch {torch.__version__}"
-        self.path = home() / "forms" / f"{short_digest(machine)}.json"
+        self.path = cache_folder() / "forms" / f"{short_digest(machine)}.json"
         try:
             found = json.loads(self.path.read_text())
             self.known = {str(k): int(v) for k, v in found.items()}
@@ -190,4 +190,4 @@ class _Book:
             return
         with suppress(OSError, CheckpointError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            written_whole(self.path, json.dumps(self.known, indent=1).encode())
+            write_bytes_atomically(self.path, json.dumps(self.known, indent=1).encode())

@@ -13,7 +13,7 @@ from resnext.config import ResNeXtConfig, Stage, eca_kernel_size
 from resnext.errors import InputError
 
 
-class Row(NamedTuple):
+class StageSummary(NamedTuple):
     """The stem, a stage or the classifier: what it puts out and what it costs."""
 
     name: str
@@ -46,7 +46,7 @@ class Row(NamedTuple):
 class Summary(NamedTuple):
     """A whole network: its rows and their totals."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[StageSummary, ...]
     """Stem, stages and classifier, in this order."""
     parameters: int
     macs: int
@@ -158,15 +158,17 @@ class _Walk:
         self.stride *= stride
         self.size = (-(-self.size[0] // stride), -(-self.size[1] // stride))  # rounded up
 
-    def classifier(self) -> Row:
+    def classifier(self) -> StageSummary:
         classes, features = self.config.num_classes, self.config.stages[-1].out_channels
         self.size, self.receptive_field, self.stride = (1, 1), 0, 0
         self.parameters, self.macs = (features + 1) * classes, features * classes
         return self.row("classifier", classes)
 
-    def row(self, name: str, channels: int, blocks: int = 0, stage: Stage | None = None) -> Row:
+    def row(
+        self, name: str, channels: int, blocks: int = 0, stage: Stage | None = None
+    ) -> StageSummary:
         """What was passed since the last row; the bill starts again."""
-        row = Row(
+        row = StageSummary(
             name=name,
             size=self.size,
             channels=channels,

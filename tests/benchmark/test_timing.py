@@ -20,7 +20,14 @@ from PIL import Image
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig, save
 from resnext.benchmark import contenders as peers
 from resnext.benchmark import timing as benchmark
-from resnext.benchmark.timing import Benchmark, Entry, Ratio, Row, bench, peak_memory
+from resnext.benchmark.timing import (
+    Benchmark,
+    BenchmarkRow,
+    Contender,
+    SpeedRatio,
+    bench,
+    peak_memory,
+)
 from resnext.cli.plots import plot_benchmark
 from resnext.errors import InputError, UnknownNameError
 from resnext.inference import optimize as optimizing
@@ -63,9 +70,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatc
             graphs[key] = export(network, size)
         return graphs[key]
 
-    export = exporting.exported
+    export = exporting.export_graph
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "exported", once)
+        patch.setattr(exporting, "export_graph", once)
         patch.setattr(optimizing, "_SECONDS", 0.01)
         patch.setenv("RESNEXT_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setattr(benchmark, "_SIDE", 128)
@@ -93,7 +100,7 @@ def only(home: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch) -> Change:
     return choose
 
 
-def honest(entry: Entry) -> tuple[Callable[[], np.ndarray], str]:
+def honest(entry: Contender) -> tuple[Callable[[], np.ndarray], str]:
     """The network itself."""
     network, x = entry.network(), torch.from_numpy(entry.images())
     return torch.inference_mode()(lambda: network(x).numpy()), entry.way
@@ -141,8 +148,11 @@ def test_what_people_and_programs_read(real: Benchmark) -> None:
         assert f"{row.images_per_second:,.1f}" in table
     values = json.loads(json.dumps(real.to_dict()))
     ratios = values.pop("ratios")
-    assert Benchmark(**{**values, "rows": tuple(Row(**row) for row in values["rows"])}) == real
-    assert [Ratio(**ratio) for ratio in ratios] == list(real.ratios())
+    assert (
+        Benchmark(**{**values, "rows": tuple(BenchmarkRow(**row) for row in values["rows"])})
+        == real
+    )
+    assert [SpeedRatio(**ratio) for ratio in ratios] == list(real.ratios())
 
 
 def test_narrow_terminals(real: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,19 +185,19 @@ def test_int8(home: pytest.MonkeyPatch, only: Change, tmp_path: Path) -> None:
 def test_wrong_answers_do_not_count(only: Change) -> None:
     """A peer that computes something else must be noted, and we must not be compared with it."""
 
-    def swapped(entry: Entry) -> Any:
+    def swapped(entry: Contender) -> Any:
         run, how = honest(entry)
         return lambda: run()[::-1], how
 
-    def short(entry: Entry) -> Any:
+    def short(entry: Contender) -> Any:
         run, how = honest(entry)
         return lambda: run()[:1], how
 
-    def slightly(entry: Entry) -> Any:
+    def slightly(entry: Contender) -> Any:
         run, how = honest(entry)
         return lambda: run() * 1.002, how
 
-    def nan(entry: Entry) -> Any:
+    def nan(entry: Contender) -> Any:
         run, how = honest(entry)
         return lambda: run() * np.nan, how
 
@@ -215,7 +225,7 @@ def test_networks_a_library_does_not_have(only: Change) -> None:
 def test_what_is_missing_or_broken(only: Change, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not installed, not importable and failing later are three different things."""
 
-    def fails(entry: Entry) -> Any:
+    def fails(entry: Contender) -> Any:
         def run() -> Any:
             raise ArithmeticError("no such\nthing")
 
@@ -258,7 +268,7 @@ def test_they_take_turns(only: Change) -> None:
     """A machine that slows down for a while must hit everybody."""
     order: list[str] = []
 
-    def logged(entry: Entry) -> Any:
+    def logged(entry: Contender) -> Any:
         run, how = honest(entry)
 
         def noted() -> Any:
@@ -277,7 +287,7 @@ def test_they_take_turns(only: Change) -> None:
 def test_the_best_way_of_a_peer_is_taken(only: Change) -> None:
     """OpenVINO is run in several ways, and only its best may be compared with."""
 
-    def by_way(entry: Entry) -> Any:
+    def by_way(entry: Contender) -> Any:
         run, _ = honest(entry)
         pause = 0.0 if entry.way == "THROUGHPUT, shared out" else 0.004
 
@@ -298,7 +308,7 @@ def test_same_images_and_threads(
     """A peer with fewer threads or smaller images than we have would be no peer."""
     seen: list[tuple[int, str, tuple[int, ...]]] = []
 
-    def looked(entry: Entry) -> Any:
+    def looked(entry: Contender) -> Any:
         seen.append((entry.threads, os.environ["OMP_NUM_THREADS"], entry.images().shape))
         return honest(entry)
 
@@ -336,14 +346,14 @@ def test_random_weights_hide_nothing(only: Change) -> None:
 
 def test_memory_is_that_of_the_engine_alone(only: Change, tmp_path: Path) -> None:
     """A fresh process, without torch where the engine does not need it."""
-    course = benchmark._Course(tmp_path, ["fp32"], 1, None, False, benchmark.reporter(False))
+    course = benchmark._BenchmarkRun(tmp_path, ["fp32"], 1, None, False, benchmark.reporter(False))
     course.lay_out(made(FOUR, 32), 2)
-    entry = Entry(tmp_path, "ONNX Runtime", "fp32", 2, 1)
+    entry = Contender(tmp_path, "ONNX Runtime", "fp32", 2, 1)
     benchmark.CONTENDERS["ONNX Runtime"][1](entry)  # the graph is made here
     found = peak_memory(entry)
     assert found is not None
     assert 20 < found < 200
-    assert peak_memory(Entry(tmp_path / "nowhere", "ONNX Runtime", "fp32", 2, 1)) is None
+    assert peak_memory(Contender(tmp_path / "nowhere", "ONNX Runtime", "fp32", 2, 1)) is None
 
 
 # -- numbers and pictures ---------------------------------------------------------------------
@@ -353,18 +363,20 @@ def test_memory_is_that_of_the_engine_alone(only: Change, tmp_path: Path) -> Non
 def written() -> Benchmark:
     """Rows made up by hand."""
     rows = (
-        Row("torchvision", "fp32", 1, 10, 100, 120, 0.5, how="NCHW"),
-        Row("OpenVINO", "fp32", 1, 40, 25, 30, 0.8, how="LATENCY, whole batch"),
-        Row("timm", "fp32", 1, 90, 12, 13, 0.9, note="wrong: answers differ by 0.5"),
-        Row("resnext", "fp32", 1, 50, 20, 21, 0.9, how="openvino, 1 × 1 image, groups of 16"),
-        Row("torchvision", "fp32", 16, 20, 800, 900, 0.5, 900.0, how="NCHW"),
-        Row("ONNX Runtime", "fp32", 16, note="not installed"),
-        Row("OpenVINO", "fp32", 16, 80, 200, 210, 0.8, 300.0, how="LATENCY, whole batch"),
-        Row("OpenVINO", "bf16", 16, 240, 66, 70, 0.4, 310.0),
-        Row("OpenVINO", "int8", 16, 300, 53, 59, None, 210.0),
-        Row("resnext", "fp32", 16, 78, 205, 215, 0.75, 280.0),
-        Row("resnext", "bf16", 16, 252, 63, 70, 0.42, 300.0),
-        Row("resnext", "int8", 16, 420, 38, 40, None, 200.0),
+        BenchmarkRow("torchvision", "fp32", 1, 10, 100, 120, 0.5, how="NCHW"),
+        BenchmarkRow("OpenVINO", "fp32", 1, 40, 25, 30, 0.8, how="LATENCY, whole batch"),
+        BenchmarkRow("timm", "fp32", 1, 90, 12, 13, 0.9, note="wrong: answers differ by 0.5"),
+        BenchmarkRow(
+            "resnext", "fp32", 1, 50, 20, 21, 0.9, how="openvino, 1 × 1 image, groups of 16"
+        ),
+        BenchmarkRow("torchvision", "fp32", 16, 20, 800, 900, 0.5, 900.0, how="NCHW"),
+        BenchmarkRow("ONNX Runtime", "fp32", 16, note="not installed"),
+        BenchmarkRow("OpenVINO", "fp32", 16, 80, 200, 210, 0.8, 300.0, how="LATENCY, whole batch"),
+        BenchmarkRow("OpenVINO", "bf16", 16, 240, 66, 70, 0.4, 310.0),
+        BenchmarkRow("OpenVINO", "int8", 16, 300, 53, 59, None, 210.0),
+        BenchmarkRow("resnext", "fp32", 16, 78, 205, 215, 0.75, 280.0),
+        BenchmarkRow("resnext", "bf16", 16, 252, 63, 70, 0.42, 300.0),
+        BenchmarkRow("resnext", "int8", 16, 420, 38, 40, None, 200.0),
     )
     versions = {"resnext": "0.1.0", "torch": "2.13.0"}
     peaks = {"fp32": 100.0, "bf16": 400.0}
@@ -374,10 +386,10 @@ def written() -> Benchmark:
 def test_ratios_by_hand(written: Benchmark) -> None:
     """Only peers of the same batch and precision that count, and only the best of them."""
     assert written.ratios() == (
-        Ratio(1, "fp32", "OpenVINO", 1.25),
-        Ratio(16, "fp32", "OpenVINO", 0.975),
-        Ratio(16, "bf16", "OpenVINO", 1.05),
-        Ratio(16, "int8", "OpenVINO", 1.4),
+        SpeedRatio(1, "fp32", "OpenVINO", 1.25),
+        SpeedRatio(16, "fp32", "OpenVINO", 0.975),
+        SpeedRatio(16, "bf16", "OpenVINO", 1.05),
+        SpeedRatio(16, "int8", "OpenVINO", 1.4),
     )
     fastest = written.fastest(16, who="resnext")
     assert fastest is not None
@@ -393,7 +405,9 @@ def test_plot(written: Benchmark, tmp_path: Path) -> None:
         assert len(image.convert("RGB").getcolors(1 << 20) or []) > 3
     with pytest.raises(InputError, match=r"\.png, \.svg or \.pdf"):
         plot_benchmark(written, tmp_path / "bench.jpg")
-    nothing = Benchmark("m", 1, {}, "n", 1, {}, (Row("timm", "fp32", 1, note="not installed"),))
+    nothing = Benchmark(
+        "m", 1, {}, "n", 1, {}, (BenchmarkRow("timm", "fp32", 1, note="not installed"),)
+    )
     with pytest.raises(InputError, match="Nothing"):
         plot_benchmark(nothing, tmp_path / "bench.png")
 

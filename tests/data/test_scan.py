@@ -21,10 +21,10 @@ from resnext.data.dataset import ImageSet, Problem, Splits
 from resnext.data.open import open_splits
 from resnext.data.scan import Leak, Scan, scan, too_many, write_quarantine
 from resnext.errors import DataError
-from resnext.system.progress import Silent
+from resnext.system.progress import SilentReporter
 
 
-class Counting(Silent):
+class Counting(SilentReporter):
     """Remembers what it was told."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ def two_parts(root: Path, train: int = 20, val: int = 5, kind: str = "PNG") -> P
 def looked(root: Path | str | Splits, **options: Any) -> Scan:
     """A scan without a memory, if none is given."""
     splits = root if isinstance(root, Splits) else open_splits(root)
-    return scan(splits, Silent(), **{"cache": None, **options})
+    return scan(splits, SilentReporter(), **{"cache": None, **options})
 
 
 # -- damage -----------------------------------------------------------------------------------

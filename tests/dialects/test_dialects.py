@@ -20,7 +20,7 @@ from resnext.dialects.torchvision import original as torchvisions
 from resnext.errors import CheckpointError
 from resnext.network import ResNeXt
 from resnext.weights.catalog import catalog
-from resnext.weights.infer_config import architecture
+from resnext.weights.infer_config import infer_config
 from resnext.weights.recognise import DIALECTS, recognise
 
 WRITTEN = ("torchvision", "timm", "mmcls", "mmdet", "lucid")
@@ -58,7 +58,7 @@ def test_round_trip_of_every_variant(name: str, dialect: str) -> None:
     found = recognise(theirs)
     assert shapes(found.state) == shapes(state)
     assert list(found.state) == list(state)
-    rebuilt = architecture(shapes(found.state), found.norm)
+    rebuilt = infer_config(shapes(found.state), found.norm)
     assert rebuilt.classifier
     assert set(differences(rebuilt.config, config)) <= {"anti_alias"}  # pooling has no weights
     assert not found.heads
@@ -132,7 +132,7 @@ def test_mmdet(name: str) -> None:
             (3, 4, 6, 3), 8, 4, norm="group", norm_groups=8, conv="weight_standardized"
         )
     else:
-        config = architecture(shapes(found.state)).config
+        config = infer_config(shapes(found.state)).config
     hidden = [fields for part, fields in HIDDEN.items() if part in name]
     config = config.replace(**hidden[0]) if hidden else config
     check(config, found.state, case, name, "mmdet")
@@ -151,7 +151,7 @@ def test_mmpretrain(name: str) -> None:
             (3, 4, 6, 3), 8, 4, norm="group", norm_groups=8, conv="weight_standardized"
         )
     else:
-        config = architecture(shapes(found.state)).config
+        config = infer_config(shapes(found.state)).config
     check(config, found.state, case, name, "mmpretrain")
 
 
@@ -176,7 +176,7 @@ def check(
 def test_plugins_are_not_dropped(name: str) -> None:
     """A context block left out would change every answer without a word."""
     found = recognise(filled(MMDET[name]))
-    config = architecture(shapes(found.state)).config
+    config = infer_config(shapes(found.state)).config
     extra = set(found.state) - set(state_of(config))
     assert any("block" in key or "attention" in key for key in extra)
 
@@ -259,9 +259,9 @@ def test_group_norms_are_not_guessed() -> None:
     """GN and GN+WS files have the same names and shapes, and their networks other answers."""
     config = ResNeXtConfig((3, 4, 6, 3), 32, 4, norm="group")
     with pytest.raises(CheckpointError, match=r"Pass its config"):
-        architecture(shapes(state_of(config)), "group")
+        infer_config(shapes(state_of(config)), "group")
     with pytest.raises(CheckpointError, match=r"no running statistics"):
-        architecture(shapes(state_of(config)))
+        infer_config(shapes(state_of(config)))
 
 
 @pytest.mark.parametrize(
@@ -291,10 +291,10 @@ def test_what_is_no_resnext(change: Any, said: str | None) -> None:
     state = shapes(state_of(ResNeXtConfig(**TINY)))
     change(state)
     if said is None:  # found when the network is compared
-        architecture(state)
+        infer_config(state)
         return
     with pytest.raises(CheckpointError) as caught:
-        architecture(state)
+        infer_config(state)
     assert said in str(caught.value)
 
 
@@ -328,7 +328,7 @@ def test_any_config_is_rebuilt(
     )
     state = state_of(config)
     found = recognise(dict(state))
-    rebuilt = architecture(shapes(found.state)).config
+    rebuilt = infer_config(shapes(found.state)).config
     assert shapes(state_of(rebuilt)) == shapes(state)
     same_stride = {"avg_down"} if len(layers) == 1 else set()
     assert set(differences(rebuilt, config)) <= same_stride

@@ -37,15 +37,15 @@ from resnext.data.transforms import prepare
 from resnext.errors import CheckpointError, DataError, InputError, ResNeXtError
 from resnext.evaluation.calibration import expected_calibration_error
 from resnext.evaluation.classification import (
-    Answers,
+    EvalOutputs,
     Evaluation,
-    batches,
-    collect,
+    collect_outputs,
     compare,
-    judge,
+    eval_loader,
     measure,
-    merge,
+    merge_outputs,
     pick_device,
+    score,
 )
 
 TINY = ResNeXtConfig(
@@ -242,8 +242,10 @@ def test_the_numbers_as_json(folder: Path) -> None:
 
 def test_logits_that_are_not_finite() -> None:
     """A run that diverges is validated once more before its loss is seen."""
-    got = judge(
-        Answers(torch.tensor([[1.0, 0.0], [math.nan, 0.0]]), torch.tensor([0, 1]), torch.arange(2)),
+    got = score(
+        EvalOutputs(
+            torch.tensor([[1.0, 0.0], [math.nan, 0.0]]), torch.tensor([0, 1]), torch.arange(2)
+        ),
         ImageSet([np.zeros((1, 1), np.uint8)] * 2, [0, 1], ("a", "b"), "x"),
     )
     assert math.isnan(got.nll)
@@ -277,18 +279,18 @@ def test_several_processes(folder: Path, world: int) -> None:
     targets = [["ant", "bee", "cat"].index(file.parent.name) for file in files]
     images = ImageSet(files, targets, ("ant", "bee", "cat"), "all")
     files[4].write_text("no image")
-    whole = measure(model, batches(images, HOW, batch_size=3, workers=0), images, CPU)
+    whole = measure(model, eval_loader(images, HOW, batch_size=3, workers=0), images, CPU)
     parts = []
     for rank in range(world):
         mine = range(rank, len(images), world)
-        loader = batches(images, HOW, batch_size=3, workers=0, indices=mine)
-        parts.append(pickle.loads(pickle.dumps(collect(model, loader, CPU))))
-    got = judge(merge([*parts, parts[0]]), images)
+        loader = eval_loader(images, HOW, batch_size=3, workers=0, indices=mine)
+        parts.append(pickle.loads(pickle.dumps(collect_outputs(model, loader, CPU))))
+    got = score(merge_outputs([*parts, parts[0]]), images)
     assert np.array_equal(got.predicted, whole.predicted)
     assert np.array_equal(got.targets, whole.targets)
     assert got.nll == pytest.approx(whole.nll, rel=1e-5)
     assert got.skipped == whole.skipped == (str(files[4]),)
-    assert not merge(parts).logits.is_inference()
+    assert not merge_outputs(parts).logits.is_inference()
 
 
 # -- test-time augmentation -------------------------------------------------------------------
@@ -496,11 +498,11 @@ def test_some_image_must_be_readable(folder: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_workers_change_nothing(folder: Path) -> None:
-    """Order and content of the batches must not depend on who decodes."""
+    """Order and content of the eval_loader must not depend on who decodes."""
     files = sorted(folder.rglob("*.png"))
     images = ImageSet(files, list(range(len(files))), tuple(map(str, files)), "all")
-    alone = list(batches(images, HOW, batch_size=4, workers=0))
-    helped = list(batches(images, HOW, batch_size=4, workers=2))
+    alone = list(eval_loader(images, HOW, batch_size=4, workers=0))
+    helped = list(eval_loader(images, HOW, batch_size=4, workers=2))
     assert [len(x) for x, _ in alone] == [4, 4, 2]
     for (x, targets), (y, others) in zip(alone, helped, strict=True):
         assert torch.equal(x, y)

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnext import ResNeXt, ResNeXtConfig
 from resnext.errors import ConfigError
-from resnext.inference.fold import Answering, folded
+from resnext.inference.fold import LogitsAndEmbedding, fold
 from resnext.layers import NORM_LAYERS, WSConv2d
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -100,7 +100,7 @@ def test_folded_networks_are_the_same_function(
     if dtype == torch.float32 and config.conv.endswith("weight_standardized"):
         tolerance *= 3  # their activations grow, and torch standardises in single precision
     network, x = made(config, dtype), images(config, dtype)
-    wanted, quick = network(x), folded(network)
+    wanted, quick = network(x), fold(network)
     got = quick(x)
     assert got.dtype == dtype
     assert (wanted[0] - wanted[1]).abs().max() > 1e-3 * wanted.abs().max()  # it looks at images
@@ -112,7 +112,7 @@ def test_folded_networks_are_the_same_function(
 def test_batch_norms_go_and_others_stay(kind: str) -> None:
     """One that is forgotten costs time; one too many changes answers to other images."""
     network = made(BASE.replace(**BOTH[kind]))
-    quick = folded(network)
+    quick = fold(network)
     before = [name for name, m in network.named_modules() if isinstance(m, NORM_LAYERS)]
     after = [name for name, m in quick.named_modules() if isinstance(m, NORM_LAYERS)]
     assert len(before) >= 12
@@ -131,7 +131,7 @@ def test_the_network_is_left_as_it_was(kind: str) -> None:
     network.fc.weight.requires_grad_(False)
     network.conv1.weight.grad = torch.ones_like(network.conv1.weight)
     twin = copy.deepcopy(network)
-    quick = folded(network)
+    quick = fold(network)
     for value in quick.state_dict().values():  # it must not be the network's own memory
         value.zero_()
     assert list(network.state_dict()) == list(twin.state_dict())
@@ -155,14 +155,14 @@ def test_training_mode_makes_no_difference() -> None:
     config = BASE.replace(dropout=0.5, drop_path_rate=0.5)
     network, x = made(config), images(config)
     wanted = network.eval()(x)
-    assert apart(folded(network.train())(x), wanted) <= 1e-12
+    assert apart(fold(network.train())(x), wanted) <= 1e-12
 
 
 def test_folding_twice_is_folding_once() -> None:
     """The bias of the first folding must be kept by the second."""
     network = made(BASE)
-    once = folded(network)
-    twice = folded(once)
+    once = fold(network)
+    twice = fold(once)
     for (name, a), b in zip(once.state_dict().items(), twice.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 
@@ -173,14 +173,14 @@ def test_convolutions_with_a_bias() -> None:
     network.conv1.bias = nn.Parameter(torch.randn(16, dtype=torch.float64))
     x = images(BASE)
     with torch.no_grad():
-        assert apart(folded(network)(x), network(x)) <= 1e-12
+        assert apart(fold(network)(x), network(x)) <= 1e-12
 
 
 def test_norms_that_follow_no_convolution_stay() -> None:
     """Folding into whatever stands before it would be another function."""
     network = made(BASE)
     network.bn1 = nn.Sequential(nn.Identity(), network.bn1)
-    quick, x = folded(network), images(BASE)
+    quick, x = fold(network), images(BASE)
     assert sum(isinstance(m, _BatchNorm) for m in quick.modules()) == 1
     with torch.no_grad():
         assert apart(quick(x), network(x)) <= 1e-12
@@ -227,7 +227,7 @@ def test_any_network_can_be_folded(data: st.DataObject) -> None:
     except ConfigError:
         return
     network, x = made(config), images(config)
-    quick = folded(network)
+    quick = fold(network)
     assert apart(quick(x), network(x)) <= 1e-12
     assert norm != "batch" or not any(isinstance(m, _BatchNorm) for m in quick.modules())
 
@@ -238,7 +238,7 @@ def test_answering_gives_logits_and_embeddings(kind: str) -> None:
     """Engines have no second entry for embeddings; the two must not be swapped."""
     config = BASE.replace(dropout=0.5, **BOTH[kind])
     network, x = made(config), images(config)
-    logits, embedding = Answering(network)(x)
+    logits, embedding = LogitsAndEmbedding(network)(x)
     assert torch.equal(logits, network(x))
     assert torch.equal(embedding, network.embed(x))
     assert (logits.shape, embedding.shape) == ((3, 5), (3, 128))

@@ -36,13 +36,13 @@ from resnext.inference import optimize as optimizing
 from resnext.inference import optimized as optimized_module
 from resnext.inference import plan as plan_module
 from resnext.inference.engines import builder as workshop
-from resnext.inference.engines.builder import Workshop
-from resnext.inference.engines.quantization import quantized
-from resnext.inference.optimize import digest_of_weights, patterns
+from resnext.inference.engines.builder import EngineBuilder
+from resnext.inference.engines.quantization import quantize
+from resnext.inference.optimize import patterns, weights_digest
 from resnext.inference.optimized import Optimized
-from resnext.inference.plan import Form, Plan, Row, beside, read_plans
-from resnext.inference.plan_table import explained
-from resnext.inference.runner import Answers, Session, openvino_core
+from resnext.inference.plan import EngineConfig, Measurement, Plan, plan_path, read_plans
+from resnext.inference.plan_table import plan_table
+from resnext.inference.runner import Outputs, Session, openvino_core
 from resnext.training import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,15 +65,15 @@ def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESNEXT_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(optimizing, "_SECONDS", 0.0)
     monkeypatch.setattr(optimizing, "_WIDTHS", ())
-    export = workshop.exported
+    export = workshop.export_graph
 
     def exported(network: ResNeXt, size: int) -> Any:
-        key = f"{network.config} {size} {digest_of_weights(network)}"
+        key = f"{network.config} {size} {weights_digest(network)}"
         if key not in _GRAPHS:
             _GRAPHS[key] = export(network, size)
         return _GRAPHS[key]
 
-    monkeypatch.setattr(workshop, "exported", exported)
+    monkeypatch.setattr(workshop, "export_graph", exported)
 
 
 def made(config: ResNeXtConfig = CONFIG, card: Card | None = CARD) -> ResNeXt:
@@ -133,14 +133,14 @@ class Clock:
     """Says how long each form takes, so that the order of the table is the test's choice."""
 
     def __init__(self) -> None:
-        self.forms: dict[int, Form] = {}
+        self.forms: dict[int, EngineConfig] = {}
         self.kept: list[Session] = []  # a number of an object that is gone is given again
-        self.seconds: Callable[[Form], float] = lambda form: 0.5
+        self.seconds: Callable[[EngineConfig], float] = lambda form: 0.5
 
     def fastest(self, *engines: str) -> None:
         """These engines are the fastest, the first more than the second; 8 bits before all."""
 
-        def seconds(form: Form) -> float:
+        def seconds(form: EngineConfig) -> float:
             rank = engines.index(form.engine) + 1 if form.engine in engines else 9
             return 0.01 * rank if form.precision == "int8" else 0.1 * rank + 0.001 * form.piece
 
@@ -151,9 +151,9 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Takes the place of the clock on the wall."""
     clock = Clock()
-    session = Workshop.session
+    session = EngineBuilder.session
 
-    def tagged(self: Workshop, form: Form, kind: Any = "images") -> Session:
+    def tagged(self: EngineBuilder, form: EngineConfig, kind: Any = "images") -> Session:
         found = session(self, form, kind)
         clock.forms[id(found)] = form
         clock.kept.append(found)
@@ -164,12 +164,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         form = clock.forms.get(id(session))
         return 1.0 if form is None else clock.seconds(form)
 
-    monkeypatch.setattr(Workshop, "session", tagged)
+    monkeypatch.setattr(EngineBuilder, "session", tagged)
     monkeypatch.setattr(optimizing._Search, "seconds", seconds)
     return clock
 
 
-def chosen(plan: Plan) -> Row:
+def chosen(plan: Plan) -> Measurement:
     """The one row that was chosen."""
     (row,) = [row for row in plan.rows if row.verdict == "chosen"]
     assert row.form == plan.form
@@ -256,7 +256,7 @@ def test_threads_get_their_own_answers(network: ResNeXt) -> None:
     """The first calls come at once, too: the engine is opened once, and no answer is another's."""
     optimize(network, batch=BATCH, engine="openvino")
     quick = optimize(network, batch=BATCH, engine="openvino")  # remembered: nothing is open yet
-    opened: list[Form] = []
+    opened: list[EngineConfig] = []
     original = optimized_module.opened
     x = images(40)
     with torch.no_grad():
@@ -270,7 +270,7 @@ def test_threads_get_their_own_answers(network: ResNeXt) -> None:
             rows = torch.from_numpy(rng.integers(0, 40, rng.integers(1, 10)))
             assert (quick(x[rows]) - wanted[rows]).abs().max() <= 1e-5 * wanted.abs().max()
 
-    def counted(graph: Any, form: Form) -> Session:
+    def counted(graph: Any, form: EngineConfig) -> Session:
         opened.append(form)
         return original(graph, form)
 
@@ -496,7 +496,7 @@ def test_what_was_found_is_remembered(
 
 
 def other_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_module, "processor", lambda: "Abacus 3000")
+    monkeypatch.setattr(plan_module, "cpu_name", lambda: "Abacus 3000")
 
 
 def other_version(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -603,7 +603,7 @@ class Wrong:
     def __init__(self, session: Session, how: str) -> None:
         self.session, self.how = session, how
 
-    def __call__(self, x: np.ndarray) -> Answers:
+    def __call__(self, x: np.ndarray) -> Outputs:
         """Answers, spoilt."""
         logits, embeddings = (values.copy() for values in self.session(x))
         if self.how == "a thousandth":
@@ -625,9 +625,9 @@ class Wrong:
 
 def spoil(monkeypatch: pytest.MonkeyPatch, clock: Clock, how: str, *engines: str) -> None:
     """Let some engines answer wrongly, or fail."""
-    session = Workshop.session
+    session = EngineBuilder.session
 
-    def spoilt(self: Workshop, form: Form, kind: Any = "images") -> Any:
+    def spoilt(self: EngineBuilder, form: EngineConfig, kind: Any = "images") -> Any:
         if form.engine not in engines:
             return session(self, form, kind)
         if how == "it fails":
@@ -639,7 +639,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, clock: Clock, how: str, *engines: str
         clock.kept.append(found)
         return found
 
-    monkeypatch.setattr(Workshop, "session", spoilt)
+    monkeypatch.setattr(EngineBuilder, "session", spoilt)
 
 
 WRONG = (
@@ -680,7 +680,7 @@ def test_many_fast_forms_may_all_be_wrong(
 ) -> None:
     """With many cores one engine has more forms than were kept loaded: the right one was gone."""
     for module in (optimizing, plan_module):
-        monkeypatch.setattr(module, "cores", lambda: 4)
+        monkeypatch.setattr(module, "core_count", lambda: 4)
     monkeypatch.setattr(optimizing, "_WIDTHS", (8, 16))
     clock.fastest("openvino", "torch")
     spoil(monkeypatch, clock, "a thousandth", "openvino")
@@ -726,20 +726,19 @@ def test_networks_that_are_broken(network: ResNeXt) -> None:
         optimize(network, batch=BATCH, engine="torch")
 
 
-def test_bf16_without_the_arithmetic(network: ResNeXt, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_without_the_arithmetic(network: ResNeXt) -> None:
     """OpenVINO then computes in single precision under another name: it is a row without a speed.
 
     Such a row has to be printed, too.
     """
-    monkeypatch.setattr(optimizing, "has_bf16", lambda: False)
     with torch.no_grad():
         network.fc.bias[2] += 100  # every image has the same class, in any precision
     quick = optimize(network, batch=BATCH, precision="bf16")
-    assert quick.plan.form == Form("torch", "bf16", BATCH)
+    assert quick.plan.form == EngineConfig("torch", "bf16", BATCH)
     (row,) = [r for r in quick.plan.rows if r.form and r.form.engine == "openvino"]
-    assert (row.images_per_second, "no arithmetic" in row.verdict) == (0, True)
+    assert (row.images_per_second, "no bf16 arithmetic" in row.verdict) == (0, True)
     text = quick.explain()
-    assert "no arithmetic for bf16" in text
+    assert "no bf16 arithmetic" in text
     assert "100.0% same" in text
 
 
@@ -747,7 +746,6 @@ def test_bf16_must_keep_the_class(
     network: ResNeXt, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """99.5 % of 64 images are all of them."""
-    monkeypatch.setattr(optimizing, "has_bf16", lambda: False)
     with torch.no_grad():
         network.fc.bias[2] += 100
     clock.fastest("torch")
@@ -759,24 +757,26 @@ def test_bf16_must_keep_the_class(
 # -- the table --------------------------------------------------------------------------------
 
 
-def table(*rows: Row) -> Plan:
+def table(*rows: Measurement) -> Plan:
     """A plan of these rows, and of the network as it is."""
     return Plan(
         model="0" * 64,
-        form=Form("torch"),
+        form=EngineConfig("torch"),
         batch=4,
         size=12,
         device="cpu",
         request="",
         machine="[bold]Abacus[/] 3000, 2 threads",
         version="1",
-        rows=(*rows, Row(None, 2.0)),
+        rows=(*rows, Measurement(None, 2.0)),
     )
 
 
 def test_rows_without_a_speed() -> None:
     """Dividing by it broke the whole table."""
-    text = explained(table(Row(Form("openvino", "bf16"), 0.0, "failed: no kernel")))
+    text = plan_table(
+        table(Measurement(EngineConfig("openvino", "bf16"), 0.0, "failed: no kernel"))
+    )
     assert "OpenVINO" in text
     assert "–" in text
     assert "failed: no kernel" in text
@@ -785,10 +785,10 @@ def test_rows_without_a_speed() -> None:
 def test_text_of_engines_is_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
     """Brackets in an engine's message are brackets, and no terminal's colours come in."""
     monkeypatch.setenv("FORCE_COLOR", "1")
-    text = explained(
+    text = plan_table(
         table(
-            Row(Form("openvino"), 8.0, "failed: [cpu] in [/core]"),
-            Row(Form("torch", piece=4), 4.0, "chosen", 1e-7, 1.0),
+            Measurement(EngineConfig("openvino"), 8.0, "failed: [cpu] in [/core]"),
+            Measurement(EngineConfig("torch", piece=4), 4.0, "chosen", 1e-7, 1.0),
         )
     )
     assert "failed: [cpu] in [/core]" in text
@@ -798,7 +798,9 @@ def test_text_of_engines_is_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_numbers_of_the_table() -> None:
     """Images per second, how many times the network as it is, milliseconds of a batch."""
-    text = explained(table(Row(Form("onnxruntime", "fp32", 2, 8, 16), 1234.5, "", 2.5e-7, 1.0)))
+    text = plan_table(
+        table(Measurement(EngineConfig("onnxruntime", "fp32", 2, 8, 16), 1234.5, "", 2.5e-7, 1.0))
+    )
     (line,) = [line for line in text.splitlines() if "ONNX" in line]
     wanted = "ONNX Runtime fp32 8 × 2 images, groups of 16 1,234.5 617.25 3.2 ±2.5e-07"
     assert " ".join(line.split()) == wanted
@@ -900,7 +902,7 @@ def test_eight_bits_keep_the_accuracy(digits: Path, clock: Clock) -> None:
         with pytest.raises(CheckpointError, match=r"is gone.*Run resnext optimize --again"):
             resnext.predict(digits, np.zeros((8, 8), np.uint8))
     finally:
-        beside(digits).unlink()
+        plan_path(digits).unlink()
 
 
 def broken(model: Any, images: np.ndarray, accuracy: Any = None) -> Any:
@@ -920,7 +922,7 @@ def test_eight_bits_that_cost_accuracy_are_refused(
 ) -> None:
     """However fast they are."""
     clock.fastest("openvino")
-    monkeypatch.setattr(workshop, "quantized", broken)
+    monkeypatch.setattr(workshop, "quantize", broken)
     quick = optimize(digits, data="digits", batch=8)
     assert quick.plan.form.precision == "fp32"
     assert chosen(quick.plan).images_per_second > 0
@@ -941,7 +943,7 @@ def test_a_quantiser_that_fails(
     def fail(*_: Any) -> None:
         raise RuntimeError("nncf: unknown layer")
 
-    monkeypatch.setattr(workshop, "quantized", fail)
+    monkeypatch.setattr(workshop, "quantize", fail)
     quick = optimize(digits, data="digits", batch=8)
     assert quick.plan.form.precision == "fp32"
     assert "unknown layer" in quick.explain()
@@ -949,7 +951,7 @@ def test_a_quantiser_that_fails(
 
 def test_layers_that_hurt_are_computed_in_floats(network: ResNeXt) -> None:
     """Accuracy is a function of the answers; here any answer that moved is wrong."""
-    bench = Workshop(network, SIZE, torch.device("cpu"))
+    bench = EngineBuilder(network, SIZE, torch.device("cpu"))
     model = bench.openvino(0)
     some = patterns(4, 3, SIZE)
     with torch.no_grad():
@@ -969,7 +971,7 @@ def test_layers_that_hurt_are_computed_in_floats(network: ResNeXt) -> None:
         return lambda x: tuple(compiled(x)[i] for i in range(2))  # type: ignore[return-value]
 
     before = hashlib.sha256(str([op.get_friendly_name() for op in model.get_ops()]).encode())
-    plain, careful = quantized(model, some), quantized(model, some, accuracy)
+    plain, careful = quantize(model, some), quantize(model, some, accuracy)
     after = hashlib.sha256(str([op.get_friendly_name() for op in model.get_ops()]).encode())
     assert before.digest() == after.digest()
     assert 0 < eight(careful) < eight(plain)
@@ -986,7 +988,7 @@ def test_predict_and_evaluate_by_the_plan(digits: Path, tmp_path: Path) -> None:
     pictures = [np.random.default_rng(i).integers(0, 256, (9, 9), dtype=np.uint8) for i in range(7)]
     wanted = resnext.predict(digits, pictures, top=3)
     quick = optimize(digits, batch=8, engine="openvino")
-    assert quick.save_plan(str(digits)) == beside(digits)
+    assert quick.save_plan(str(digits)) == plan_path(digits)
     try:
         for found in (
             resnext.evaluate(digits, "digits", keep_logits=True),
@@ -1012,7 +1014,7 @@ def test_predict_and_evaluate_by_the_plan(digits: Path, tmp_path: Path) -> None:
         compared = resnext.evaluation.compare(quick, digits, "digits", plan=False)
         assert (compared.only_a, compared.only_b) == (0, 0)
     finally:
-        beside(digits).unlink()
+        plan_path(digits).unlink()
 
 
 # -- the command line -------------------------------------------------------------------------
@@ -1034,9 +1036,9 @@ def test_the_command(
     assert code == 0, err
     assert "PyTorch, as it is" in out
     assert out.count("chosen") == 1
-    assert f"{beside(file)}: predict and evaluate use it from now on" in out
+    assert f"{plan_path(file)}: predict and evaluate use it from now on" in out
     assert "Timing onnxruntime fp32" in err
-    (plan,) = read_plans(beside(file))
+    (plan,) = read_plans(plan_path(file))
     assert (plan.batch, plan.fits()) == (2, "")
     engine = f"{plan.form.engine}, fp32"
 
@@ -1085,7 +1087,7 @@ def test_mistakes_end_in_one_line(
     assert (stop.value.code, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith("resnext: ")
     assert message in err
-    assert not beside(file).exists()
+    assert not plan_path(file).exists()
 
 
 # -- slow -------------------------------------------------------------------------------------
@@ -1096,7 +1098,7 @@ def test_mistakes_end_in_one_line(
 def test_torch_compile(network: ResNeXt) -> None:
     """Its pieces have one size; graphs are compiled for it, and the last piece is filled up."""
     quick = optimize(network, batch=BATCH, engine="compile", precision="fp32")
-    assert quick.plan.form == Form("compile", piece=BATCH)
+    assert quick.plan.form == EngineConfig("compile", piece=BATCH)
     for count in (0, 1, 3, 4, 9):
         agree(quick, network, images(count, seed=count))
     assert isinstance(network.bn1, nn.BatchNorm2d)
@@ -1104,14 +1106,14 @@ def test_torch_compile(network: ResNeXt) -> None:
 
 def test_of_equally_fast_forms_the_plainest_is_preferred() -> None:
     """A form that was lucky for a moment computes zeros for ever."""
-    plain, cut = Form("onnxruntime", piece=16), Form("onnxruntime", streams=2)
-    wide = Form("openvino", piece=16, width=32)
+    plain, cut = EngineConfig("onnxruntime", piece=16), EngineConfig("onnxruntime", streams=2)
+    wide = EngineConfig("openvino", piece=16, width=32)
     search = object.__new__(optimizing._Search)
 
-    def order(*rates: float) -> list[Form]:
+    def order(*rates: float) -> list[EngineConfig]:
         forms = dict(zip((plain, cut, wide), rates, strict=True))
         search.sessions = dict.fromkeys(forms, lambda x: (x, x))
-        search.rows = {form: Row(form, rate) for form, rate in forms.items()}
+        search.rows = {form: Measurement(form, rate) for form, rate in forms.items()}
         return search.preferred()
 
     assert order(100, 101, 102) == [plain, cut, wide]

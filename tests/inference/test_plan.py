@@ -22,19 +22,19 @@ from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig, optimize, predi
 from resnext.errors import CheckpointError
 from resnext.inference import optimize as optimizing
 from resnext.inference import plan as plan_module
-from resnext.inference.engines.torch import Plain
+from resnext.inference.engines.torch import TorchRunner
 from resnext.inference.opener import open_planned, open_runner
 from resnext.inference.optimized import Optimized
 from resnext.inference.plan import (
-    Form,
+    EngineConfig,
+    Measurement,
     Plan,
-    Row,
-    beside,
     engine_version,
-    find_beside,
-    here_is,
+    find_plan,
+    machine_id,
+    plan_path,
     read_plans,
-    remember_beside,
+    save_beside,
     write_plans,
 )
 from resnext.system.digest import file_sha256
@@ -85,7 +85,7 @@ def optimized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def planned(optimized: Path, tmp_path: Path) -> Path:
     """A copy of that file and its plan."""
-    for source in (optimized, beside(optimized)):
+    for source in (optimized, plan_path(optimized)):
         shutil.copy(source, tmp_path)
     return tmp_path / optimized.name
 
@@ -101,19 +101,21 @@ def image(tmp_path: Path) -> Path:
 def plan(**changes: Any) -> Plan:
     """A plan that fits this machine."""
     rows = (
-        Row(Form("openvino", piece=2, streams=8, width=16), 123.4, "chosen", 1e-7, 1.0),
-        Row(Form("openvino", "int8"), 99.0, "refused: …", accuracy=0.25),
-        Row(Form("compile"), 0.0, "failed: [no] compiler"),
-        Row(None, 10.0),
+        Measurement(
+            EngineConfig("openvino", piece=2, streams=8, width=16), 123.4, "chosen", 1e-7, 1.0
+        ),
+        Measurement(EngineConfig("openvino", "int8"), 99.0, "refused: …", accuracy=0.25),
+        Measurement(EngineConfig("compile"), 0.0, "failed: [no] compiler"),
+        Measurement(None, 10.0),
     )
     usual = Plan(
         model="0" * 64,
-        form=Form("torch", piece=16),
+        form=EngineConfig("torch", piece=16),
         batch=16,
         size=SIZE,
         device="cpu",
         request='["auto", "auto", null]',
-        machine=here_is("cpu"),
+        machine=machine_id("cpu"),
         version=engine_version("torch"),
         rows=rows,
     )
@@ -127,7 +129,7 @@ def plan(**changes: Any) -> Plan:
 def test_plans_come_back_as_they_were(tmp_path: Path, count: int) -> None:
     """Nested rows must become rows again, and numbers keep their last digit."""
     plans = [
-        plan(batch=n + 1, rows=(*plan().rows, Row(None, 1 / 3, "é …", math.inf, 0.1 + 0.2)))
+        plan(batch=n + 1, rows=(*plan().rows, Measurement(None, 1 / 3, "é …", math.inf, 0.1 + 0.2)))
         for n in range(count)
     ]
     path = tmp_path / "inside" / "a.plan.json"
@@ -135,14 +137,16 @@ def test_plans_come_back_as_they_were(tmp_path: Path, count: int) -> None:
     write_plans(path, plans)
     found = read_plans(path)
     assert found == plans
-    assert all(type(row) is Row for each in found for row in each.rows)
+    assert all(type(row) is Measurement for each in found for row in each.rows)
     assert hash(tuple(found)) == hash(tuple(plans))
     assert [p.name for p in path.parent.iterdir()] == ["a.plan.json"]  # no half-written files
 
 
 def test_answers_that_were_no_numbers(tmp_path: Path) -> None:
     """A form that was refused for NaN stays in the table."""
-    write_plans(tmp_path / "a", [plan(rows=(Row(Form("torch"), 1.0, "refused", math.nan),))])
+    write_plans(
+        tmp_path / "a", [plan(rows=(Measurement(EngineConfig("torch"), 1.0, "refused", math.nan),))]
+    )
     difference = read_plans(tmp_path / "a")[0].rows[0].difference
     assert difference is not None
     assert math.isnan(difference)
@@ -208,8 +212,8 @@ def test_prediction_goes_on_without_a_damaged_plan(
 ) -> None:
     """A plan is only ever a way to be faster; who waits is told why it is slow."""
     wanted = predict(file, image, plan=False, device="cpu")
-    damage(beside(file), how)
-    found, reason = find_beside(file, 1, "auto")
+    damage(plan_path(file), how)
+    found, reason = find_plan(file, 1, "auto")
     assert found is None
     assert "resnext optimize" in reason
     capfd.readouterr()
@@ -218,15 +222,15 @@ def test_prediction_goes_on_without_a_damaged_plan(
     assert predict(file, image, device="cpu", progress=True) == wanted
     out, err = capfd.readouterr()
     assert out == ""
-    assert beside(file).name in err.replace("\n", "")
+    assert plan_path(file).name in err.replace("\n", "")
     assert "resnext optimize" in " ".join(err.split())
 
 
 def test_a_folder_in_place_of_the_plan(file: Path, image: Path) -> None:
     """It cannot be read, which is no reason to stop."""
-    beside(file).mkdir()
+    plan_path(file).mkdir()
     with pytest.raises(CheckpointError, match="Delete it"):
-        read_plans(beside(file))
+        read_plans(plan_path(file))
     assert len(predict(file, image, device="cpu")) == 1
 
 
@@ -243,7 +247,10 @@ def test_a_plan_fits_where_it_was_made() -> None:
     [
         ({"machine": "Abacus 3000, 2 threads"}, "it was made for Abacus 3000, 2 threads, this is"),
         ({"version": "1.13.0"}, "it was made with torch 1.13.0, here is 2"),
-        ({"form": Form("tensorrt"), "version": "2.1"}, "made with tensorrt 2.1, here is none"),
+        (
+            {"form": EngineConfig("tensorrt"), "version": "2.1"},
+            "made with tensorrt 2.1, here is none",
+        ),
         ({"device": "Abacus GPU", "machine": "Abacus GPU"}, "Abacus GPU"),
     ],
 )
@@ -252,9 +259,9 @@ def test_plans_of_other_places(file: Path, changes: dict[str, Any], reason: str)
     if changes.get("form") and engine_version(changes["form"].engine):
         pytest.skip("that engine is installed")
     other = plan(file=file_sha256(file), **changes)
-    write_plans(beside(file), [other])
+    write_plans(plan_path(file), [other])
     for device in ("auto", "cpu"):
-        found, why = find_beside(file, 16, device)
+        found, why = find_plan(file, 16, device)
         assert found is None
         assert why
         assert device == "cpu" or reason in why
@@ -271,25 +278,25 @@ def test_another_number_of_threads_is_another_machine(monkeypatch: pytest.Monkey
 
 def test_plans_of_other_weights(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Whoever trains again under the same name must not get the answers of the old weights."""
-    remember_beside(file, plan())
-    assert find_beside(file, 16, "auto")[0] is not None
+    save_beside(file, plan())
+    assert find_plan(file, 16, "auto")[0] is not None
     other = network()
     with torch.no_grad():
         other.fc.bias[0] += 1
     save(other, file)
-    found, reason = find_beside(file, 16, "auto")
+    found, reason = find_plan(file, 16, "auto")
     assert found is None
     assert "other weights" in reason
     assert "resnext optimize" in reason
-    assert isinstance(open_runner(file, device="cpu", progress=True), Plain)
+    assert isinstance(open_runner(file, device="cpu", progress=True), TorchRunner)
     assert "other weights" in " ".join(capfd.readouterr().err.split())
 
 
 @pytest.mark.parametrize(("device", "used"), [("auto", True), ("cpu", True), ("cuda", False)])
 def test_plans_of_another_device(file: Path, device: str, used: bool) -> None:
     """Asked for a GPU, one must not get the processor."""
-    remember_beside(file, plan())
-    found, reason = find_beside(file, 16, device)
+    save_beside(file, plan())
+    found, reason = find_plan(file, 16, device)
     assert (found is not None) == used
     assert used or device in reason
 
@@ -300,17 +307,17 @@ def test_plans_of_another_device(file: Path, device: str, used: bool) -> None:
 def test_the_nearest_number_of_images_is_chosen(file: Path, batch: int, nearest: int) -> None:
     """A plan for 64 images makes one image wait for 63 that are not there."""
     for made_for in (16, 1, 64):
-        remember_beside(file, plan(batch=made_for))
-    found, _ = find_beside(file, batch, "auto")
+        save_beside(file, plan(batch=made_for))
+    found, _ = find_plan(file, batch, "auto")
     assert found is not None
     assert found.batch == nearest
 
 
 def test_one_that_fits_is_better_than_one_that_is_near(file: Path) -> None:
     """The nearest may be another machine's."""
-    remember_beside(file, plan(batch=1))
-    remember_beside(file, plan(batch=16, machine="Abacus"))
-    found, _ = find_beside(file, 16, "auto")
+    save_beside(file, plan(batch=1))
+    save_beside(file, plan(batch=16, machine="Abacus"))
+    found, _ = find_plan(file, 16, "auto")
     assert found is not None
     assert found.batch == 1
 
@@ -321,15 +328,15 @@ def test_one_that_fits_is_better_than_one_that_is_near(file: Path) -> None:
 def test_plans_are_kept_or_replaced(file: Path) -> None:
     """A file may be used with several sizes of batch, on several machines that share a disk."""
     first = plan(batch=1)
-    assert remember_beside(file, first) == beside(file) == file.with_name("pets.plan.json")
-    remember_beside(file, plan(batch=16))
-    remember_beside(file, plan(batch=16, machine="Abacus"))
-    remember_beside(file, plan(batch=1, form=Form("openvino")))
-    found = read_plans(beside(file))
+    assert save_beside(file, first) == plan_path(file) == file.with_name("pets.plan.json")
+    save_beside(file, plan(batch=16))
+    save_beside(file, plan(batch=16, machine="Abacus"))
+    save_beside(file, plan(batch=1, form=EngineConfig("openvino")))
+    found = read_plans(plan_path(file))
     assert [(p.batch, p.machine, p.form.engine) for p in found] == [
-        (16, here_is("cpu"), "torch"),
+        (16, machine_id("cpu"), "torch"),
         (16, "Abacus", "torch"),
-        (1, here_is("cpu"), "openvino"),
+        (1, machine_id("cpu"), "openvino"),
     ]
     assert {p.file for p in found} == {file_sha256(file)}
     assert first.file == ""
@@ -337,17 +344,17 @@ def test_plans_are_kept_or_replaced(file: Path) -> None:
 
 def test_what_is_useless_is_forgotten(file: Path) -> None:
     """Plans for weights that are gone, and files that cannot be read."""
-    write_plans(beside(file), [plan(batch=1, file="f" * 64)])
-    remember_beside(file, plan())
-    assert [p.batch for p in read_plans(beside(file))] == [16]
-    beside(file).write_bytes(b"\xff")
-    remember_beside(file, plan(batch=3))
-    assert [p.batch for p in read_plans(beside(file))] == [3]
+    write_plans(plan_path(file), [plan(batch=1, file="f" * 64)])
+    save_beside(file, plan())
+    assert [p.batch for p in read_plans(plan_path(file))] == [16]
+    plan_path(file).write_bytes(b"\xff")
+    save_beside(file, plan(batch=3))
+    assert [p.batch for p in read_plans(plan_path(file))] == [3]
 
 
 def test_a_folder_that_cannot_be_written(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The measuring took minutes; what was there before must still be."""
-    remember_beside(file, plan(batch=3))
+    save_beside(file, plan(batch=3))
     before = {p.name: p.read_bytes() for p in file.parent.iterdir()}
 
     def refuse(**_: Any) -> None:
@@ -355,7 +362,7 @@ def test_a_folder_that_cannot_be_written(file: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("resnext.system.atomic.tempfile.mkstemp", refuse)
     with pytest.raises(CheckpointError, match=r"pets\.plan\.json cannot be written.*denied"):
-        remember_beside(file, plan())
+        save_beside(file, plan())
     assert {p.name: p.read_bytes() for p in file.parent.iterdir()} == before
     with pytest.raises(CheckpointError, match="cannot be written"):
         write_plans(file / "inside" / "a.plan.json", [plan()])
@@ -369,7 +376,7 @@ def test_the_plan_is_used(planned: Path, image: Path, capfd: pytest.CaptureFixtu
     runner = open_runner(planned, progress=True)
     assert isinstance(runner, Optimized)
     assert "onnxruntime, fp32" in " ".join(capfd.readouterr().err.split())
-    assert isinstance(open_runner(planned, plan=False), Plain)
+    assert isinstance(open_runner(planned, plan=False), TorchRunner)
     (quick,), (plain,) = (predict(planned, image, top=4, plan=p) for p in (True, False))
     assert quick.labels == plain.labels
     assert quick.probabilities == pytest.approx(plain.probabilities, rel=1e-5)
@@ -425,7 +432,7 @@ print(json.dumps([found.labels, found.probabilities]))
 def test_a_graph_that_is_gone_is_made_again(planned: Path, image: Path) -> None:
     """Caches are emptied; the model file has all that is needed."""
     wanted = predict(planned, image, top=4)[0]
-    (found,) = read_plans(beside(planned))
+    (found,) = read_plans(plan_path(planned))
     graph = found.graph("pixels")
     content = graph.read_bytes()
     try:
@@ -439,7 +446,7 @@ def test_a_graph_that_is_gone_is_made_again(planned: Path, image: Path) -> None:
 def test_a_graph_that_is_damaged(planned: Path, image: Path) -> None:
     """A power cut in the middle of writing it must not break every later prediction."""
     wanted = predict(planned, image, top=4)[0]
-    (found,) = read_plans(beside(planned))
+    (found,) = read_plans(plan_path(planned))
     graph = found.graph("pixels")
     content = graph.read_bytes()
     try:

@@ -21,12 +21,12 @@ from oracles.originals import randomize
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig
 from resnext.data.transforms import normalized
 from resnext.errors import InputError
-from resnext.inference.engines.onnx_export import exported, taking_pixels
-from resnext.inference.engines.quantization import quantized, with_pixels
-from resnext.inference.engines.torch import Plain, TorchSession, digest_of_weights, evaluating
-from resnext.inference.fold import folded
-from resnext.inference.plan import Form
-from resnext.inference.runner import OnnxSession, OpenVinoSession, Session, engine, opened
+from resnext.inference.engines.onnx_export import export_graph, graph_with_pixel_input
+from resnext.inference.engines.quantization import quantize, with_pixel_input
+from resnext.inference.engines.torch import TorchRunner, TorchSession, evaluating, weights_digest
+from resnext.inference.fold import fold
+from resnext.inference.plan import EngineConfig
+from resnext.inference.runner import OnnxSession, OpenVinoSession, Session, engine_package, opened
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,7 +50,7 @@ def network() -> ResNeXt:
 @pytest.fixture(scope="module")
 def graph(network: ResNeXt) -> Any:
     """Exported once for all tests."""
-    return exported(folded(network), SIZE)
+    return export_graph(fold(network), SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,8 @@ def make(network: ResNeXt, graph: Any) -> Made:
     def session(kind: str, streams: int = 1, piece: int = PIECE, pixels: bool = False) -> Session:
         if kind == "torch":
             how = HOW if pixels else None
-            return TorchSession(folded(network), torch.float32, how, piece=piece)
-        content = (taking_pixels(graph, HOW) if pixels else graph).SerializeToString()
+            return TorchSession(fold(network), torch.float32, how, piece=piece)
+        content = (graph_with_pixel_input(graph, HOW) if pixels else graph).SerializeToString()
         if kind == "onnxruntime":
             return OnnxSession(content, piece, streams, streams)
         model = openvino.Core().read_model(content)
@@ -126,11 +126,11 @@ def test_any_number_of_images(
 def test_digests_tell_weights_apart(network: ResNeXt, dtype: torch.dtype) -> None:
     """A row that another network answered must not be taken over, whatever its type."""
     twin = copy.deepcopy(network).to(dtype)
-    before = digest_of_weights(twin)
-    assert digest_of_weights(copy.deepcopy(twin)) == before
+    before = weights_digest(twin)
+    assert weights_digest(copy.deepcopy(twin)) == before
     with torch.no_grad():
         twin.fc.bias[-1] += 1
-    assert digest_of_weights(twin) != before
+    assert weights_digest(twin) != before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO does this only on Linux")
@@ -151,7 +151,7 @@ def test_signals_find_their_stack(make: Made, graph: Any, images: np.ndarray) ->
     def accuracy(session: Session) -> float:  # that of 8 bits is so bad that NNCF tries several
         return 1 - 10 * float(abs(session(images[:12])[0] - right).max() / abs(right).max())
 
-    quantized(model, images[:12], accuracy)
+    quantize(model, images[:12], accuracy)
     while several:
         del several[0]
         gc.collect()
@@ -278,7 +278,7 @@ def test_pixels(make: Made, network: ResNeXt, kind: tuple[str, int], count: int)
 def test_openvino_takes_pixels_by_itself(network: ResNeXt, graph: Any) -> None:
     """Eight-bit networks are OpenVINO's own and cannot be edited as ONNX."""
     model = openvino.Core().read_model(graph.SerializeToString())
-    session = OpenVinoSession(with_pixels(model, HOW), PIECE, 2, 2, "f32")
+    session = OpenVinoSession(with_pixel_input(model, HOW), PIECE, 2, 2, "f32")
     values = np.random.default_rng(5).integers(0, 256, (9, SIZE, SIZE, 3), dtype=np.uint8)
     with torch.no_grad():
         x = normalized(torch.from_numpy(values), HOW)
@@ -291,7 +291,7 @@ def test_bf16_roughly_agrees(
     network: ResNeXt, images: np.ndarray, wanted: tuple[np.ndarray, ...]
 ) -> None:
     """Images must be converted as the weights are, and answers back."""
-    half = TorchSession(folded(network).bfloat16(), torch.bfloat16, piece=PIECE)
+    half = TorchSession(fold(network).bfloat16(), torch.bfloat16, piece=PIECE)
     got = half(images)
     agree(got, wanted, slice(None), by=0.04)
     assert abs(got[0] - wanted[0]).max() > 1e-5 * abs(wanted[0]).max()  # it is bf16 indeed
@@ -301,7 +301,7 @@ def test_no_images_for_networks_with_group_norm() -> None:
     """Their graph cannot be run on none: an empty folder must not end in the engine's error."""
     config = CONFIG.replace(norm="group", norm_groups=4, layers=(1,), channels=(16,), num_stages=1)
     made = ResNeXt(config)
-    content = exported(folded(made), SIZE).SerializeToString()
+    content = export_graph(fold(made), SIZE).SerializeToString()
     model = openvino.Core().read_model(content)
     x = np.zeros((0, 3, SIZE, SIZE), np.float32)
     for session in (
@@ -323,9 +323,9 @@ def test_graphs_from_files(
     model = openvino.Core().read_model(onnx_file)
     openvino.save_model(model, own, compress_to_fp16=False)
     for file, form, kind in (
-        (onnx_file, Form("onnxruntime", piece=3, streams=2), OnnxSession),
-        (own, Form("openvino", piece=3, streams=2), OpenVinoSession),
-        (onnx_file, Form("openvino", piece=3), OpenVinoSession),
+        (onnx_file, EngineConfig("onnxruntime", piece=3, streams=2), OnnxSession),
+        (own, EngineConfig("openvino", piece=3, streams=2), OpenVinoSession),
+        (onnx_file, EngineConfig("openvino", piece=3), OpenVinoSession),
     ):
         session = opened(file, form)
         assert isinstance(session, kind)
@@ -342,10 +342,10 @@ def test_a_missing_engine_names_its_extra(
     monkeypatch.setitem(sys.modules, module, None)
     message = rf'{module} is not installed\. .*pip install "resnext\[{extra}\]"'
     with pytest.raises(InputError, match=message):
-        engine(module)
+        engine_package(module)
     if module != "nncf":
         with pytest.raises(InputError, match=message):
-            opened(b"", Form(module))  # type: ignore[arg-type]
+            opened(b"", EngineConfig(module))  # type: ignore[arg-type]
 
 
 # -- the network as it is ---------------------------------------------------------------------
@@ -358,7 +358,7 @@ def test_a_network_as_it_is(network: ResNeXt) -> None:
     with torch.no_grad():
         x = normalized(torch.from_numpy(values), HOW)
         both = network(x).numpy(), network.embed(x).numpy()
-    plain = Plain(network)
+    plain = TorchRunner(network)
     agree(plain.pixels(values), both, slice(None))
     assert (plain.card, plain.config) == (network.card, CONFIG)
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from resnext.card import Card, Preprocessing
 from resnext.config import ResNeXtConfig
-from resnext.data.decoding import cut, open_image, pixels
+from resnext.data.decoding import open_image, pixels, resize_and_crop
 from resnext.data.sources import folders as files
 from resnext.data.sources.folders import image_files
 from resnext.errors import CheckpointError, DataError, InputError
@@ -71,7 +71,7 @@ def naive(card: Card, names: list[Path], top: int) -> list[dict[str, Any]]:
     rows = []
     for name in names:
         how = card.preprocessing
-        x = pixels(cut(open_image(name, how.colour), how), how)
+        x = pixels(resize_and_crop(open_image(name, how.colour), how), how)
         (logits,), _ = Fake(card).pixels(x[None])
         p = np.exp(logits.astype(float) / card.temperature)
         p /= p.sum()
@@ -187,7 +187,9 @@ def test_pixels_are_those_of_a_single_prediction(tmp_path: Path) -> None:
 
         runner = Keeps(replace(CARD, preprocessing=how))
         predict_files(runner, folder, tmp_path / f"{colour}.csv")
-        wanted = [pixels(cut(open_image(p, colour), how), how) for p in image_files(folder)]
+        wanted = [
+            pixels(resize_and_crop(open_image(p, colour), how), how) for p in image_files(folder)
+        ]
         assert len(seen) == 11
         np.testing.assert_array_equal(np.stack(seen), np.stack(wanted))
 
@@ -273,7 +275,7 @@ def test_what_cannot_be_read_is_a_row_and_counted(tmp_path: Path) -> None:
     assert [*np.flatnonzero(np.isnan(found).all(1))] == bad
     for i in good:
         how = CARD.preprocessing
-        x = pixels(cut(open_image(names[i], how.colour), how), how)
+        x = pixels(resize_and_crop(open_image(names[i], how.colour), how), how)
         np.testing.assert_array_equal(found[i], Fake().pixels(x[None])[1][0])
 
 

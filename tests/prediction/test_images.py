@@ -18,7 +18,7 @@ from resnext.data.open import open_for_evaluation, open_splits
 from resnext.data.transforms import prepare
 from resnext.errors import CheckpointError, DataError, InputError
 from resnext.prediction.contact_sheet import draw_sheet, save_sheet
-from resnext.prediction.images import Prediction, unseen
+from resnext.prediction.images import Prediction, held_out_images
 
 TINY = ResNeXtConfig(
     (1, 1), 2, 8, channels=(16, 32), num_stages=2, small_stem=True, num_classes=4, stem_channels=16
@@ -351,7 +351,7 @@ def test_unseen_images_are_unseen_and_spread(model: ResNeXt, tmp_path: Path) -> 
     note: dict[str, Any] = {"fingerprint": splits.fingerprint, "seed": 3, "val_fraction": 0.5}
     model.card = Card(LABELS, HOW, provenance=note)
     for limit in (4, 7, 20, 1000):
-        chosen = unseen(model, str(tmp_path), limit)
+        chosen = held_out_images(model, str(tmp_path), limit)
         assert len(chosen) == min(limit, 20)
         assert {*chosen} <= {*open_for_evaluation(tmp_path, LABELS, note).images}
         assert len({Path(str(path)).parent.name for path in chosen}) == 4

@@ -29,8 +29,8 @@ import pytest
 
 from resnext.errors import CheckpointError, ResNeXtError
 from resnext.system import download as module
-from resnext.system.download import fetch, home
-from resnext.system.progress import Plain
+from resnext.system.download import cache_folder, fetch
+from resnext.system.progress import PlainReporter
 
 OLD = Random(1).randbytes(2_500_000)
 NEW = Random(2).randbytes(2_500_000)
@@ -210,7 +210,7 @@ def get(url: str, **options: Any) -> Path:
 
 def kept(suffix: str = ".pth") -> list[Path]:
     """The files in the cache that end so."""
-    return sorted(home().rglob(f"*{suffix}"))
+    return sorted(cache_folder().rglob(f"*{suffix}"))
 
 
 def unusable(path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_file_is_downloaded_once(server: Server, waits: list[float]) -> None:
     path = get(server.url, sha256=SHA256)
     assert path.read_bytes() == OLD
     assert path.name == "model.pth"
-    assert path.is_relative_to(home())
+    assert path.is_relative_to(cache_folder())
     assert [asked.path for asked in server.asked] == ["/models/model.pth"]
     assert not kept(".part")
     before = path.stat()
@@ -587,7 +587,7 @@ def test_too_large(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         server.usual = answer
         with pytest.raises(CheckpointError, match="larger than any ResNeXt; it was not kept"):
             get(server.url)
-        assert sum(path.stat().st_size for path in home().rglob("*")) < 100_000
+        assert sum(path.stat().st_size for path in cache_folder().rglob("*")) < 100_000
 
 
 # -- refusals ---------------------------------------------------------------------------------
@@ -708,7 +708,7 @@ def test_no_such_url(url: str, monkeypatch: pytest.MonkeyPatch, waits: list[floa
 def test_offline(server: Server, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a cluster's nodes every attempt to connect waits for minutes."""
     monkeypatch.setenv(name, "1")
-    with pytest.raises(CheckpointError, match=r"not in the cache .* offline mode"):
+    with pytest.raises(CheckpointError, match=r"not in the cache .* downloads are off"):
         get(server.url)
     assert not server.asked
     monkeypatch.setenv(name, "0")
@@ -718,7 +718,7 @@ def test_offline(server: Server, name: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert get(server.url) == path
     assert get(server.url, sha256=SHA256) == path
     path.write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match="offline mode"):
+    with pytest.raises(CheckpointError, match="downloads are off"):
         get(server.url)
     assert not server.asked
 
@@ -729,7 +729,7 @@ def test_offline(server: Server, name: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_home_that_is_no_folder(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A home that cannot be written to ends in a traceback of filelock."""
+    """A cache_folder that cannot be written to ends in a traceback of filelock."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RESNEXT_HOME", str(tmp_path / "file" / "cache"))
     with pytest.raises(CheckpointError, match=r"cannot be kept in .*file/cache"):
@@ -748,9 +748,7 @@ def test_a_home_that_cannot_be_written(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, failing, fail)
-        with pytest.raises(
-            CheckpointError, match=r"cannot be (kept in|written).* Permission denied"
-        ):
+        with pytest.raises(CheckpointError, match=r"cannot be (kept|written).* Permission"):
             get(server.url)
     assert not kept()
     assert get(server.url).read_bytes() == OLD
@@ -806,7 +804,7 @@ def test_names_stay_in_the_cache(server: Server, tmp_path: Path, rest: str) -> N
     url = f"{server.address}/{rest}"
     path = get(url)
     assert path.read_bytes() == SMALL
-    assert path.resolve().parent.parent == home().resolve()
+    assert path.resolve().parent.parent == cache_folder().resolve()
     assert path.name.isascii()
     assert path.name.strip(". ") == path.name
     assert len(path.name) <= 120
@@ -976,8 +974,8 @@ def test_progress_in_a_log(
 ) -> None:
     """On a slow line, half a minute before the first megabyte was a division by zero."""
 
-    def hasty(show: bool, unit: str) -> Plain:
-        plain = Plain(unit)
+    def hasty(show: bool, unit: str) -> PlainReporter:
+        plain = PlainReporter(unit)
         plain._every = -1.0
         return plain
 

@@ -9,13 +9,13 @@ import pytest
 from rich.console import Console
 
 from resnext.system import progress
-from resnext.system.progress import Live, Plain, Silent, reporter
+from resnext.system.progress import LiveReporter, PlainReporter, SilentReporter, reporter
 
 
 def test_live_shows_speed_time_left_and_accuracy() -> None:
     """A field that a new task lacks made rich fail in the middle of a run."""
     screen = io.StringIO()
-    live = Live(Console(file=screen, force_terminal=True, width=120))
+    live = LiveReporter(Console(file=screen, force_terminal=True, width=120))
     for epoch in (1, 2):
         live.start(f"Epoch {epoch}/2", 100)
         for _ in range(10):
@@ -39,7 +39,7 @@ def test_plain_log_says_how_long_it_takes(
     """Half a minute of silence is the most; ten lines a second fill a log."""
     clock = iter(range(0, 10_000, 10))
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
-    plain = Plain()
+    plain = PlainReporter()
     plain.start("Epoch 1/1", 200)
     for _ in range(10):
         plain.advance(10)
@@ -53,5 +53,5 @@ def test_plain_log_says_how_long_it_takes(
 def test_a_log_gets_no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cursor movements in a log file cannot be read."""
     monkeypatch.setattr(progress.sys, "stderr", io.StringIO())
-    assert isinstance(reporter(show=True), Plain)
-    assert isinstance(reporter(show=False), Silent)
+    assert isinstance(reporter(show=True), PlainReporter)
+    assert isinstance(reporter(show=False), SilentReporter)

@@ -20,14 +20,14 @@ from resnext.errors import CheckpointError
 from resnext.network import ResNeXt
 from resnext.training import Recipe
 from resnext.training.checkpoint import (
-    State,
-    Writer,
-    newest,
+    Checkpoint,
+    CheckpointWriter,
+    latest_checkpoint,
     optimizer_state,
     read_state,
     restore_optimizer,
     snapshot,
-    write_state,
+    write_checkpoint,
 )
 from resnext.training.optim import optimizer
 
@@ -36,7 +36,7 @@ TINY = ResNeXtConfig((1, 1), 2, 8, num_classes=3, channels=(8, 16), num_stages=2
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def some_state(seed: int = 0) -> State:
+def some_state(seed: int = 0) -> Checkpoint:
     """Every kind of value that a run keeps."""
     torch.manual_seed(seed)
     tensors = {
@@ -55,10 +55,10 @@ def some_state(seed: int = 0) -> State:
         "numbers": [1e-300, 2**60, -1, True],
         "seed": seed,
     }
-    return State(tensors, about)
+    return Checkpoint(tensors, about)
 
 
-def equal(a: State, b: State) -> bool:
+def equal(a: Checkpoint, b: Checkpoint) -> bool:
     """Whether two are the same, to the last bit and type."""
     return (
         a.about == b.about
@@ -79,9 +79,9 @@ def identical(x: Tensor, y: Tensor) -> bool:
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     """A type that is rounded or forgotten makes the run another one."""
     state = some_state()
-    path = write_state(state, tmp_path, 12)
+    path = write_checkpoint(state, tmp_path, 12)
     assert equal(read_state(path), state)
-    found = newest(tmp_path, pytest.fail)
+    found = latest_checkpoint(tmp_path, pytest.fail)
     assert found is not None
     assert equal(found, state)
     assert read_state(path).part("network").keys() == {
@@ -99,13 +99,13 @@ def test_weights_that_are_no_numbers_are_not_kept(tmp_path: Path, value: float) 
     with pytest.raises(
         CheckpointError, match=r"network\.bn\.bias holds values that are no numbers"
     ):
-        write_state(state, tmp_path, 1)
+        write_checkpoint(state, tmp_path, 1)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_is_what_its_first_line_says(tmp_path: Path) -> None:
     """Other programs, and we in ten years, have to be able to read it."""
-    content = write_state(some_state(), tmp_path, 1).read_bytes()
+    content = write_checkpoint(some_state(), tmp_path, 1).read_bytes()
     first, _, rest = content.partition(b"\n")
     assert json.loads(first) == {"sha256": hashlib.sha256(rest).hexdigest(), "bytes": len(rest)}
 
@@ -113,7 +113,7 @@ def test_a_file_is_what_its_first_line_says(tmp_path: Path) -> None:
 def test_a_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
     """Disks and networks flip bits; weights with one are wrong without a word."""
     state = some_state()
-    path = write_state(state, tmp_path, 1)
+    path = write_checkpoint(state, tmp_path, 1)
     good = path.read_bytes()
     length = good.index(b"\n")
     rng = np.random.default_rng(0)
@@ -137,7 +137,7 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
 
 def test_a_cut_file_is_refused(tmp_path: Path) -> None:
     """A full disk or a power cut leaves the first part of a file."""
-    path = write_state(some_state(), tmp_path, 1)
+    path = write_checkpoint(some_state(), tmp_path, 1)
     good = path.read_bytes()
     for length in (0, 1, 50, good.index(b"\n"), good.index(b"\n") + 1, 500, len(good) - 1):
         path.write_bytes(good[:length])
@@ -162,17 +162,19 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path, content: bytes
 
 def test_the_newest_whole_one_is_taken(tmp_path: Path) -> None:
     """A damaged file must cost minutes of training, not all of it, and must be told."""
-    assert newest(tmp_path, pytest.fail) is None
+    assert latest_checkpoint(tmp_path, pytest.fail) is None
     states = [some_state(i) for i in range(2)]
-    paths = [write_state(state, tmp_path, 9 + i) for i, state in enumerate(states)]  # 9, then 10
+    paths = [
+        write_checkpoint(state, tmp_path, 9 + i) for i, state in enumerate(states)
+    ]  # 9, then 10
     told: list[str] = []
-    found = newest(tmp_path, told.append)
+    found = latest_checkpoint(tmp_path, told.append)
     assert found is not None
     assert equal(found, states[1])
     assert told == []
 
     paths[1].write_bytes(paths[1].read_bytes()[:-1])
-    found = newest(tmp_path, told.append)
+    found = latest_checkpoint(tmp_path, told.append)
     assert found is not None
     assert equal(found, states[0])
     assert told == [f"{paths[1]} is damaged: its checksum is wrong."]
@@ -180,7 +182,7 @@ def test_the_newest_whole_one_is_taken(tmp_path: Path) -> None:
     paths[0].write_bytes(b"")
     told.clear()
     with pytest.raises(CheckpointError, match=r"Every checkpoint in .* Start again with --over"):
-        newest(tmp_path, told.append)
+        latest_checkpoint(tmp_path, told.append)
     assert len(told) == 1  # the other one was put aside when it was found
 
 
@@ -191,12 +193,12 @@ def test_two_are_kept_and_nothing_is_left_over(tmp_path: Path) -> None:
         (tmp_path / name).write_text("mine")
     (tmp_path / ".checkpoint-0000000007.state.abc123").write_text("half of one")
     for position in (5, 99, 100, 1000, 12_345):
-        path = write_state(some_state(position), tmp_path, position)
+        path = write_checkpoint(some_state(position), tmp_path, position)
         assert read_state(path).about["seed"] == position
     left = {p.name for p in tmp_path.iterdir()} - set(others)
     assert left == {"checkpoint-0000001000.state", "checkpoint-0000012345.state"}
     assert all((tmp_path / name).read_text() == "mine" for name in others)
-    write_state(some_state(1), tmp_path, 12_345)  # the same step once more
+    write_checkpoint(some_state(1), tmp_path, 12_345)  # the same step once more
     assert read_state(tmp_path / "checkpoint-0000012345.state").about["seed"] == 1
     assert read_state(tmp_path / "checkpoint-0000001000.state").about["seed"] == 1000
 
@@ -205,7 +207,7 @@ def test_a_full_disk_leaves_the_old_ones(tmp_path: Path, monkeypatch: pytest.Mon
     """Writing over the last good one, or removing it first, loses it when it is needed."""
     states = [some_state(i) for i in range(2)]
     for i, state in enumerate(states):
-        write_state(state, tmp_path, i)
+        write_checkpoint(state, tmp_path, i)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
     def full(*_: Any, **__: Any) -> None:
@@ -214,9 +216,9 @@ def test_a_full_disk_leaves_the_old_ones(tmp_path: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.setattr("resnext.system.atomic.os.fsync", full)  # after all was "written"
         with pytest.raises(CheckpointError, match="No space left on device"):
-            write_state(some_state(2), tmp_path, 2)
+            write_checkpoint(some_state(2), tmp_path, 2)
         with pytest.raises(CheckpointError, match="cannot be written"):
-            write_state(some_state(2), tmp_path / "gone", 2)
+            write_checkpoint(some_state(2), tmp_path / "gone", 2)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
@@ -273,14 +275,14 @@ class Training:
             self.optimizer.step()
             self.optimizer.zero_grad()
 
-    def state(self) -> State:
+    def state(self) -> Checkpoint:
         """As a run writes it."""
         remembered, about = optimizer_state(self.optimizer)
         tensors = {f"network.{k}": x for k, x in self.network.state_dict().items()}
         tensors |= {f"optimizer.{k}": x for k, x in remembered.items()}
-        return State(snapshot(tensors), json.loads(json.dumps(about)))
+        return Checkpoint(snapshot(tensors), json.loads(json.dumps(about)))
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: Checkpoint) -> None:
         """As a run reads it."""
         self.network.load_state_dict(state.part("network"))
         restore_optimizer(self.optimizer, state.part("optimizer"), state.about)
@@ -295,7 +297,7 @@ def test_optimizers_go_on_bit_for_bit(tmp_path: Path, name: Any, head_steps: int
     """
     whole = Training(name, head_steps)
     whole.step(0, 5)
-    path = write_state(whole.state(), tmp_path, 5)
+    path = write_checkpoint(whole.state(), tmp_path, 5)
     whole.step(5, 10)
 
     for steps_before in (0, 2):  # into a fresh one, and, as a retry does, into a used one
@@ -311,7 +313,7 @@ def test_memory_has_the_layout_of_its_parameter(tmp_path: Path, name: Any) -> No
     """Fused optimizers walk through memory, not through indices: a mix of layouts mixes values."""
     run = Training(name)
     run.step(0, 2)
-    path = write_state(run.state(), tmp_path, 2)
+    path = write_checkpoint(run.state(), tmp_path, 2)
     other = Training(name)
     other.restore(read_state(path))
     found = 0
@@ -331,7 +333,7 @@ def test_an_optimizer_without_steps_is_restored(tmp_path: Path) -> None:
     """The first checkpoint is written before the first step; a diverging run goes back to it."""
     for name in ("sgd", "adamw", "lamb"):
         run = Training(name)
-        path = write_state(run.state(), tmp_path, 0)
+        path = write_checkpoint(run.state(), tmp_path, 0)
         run.step(0, 4)
         other = Training(name)
         other.step(0, 3)
@@ -353,7 +355,7 @@ class Desk:
         self.gate.set()
         self.began = threading.Event()
         self.failing: BaseException | None = None
-        self.writer = Writer(self.told.append)
+        self.writer = CheckpointWriter(self.told.append)
 
     def write(self, what: str) -> Callable[[], None]:
         """Something to write, which fails or waits as long as we say."""
@@ -569,13 +571,15 @@ def test_closing_ends_the_thread_after_what_is_being_written() -> None:
 def test_real_states_from_the_writer(tmp_path: Path) -> None:
     """Two threads, many states: the last one is there, whole, and no piece beside it."""
     told: list[str] = []
-    writer = Writer(told.append)
+    writer = CheckpointWriter(told.append)
     for position in range(1, 30):
         state = some_state(position)
-        writer.state(lambda state=state, position=position: write_state(state, tmp_path, position))
+        writer.state(
+            lambda state=state, position=position: write_checkpoint(state, tmp_path, position)
+        )
     writer.flush()
     writer.close()
-    found = newest(tmp_path, pytest.fail)
+    found = latest_checkpoint(tmp_path, pytest.fail)
     assert found is not None
     assert equal(found, some_state(29))
     assert len(list(tmp_path.iterdir())) <= 2

@@ -22,14 +22,14 @@ from resnext.errors import DataError
 from resnext.training import Recipe
 from resnext.training.dataloader import (
     Batch,
-    Key,
-    Order,
-    Views,
+    SampleKey,
+    TrainDataset,
+    TrainSampler,
     collate,
-    own_errors,
     training_loader,
+    unwrap_worker_errors,
 )
-from resnext.training.distributed import Ranks
+from resnext.training.distributed import ProcessGroup
 
 PLAIN = Recipe(epochs=3, batch_size=4, learning_rate=0.1)
 HOW = Preprocessing(6, 6)
@@ -42,7 +42,7 @@ def images(targets: list[int] | np.ndarray, labels: int = 2) -> ImageSet:
     return ImageSet(pixels, [int(t) for t in targets], tuple(map(str, range(labels))), "set")
 
 
-def keys(order: Order, epoch: int = 1, start: int = 0) -> list[list[Key]]:
+def keys(order: TrainSampler, epoch: int = 1, start: int = 0) -> list[list[SampleKey]]:
     """An epoch's keys, batch by batch."""
     order.epoch, order.start = epoch, start
     found = list(order)
@@ -77,8 +77,11 @@ def test_processes_share_every_batch(
 ) -> None:
     """Processes that see the same images, or each its own order, train on less than they say."""
     data, recipe, world = plan
-    alone = keys(Order(data, recipe, seed, Ranks()), epoch)
-    parts = [keys(Order(data, recipe, seed, Ranks(rank, world)), epoch) for rank in range(world)]
+    alone = keys(TrainSampler(data, recipe, seed, ProcessGroup()), epoch)
+    parts = [
+        keys(TrainSampler(data, recipe, seed, ProcessGroup(rank, world)), epoch)
+        for rank in range(world)
+    ]
     assert {len(part) for part in parts} == {len(alone)}
     for whole, *shares in zip(alone, *parts, strict=True):
         assert len({len(share) for share in shares}) == 1  # or processes wait for each other
@@ -92,7 +95,7 @@ def test_starting_in_the_middle_gives_the_rest(
 ) -> None:
     """A run that was interrupted must not see images twice, or the later ones never."""
     source, recipe, world = plan
-    order = Order(source, recipe, 5, Ranks(world - 1, world))
+    order = TrainSampler(source, recipe, 5, ProcessGroup(world - 1, world))
     start = data.draw(st.integers(0, order.steps))
     whole = keys(order, 2)
     assert keys(order, 2, start) == whole[start * recipe.accumulate :]
@@ -104,7 +107,7 @@ def test_starting_in_the_middle_gives_the_rest(
 def test_batches_are_the_epoch_cut_in_pieces(plan: tuple[ImageSet, Recipe, int], seed: int) -> None:
     """Accumulating must not change which images a step sees; only the last few are left over."""
     data, recipe, _ = plan
-    order = Order(data, recipe, seed, Ranks())
+    order = TrainSampler(data, recipe, seed, ProcessGroup())
     found = keys(order, 3)
     assert {len(part) for part in found} == {recipe.batch_size // recipe.accumulate}
     flat = [key for part in found for key in part]
@@ -117,12 +120,12 @@ def test_batches_are_the_epoch_cut_in_pieces(plan: tuple[ImageSet, Recipe, int],
 
 def test_each_epoch_is_a_permutation_of_its_own() -> None:
     """An order that repeats itself lets the network learn the order."""
-    order = Order(images([0] * 50), PLAIN, 7, Ranks())
+    order = TrainSampler(images([0] * 50), PLAIN, 7, ProcessGroup())
     epochs = [order.whole(epoch).tolist() for epoch in range(1, 21)]
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == 20
     assert epochs == [order.whole(epoch).tolist() for epoch in range(1, 21)]
-    other = Order(images([0] * 50), PLAIN, 8, Ranks())
+    other = TrainSampler(images([0] * 50), PLAIN, 8, ProcessGroup())
     assert other.whole(1).tolist() != epochs[0]
     first = np.bincount([epoch[0] // 10 for epoch in epochs], minlength=5)
     assert first.max() < 12  # of 20: no image is always the first
@@ -133,7 +136,7 @@ def test_each_epoch_is_a_permutation_of_its_own() -> None:
 def test_images_are_repeated_in_neighbouring_places(count: int, repeats: int) -> None:
     """Repeats that lie far apart are other epochs; repeats beyond the epoch's length cost time."""
     recipe = PLAIN.changed(repeats=repeats)
-    whole = Order(images([0] * count), recipe, 3, Ranks()).whole(1).tolist()
+    whole = TrainSampler(images([0] * count), recipe, 3, ProcessGroup()).whole(1).tolist()
     assert len(whole) == count
     groups = [(image, len(list(same))) for image, same in itertools.groupby(whole)]
     assert all(times == repeats for _, times in groups[:-1])
@@ -146,8 +149,8 @@ def test_repeats_are_different_views() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)
     data = ImageSet([pixels] * 8, [0] * 8, ("a", "b"), "set")
     recipe = PLAIN.changed(repeats=2)
-    views = Views(data, HOW, recipe, 1, fast=False)
-    (first, second, *_), *_ = keys(Order(data, recipe, 1, Ranks()))
+    views = TrainDataset(data, HOW, recipe, 1, fast=False)
+    (first, second, *_), *_ = keys(TrainSampler(data, recipe, 1, ProcessGroup()))
     assert first.image == second.image
     assert not torch.equal(views[first][0], views[second][0])
 
@@ -156,7 +159,9 @@ def test_rare_classes_are_drawn_as_often_as_others() -> None:
     """A network that sees one class in a hundred images learns to say the others."""
     targets = np.array([0] * 2000 + [1] * 200 + [2] * 20)
     recipe = PLAIN.changed(balance="sampling")
-    order = Order(images(targets, 4), recipe, 1, Ranks())  # of the fourth class there is none
+    order = TrainSampler(
+        images(targets, 4), recipe, 1, ProcessGroup()
+    )  # of the fourth class there is none
     drawn = np.concatenate([order.whole(epoch) for epoch in (1, 2, 3)])
     assert len(drawn) == 3 * 2220
     counts = np.bincount(targets[drawn], minlength=4)
@@ -165,7 +170,7 @@ def test_rare_classes_are_drawn_as_often_as_others() -> None:
     rare = np.bincount(drawn, minlength=2220)[2200:]
     assert rare.min() > 50  # each of them, not one
     assert order.whole(1).tolist() != order.whole(2).tolist()
-    plain = Order(images(targets, 4), PLAIN, 1, Ranks())
+    plain = TrainSampler(images(targets, 4), PLAIN, 1, ProcessGroup())
     assert np.bincount(targets[plain.whole(1)]).tolist() == [2000, 200, 20]
 
 
@@ -186,15 +191,15 @@ def flat(tmp_path: Path) -> ImageSet:
 
 def batches(data: ImageSet, *, workers: int = 0, epoch: int = 1, start: int = 0) -> list[Batch]:
     """An epoch's batches."""
-    order = Order(data, PLAIN, 9, Ranks())
+    order = TrainSampler(data, PLAIN, 9, ProcessGroup())
     order.epoch, order.start = epoch, start
-    views = Views(data, HOW, PLAIN, 9, fast=False)
+    views = TrainDataset(data, HOW, PLAIN, 9, fast=False)
     with loading(views, order, workers) as loader:
-        return list(own_errors(loader))
+        return list(unwrap_worker_errors(loader))
 
 
 @contextmanager
-def loading(views: Views, order: Order, workers: int) -> Iterator[Any]:
+def loading(views: TrainDataset, order: TrainSampler, workers: int) -> Iterator[Any]:
     """A loader whose workers end now; left to the garbage collector, each takes five seconds."""
     loader = training_loader(views, order, workers=workers, device=CPU)
     try:
@@ -227,12 +232,12 @@ def test_views_depend_on_their_key_alone(flat: ImageSet) -> None:
 
 def test_workers_follow_the_next_epoch(flat: ImageSet) -> None:
     """Workers that live on must not go on with the order they were started with."""
-    order = Order(flat, PLAIN, 9, Ranks())
-    views = Views(flat, HOW, PLAIN, 9, fast=False)
+    order = TrainSampler(flat, PLAIN, 9, ProcessGroup())
+    views = TrainDataset(flat, HOW, PLAIN, 9, fast=False)
     with loading(views, order, 1) as loader:
         for epoch, start in ((1, 0), (2, 1), (3, 0)):
             order.epoch, order.start = epoch, start
-            assert same(list(own_errors(loader)), batches(flat, epoch=epoch, start=start))
+            assert same(list(unwrap_worker_errors(loader)), batches(flat, epoch=epoch, start=start))
 
 
 def test_views_show_the_image_of_their_class(flat: ImageSet) -> None:
@@ -255,8 +260,8 @@ def test_views_are_cut_as_the_recipe_says() -> None:
     how = Preprocessing(30, 30, "nearest")
 
     def shown(**changes: Any) -> list[torch.Tensor]:
-        views = Views(data, how, PLAIN.changed(**changes), 0, fast=False)
-        return [views[Key(1, i, i)][0] for i in range(40)]
+        views = TrainDataset(data, how, PLAIN.changed(**changes), 0, fast=False)
+        return [views[SampleKey(1, i, i)][0] for i in range(40)]
 
     mirrored = [bool((x[..., 1].int().diff(dim=1) < 0).any()) for x in shown(min_area=1.0)]
     assert 8 < sum(mirrored) < 32
@@ -329,8 +334,10 @@ def test_nine_bad_ones_in_a_row_are_survived() -> None:
             return pixels
 
     left: list[int] = []
-    views = Views(Rotten([pixels] * 100, [0] * 100, ("a", "b"), "s"), HOW, PLAIN, 0, fast=False)
-    view, _, bad = views[Key(1, 0, 42)]
+    views = TrainDataset(
+        Rotten([pixels] * 100, [0] * 100, ("a", "b"), "s"), HOW, PLAIN, 0, fast=False
+    )
+    view, _, bad = views[SampleKey(1, 0, 42)]
     assert (view == 77).all()
     assert [index for index, _ in bad] == left[:9]
     assert left[0] == 42
@@ -339,12 +346,12 @@ def test_nine_bad_ones_in_a_row_are_survived() -> None:
 
 def test_own_errors_passes_other_batches_on(flat: ImageSet) -> None:
     """What was read before the failure is still to be learnt from."""
-    order = Order(flat, PLAIN, 9, Ranks())
+    order = TrainSampler(flat, PLAIN, 9, ProcessGroup())
 
-    class First(Views):
+    class First(TrainDataset):
         """Fails in the second batch, whatever stands in."""
 
-        def __getitem__(self, key: Key) -> Any:
+        def __getitem__(self, key: SampleKey) -> Any:
             if key.place >= 4:
                 raise DataError("rotten, in: one line")
             return super().__getitem__(key)
@@ -352,7 +359,7 @@ def test_own_errors_passes_other_batches_on(flat: ImageSet) -> None:
     for workers in (0, 1):
         views = First(flat, HOW, PLAIN, 9, fast=False)
         with loading(views, order, workers) as loader:
-            feed = own_errors(loader)
+            feed = unwrap_worker_errors(loader)
             assert len(next(feed).images) == 4
             with pytest.raises(DataError) as caught:
                 next(feed)
@@ -362,17 +369,17 @@ def test_own_errors_passes_other_batches_on(flat: ImageSet) -> None:
 def test_workers_leave_ctrl_c_to_the_main_process() -> None:
     """A terminal's Ctrl-C reaches every process; workers that die first end the run badly."""
 
-    class Handlers(Views):
+    class Handlers(TrainDataset):
         """Tells how a worker takes signals."""
 
-        def __getitem__(self, key: Key) -> Any:
+        def __getitem__(self, key: SampleKey) -> Any:
             ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
             usual = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
             return torch.zeros(1, 1, 3, dtype=torch.uint8), int(ignored and usual), []
 
     before = signal.getsignal(signal.SIGINT)
     data = images([0] * 8)
-    order = Order(data, PLAIN, 0, Ranks())
+    order = TrainSampler(data, PLAIN, 0, ProcessGroup())
     with loading(Handlers(data, HOW, PLAIN, 0, fast=False), order, 1) as loader:
         assert [batch.targets.tolist() for batch in loader] == [[1] * 4] * 2
     assert signal.getsignal(signal.SIGINT) is before

@@ -24,12 +24,12 @@ from resnext.errors import ConfigError
 from resnext.network import ResNeXt
 from resnext.training import Recipe
 from resnext.training.optim import (
-    Average,
+    EMA,
     freeze_norms,
     loss,
+    lr_schedule,
     optimizer,
     parameter_groups,
-    rate,
 )
 
 TINY = ResNeXtConfig((1, 1), 2, 8, num_classes=3, channels=(8, 16), num_stages=2, small_stem=True)
@@ -43,13 +43,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_rate_rises_linearly_and_falls_to_zero() -> None:
     """The paper's optimizer with warm-up; a jump or a negative rate would show here."""
-    rates = [rate(PLAIN, step, 100) for step in range(100)]
+    rates = [lr_schedule(PLAIN, step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert rates[10] == 1
     assert rates[55] == pytest.approx(0.5 + 0.5 * math.cos(math.pi / 2))
     assert all(a >= b > 0 for a, b in itertools.pairwise(rates[10:]))
     assert rates[-1] < 1e-3
-    assert rate(PLAIN, 0, 1) == 1
+    assert lr_schedule(PLAIN, 0, 1) == 1
 
 
 def by_torch(schedule: Any, steps: int, **arguments: Any) -> list[float]:
@@ -75,7 +75,7 @@ def test_cosine_is_torchs(steps: int, warmup: float) -> None:
         torch.optim.lr_scheduler.CosineAnnealingLR, steps - rise, T_max=max(steps - rise, 1)
     )
     wanted = [(i + 1) / rise for i in range(rise)] + falling
-    assert [rate(recipe, step, steps) for step in range(steps)] == pytest.approx(wanted)
+    assert [lr_schedule(recipe, step, steps) for step in range(steps)] == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("milestones", [(1 / 3, 2 / 3), (0.5, 0.75), (0.1,)])
@@ -86,11 +86,11 @@ def test_steps_are_torchs(milestones: tuple[float, ...]) -> None:
     for steps in (90, 300, 12):
         at = [round(x * steps) for x in milestones]
         wanted = by_torch(multi, steps, milestones=at, gamma=0.1)
-        assert [rate(recipe, i, steps) for i in range(steps)] == pytest.approx(wanted)
+        assert [lr_schedule(recipe, i, steps) for i in range(steps)] == pytest.approx(wanted)
     assert [round(x * 90) for x in (1 / 3, 2 / 3)] == [30, 60]  # as the paper has it
     warm = recipe.changed(warmup=0.05)
-    assert rate(warm, 0, 100) == 0.2
-    assert rate(warm, 5, 100) == 1
+    assert lr_schedule(warm, 0, 100) == 0.2
+    assert lr_schedule(warm, 5, 100) == 1
 
 
 # -- parameter groups -------------------------------------------------------------------------
@@ -265,7 +265,7 @@ def test_the_average_is_a_running_mean(decay: float) -> None:
     """Statistics of norms left out of it, or a decay that starts high, spoil short runs."""
     torch.manual_seed(0)
     network = ResNeXt(TINY).train()
-    average = Average(network, decay)
+    average = EMA(network, decay)
     naive = {k: v.double().numpy().copy() for k, v in network.state_dict().items()}
     for step in range(12):
         with torch.no_grad():
@@ -288,7 +288,7 @@ def test_the_average_is_a_running_mean(decay: float) -> None:
 def test_the_average_shares_nothing_with_the_network() -> None:
     """One that shares memory is the network itself, and one that changes it stops the training."""
     network = ResNeXt(TINY)
-    average = Average(network, 0.9)
+    average = EMA(network, 0.9)
     before = {k: v.clone() for k, v in average.network.state_dict().items()}
     with torch.no_grad():
         for p in network.parameters():

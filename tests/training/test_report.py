@@ -28,7 +28,13 @@ from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig
 from resnext.data.dataset import ImageSet
 from resnext.errors import CheckpointError
 from resnext.evaluation.calibration import Bin
-from resnext.evaluation.classification import Answers, Evaluation, batches, collect, judge
+from resnext.evaluation.classification import (
+    EvalOutputs,
+    Evaluation,
+    collect_outputs,
+    eval_loader,
+    score,
+)
 from resnext.training.report.charts import Line, bars, curves, nice, reliability_diagram, whole
 from resnext.training.report.html import (
     Facts,
@@ -99,8 +105,8 @@ def evaluation(k: int, count: int = 300, scale: float = 3.0, labels: Any = None)
     names = labels or tuple(f"class {i}" for i in range(k))
     images = ImageSet([np.zeros((1, 1), np.uint8)] * count, targets.tolist(), names, "val")
     z = torch.from_numpy(logits * scale).float()
-    answers = Answers(z, torch.from_numpy(targets), torch.arange(count))
-    return judge(answers, images, keep_logits=True)
+    answers = EvalOutputs(z, torch.from_numpy(targets), torch.arange(count))
+    return score(answers, images, keep_logits=True)
 
 
 def facts(k: int = 10, epochs: int = 5, **changes: Any) -> Facts:
@@ -410,8 +416,8 @@ def test_heat_is_where_the_object_is(finder: tuple[ResNeXt, Preprocessing]) -> N
     images = ImageSet(pictures, [0] * len(pictures), ("nothing", "square"), "squares")
     with torch.no_grad():
         network.eval()
-        answers = collect(network, batches(images, how, batch_size=3, workers=0), CPU)
-    result = judge(answers, images)
+        answers = collect_outputs(network, eval_loader(images, how, batch_size=3, workers=0), CPU)
+    result = score(answers, images)
     assert result.predicted.tolist() == [1] * len(corners)
     network.train()
     found = confident_mistakes(network, images, result, how, count=5)
@@ -478,8 +484,8 @@ def test_the_picture_is_what_was_seen(colour: Any) -> None:
     network = ResNeXt(TINY.replace(in_channels=channels))
     pixels = np.random.default_rng(0).integers(0, 255, (16, 24, 3), dtype=np.uint8)
     images = ImageSet([pixels] * 2, [0, 1], ("a", "b"), "x")
-    answers = Answers(torch.tensor([[0.0, 1], [1.0, 0]]), torch.tensor([0, 1]), torch.arange(2))
-    first, second = confident_mistakes(network, images, judge(answers, images), how)
+    answers = EvalOutputs(torch.tensor([[0.0, 1], [1.0, 0]]), torch.tensor([0, 1]), torch.arange(2))
+    first, second = confident_mistakes(network, images, score(answers, images), how)
     wanted = Image.fromarray(pixels[:, 4:20]).convert("L" if colour == "L" else "RGB")
     assert np.array_equal(np.asarray(first.image), np.asarray(wanted))
     assert (first.predicted, second.predicted) == ("b", "a")
@@ -494,7 +500,7 @@ def test_a_map_of_one_pixel_points_nowhere() -> None:
     network = ResNeXt(TINY)
     how = Preprocessing(2, 2)
     images = ImageSet([np.zeros((2, 2, 3), np.uint8)] * 2, [0, 0], ("a", "b"), "x")
-    answers = Answers(torch.tensor([[0.0, 1], [1.0, 0]]), torch.tensor([0, 0]), torch.arange(2))
-    (found,) = confident_mistakes(network, images, judge(answers, images), how)
+    answers = EvalOutputs(torch.tensor([[0.0, 1], [1.0, 0]]), torch.tensor([0, 0]), torch.arange(2))
+    (found,) = confident_mistakes(network, images, score(answers, images), how)
     assert found.heat is None
     assert len([tag for tag, _ in Page(render(facts(mistakes=[found]))).tags if tag == "img"]) == 1

@@ -107,7 +107,7 @@ def scripted(
             raise answer
         return Evaluation("val", 4, answer, None, 1.0, np.zeros((2, 2), int), ("blue", "red"))
 
-    monkeypatch.setattr(loop, "judge", judge)
+    monkeypatch.setattr(loop, "score", judge)
 
 
 def quick(photos: Path, out: Path, **changes: Any) -> resnext.ResNeXt:
@@ -290,7 +290,7 @@ def test_killed_inside_a_write(
 ) -> None:
     """Neither half a checkpoint nor one that was just put in place may confuse what goes on."""
     quick(photos, tmp_path / "left_alone.safetensors", epochs=3)
-    out, written, count = tmp_path / "m.safetensors", state.written, 0
+    out, written, count = tmp_path / "m.safetensors", state.write_atomically, 0
 
     def dying(path: Path, write: Any) -> None:
         nonlocal count
@@ -308,15 +308,15 @@ def test_killed_inside_a_write(
         raise OSError("the process is gone")
 
     dead: list[bool] = []
-    original = loop.Run._between_steps
+    original = loop.Trainer._between_steps
 
     def step(self: Any, number: int) -> None:
         original(self, number)
         if dead:
             raise Killed
 
-    monkeypatch.setattr(state, "written", dying)
-    monkeypatch.setattr(loop.Run, "_between_steps", step)
+    monkeypatch.setattr(state, "write_atomically", dying)
+    monkeypatch.setattr(loop.Trainer, "_between_steps", step)
     with pytest.raises(Killed):
         quick(photos, out, epochs=3, checkpoint_minutes=0)
     monkeypatch.undo()
@@ -347,7 +347,7 @@ def test_going_on_is_exact_for_every_option(
 ) -> None:
     """What one option remembers between steps is easily left out of the checkpoint."""
     quick(photos, tmp_path / "left_alone.safetensors", workers=workers, **options)
-    original, steps = loop.Run._between_steps, 0
+    original, steps = loop.Trainer._between_steps, 0
 
     def stopping(self: Any, number: int) -> None:
         nonlocal steps
@@ -355,7 +355,7 @@ def test_going_on_is_exact_for_every_option(
         self.stop = signal.SIGINT if steps in (2, 6) else None
         original(self, number)
 
-    monkeypatch.setattr(loop.Run, "_between_steps", stopping)
+    monkeypatch.setattr(loop.Trainer, "_between_steps", stopping)
     out = tmp_path / "m.safetensors"
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
@@ -371,17 +371,17 @@ def test_dropout_and_stochastic_depth_go_on_exactly(
     config = TINY.replace(dropout=0.3, drop_path_rate=0.5)
     given: dict[str, Any] = {"recipe": QUICK, "size": 16, "workers": 0, "progress": False}
     resnext.train(photos, config, out=tmp_path / "left_alone.safetensors", **given)
-    original = loop.Run._between_steps
+    original = loop.Trainer._between_steps
 
     def stopping(self: Any, number: int) -> None:
         self.stop = signal.SIGINT if number == 3 else None
         original(self, number)
 
     out = tmp_path / "m.safetensors"
-    monkeypatch.setattr(loop.Run, "_between_steps", stopping)
+    monkeypatch.setattr(loop.Trainer, "_between_steps", stopping)
     with pytest.raises(KeyboardInterrupt):
         resnext.train(photos, config, out=out, **given)
-    monkeypatch.setattr(loop.Run, "_between_steps", original)
+    monkeypatch.setattr(loop.Trainer, "_between_steps", original)
     torch.rand(17)  # whatever else the next process draws
     resnext.train(photos, config, out=out, resume=True, **given)
     assert sha(out) == sha(tmp_path / "left_alone.safetensors")
@@ -394,7 +394,7 @@ def test_a_finished_run_is_not_trained_again(
     out = tmp_path / "m.safetensors"
     quick(photos, out)
     before = sha(out)
-    monkeypatch.setattr(loop.Run, "_learn", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(loop.Trainer, "_learn", lambda self: pytest.fail("trained again"))
     quick(photos, out, resume=True)
     assert sha(out) == before
 
@@ -441,17 +441,19 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Training goes on while nothing can be saved, says so once, and saves when there is room."""
-    written, full = state.written, [False, True, True, False]
+    written, full = state.write_atomically, [False, True, True, False]
 
     def failing(path: Path, write: Any) -> None:
         if path.suffix == ".state" and (full.pop(0) if full else False):
             raise CheckpointError(f"{path} cannot be written: No space left on device.")
         written(path, write)
 
-    monkeypatch.setattr(state, "written", failing)
+    monkeypatch.setattr(state, "write_atomically", failing)
     # each is written before the next step
-    keep = loop.Run._keep
-    monkeypatch.setattr(loop.Run, "_keep", lambda self, **how: keep(self, **{**how, "wait": True}))
+    keep = loop.Trainer._keep
+    monkeypatch.setattr(
+        loop.Trainer, "_keep", lambda self, **how: keep(self, **{**how, "wait": True})
+    )
     quick(photos, tmp_path / "m.safetensors", epochs=5, progress=True)
     told = capsys.readouterr().err
     assert told.count("No space left on device") == 2  # in the log, and when waited for
@@ -518,7 +520,7 @@ def test_images_that_vanish_while_training(
 ) -> None:
     """A mount that goes away ends the run with what was reached; it comes back, the run goes on."""
     quick(photos, tmp_path / "left_alone.safetensors", workers=workers)
-    out, original = tmp_path / "m.safetensors", loop.Run._epoch
+    out, original = tmp_path / "m.safetensors", loop.Trainer._epoch
     away = photos.with_name("away")
 
     def vanish(self: Any) -> None:
@@ -526,12 +528,12 @@ def test_images_that_vanish_while_training(
             photos.rename(away)
         original(self)
 
-    monkeypatch.setattr(loop.Run, "_epoch", vanish)
+    monkeypatch.setattr(loop.Trainer, "_epoch", vanish)
     with pytest.raises(DataError, match="go on with --resume") as caught:
         quick(photos, out, workers=workers)
     assert "\n" not in str(caught.value)
     away.rename(photos)
-    monkeypatch.setattr(loop.Run, "_epoch", original)
+    monkeypatch.setattr(loop.Trainer, "_epoch", original)
     quick(photos, out, workers=workers, resume=True)
     assert sha(out) == sha(tmp_path / "left_alone.safetensors")
 
@@ -540,14 +542,14 @@ def test_validation_images_that_vanish(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Accuracies of different epochs, measured on different images, were compared."""
-    original = loop.Run._epoch
+    original = loop.Trainer._epoch
 
     def vanish(self: Any) -> None:
         if self.at.epoch == 2:
             Path(self.splits.val.images[0]).unlink()
         original(self)
 
-    monkeypatch.setattr(loop.Run, "_epoch", vanish)
+    monkeypatch.setattr(loop.Trainer, "_epoch", vanish)
     with pytest.raises(DataError, match=r"1 of 4 validation images cannot be read any more"):
         quick(photos, tmp_path / "m.safetensors")
 
@@ -570,7 +572,7 @@ def test_a_diverging_loss_stops_with_advice(photos: Path, tmp_path: Path) -> Non
         )
     assert "in epoch" in str(caught.value)
     assert "at rate" in str(caught.value)
-    good = state.newest(tmp_path / "m.run", pytest.fail)
+    good = state.latest_checkpoint(tmp_path / "m.run", pytest.fail)
     assert good is not None
     assert all(x.isfinite().all() for x in good.tensors.values() if x.is_floating_point())
 
@@ -579,7 +581,7 @@ def test_a_diverging_loss_is_retried_with_half_the_rate(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Retries go back to good weights, keep the order of images, and halve the rate each time."""
-    original, rates = loop.Run._judge, []
+    original, rates = loop.Trainer._judge, []
 
     def judge(self: Any) -> str:
         found = original(self)
@@ -588,7 +590,7 @@ def test_a_diverging_loss_is_retried_with_half_the_rate(
             return "The loss became nan."
         return found
 
-    monkeypatch.setattr(loop.Run, "_judge", judge)
+    monkeypatch.setattr(loop.Trainer, "_judge", judge)
     out = tmp_path / "m.safetensors"
     with pytest.raises(ResNeXtError, match="became nan"):
         quick(photos, out, retries=1)
@@ -795,13 +797,13 @@ def test_only_the_head_learns_at_first(
 ) -> None:
     """A random classifier's gradients would destroy what the body knows."""
     seen: list[dict[str, Any]] = []
-    original = loop.Run._validate
+    original = loop.Trainer._validate
 
     def look(self: Any, network: resnext.ResNeXt) -> Evaluation:
         seen.append({k: x.clone() for k, x in network.state_dict().items()})
         return original(self, network)
 
-    monkeypatch.setattr(loop.Run, "_validate", look)
+    monkeypatch.setattr(loop.Trainer, "_validate", look)
     quick(photos, tmp_path / "m.safetensors", epochs=3, head_epochs=2)
     first, second, third = seen
     body = [name for name in first if not name.startswith("fc.")]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from resnext.network import ResNeXt
 
 Run = Callable[[], Any]
-Opener = Callable[["Entry"], tuple[Run, str]]
+Opener = Callable[["Contender"], tuple[Run, str]]
 OURS = "resnext"
 NETWORK = "network.safetensors"
 IMAGES = "images.npy"
@@ -30,7 +30,7 @@ _CALIBRATION = 256  # images to choose ranges of 8 bits with
 
 
 @dataclass(frozen=True)
-class Entry:
+class Contender:
     """A contender with one precision, number of images and way of running.
 
     Args:
@@ -80,31 +80,31 @@ def _library(name: str) -> Any:
         raise InputError(f"cannot be imported: {str(error)[:80]}") from error
 
 
-def _graph(entry: Entry) -> Path:
+def _graph(entry: Contender) -> Path:
     """The network as it is, as an ONNX file."""
     path = entry.folder / "plain.onnx"
     if not path.exists():
-        from resnext.inference.engines.onnx_export import exported
+        from resnext.inference.engines.onnx_export import export_graph
 
-        path.write_bytes(exported(entry.network(), entry.images().shape[2]).SerializeToString())
+        path.write_bytes(export_graph(entry.network(), entry.images().shape[2]).SerializeToString())
     return path
 
 
-def _in_8_bits(entry: Entry) -> Path:
+def _in_8_bits(entry: Contender) -> Path:
     """The same in 8 bits, as NNCF does it by default."""
     path = entry.folder / "int8.xml"
     if not path.exists():
         ov = _library("openvino")
         _library("nncf")
-        from resnext.inference.engines.quantization import quantized
+        from resnext.inference.engines.quantization import quantize
 
-        model = quantized(openvino_core().read_model(_graph(entry)), _calibration(entry))
+        model = quantize(openvino_core().read_model(_graph(entry)), _calibration(entry))
         ov.save_model(model, path, compress_to_fp16=False)
     return path
 
 
-def _calibration(entry: Entry) -> np.ndarray:
-    from resnext.data.loader import Prepared
+def _calibration(entry: Contender) -> np.ndarray:
+    from resnext.data.loader import EvalDataset
     from resnext.data.open import open_for_evaluation
 
     assert entry.data is not None
@@ -112,12 +112,12 @@ def _calibration(entry: Entry) -> np.ndarray:
     images = open_for_evaluation(entry.data, card.labels, card.provenance)
     count = min(len(images), _CALIBRATION)
     chosen = [i * len(images) // count for i in range(count)]
-    prepared = Prepared(images, card.preprocessing, chosen)
+    prepared = EvalDataset(images, card.preprocessing, chosen)
     items = [prepared[i] for i in range(count)]
     return np.stack([item[0].numpy() for item in items if item is not None])
 
 
-def _torch(entry: Entry) -> tuple[Run, str]:
+def _torch(entry: Contender) -> tuple[Run, str]:
     """torchvision and timm: eager or compiled, with the weights under their own names."""
     library = entry.who.partition(",")[0]
     _library(library)
@@ -155,7 +155,7 @@ def _torch(entry: Entry) -> tuple[Run, str]:
     return run, "NCHW" if plain else ""
 
 
-def _onnxruntime(entry: Entry) -> tuple[Run, str]:
+def _onnxruntime(entry: Contender) -> tuple[Run, str]:
     """ONNX Runtime, which optimises the plain graph itself."""
     ort = _library("onnxruntime")
     options = ort.SessionOptions()
@@ -167,7 +167,7 @@ def _onnxruntime(entry: Entry) -> tuple[Run, str]:
     return lambda: session.run(["logits"], {"images": x})[0], ""
 
 
-def _openvino(entry: Entry) -> tuple[Run, str]:
+def _openvino(entry: Contender) -> tuple[Run, str]:
     """OpenVINO with its hints: for latency, or for throughput with several requests."""
     ov = _library("openvino")
     eight = entry.precision == "int8"
@@ -210,7 +210,7 @@ def _openvino(entry: Entry) -> tuple[Run, str]:
     return run, f"{hint}, {len(queue)} requests of {piece} image{'s' if piece > 1 else ''}"
 
 
-def _resnext(entry: Entry) -> tuple[Run, str]:
+def _resnext(entry: Contender) -> tuple[Run, str]:
     """Ours: the engine that `optimize` chose, as prediction opens it."""
     path = entry.folder / f"{entry.precision}-{entry.batch}.plan.json"
     if not path.exists():
@@ -227,10 +227,10 @@ def _resnext(entry: Entry) -> tuple[Run, str]:
     else:
         import torch
 
-        from resnext.inference.engines.builder import Workshop
+        from resnext.inference.engines.builder import EngineBuilder
 
         torch.set_num_threads(entry.threads)
-        workshop = Workshop(entry.network(), x.shape[2], torch.device("cpu"))
+        workshop = EngineBuilder(entry.network(), x.shape[2], torch.device("cpu"))
         session = workshop.session(plan.form)
     return lambda: session(x)[0], f"{plan.form.engine}, {plan.form}"
 

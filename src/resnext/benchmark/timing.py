@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from resnext.benchmark.contenders import CONTENDERS, IMAGES, NETWORK, OURS, WAYS, Entry, Run
+from resnext.benchmark.contenders import CONTENDERS, IMAGES, NETWORK, OURS, WAYS, Contender, Run
 from resnext.card import Card, Preprocessing
 from resnext.errors import InputError, ResNeXtError
 from resnext.summary import default_size, summarize
-from resnext.system.cpu import processor
+from resnext.system.cpu import cpu_name
 from resnext.system.progress import Reporter, reporter
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _PACKAGES = ("resnext", "torch", "torchvision", "timm", "onnxruntime", "openvino
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """One contender with one precision and number of images.
 
     Args:
@@ -73,7 +73,7 @@ class Row:
     note: str = ""
 
 
-class Ratio(NamedTuple):
+class SpeedRatio(NamedTuple):
     """How many times as fast as the best peer we are, for one batch and precision."""
 
     batch: int
@@ -102,9 +102,11 @@ class Benchmark:
     name: str
     size: int
     peaks: dict[str, float]
-    rows: tuple[Row, ...]
+    rows: tuple[BenchmarkRow, ...]
 
-    def fastest(self, batch: int, precision: str | None = None, who: str = "") -> Row | None:
+    def fastest(
+        self, batch: int, precision: str | None = None, who: str = ""
+    ) -> BenchmarkRow | None:
         """The fastest row that counts; of all peers if `who` is empty; None if there is none."""
         rows = [
             row
@@ -116,14 +118,14 @@ class Benchmark:
         ]
         return max(rows, key=lambda row: row.images_per_second, default=None)
 
-    def ratios(self) -> tuple[Ratio, ...]:
+    def ratios(self) -> tuple[SpeedRatio, ...]:
         """Us against the best peer, for each batch and precision that both have."""
-        found: list[Ratio] = []
+        found: list[SpeedRatio] = []
         for row in self.rows:
             peer = self.fastest(row.batch, row.precision)
             if row.who == OURS and not row.note and peer is not None:
                 times = row.images_per_second / peer.images_per_second
-                found.append(Ratio(row.batch, row.precision, peer.who, times))
+                found.append(SpeedRatio(row.batch, row.precision, peer.who, times))
         return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:
@@ -155,7 +157,7 @@ class Benchmark:
             console.print(f"Batch {batch}, {precision}: {times:.2f}× the best peer, {peer}")
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
-    def _numbers(self, row: Row) -> tuple[str, ...]:
+    def _numbers(self, row: BenchmarkRow) -> tuple[str, ...]:
         if not row.images_per_second:
             return ("–",) * 6
         ours = self.fastest(row.batch, row.precision, OURS)
@@ -170,7 +172,7 @@ class Benchmark:
         )
 
 
-def _about(row: Row) -> str:
+def _about(row: BenchmarkRow) -> str:
     return "; ".join(text for text in (row.how, row.note) if text)
 
 
@@ -217,12 +219,14 @@ def bench(
         raise InputError(f"seconds must be above 0, not {seconds!r}.")
     precisions = _precisions(precision, data)
     report = reporter(progress)
-    threads, rows, peaks = torch.get_num_threads(), list[Row](), dict[str, float]()
+    threads, rows, peaks = torch.get_num_threads(), list[BenchmarkRow](), dict[str, float]()
     with ExitStack() as stack:
         stack.callback(report.stop)
         stack.enter_context(_everybody_with(threads))
         name = stack.enter_context(tempfile.TemporaryDirectory(prefix="resnext-bench-"))
-        course = _Course(Path(name), precisions, threads, data and str(data), compiled, report)
+        course = _BenchmarkRun(
+            Path(name), precisions, threads, data and str(data), compiled, report
+        )
         config, size = course.lay_out(classifier_for(model, progress), max(batches))
         macs = summarize(config, size).macs
         for batch in sorted(set(batches)):
@@ -231,7 +235,7 @@ def bench(
             peaks |= {kind: max(peaks.get(kind, 0.0), value) for kind, value in peak.items()}
     named = str(model) if isinstance(model, str | Path) else "ResNeXt"
     return Benchmark(
-        machine=processor(),
+        machine=cpu_name(),
         threads=threads,
         versions=_versions(),
         name=named,
@@ -255,7 +259,7 @@ def _precisions(wanted: Precision, data: object) -> list[str]:
     return ["fp32", *(["bf16"] if has_bf16() else []), *([] if data is None else ["int8"])]
 
 
-def _fraction(row: Row, macs: int, peaks: Mapping[str, float]) -> float | None:
+def _fraction(row: BenchmarkRow, macs: int, peaks: Mapping[str, float]) -> float | None:
     if row.precision not in peaks or not row.images_per_second:
         return None
     return 2e-9 * macs * row.images_per_second / peaks[row.precision]
@@ -310,7 +314,7 @@ def classifier_for(model: str | Path | ResNeXt, progress: bool = False) -> ResNe
     return network.eval()
 
 
-class _Course:
+class _BenchmarkRun:
     """Where they race, and what they are given.
 
     Args:
@@ -358,14 +362,16 @@ class _Course:
             self.reference = torch.cat([network(part) for part in parts]).numpy()
         return config, size
 
-    def race(self, batch: int, seconds: float) -> tuple[dict[Entry, Row], dict[str, float]]:
+    def race(
+        self, batch: int, seconds: float
+    ) -> tuple[dict[Contender, BenchmarkRow], dict[str, float]]:
         """The fastest entry of each contender with its row, and the peaks, GFLOP/s."""
-        rows: dict[Entry, Row] = {}
+        rows: dict[Contender, BenchmarkRow] = {}
         runs: dict[Any, Run] = {kind: _product(kind) for kind in self.precisions if kind != "int8"}
         peaks = list(runs)
         for entry in self.entries(batch):
             self.report.line(f"Opening {entry} …")
-            row = Row(entry.who, entry.precision, batch)
+            row = BenchmarkRow(entry.who, entry.precision, batch)
             try:
                 with _unheard():
                     runs[entry], how = CONTENDERS[entry.who][1](entry)
@@ -380,7 +386,7 @@ class _Course:
                 times[key].append(_turn(run, seconds / _ROUNDS))
         for entry in [entry for entry in runs if entry not in peaks]:
             rows[entry] = replace(rows[entry], **_speed(times[entry], batch))
-        best: dict[tuple[str, str], Entry] = {}
+        best: dict[tuple[str, str], Contender] = {}
         for entry, row in rows.items():
             rival = best.get((entry.who, entry.precision))
             if rival is None or _merit(row) > _merit(rows[rival]):
@@ -388,19 +394,19 @@ class _Course:
         speeds = {kind: 2e-9 * _SIDE**3 / min(map(min, times[kind])) for kind in peaks}
         return {entry: rows[entry] for entry in best.values()}, speeds
 
-    def entries(self, batch: int) -> list[Entry]:
+    def entries(self, batch: int) -> list[Contender]:
         """Everybody, in every way of running that the best is taken of."""
-        found: list[Entry] = []
+        found: list[Contender] = []
         for who, (precisions, _) in CONTENDERS.items():
             ways = WAYS if who == "OpenVINO" else ("",)
             for precision in self.precisions:
                 if precision in precisions and (self.compiled or who != "timm, compiled"):
-                    entry = Entry(self.folder, who, precision, batch, self.threads, self.data)
+                    entry = Contender(self.folder, who, precision, batch, self.threads, self.data)
                     some = ways[:1] if batch == 1 else ways
                     found += [replace(entry, way=way) for way in some]
         return found
 
-    def checked(self, row: Row, answers: np.ndarray) -> Row:
+    def checked(self, row: BenchmarkRow, answers: np.ndarray) -> BenchmarkRow:
         """A row that says whether the answers are the network's."""
         wanted = self.reference[: row.batch]
         if answers.shape != wanted.shape or not np.isfinite(answers).all():
@@ -410,9 +416,9 @@ class _Course:
         note = f"wrong: answers differ by {difference:.1g} of the largest" if wrong else ""
         return replace(row, difference=difference, note=note)
 
-    def weighed(self, found: Mapping[Entry, Row]) -> list[Row]:
+    def weighed(self, found: Mapping[Contender, BenchmarkRow]) -> list[BenchmarkRow]:
         """The rows with peak memory, each measured in a fresh process."""
-        rows: list[Row] = []
+        rows: list[BenchmarkRow] = []
         for entry, row in found.items():
             if row.images_per_second:
                 self.report.line(f"Measuring memory of {entry} …")
@@ -421,7 +427,7 @@ class _Course:
         return rows
 
 
-def _merit(row: Row) -> tuple[bool, float]:
+def _merit(row: BenchmarkRow) -> tuple[bool, float]:
     return not row.note, row.images_per_second
 
 
@@ -466,7 +472,7 @@ def _reason(error: Exception) -> str:
     return text if isinstance(error, ResNeXtError) else f"failed: {text[:120]}"
 
 
-def peak_memory(entry: Entry) -> float | None:
+def peak_memory(entry: Contender) -> float | None:
     """Most memory, MiB, of a process that only runs an entry; None if that fails."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -483,7 +489,7 @@ def peak_memory(entry: Entry) -> float | None:
         process.close()
 
 
-def _alone(entry: Entry, sender: Connection) -> None:
+def _alone(entry: Contender, sender: Connection) -> None:
     """What that process does: open it, run it, tell the most memory it ever had."""
     with _unheard(), suppress(Exception):  # nothing is told then
         run, _ = CONTENDERS[entry.who][1](entry)

@@ -114,9 +114,9 @@ def info(
         try:
             config, card = read_header(name)  # all that is needed of our own files
         except CheckpointError:
-            from resnext.weights.resolve import understand
+            from resnext.weights.resolve import resolve
 
-            found = understand(name, progress=True)
+            found = resolve(name, progress=True)
             config, card, classifier = found.config, found.card, found.classifier
         size = size or card.preprocessing.size
     else:
@@ -292,10 +292,10 @@ def evaluate(
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     from json import dumps
 
-    from resnext.system.atomic import written_whole
+    from resnext.system.atomic import write_bytes_atomically
 
     text = dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    written_whole(path, text.encode())
+    write_bytes_atomically(path, text.encode())
 
 
 @_command
@@ -354,13 +354,15 @@ def predict(
     from rich.table import Table
 
     from resnext.inference.opener import open_runner
-    from resnext.prediction.images import named, predict, unseen
+    from resnext.prediction.images import expand_images, held_out_images, predict
 
     batch = 64 if batch_size is None else batch_size
-    pictures: Sequence[Picture] = () if images == ("digits",) else [p for _, p in named(images)]
+    pictures: Sequence[Picture] = (
+        () if images == ("digits",) else [p for _, p in expand_images(images)]
+    )
     count = limit or len(pictures) or 359
     model = open_runner(file, device=device, batch=min(batch, count), plan=plan, progress=True)
-    pictures = pictures[:limit] if pictures else unseen(model, "digits", count)
+    pictures = pictures[:limit] if pictures else held_out_images(model, "digits", count)
     predictions = predict(model, pictures, top=top, batch_size=batch, progress=True)
     table = Table("Image", "Class", *_right("Probability"), box=None, header_style="bold")
     for prediction in predictions:

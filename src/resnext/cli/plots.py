@@ -12,7 +12,7 @@ from resnext.weights.catalog import Checkpoint, frontier
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from resnext.benchmark.timing import Benchmark, Row
+    from resnext.benchmark.timing import Benchmark, BenchmarkRow
 
 _COLOURS = {"apache-2.0": "#1f6f8b", "bsd-3-clause": "#3a8f5c", "cc-by-nc-4.0": "#c2672d"}
 
@@ -110,7 +110,7 @@ def plot_benchmark(benchmark: Benchmark, path: str | Path) -> None:
     _write(figure, path)
 
 
-def _bars(ax: Axes, benchmark: Benchmark, batch: int, rows: list[Row]) -> None:
+def _bars(ax: Axes, benchmark: Benchmark, batch: int, rows: list[BenchmarkRow]) -> None:
     """One chart: the fastest on top, ours in colour and with how it compares."""
     rows = sorted(rows, key=lambda row: row.images_per_second)
     ratios = {(r.batch, r.precision): r.times for r in benchmark.ratios()}

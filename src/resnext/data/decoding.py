@@ -48,14 +48,14 @@ def decode_image(data: bytes, name: str, colour: str) -> Image.Image:
 
 def _decoded(source: Path | io.BytesIO, name: str, colour: str) -> Image.Image:
     try:
-        with opened(source, name) as image:
+        with open_lazily(source, name) as image:
             image.load()
             return convert(ImageOps.exif_transpose(image), colour)
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
-        raise problem(name, error) from error
+        raise decoding_error(name, error) from error
 
 
-def opened(source: Path | io.BytesIO, name: str) -> Image.Image:
+def open_lazily(source: Path | io.BytesIO, name: str) -> Image.Image:
     """An image whose header is read, and nothing else yet."""
     Image.init()
     image = Image.open(source, formats=[kind for kind in FORMATS if kind in Image.OPEN])
@@ -68,7 +68,7 @@ def opened(source: Path | io.BytesIO, name: str) -> Image.Image:
     return image
 
 
-def problem(name: str, error: Exception) -> DataError:
+def decoding_error(name: str, error: Exception) -> DataError:
     """What decoding ended with, in one line."""
     if isinstance(error, DataError):
         return error
@@ -103,16 +103,16 @@ def convert(image: Image.Image, colour: str) -> Image.Image:
     return image.convert("L" if colour == "L" else "RGB")
 
 
-def cut(image: Image.Image, how: Preprocessing) -> Image.Image:
+def resize_and_crop(image: Image.Image, how: Preprocessing) -> Image.Image:
     """A decoded image resized, and its middle cut out, as the network sees it.
 
     Raises:
-        DataError: As for `resized`.
+        DataError: As for `resize`.
     """
-    return _centre_crop(resized(image, how), how.size)
+    return _centre_crop(resize(image, how), how.size)
 
 
-def resized(image: Image.Image, how: Preprocessing) -> Image.Image:
+def resize(image: Image.Image, how: Preprocessing) -> Image.Image:
     """A decoded image with its shorter side as long as the card says.
 
     Raises:

@@ -14,14 +14,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from resnext.card import Preprocessing
 from resnext.data.dataset import ImageSet
-from resnext.data.decoding import resized
+from resnext.data.decoding import resize
 from resnext.data.transforms import normalize, prepare
 from resnext.errors import DataError
 
 Classifier = Callable[[Float[Tensor, "n c h w"]], Float[Tensor, "n k"]]
 
 
-class Prepared(Dataset[tuple[Tensor, int, int] | None]):
+class EvalDataset(Dataset[tuple[Tensor, int, int] | None]):
     """Images as the network takes them, with target and index; None for what cannot be read.
 
     With more than one view, an image is `(views, c, s, s)`.
@@ -44,11 +44,11 @@ class Prepared(Dataset[tuple[Tensor, int, int] | None]):
         except DataError:
             return None
         if self.views > 1:
-            x = several(x, image, self.how, self.views)
+            x = tta_views(x, image, self.how, self.views)
         return x, int(self.images.targets[index]), index
 
 
-class Batches:
+class EvalLoader:
     """Prepared batches in order, to go over once, without the images that cannot be read."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
@@ -64,7 +64,7 @@ class Batches:
                 yield x, targets
 
 
-def batches(
+def eval_loader(
     images: ImageSet,
     how: Preprocessing,
     *,
@@ -72,7 +72,7 @@ def batches(
     workers: int,
     views: int = 1,
     indices: Sequence[int] | None = None,
-) -> Batches:
+) -> EvalLoader:
     """Prepared batches in order.
 
     Args:
@@ -85,9 +85,9 @@ def batches(
             of several processes; by default all.
     """
     chosen = range(len(images)) if indices is None else indices
-    dataset = Prepared(images, how, chosen, views)
+    dataset = EvalDataset(images, how, chosen, views)
     loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=_readable)
-    return Batches(loader)
+    return EvalLoader(loader)
 
 
 def _readable(items: list[tuple[Tensor, int, int] | None]) -> tuple[Tensor, Tensor, list[int]]:
@@ -96,7 +96,7 @@ def _readable(items: list[tuple[Tensor, int, int] | None]) -> tuple[Tensor, Tens
     return x, torch.tensor([item[1] for item in some]), [item[2] for item in some]
 
 
-def several(
+def tta_views(
     x: Float[Tensor, "c s s"], image: Image.Image, how: Preprocessing, views: int
 ) -> Float[Tensor, "v c s s"]:
     """The views of an image that test-time augmentation averages over.
@@ -109,7 +109,7 @@ def several(
     """
     if views == 2:
         return torch.stack([x, x.flip(2)])
-    whole = resized(image, how)
+    whole = resize(image, how)
     right, low, s = whole.width - how.size, whole.height - how.size, how.size
     crops = []
     for side in (whole, ImageOps.mirror(whole)):
@@ -119,7 +119,7 @@ def several(
     return torch.stack(crops)
 
 
-def averaged(classify: Classifier, temperature: float) -> Classifier:
+def average_views(classify: Classifier, temperature: float) -> Classifier:
     """A classifier of `(n, views, c, s, s)`: its softmax is the mean over views of the other's.
 
     That holds at the same temperature.

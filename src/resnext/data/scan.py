@@ -21,8 +21,8 @@ from PIL import Image, ImageOps
 from resnext.data.dataset import ImageSet, Problem, Splits, Stored
 from resnext.data.decoding import decode_image
 from resnext.errors import CheckpointError, DataError
-from resnext.system.atomic import written
-from resnext.system.cache import home
+from resnext.system.atomic import write_atomically
+from resnext.system.cache import cache_folder
 from resnext.system.cpu import available_cores
 from resnext.system.progress import Reporter
 
@@ -178,7 +178,7 @@ def scan(
     looks: dict[str, np.ndarray] = {}
     bad: dict[str, dict[int, str]] = {}
     report.start("Checking images", sum(map(len, parts.values())))
-    memory = _Memory(None if cache is None else _cache_file(splits, cache))
+    memory = _ScanCache(None if cache is None else _cache_file(splits, cache))
     try:
         for name, part in parts.items():
             looks[name], bad[name] = _look_at(part, splits.colour, memory, report, threads)
@@ -192,12 +192,12 @@ def scan(
     kept = {
         name: np.setdiff1d(np.arange(len(part)), list(bad[name])) for name, part in parts.items()
     }
-    everything = _Everything(parts, looks, kept)
+    everything = _ImageIndex(parts, looks, kept)
     leaks = everything.leaks()
     leaking = np.unique([pair.train for pair in leaks]).astype(np.int64)
     kept["train"] = np.setdiff1d(kept["train"], leaking)
     _refuse_empty(splits.train, kept["train"])
-    rest = _Everything(parts, looks, kept)
+    rest = _ImageIndex(parts, looks, kept)
     whole = {name: _selected(part, kept[name]) for name, part in parts.items()}
     return Scan(
         replace(splits, train=whole["train"], val=whole["val"], test=whole.get("test")),
@@ -288,7 +288,7 @@ def write_quarantine(path: Path, problems: Iterable[Problem]) -> None:
             table.writerows([p.part, p.title, p.label, p.reason] for p in problems)
 
     try:
-        written(path, save)
+        write_atomically(path, save)
     except CheckpointError as error:
         raise DataError(str(error)) from error
 
@@ -297,7 +297,7 @@ def write_quarantine(path: Path, problems: Iterable[Problem]) -> None:
 
 
 def _look_at(
-    part: ImageSet, colour: str, memory: _Memory, report: Reporter, threads: int | None
+    part: ImageSet, colour: str, memory: _ScanCache, report: Reporter, threads: int | None
 ) -> tuple[np.ndarray, dict[int, str]]:
     """A record of each image, and what is wrong with those that have none."""
     records = np.zeros(len(part), _RECORD)
@@ -383,7 +383,7 @@ def _hash(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-class _Memory:
+class _ScanCache:
     """Records of earlier scans, by name, size and time of change."""
 
     def __init__(self, path: Path | None) -> None:
@@ -415,9 +415,9 @@ class _Memory:
                 return self._old[at]
         data = part.read(index)
         name = part.title(index) if isinstance(data, bytes) else ""
-        content, width, height, look = _record(data, name, colour)
+        content, width, height, thumbnail = _record(data, name, colour)
         record["key"], record["content"] = key, content
-        record["width"], record["height"], record["look"] = width, height, look
+        record["width"], record["height"], record["look"] = width, height, thumbnail
         self._changed = self._changed or key != 0
         return record
 
@@ -456,14 +456,14 @@ class _Memory:
 
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            written(self.path, save)
+            write_atomically(self.path, save)
         except (OSError, CheckpointError) as error:
             report.line(f"The next run will check all images again: {error}")
 
 
 def _cache_file(splits: Splits, cache: Path | Literal["auto"]) -> Path:
     """One file for each data set, by its place."""
-    folder = home() / "scans" if cache == "auto" else Path(cache)
+    folder = cache_folder() / "scans" if cache == "auto" else Path(cache)
     place = os.path.abspath(splits.train.name)  # noqa: PTH100
     digest = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()
     return folder / f"{digest[:16]}.npy"
@@ -481,7 +481,7 @@ class _Pair(NamedTuple):
     exact: bool
 
 
-class _Everything:
+class _ImageIndex:
     """The readable images of all parts, one after the other."""
 
     def __init__(
@@ -516,7 +516,7 @@ class _Everything:
 
     def lookalikes(self) -> list[_Pair]:
         """Training images that look like one of another part, without being equal to it."""
-        codes = {name: _bands(records) for name, records in self.looks.items()}
+        codes = {name: _difference_hash_bands(records) for name, records in self.looks.items()}
         found: dict[int, _Pair] = {}
         for band in range(_BANDS):
             values = self._chosen({name: code[:, band] for name, code in codes.items()})
@@ -587,7 +587,7 @@ def _groups(values: np.ndarray, train: np.ndarray | None = None) -> Iterator[np.
         yield order[begin : begin + length]
 
 
-def _bands(records: np.ndarray) -> np.ndarray:
+def _difference_hash_bands(records: np.ndarray) -> np.ndarray:
     """Which neighbours in a look get brighter, 18 of 144 in each band; copies share most bands.
 
     0 stands for bands that say little, and for small images and such with hardly any contrast.
@@ -595,13 +595,13 @@ def _bands(records: np.ndarray) -> np.ndarray:
     result = np.zeros((len(records), _BANDS), np.uint32)
     for start in range(0, len(records), 8192):
         part = records[start : start + 8192]
-        look = part["look"].astype(np.int16)
-        rises = [(np.diff(look, axis=axis) > _STEP).reshape(len(part), -1) for axis in (1, 2)]
+        thumbnail = part["look"].astype(np.int16)
+        rises = [(np.diff(thumbnail, axis=axis) > _STEP).reshape(len(part), -1) for axis in (1, 2)]
         bits = np.concatenate(rises, axis=1).reshape(len(part), _BANDS, -1)
         weights = 1 << np.arange(bits.shape[2], dtype=np.uint32)
         codes = (bits * weights).sum(2, dtype=np.uint32)
         codes[(bits.sum(2) < 3) | (bits.sum(2) > bits.shape[2] - 3)] = 0
-        codes[look.reshape(len(part), -1).std(1) < 8] = 0
+        codes[thumbnail.reshape(len(part), -1).std(1) < 8] = 0
         codes[np.minimum(part["width"], part["height"]) < _SMALLEST] = 0
         result[start : start + 8192] = codes
     return result

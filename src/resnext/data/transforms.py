@@ -18,12 +18,20 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from resnext.card import Preprocessing
-from resnext.data.decoding import FILTERS, convert, cut, decode_image, opened, pixels, problem
+from resnext.data.decoding import (
+    FILTERS,
+    convert,
+    decode_image,
+    decoding_error,
+    open_lazily,
+    pixels,
+    resize_and_crop,
+)
 
 
 def prepare(image: Image.Image, how: Preprocessing) -> Float[Tensor, "c s s"]:
     """One decoded image as the network's input."""
-    return normalize(cut(image, how), how)
+    return normalize(resize_and_crop(image, how), how)
 
 
 def normalize(image: Image.Image, how: Preprocessing) -> Float[Tensor, "c h w"]:
@@ -86,7 +94,7 @@ def random_view(
             pixels, box = _random_part(data, name, how, rng, min_area, fast)
             view = _resized(pixels, box, how)
         except Exception as error:  # as above
-            raise problem(name, error) from error
+            raise decoding_error(name, error) from error
     return view.flip(1) if flip and rng.random() < 0.5 else view
 
 
@@ -109,7 +117,7 @@ def _random_part(
         grey = data.ndim == 2 and how.colour == "L"
         pixels = data[..., None] if grey else _pixels(_whole(data, name, how.colour))
         return pixels, _random_box(pixels.shape[1], pixels.shape[0], rng, min_area)
-    with opened(io.BytesIO(data), name) as image:
+    with open_lazily(io.BytesIO(data), name) as image:
         width, height = image.size
         plain = image.format == "JPEG" and image.mode == "RGB" and how.colour != "L"
         if not plain or image.getexif().get(_ORIENTATION, 1) != 1:

@@ -5,19 +5,19 @@ Source: its `modeling/backbone/resnet.py`. Its ResNeXts stride on the 3×3 convo
 
 from __future__ import annotations
 
-from resnext.dialects.dialect import Dialect, Row
+from resnext.dialects.dialect import Dialect, NameRule
 
 _PARTS = (
-    *(Row(f"conv{i}.", f"conv{i}.") for i in (1, 2, 3)),
-    *(Row(f"bn{i}.", f"conv{i}.norm.") for i in (1, 2, 3)),
-    Row("downsample.0.", "shortcut."),
-    Row("downsample.1.", "shortcut.norm."),
+    *(NameRule(f"conv{i}.", f"conv{i}.") for i in (1, 2, 3)),
+    *(NameRule(f"bn{i}.", f"conv{i}.norm.") for i in (1, 2, 3)),
+    NameRule("downsample.0.", "shortcut."),
+    NameRule("downsample.1.", "shortcut.norm."),
 )
 
 DETECTRON2 = Dialect(
     "detectron2",
     "Detectron2",
-    network=(Row("conv1.", "stem.conv1."), Row("bn1.", "stem.conv1.norm.")),
+    network=(NameRule("conv1.", "stem.conv1."), NameRule("bn1.", "stem.conv1.norm.")),
     block=_PARTS,
     place="res{stage}.{block}.",
     first_stage=2,

@@ -22,7 +22,7 @@ _SQUEEZE = re.compile(r"\.se\.fc[12]\.weight$")
 _SHORTCUT = re.compile(r"(layer\d+\.\d+\.)downsample\.(\d)\.(.*)")
 
 
-class Row(NamedTuple):
+class NameRule(NamedTuple):
     """One difference: prefixes of names, inside a block or outside of all blocks."""
 
     ours: str
@@ -51,8 +51,8 @@ class Dialect:
 
     name: str
     title: str
-    network: tuple[Row, ...] = ()
-    block: tuple[Row, ...] = ()
+    network: tuple[NameRule, ...] = ()
+    block: tuple[NameRule, ...] = ()
     place: str = "layer{stage}.{block}."
     first_stage: int = 1
     trunk: str = ""
@@ -96,7 +96,7 @@ class Dialect:
     def read(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of the library, without `trunk`, under our names and in our shapes."""
         ours = {self.to_ours(name): value for name, value in state.items()}
-        return standardised(ours)
+        return standardized(ours)
 
     def check(self, config: ResNeXtConfig) -> None:
         """Refuse a network that the library cannot have.
@@ -127,7 +127,9 @@ class Dialect:
         )
         return network, block
 
-    def _written(self, rows: Iterable[Row], config: ResNeXtConfig | None) -> list[tuple[str, str]]:
+    def _written(
+        self, rows: Iterable[NameRule], config: ResNeXtConfig | None
+    ) -> list[tuple[str, str]]:
         chosen = [r for r in rows if r.when is None or (config is not None and r.when(config))]
         return sorted(((r.ours, r.theirs) for r in chosen), key=lambda row: -len(row[0]))
 
@@ -140,7 +142,7 @@ class Dialect:
         return there + _replaced(name[place.end() :], rows)
 
 
-def standardised(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def standardized(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict under our names, brought into our shapes.
 
     Squeezing layers become 1×1 convolutions, shortcuts with pooling count it in every stage, and
@@ -165,13 +167,13 @@ def standardised(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
-def norm_rows(rows: Iterable[Row], letters: Mapping[str, str]) -> tuple[Row, ...]:
+def norm_rows(rows: Iterable[NameRule], letters: Mapping[str, str]) -> tuple[NameRule, ...]:
     """Rows whose `{n}` stands for the letters that the kind of norm is called by."""
 
-    def written_for(row: Row, kinds: list[str]) -> Callable[[ResNeXtConfig], bool]:
+    def written_for(row: NameRule, kinds: list[str]) -> Callable[[ResNeXtConfig], bool]:
         return lambda config: config.norm in kinds and (row.when is None or row.when(config))
 
-    expanded: list[Row] = []
+    expanded: list[NameRule] = []
     for row in rows:
         if "{n}" not in row.theirs:
             expanded.append(row)
@@ -179,7 +181,7 @@ def norm_rows(rows: Iterable[Row], letters: Mapping[str, str]) -> tuple[Row, ...
         for short in dict.fromkeys(letters.values()):
             kinds = [kind for kind, name in letters.items() if name == short]
             expanded.append(
-                Row(row.ours, row.theirs.replace("{n}", short), written_for(row, kinds))
+                NameRule(row.ours, row.theirs.replace("{n}", short), written_for(row, kinds))
             )
     return tuple(expanded)
 

@@ -6,18 +6,18 @@ Source: the released code of Lucid 2, run with random weights, whose arguments a
 
 from __future__ import annotations
 
-from resnext.architectures import unlike
+from resnext.architectures import unsupported_reason
 from resnext.config import ResNeXtConfig
-from resnext.dialects.dialect import Dialect, Row
+from resnext.dialects.dialect import Dialect, NameRule
 
-_STEM = (Row("conv1.", "stem.0."), Row("bn1.", "stem.1."))
+_STEM = (NameRule("conv1.", "stem.0."), NameRule("bn1.", "stem.1."))
 _BLOCK = (
-    Row("conv1.", "conv1.conv."),
-    Row("bn1.", "conv1.bn."),
-    Row("conv2.", "conv2.conv."),
-    Row("bn2.", "conv2.bn."),
-    Row("conv3.", "conv3.0."),
-    Row("bn3.", "conv3.1."),
+    NameRule("conv1.", "conv1.conv."),
+    NameRule("bn1.", "conv1.bn."),
+    NameRule("conv2.", "conv2.conv."),
+    NameRule("bn2.", "conv2.bn."),
+    NameRule("conv3.", "conv3.0."),
+    NameRule("bn3.", "conv3.1."),
 )
 
 
@@ -46,7 +46,7 @@ def _problem(config: ResNeXtConfig) -> str:
     )
     if config.num_stages != 4:
         return f"has networks of four stages, not {config.num_stages}."
-    return unlike(config, nearest)
+    return unsupported_reason(config, nearest)
 
 
 LUCID = Dialect(
@@ -61,6 +61,6 @@ LUCID = Dialect(
 LUCID3 = Dialect(
     "lucid3",
     "Lucid 3",
-    network=(*_STEM, Row("fc.", "classifier.")),
+    network=(*_STEM, NameRule("fc.", "classifier.")),
     problem=_problem,
 )

@@ -22,7 +22,7 @@ _UNUSED = ("pretrained", "init_cfg", "dcn", "plugins", "stage_with_dcn", "with_c
 _UNUSED += ("frozen_stages", "out_indices", "multi_grid", "contract_dilation", "drop_path_rate")
 
 
-class About(NamedTuple):
+class CheckpointMetadata(NamedTuple):
     """What a checkpoint says about itself."""
 
     card: Card = Card()
@@ -38,7 +38,7 @@ class About(NamedTuple):
 # -- OpenMMLab -------------------------------------------------------------------------------------
 
 
-def from_openmmlab(meta: Values) -> About:
+def from_openmmlab(meta: Values) -> CheckpointMetadata:
     """From `meta` of a file that mmcv or mmengine wrote.
 
     Raises:
@@ -63,7 +63,7 @@ def from_openmmlab(meta: Values) -> About:
         if isinstance(meta.get(name), str | int)
     }
     card = Card(_labels(classes), how or Preprocessing(), provenance=provenance)
-    return About(card, config, None, how is not None, tuple(notes))
+    return CheckpointMetadata(card, config, None, how is not None, tuple(notes))
 
 
 def _openmmlab_network(model: Values) -> ResNeXtConfig | None:
@@ -147,7 +147,7 @@ def _pipeline(settings: Values) -> Iterable[Values]:
 # -- folders of timm and Transformers --------------------------------------------------------------
 
 
-def from_folder(config: Values, preprocessor: Values) -> About:
+def from_folder(config: Values, preprocessor: Values) -> CheckpointMetadata:
     """From `config.json` and `preprocessor_config.json`, as timm and Transformers write them.
 
     Raises:
@@ -176,7 +176,7 @@ def from_folder(config: Values, preprocessor: Values) -> About:
         provenance={"architecture": named} if isinstance(named, str) else {},
         licence=licence if isinstance(licence, str) else "",
     )
-    return About(card, network, count, how is not None, tuple(notes))
+    return CheckpointMetadata(card, network, count, how is not None, tuple(notes))
 
 
 def _timm_network(name: str, config: Values, count: int | None) -> ResNeXtConfig:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from resnext.architectures import unlike
+from resnext.architectures import unsupported_reason
 from resnext.config import ResNeXtConfig
-from resnext.dialects.dialect import Dialect, Row, norm_rows
+from resnext.dialects.dialect import Dialect, NameRule, norm_rows
 from resnext.mmcls.backbone import DEPTHS, LETTERS
 
 
@@ -15,23 +15,23 @@ def deep(config: ResNeXtConfig) -> bool:
     return config.stem_type == "deep"
 
 
-BLOCK_NORMS = tuple(Row(f"bn{i}.", f"{{n}}{i}.") for i in (1, 2, 3))
-STEM_NORM = Row("bn1.", "{n}1.", lambda config: not deep(config))
+BLOCK_NORMS = tuple(NameRule(f"bn{i}.", f"{{n}}{i}.") for i in (1, 2, 3))
+STEM_NORM = NameRule("bn1.", "{n}1.", lambda config: not deep(config))
 
 _NETWORK = (
-    Row("conv1.0.", "stem.0.conv."),
-    Row("conv1.1.", "stem.0.{n}."),
-    Row("conv1.3.", "stem.1.conv."),
-    Row("conv1.4.", "stem.1.{n}."),
-    Row("conv1.6.", "stem.2.conv."),
-    Row("bn1.", "stem.2.{n}.", deep),
+    NameRule("conv1.0.", "stem.0.conv."),
+    NameRule("conv1.1.", "stem.0.{n}."),
+    NameRule("conv1.3.", "stem.1.conv."),
+    NameRule("conv1.4.", "stem.1.{n}."),
+    NameRule("conv1.6.", "stem.2.conv."),
+    NameRule("bn1.", "stem.2.{n}.", deep),
     STEM_NORM,
-    Row("fc.", "head.fc."),
+    NameRule("fc.", "head.fc."),
 )
 _BLOCK = (
     *BLOCK_NORMS,
-    Row("se.fc1.", "se_layer.conv1.conv."),
-    Row("se.fc2.", "se_layer.conv2.conv."),
+    NameRule("se.fc1.", "se_layer.conv1.conv."),
+    NameRule("se.fc2.", "se_layer.conv2.conv."),
 )
 
 
@@ -122,7 +122,7 @@ def config_text(config: ResNeXtConfig) -> str:
 
 
 def _problem(config: ResNeXtConfig) -> str:
-    return unlike(config, nearest(config))
+    return unsupported_reason(config, nearest(config))
 
 
 MMCLS = Dialect(

@@ -7,19 +7,19 @@ file for them keeps ours under `fc`, which they leave unread.
 
 from __future__ import annotations
 
-from resnext.architectures import unlike
+from resnext.architectures import unsupported_reason
 from resnext.config import ResNeXtConfig
-from resnext.dialects.dialect import Dialect, Row, norm_rows
+from resnext.dialects.dialect import Dialect, NameRule, norm_rows
 from resnext.dialects.mmcls import BLOCK_NORMS, STEM_NORM, deep, nearest
 from resnext.mmcls.backbone import LETTERS
 
 _NETWORK = (
-    Row("conv1.0.", "stem.0."),
-    Row("conv1.1.", "stem.1."),
-    Row("conv1.3.", "stem.3."),
-    Row("conv1.4.", "stem.4."),
-    Row("conv1.6.", "stem.6."),
-    Row("bn1.", "stem.7.", deep),
+    NameRule("conv1.0.", "stem.0."),
+    NameRule("conv1.1.", "stem.1."),
+    NameRule("conv1.3.", "stem.3."),
+    NameRule("conv1.4.", "stem.4."),
+    NameRule("conv1.6.", "stem.6."),
+    NameRule("bn1.", "stem.7.", deep),
     STEM_NORM,
 )
 
@@ -29,7 +29,7 @@ def _problem(config: ResNeXtConfig) -> str:
         return f"has no networks with {config.gate.upper()} attention."
     if config.expansion != 4:
         return "has networks of expansion 4 only."
-    return unlike(config, nearest(config))
+    return unsupported_reason(config, nearest(config))
 
 
 MMDET = Dialect(

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from resnext.architectures import unlike
+from resnext.architectures import unsupported_reason
 from resnext.config import ResNeXtConfig
 from resnext.dialects.dialect import Dialect
 
@@ -96,7 +96,7 @@ def _problem(config: ResNeXtConfig) -> str:
         attention=config.gate,
         channels=tuple(max(stage.out_channels // 4, 1) for stage in config.stages),
     )
-    return unlike(config, nearest)
+    return unsupported_reason(config, nearest)
 
 
 TIMM = Dialect("timm", "timm", problem=_problem)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from resnext.architectures import unlike
+from resnext.architectures import unsupported_reason
 from resnext.config import ResNeXtConfig
 from resnext.dialects.dialect import Dialect
 
@@ -40,7 +40,7 @@ def _problem(config: ResNeXtConfig) -> str:
     nearest = ResNeXtConfig(
         config.layers, config.stages[0].groups, _base_width(config), config.num_classes
     )
-    return unlike(config, nearest)
+    return unsupported_reason(config, nearest)
 
 
 TORCHVISION = Dialect("torchvision", "torchvision", problem=_problem)

@@ -6,21 +6,21 @@ files come from forks; plain ones are ResNets.
 
 from __future__ import annotations
 
-from resnext.dialects.dialect import Dialect, Row
+from resnext.dialects.dialect import Dialect, NameRule
 
 _BLOCK = (
-    *(Row(f"conv{i + 1}.", f"layer.{i}.convolution.") for i in range(3)),
-    *(Row(f"bn{i + 1}.", f"layer.{i}.normalization.") for i in range(3)),
-    Row("downsample.0.", "shortcut.convolution."),
-    Row("downsample.1.", "shortcut.normalization."),
+    *(NameRule(f"conv{i + 1}.", f"layer.{i}.convolution.") for i in range(3)),
+    *(NameRule(f"bn{i + 1}.", f"layer.{i}.normalization.") for i in range(3)),
+    NameRule("downsample.0.", "shortcut.convolution."),
+    NameRule("downsample.1.", "shortcut.normalization."),
 )
 
 TRANSFORMERS = Dialect(
     "transformers",
     "Transformers",
     network=(
-        Row("conv1.", "embedder.embedder.convolution."),
-        Row("bn1.", "embedder.embedder.normalization."),
+        NameRule("conv1.", "embedder.embedder.convolution."),
+        NameRule("bn1.", "embedder.embedder.normalization."),
     ),
     block=_BLOCK,
     place="encoder.stages.{stage}.layers.{block}.",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from resnext.card import Preprocessing, card_of
 from resnext.data.dataset import ImageSet
-from resnext.data.loader import Batches, Classifier, averaged, batches
+from resnext.data.loader import Classifier, EvalLoader, average_views, eval_loader
 from resnext.data.open import open_for_evaluation
 from resnext.errors import DataError, InputError
 from resnext.evaluation.calibration import expected_calibration_error, interval, mcnemar
@@ -254,7 +254,7 @@ def compare(
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class EvalOutputs:
     """Logits for images of a set, or for the part of it that one process measured.
 
     Args:
@@ -268,17 +268,17 @@ class Answers:
     indices: Int[Tensor, " n"]
 
 
-def collect(
+def collect_outputs(
     classify: Classifier,
     loader: Iterable[tuple[Tensor, Tensor]],
     device: torch.device,
     advance: Advance | None = None,
-) -> Answers:
+) -> EvalOutputs:
     """Run a classifier over batches; the answers are in main memory, in single precision.
 
     Args:
         classify: Images to logits.
-        loader: Batches of images and targets. Those that `batches` makes know which images they
+        loader: Batches of images and targets. Those that `eval_loader` makes know which images they
             hold; of others it is assumed that they hold all, in order.
         device: Where the classifier wants images.
         advance: Told how many images are done after each batch.
@@ -290,12 +290,12 @@ def collect(
             targets.append(right)
             if advance:
                 advance(len(x))
-    indices = loader.done if isinstance(loader, Batches) else range(sum(map(len, targets)))
+    indices = loader.done if isinstance(loader, EvalLoader) else range(sum(map(len, targets)))
     table = torch.cat(logits[1:] or logits).clone()  # no inference tensor
-    return Answers(table, torch.cat(targets), torch.tensor([*indices], dtype=torch.int64))
+    return EvalOutputs(table, torch.cat(targets), torch.tensor([*indices], dtype=torch.int64))
 
 
-def merge(parts: Sequence[Answers]) -> Answers:
+def merge_outputs(parts: Sequence[EvalOutputs]) -> EvalOutputs:
     """The answers of several processes as those of one, each image once, in the set's order."""
     some = [part for part in parts if len(part.indices)] or [*parts[:1]]
     indices = torch.cat([part.indices for part in some])
@@ -303,11 +303,11 @@ def merge(parts: Sequence[Answers]) -> Answers:
     logits, targets = (
         torch.cat([getattr(x, name) for x in some]) for name in ("logits", "targets")
     )
-    return Answers(logits[order], targets[order], indices[order])
+    return EvalOutputs(logits[order], targets[order], indices[order])
 
 
-def judge(
-    answers: Answers, images: ImageSet, *, temperature: float = 1.0, keep_logits: bool = False
+def score(
+    answers: EvalOutputs, images: ImageSet, *, temperature: float = 1.0, keep_logits: bool = False
 ) -> Evaluation:
     """Compare answers with the right classes.
 
@@ -361,12 +361,12 @@ def measure(
     device: torch.device,
     advance: Advance | None = None,
 ) -> Evaluation:
-    """Run a classifier over batches of `images` and count: `collect`, then `judge`.
+    """Run a classifier over batches of `images` and count: `collect_outputs`, then `score`.
 
     Raises:
         DataError: No image can be read.
     """
-    return judge(collect(classify, loader, device, advance), images)
+    return score(collect_outputs(classify, loader, device, advance), images)
 
 
 def _check(batch_size: int, workers: int, views: int, how: Preprocessing) -> None:
@@ -405,7 +405,9 @@ def _evaluated(
     """A model with a complete card, measured."""
     card = card_of(model)
     at_once = max(batch_size // views, 1)
-    loader = batches(images, card.preprocessing, batch_size=at_once, workers=workers, views=views)
+    loader = eval_loader(
+        images, card.preprocessing, batch_size=at_once, workers=workers, views=views
+    )
     network = model if isinstance(model, ResNeXt) else None
     dtype = torch.float32 if network is None else network.fc.weight.dtype
 
@@ -416,11 +418,11 @@ def _evaluated(
     report.start("Evaluating", len(images))
     try:
         with evaluating(network.to(device)) if network else nullcontext():
-            one = classify if views == 1 else averaged(classify, card.temperature)
-            answers = collect(one, loader, device, report.advance)
+            one = classify if views == 1 else average_views(classify, card.temperature)
+            answers = collect_outputs(one, loader, device, report.advance)
     finally:
         report.stop()
-    return judge(answers, images, temperature=card.temperature, keep_logits=keep_logits)
+    return score(answers, images, temperature=card.temperature, keep_logits=keep_logits)
 
 
 def _in_common(a: ImageSet, b: ImageSet) -> tuple[ImageSet, ImageSet]:

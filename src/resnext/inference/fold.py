@@ -14,7 +14,7 @@ from resnext.layers import WSConv2d
 from resnext.network import ResNeXt
 
 
-def folded(network: ResNeXt) -> ResNeXt:
+def fold(network: ResNeXt) -> ResNeXt:
     """A copy for inference, whose batch norms have become part of the convolutions before them.
 
     Weights are standardised once and for all where the network standardises them. Norms that look
@@ -53,7 +53,7 @@ def _fold(conv: nn.Conv2d, norm: _BatchNorm, mean: Tensor, var: Tensor) -> None:
     conv.bias = nn.Parameter(shift.to(dtype), requires_grad=False)
 
 
-class Answering(nn.Module):
+class LogitsAndEmbedding(nn.Module):
     """A classifier that also tells its embedding, as engines compute it."""
 
     def __init__(self, network: ResNeXt) -> None:

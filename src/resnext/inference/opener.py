@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from resnext.errors import CheckpointError
 from resnext.inference.optimized import Optimized
-from resnext.inference.plan import beside, find_beside
+from resnext.inference.plan import find_plan, plan_path
 from resnext.inference.runner import Runner
 from resnext.system.progress import reporter
 from resnext.weights.header import read_header
@@ -39,11 +39,11 @@ def open_runner(
     """
     if plan and (found := open_planned(source, device, batch, progress)):
         return found
-    from resnext.inference.engines.torch import Plain
+    from resnext.inference.engines.torch import TorchRunner
     from resnext.system.device import pick_device
 
     place = pick_device(device)
-    return Plain(_network(source, progress).to(place))
+    return TorchRunner(_network(source, progress).to(place))
 
 
 def open_planned(source: str | Path, device: str, batch: int, progress: bool) -> Optimized | None:
@@ -56,15 +56,15 @@ def open_planned(source: str | Path, device: str, batch: int, progress: bool) ->
         progress: Likewise.
     """
     file = Path(source)
-    if not beside(file).exists() or not file.is_file():
+    if not plan_path(file).exists() or not file.is_file():
         return None
-    plan, reason = find_beside(file, batch, device)
+    plan, reason = find_plan(file, batch, device)
     report = reporter(progress)
     try:
         if plan is None:
             report.line(reason)
             return None
-        report.line(f"{beside(file)}: {plan.form.engine}, {plan.form.precision}")
+        report.line(f"{plan_path(file)}: {plan.form.engine}, {plan.form.precision}")
     finally:
         report.stop()
     try:

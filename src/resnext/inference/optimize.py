@@ -16,22 +16,22 @@ from jaxtyping import Float32
 from torch import nn
 
 from resnext.card import card_of
-from resnext.data.loader import Prepared
+from resnext.data.loader import EvalDataset
 from resnext.data.open import open_for_evaluation
 from resnext.errors import DataError, InputError, ResNeXtError
-from resnext.inference.engines.builder import Workshop
-from resnext.inference.engines.onnx_export import merges
+from resnext.inference.engines.builder import EngineBuilder
+from resnext.inference.engines.onnx_export import can_merge
 from resnext.inference.engines.quantization import MAX_DROP
-from resnext.inference.engines.torch import TorchSession, digest_of_weights
+from resnext.inference.engines.torch import TorchSession, weights_digest
 from resnext.inference.optimized import Optimized
 from resnext.inference.plan import (
     Engine,
-    Form,
+    EngineConfig,
+    Measurement,
     Plan,
-    Row,
+    cached_plan_path,
     engine_version,
-    here_is,
-    name_of,
+    machine_id,
     read_plans,
     require_folder,
     write_plans,
@@ -39,7 +39,7 @@ from resnext.inference.plan import (
 from resnext.inference.runner import Session
 from resnext.network import ResNeXt
 from resnext.summary import default_size
-from resnext.system.cpu import cores
+from resnext.system.cpu import core_count
 from resnext.system.device import (
     DTYPES,
     hardware,
@@ -128,8 +128,8 @@ def optimize(
     size = network.card.preprocessing.size if network.card else default_size(network.config)
     where = "cpu" if place.type == "cpu" else hardware(place)
     request = json.dumps([precision, engine, None if data is None else str(data)])
-    digest = digest_of_weights(network)
-    path = name_of(digest, where, batch, size, request)
+    digest = weights_digest(network)
+    path = cached_plan_path(digest, where, batch, size, request)
     remembered = [] if again else _remembered(path)
     if remembered:
         return Optimized(remembered[0], network.card, network.config, lambda: network)
@@ -148,7 +148,7 @@ def optimize(
         size=size,
         device=where,
         request=request,
-        machine=here_is(where),
+        machine=machine_id(where),
         version=engine_version(form.engine),
         rows=tuple(rows),
     )
@@ -187,7 +187,7 @@ def _examples(network: ResNeXt, data: str | Path | None, size: int, report: Repo
     report.start("Reading images", len(chosen))
     found: list[np.ndarray] = []
     targets: list[int] = []
-    prepared = Prepared(images, card.preprocessing, chosen.tolist())
+    prepared = EvalDataset(images, card.preprocessing, chosen.tolist())
     for i in range(len(prepared)):
         item = prepared[i]
         if item is not None:
@@ -238,29 +238,29 @@ class _Search:
         self.network, self.device, self.batch = network.to(device), device, batch
         self.examples, self.report = examples, report
         how = None if network.card is None else network.card.preprocessing
-        self.workshop = Workshop(network, size, device, how)
+        self.workshop = EngineBuilder(network, size, device, how)
         self._reference: np.ndarray | None = None
         parts = -(-batch // len(examples.images))
         self.x = np.concatenate([examples.images] * parts)[:batch]
-        self.rows: dict[Form | None, Row] = {}
-        self.sessions: dict[Form, Session] = {}
+        self.rows: dict[EngineConfig | None, Measurement] = {}
+        self.sessions: dict[EngineConfig, Session] = {}
 
-    def run(self, precision: Precision, engine: Choice) -> tuple[Form, list[Row]]:
+    def run(self, precision: Precision, engine: Choice) -> tuple[EngineConfig, list[Measurement]]:
         """The form to take, and the table.
 
         Raises:
             InputError: Nothing can be used.
         """
         plain = TorchSession(self.network, torch.float32, channels_last=False)
-        self.rows[None] = Row(None, self.speed(plain))
+        self.rows[None] = Measurement(None, self.speed(plain))
         self.plain = plain
         for kind in self.precisions(precision):
             for name in self.engines(engine, kind):
                 try:
                     self.explore(name, kind)
                 except (InputError, RuntimeError) as error:
-                    failed = Form(name, kind)
-                    self.rows.setdefault(failed, Row(failed, 0.0, str(error)))
+                    failed = EngineConfig(name, kind)
+                    self.rows.setdefault(failed, Measurement(failed, 0.0, str(error)))
         if not self.sessions:
             raise InputError(f"Nothing can compute this network here:\n{self.listing()}")
         self.finals()
@@ -270,7 +270,7 @@ class _Search:
                 return form, self.table()
         raise InputError(f"Nothing that was timed answers as the network does:\n{self.listing()}")
 
-    def table(self) -> list[Row]:
+    def table(self) -> list[Measurement]:
         """What was measured, fastest first, the network as it is at the end."""
         forms = [row for form, row in self.rows.items() if form is not None]
         return [*sorted(forms, key=lambda row: -row.images_per_second), self.rows[None]]
@@ -319,7 +319,7 @@ class _Search:
         widths = [0, *self.widths()] if engine in ("onnxruntime", "openvino") else [0]
         if precision == "int8":
             self.try_int8(0)
-        first = [Form(engine, precision, *division) for division in self.divisions(engine)]
+        first = [EngineConfig(engine, precision, *division) for division in self.divisions(engine)]
         best = max(first, key=self.timed)
         if self.timed(best) > _PROMISING * max(map(self.rate, self.rows)):
             for width in widths[1:]:
@@ -336,7 +336,7 @@ class _Search:
         """Widths that some groups can be merged to."""
         convs = [m for m in self.network.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
         pairs = {(conv.in_channels // conv.groups, conv.groups) for conv in convs}
-        return [w for w in _WIDTHS if any(merges(own, groups, w) for own, groups in pairs)]
+        return [w for w in _WIDTHS if any(can_merge(own, groups, w) for own, groups in pairs)]
 
     def divisions(self, engine: Engine) -> list[tuple[int, int]]:
         """Images at once, and how many times side by side."""
@@ -344,28 +344,28 @@ class _Search:
             return [(self.batch, 1)]
         some = {(self.batch, 1), (1, 1)}
         for part in (1, 2, 4):  # all cores side by side, or two or four of them together
-            n = min(cores() // part, self.batch)
+            n = min(core_count() // part, self.batch)
             if n > 1:
                 some |= {(-(-self.batch // n), n), (1, n)}
         return sorted(some)
 
-    def timed(self, form: Form) -> float:
+    def timed(self, form: EngineConfig) -> float:
         """Images per second of a form; 0 if it cannot run."""
         if form not in self.rows:
             self.report.line(f"Timing {form.engine} {form.precision}, {form} …")
             try:
                 session = self.workshop.session(form)
-                self.rows[form] = Row(form, self.speed(session))
+                self.rows[form] = Measurement(form, self.speed(session))
                 self.sessions[form] = session
             except InputError:
                 raise
             except Exception as error:
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
-                self.rows[form] = Row(form, 0.0, f"failed: {reason[:120]}")
+                self.rows[form] = Measurement(form, 0.0, f"failed: {reason[:120]}")
             self.forget()
         return self.rows[form].images_per_second
 
-    def rate(self, form: Form | None) -> float:
+    def rate(self, form: EngineConfig | None) -> float:
         """Images per second, as it was measured."""
         return self.rows[form].images_per_second
 
@@ -377,7 +377,7 @@ class _Search:
             if form not in best and not self.plain_one(form):
                 del self.sessions[form]
 
-    def plain_one(self, form: Form) -> bool:
+    def plain_one(self, form: EngineConfig) -> bool:
         """Whether a form leaves groups and batch as they are."""
         return (form.piece, form.streams, form.width) == (self.batch, 1, 0)
 
@@ -415,13 +415,13 @@ class _Search:
         for form in order:
             self.rows[form] = replace(self.rows[form], images_per_second=self.batch / best[form])
 
-    def preferred(self) -> list[Form]:
+    def preferred(self) -> list[EngineConfig]:
         """The fastest first; of those that are as fast as the fastest, the plainest first."""
         forms = sorted(self.sessions, key=self.rate, reverse=True)
         equal = [form for form in forms if self.rate(form) >= _EQUAL * self.rate(forms[0])]
         return sorted(equal, key=lambda form: (form.width, form.streams)) + forms[len(equal) :]
 
-    def agrees(self, form: Form) -> bool:
+    def agrees(self, form: EngineConfig) -> bool:
         """Whether a form answers as the network does; what was seen goes into its row."""
         row, verdict = self.rows[form], ""
         if form.precision == "int8":
@@ -461,7 +461,7 @@ class _Search:
         self.report.line(f"Quantizing{f', groups of {width}' if width else ''} …")
         self.workshop.quantize(width, self.examples.images[:8])
 
-    def finish_int8(self, form: Form) -> None:
+    def finish_int8(self, form: EngineConfig) -> None:
         """Calibrate with all images; where that costs accuracy, give layers back to floats."""
         labelled, targets = self.examples.labelled, self.examples.targets
         assert labelled is not None

@@ -14,8 +14,8 @@ from jaxtyping import Float, UInt8
 from resnext.card import Card
 from resnext.config import ResNeXtConfig
 from resnext.errors import CheckpointError, InputError
-from resnext.inference.plan import Form, Kind, Plan, remember_beside, require_folder
-from resnext.inference.runner import Answers, Session, opened
+from resnext.inference.plan import EngineConfig, Kind, Plan, require_folder, save_beside
+from resnext.inference.runner import Outputs, Session, opened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,19 +69,19 @@ class Optimized:
         """The last map averaged over its pixels."""
         return self._tensors(x)[1]
 
-    def pixels(self, x: UInt8[np.ndarray, "n h w c"]) -> Answers:
+    def pixels(self, x: UInt8[np.ndarray, "n h w c"]) -> Outputs:
         """Logits and embeddings for pixels as `pictures.pixels` makes them."""
         return self._session("pixels", len(x))(x)
 
     def explain(self) -> str:
         """The table that was decided from."""
-        from resnext.inference.plan_table import explained
+        from resnext.inference.plan_table import plan_table
 
-        return explained(self.plan)
+        return plan_table(self.plan)
 
     def save_plan(self, file: str | Path) -> Path:
         """Write the plan beside the model's file, where `predict` and `evaluate` find it."""
-        return remember_beside(Path(file), self.plan)
+        return save_beside(Path(file), self.plan)
 
     def _tensors(self, x: Float[Tensor, "n c h w"]) -> tuple[Tensor, Tensor]:
         import torch
@@ -108,11 +108,11 @@ class Optimized:
             found = self._sessions.get((kind, alone))
             if found is None:
                 if alone:
-                    form = Form(form.engine, form.precision, 1, 1, form.width)
+                    form = EngineConfig(form.engine, form.precision, 1, 1, form.width)
                 found = self._sessions[kind, alone] = self._opened(form, kind)
         return found
 
-    def _opened(self, form: Form, kind: Kind) -> Session:
+    def _opened(self, form: EngineConfig, kind: Kind) -> Session:
         path = self.plan.graph(kind)
         state = "gone"
         if form.engine in ("onnxruntime", "openvino") and path.exists():
@@ -128,11 +128,11 @@ class Optimized:
             )
         import torch
 
-        from resnext.inference.engines.builder import Workshop
+        from resnext.inference.engines.builder import EngineBuilder
 
         place = torch.device("cpu" if self.plan.device == "cpu" else "cuda")
         how = self.card.preprocessing if self.card else None
-        workshop = Workshop(self._network(), self.plan.size, place, how)
+        workshop = EngineBuilder(self._network(), self.plan.size, place, how)
         with suppress(CheckpointError, OSError):  # it is only for the next time
             require_folder(path.parent)
             workshop.save(self.plan, kind)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resnext.errors import CheckpointError, ResNeXtError
-from resnext.system.atomic import written_whole
-from resnext.system.cache import home
-from resnext.system.cpu import cores, processor
+from resnext.system.atomic import write_bytes_atomically
+from resnext.system.cache import cache_folder
+from resnext.system.cpu import core_count, cpu_name
 from resnext.system.digest import file_sha256, short_digest
 
 Engine = Literal["torch", "compile", "tensorrt", "onnxruntime", "openvino"]
@@ -29,7 +29,7 @@ _PACKAGES: dict[Engine, str] = {
 
 
 @dataclass(frozen=True)
-class Form:
+class EngineConfig:
     """One way to compute a network.
 
     Args:
@@ -53,7 +53,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """One line of the table that was decided from.
 
     Args:
@@ -66,7 +66,7 @@ class Row:
         accuracy: Part of the labelled images that got the right class; likewise.
     """
 
-    form: Form | None
+    form: EngineConfig | None
     images_per_second: float
     verdict: str = ""
     difference: float | None = None
@@ -92,14 +92,14 @@ class Plan:
     """
 
     model: str
-    form: Form
+    form: EngineConfig
     batch: int
     size: int
     device: str
     request: str
     machine: str
     version: str
-    rows: tuple[Row, ...]
+    rows: tuple[Measurement, ...]
     file: str = ""
 
     @property
@@ -117,7 +117,7 @@ class Plan:
 
     def fits(self) -> str:
         """Why it is of no use here and now; empty if it is."""
-        here = here_is("cpu" if self.device == "cpu" else _gpu())
+        here = machine_id("cpu" if self.device == "cpu" else _gpu())
         if self.machine != here:
             return f"it was made for {self.machine}, this is {here or 'no GPU'}"
         version = engine_version(self.form.engine)
@@ -134,9 +134,9 @@ def _gpu() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 
-def here_is(device: str) -> str:
+def machine_id(device: str) -> str:
     """The machine's name, as plans have it."""
-    return f"{processor()}, {cores()} threads" if device == "cpu" else device
+    return f"{cpu_name()}, {core_count()} threads" if device == "cpu" else device
 
 
 def engine_version(engine: Engine) -> str:
@@ -147,18 +147,18 @@ def engine_version(engine: Engine) -> str:
         return ""
 
 
-def name_of(model: str, device: str, batch: int, size: int, request: str) -> Path:
+def cached_plan_path(model: str, device: str, batch: int, size: int, request: str) -> Path:
     """Where the plan for such a request is remembered."""
     versions = [engine_version(engine) for engine in _PACKAGES]
-    key = json.dumps([model, here_is(device), batch, size, request, versions])
+    key = json.dumps([model, machine_id(device), batch, size, request, versions])
     return _folder(model) / f"{short_digest(key)}.plan.json"
 
 
 def _folder(model: str) -> Path:
-    return home() / "plans" / model[:16]
+    return cache_folder() / "plans" / model[:16]
 
 
-def beside(file: Path) -> Path:
+def plan_path(file: Path) -> Path:
     """Where a model file's plans are."""
     return file.with_suffix(".plan.json") if file.name else file / ".plan.json"
 
@@ -170,7 +170,7 @@ def write_plans(path: Path, plans: Sequence[Plan]) -> None:
         CheckpointError: The file cannot be written.
     """
     text = json.dumps({"format": 1, "plans": [asdict(plan) for plan in plans]}, indent=1)
-    written_whole(path, f"{text}\n".encode())
+    write_bytes_atomically(path, f"{text}\n".encode())
 
 
 def require_folder(folder: Path) -> None:
@@ -209,7 +209,7 @@ def read_plans(path: Path) -> list[Plan]:
 
 def _plan(values: dict[str, Any]) -> Plan:
     rows = tuple(
-        Row(**{**row, "form": None if row["form"] is None else _form(row["form"])})
+        Measurement(**{**row, "form": None if row["form"] is None else _form(row["form"])})
         for row in values["rows"]
     )
     found = Plan(**{**values, "form": _form(values["form"]), "rows": rows})
@@ -218,8 +218,8 @@ def _plan(values: dict[str, Any]) -> Plan:
     return found
 
 
-def _form(values: dict[str, Any]) -> Form:
-    form = Form(**values)
+def _form(values: dict[str, Any]) -> EngineConfig:
+    form = EngineConfig(**values)
     if form.engine not in _PACKAGES or form.precision not in PRECISIONS:
         raise ValueError(f"{form.engine} and {form.precision} are unknown")
     if min(form.piece, form.streams, form.width + 1) < 1:
@@ -227,9 +227,9 @@ def _form(values: dict[str, Any]) -> Form:
     return form
 
 
-def remember_beside(file: Path, plan: Plan) -> Path:
+def save_beside(file: Path, plan: Plan) -> Path:
     """Add a plan to those beside a model file, in place of what it makes useless."""
-    path = beside(file)
+    path = plan_path(file)
     plan = replace(plan, file=file_sha256(file))
     try:
         old = read_plans(path)
@@ -242,7 +242,7 @@ def remember_beside(file: Path, plan: Plan) -> Path:
     return path
 
 
-def find_beside(file: Path, batch: int, device: str) -> tuple[Plan | None, str]:
+def find_plan(file: Path, batch: int, device: str) -> tuple[Plan | None, str]:
     """The plan beside a model file that fits this machine, and the number of images best.
 
     Args:
@@ -254,13 +254,13 @@ def find_beside(file: Path, batch: int, device: str) -> tuple[Plan | None, str]:
         The plan, or None and why there is none.
     """
     try:
-        plans = read_plans(beside(file))
+        plans = read_plans(plan_path(file))
     except CheckpointError as error:
         return None, str(error)
     if device != "auto":
         plans = [plan for plan in plans if (plan.device == "cpu") == (device == "cpu")]
     if not plans:
-        return None, f"{beside(file)} has no plan for {device}."
+        return None, f"{plan_path(file)} has no plan for {device}."
     digest = file_sha256(file)
     reasons: list[str] = []
     for plan in sorted(plans, key=lambda plan: abs(plan.batch - batch)):
@@ -268,4 +268,4 @@ def find_beside(file: Path, batch: int, device: str) -> tuple[Plan | None, str]:
         if not reason:
             return plan, ""
         reasons.append(reason)
-    return None, f"{beside(file)} is not used: {reasons[0]}. Run resnext optimize again."
+    return None, f"{plan_path(file)} is not used: {reasons[0]}. Run resnext optimize again."

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from resnext.inference.plan import Plan, Row
+from resnext.inference.plan import Measurement, Plan
 
 _ENGINES = {
     "torch": "PyTorch",
@@ -19,7 +19,7 @@ _ENGINES = {
 }
 
 
-def explained(plan: Plan) -> str:
+def plan_table(plan: Plan) -> str:
     """The table that was decided from, fastest first."""
     base = next(row.images_per_second for row in plan.rows if row.form is None)
     numbers = [Column(name, justify="right") for name in ("Images/s", "×", "ms", "Agreement")]
@@ -47,7 +47,7 @@ def explained(plan: Plan) -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
-def _agreement(row: Row) -> str:
+def _agreement(row: Measurement) -> str:
     """What is compared for the precision."""
     if row.accuracy is not None:
         return f"{row.accuracy:.2%} right"

@@ -22,15 +22,15 @@ from jaxtyping import Float32, Float64, Int, Shaped, UInt8
 from resnext.card import Card
 from resnext.config import ResNeXtConfig
 from resnext.errors import InputError
-from resnext.inference.plan import Form
-from resnext.system.cpu import cores
+from resnext.inference.plan import EngineConfig
+from resnext.system.cpu import core_count
 
 _STACK_T = 24  # bytes of what `sigaltstack` takes: address, flags, size
 
-Answers = tuple[Float32[np.ndarray, "n k"], Float32[np.ndarray, "n d"]]
+Outputs = tuple[Float32[np.ndarray, "n k"], Float32[np.ndarray, "n d"]]
 """Logits, and embeddings: the last map averaged over its pixels."""
 
-Session = Callable[[Shaped[np.ndarray, "n _ _ _"]], Answers]
+Session = Callable[[Shaped[np.ndarray, "n _ _ _"]], Outputs]
 """An engine for images or for pixels; any number of them; safe to call from several threads."""
 
 
@@ -53,12 +53,12 @@ class Runner(Protocol):
         """How many images at a time it is fastest with; it takes any number."""
         ...
 
-    def pixels(self, x: UInt8[np.ndarray, "n h w c"]) -> Answers:
+    def pixels(self, x: UInt8[np.ndarray, "n h w c"]) -> Outputs:
         """Answers for pixels as `pictures.pixels` makes them."""
         ...
 
 
-def likely_classes(
+def top_classes(
     logits: Float32[np.ndarray, "n k"], temperature: float, top: int
 ) -> tuple[Int[np.ndarray, "n t"], Float64[np.ndarray, "n t"]]:
     """The `top` most likely classes of each image and their probabilities, most likely first."""
@@ -85,7 +85,7 @@ class OnnxSession:
     """
 
     def __init__(self, graph: Path | bytes, piece: int, streams: int, threads: int) -> None:
-        ort = engine("onnxruntime")
+        ort = engine_package("onnxruntime")
         options = ort.SessionOptions()
         options.intra_op_num_threads = max(threads // streams, 1)
         options.log_severity_level = 3
@@ -96,7 +96,7 @@ class OnnxSession:
         self._piece = piece
         self._pool = ThreadPoolExecutor(streams) if streams > 1 else None
 
-    def __call__(self, x: Shaped[np.ndarray, "n _ _ _"]) -> Answers:
+    def __call__(self, x: Shaped[np.ndarray, "n _ _ _"]) -> Outputs:
         """Answers for any number of images."""
         if not len(x):
             logits, embeddings = (np.zeros((0, k), np.float32) for k in self._widths)
@@ -122,7 +122,7 @@ class OpenVinoSession:
     def __init__(
         self, graph: Path | Any, piece: int, streams: int, threads: int, precision: str | None
     ) -> None:
-        ov, core = engine("openvino"), openvino_core()
+        ov, core = engine_package("openvino"), openvino_core()
         how: dict[str, Any] = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": streams,
@@ -138,7 +138,7 @@ class OpenVinoSession:
         self._piece = piece
         self._lock = threading.Lock()  # it uses all threads anyway
 
-    def __call__(self, x: Shaped[np.ndarray, "n _ _ _"]) -> Answers:
+    def __call__(self, x: Shaped[np.ndarray, "n _ _ _"]) -> Outputs:
         """Answers for any number of images; the last piece is filled up."""
         wanted = tuple(self._compiled.input(0).shape)[1:]
         if x.shape[1:] != wanted:
@@ -174,7 +174,7 @@ def openvino_core() -> Any:
     Raises:
         InputError: OpenVINO is not installed.
     """
-    return _made_once(engine("openvino"))
+    return _made_once(engine_package("openvino"))
 
 
 @cache
@@ -183,7 +183,7 @@ def _made_once(package: Any) -> Any:
 
 
 @contextmanager
-def signal_stack_kept() -> Iterator[None]:
+def preserve_signal_stack() -> Iterator[None]:
     """Put the thread's stack for signal handlers back, where others make and free a `Core`."""
     if sys.platform != "linux":
         yield
@@ -198,7 +198,7 @@ def signal_stack_kept() -> Iterator[None]:
 
 
 @contextmanager
-def quiet(name: str) -> Iterator[None]:
+def silenced(name: str) -> Iterator[None]:
     """Hear nothing of what a library logs under a name, prints and warns about its own inside."""
     log = logging.getLogger(name)
     level = log.level
@@ -211,7 +211,7 @@ def quiet(name: str) -> Iterator[None]:
         log.setLevel(level)
 
 
-def opened(graph: Any, form: Form) -> Session:
+def opened(graph: Any, form: EngineConfig) -> Session:
     """A session of an engine that is not torch.
 
     Args:
@@ -219,9 +219,9 @@ def opened(graph: Any, form: Form) -> Session:
         form: How to compute it.
     """
     if form.engine == "onnxruntime":
-        return OnnxSession(graph, form.piece, form.streams, cores())
+        return OnnxSession(graph, form.piece, form.streams, core_count())
     precision = {"fp32": "f32", "bf16": "bf16"}.get(form.precision)
-    return OpenVinoSession(graph, form.piece, form.streams, cores(), precision)
+    return OpenVinoSession(graph, form.piece, form.streams, core_count(), precision)
 
 
 _INSTALL = {
@@ -232,7 +232,7 @@ _INSTALL = {
 }
 
 
-def engine(module: str) -> Any:
+def engine_package(module: str) -> Any:
     """An engine's package.
 
     Raises:

@@ -26,12 +26,12 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
 from resnext.card import Card, Described, Preprocessing, card_of
-from resnext.data.decoding import convert, cut, opened, pixels, problem
+from resnext.data.decoding import convert, decoding_error, open_lazily, pixels, resize_and_crop
 from resnext.data.sources.folders import walk_images
 from resnext.errors import CheckpointError, DataError, InputError
-from resnext.inference.runner import Runner, likely_classes
+from resnext.inference.runner import Runner, top_classes
 from resnext.prediction.output import KINDS, Journal, finish, needs
-from resnext.system.cpu import cores
+from resnext.system.cpu import core_count
 from resnext.system.progress import reporter
 
 AHEAD = 2  # batches that are decoded while one is answered
@@ -40,7 +40,7 @@ _BLOCK = 2**26  # bytes Pillow asks for at a time; what is above 2**25, malloc g
 
 
 @dataclass(frozen=True)
-class Summary:
+class PredictionSummary:
     """What came out."""
 
     out: Path
@@ -56,7 +56,7 @@ class Summary:
     """Of what this call answered."""
 
 
-class Answered(NamedTuple):
+class AnsweredBatch(NamedTuple):
     """A batch that is done, in the order of the images."""
 
     rows: list[str]
@@ -78,7 +78,7 @@ def predict_files(
     workers: int | None = None,
     overwrite: bool = False,
     progress: bool = False,
-) -> Summary:
+) -> PredictionSummary:
     r"""Classify image files and write a table of the answers, one row for each, in order.
 
     The columns are path, error, label and probability, for more classes label_2, probability_2 …,
@@ -111,7 +111,7 @@ def predict_files(
             raise InputError(f"{name} must be at least 1, not {value!r}.")
     batch = batch_size or runner.batch
 
-    def answer(names: Iterator[str]) -> Generator[Answered]:
+    def answer(names: Iterator[str]) -> Generator[AnsweredBatch]:
         return answers(runner, names, top, batch, workers)
 
     return run(
@@ -131,14 +131,14 @@ def run(
     model: Described,
     images: str | Path | Sequence[str | Path],
     out: Path,
-    answer: Callable[[Iterator[str]], Generator[Answered]],
+    answer: Callable[[Iterator[str]], Generator[AnsweredBatch]],
     *,
     top: int,
     step: int,
     embeddings: Path | None,
     overwrite: bool,
     progress: bool,
-) -> Summary:
+) -> PredictionSummary:
     """What `predict_files` says, whoever answers.
 
     Args:
@@ -183,7 +183,7 @@ def run(
         raise DataError(f"None of {count:,} images could be read; {out} says why. {journal.first}")
     rate = (count - resumed) / worked if count > resumed else 0.0
     seconds = time.monotonic() - began
-    return Summary(out, count, journal.unreadable, resumed, seconds, rate)
+    return PredictionSummary(out, count, journal.unreadable, resumed, seconds, rate)
 
 
 def _check(card: Card, out: Path, top: int, embeddings: Path | None, overwrite: bool) -> None:
@@ -254,7 +254,7 @@ def _names(images: Iterable[str | Path]) -> Iterator[str]:
 
 def answers(
     runner: Runner, names: Iterator[str], top: int, batch: int, workers: int | None = None
-) -> Generator[Answered]:
+) -> Generator[AnsweredBatch]:
     """Answers for files, batch by batch.
 
     At most `AHEAD + 2` batches are decoded, or being decoded, and unanswered at any time; a few
@@ -264,7 +264,7 @@ def answers(
     engine = ThreadPoolExecutor(1, "resnext-engine")
     asked: deque[tuple[list[str], list[str | None], Future | None]] = deque()
 
-    def oldest() -> Answered:
+    def oldest() -> AnsweredBatch:
         part, problems, future = asked.popleft()
         return _answered(card, top, part, problems, future and future.result(), width)
 
@@ -283,7 +283,7 @@ def answers(
 
 
 def _threads() -> int:
-    return min(cores(), 16)
+    return min(core_count(), 16)
 
 
 def _decoded(
@@ -316,15 +316,17 @@ def _decoded(
 def _decode(name: str, slot: np.ndarray, how: Preprocessing, room: _Room) -> str | None:
     """Fill `slot` with a file's pixels, as `pictures` makes them, or say why not, in one line."""
     try:
-        with opened(Path(name), name) as image:
+        with open_lazily(Path(name), name) as image:
             resized = how.resize**2 * max(image.size) // max(min(image.size), 1)
             with room.taken(image.width * image.height + resized), closing(image):
                 image.load()
                 ImageOps.exif_transpose(image, in_place=True)
                 plain = image.mode == "RGB" and how.colour != "L" and min(image.size) > 0
-                slot[...] = pixels(cut(image if plain else convert(image, how.colour), how), how)
+                slot[...] = pixels(
+                    resize_and_crop(image if plain else convert(image, how.colour), how), how
+                )
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
-        return " ".join(str(problem(name, error)).removeprefix(f"{name}: ").split())
+        return " ".join(str(decoding_error(name, error)).removeprefix(f"{name}: ").split())
     return None
 
 
@@ -356,7 +358,7 @@ def _answered(
     problems: list[str | None],
     found: tuple[np.ndarray, np.ndarray] | None,
     width: int,
-) -> Answered:
+) -> AnsweredBatch:
     """Rows of a batch; `found` has logits and embeddings of what could be read."""
     problems, rows = list(problems), list[str]()
     embeddings = np.full((len(names), width), np.nan, np.float32)
@@ -368,7 +370,7 @@ def _answered(
             problems[i] = "the model's answer is no number"
             good[i] = False
         embeddings[good] = found[1][finite]
-        classes, chances = likely_classes(found[0][finite], card.temperature, top)
+        classes, chances = top_classes(found[0][finite], card.temperature, top)
         likely = zip(classes.tolist(), chances.tolist(), strict=True)
     for name, reason in zip(names, problems, strict=True):
         row: dict[str, object] = {"path": _shown(name)}
@@ -381,7 +383,7 @@ def _answered(
         else:
             row["error"] = _shown(reason)
         rows.append(json.dumps(row, ensure_ascii=False))
-    return Answered(rows, problems, embeddings)
+    return AnsweredBatch(rows, problems, embeddings)
 
 
 def _shown(name: str) -> str:

@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from resnext.card import Described, card_of
-from resnext.data.decoding import convert, cut, open_image, pixels
+from resnext.data.decoding import convert, open_image, pixels, resize_and_crop
 from resnext.data.open import open_for_evaluation
 from resnext.data.sources.folders import image_files
 from resnext.errors import DataError, InputError
 from resnext.inference.opener import open_runner
-from resnext.inference.runner import Runner, likely_classes
+from resnext.inference.runner import Runner, top_classes
 from resnext.system.progress import reporter
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def predict(
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}.")
-    pictures = named(images)
-    with ready(model, device, min(batch_size, len(pictures)), plan, progress) as runner:
+    pictures = expand_images(images)
+    with as_runner(model, device, min(batch_size, len(pictures)), plan, progress) as runner:
         card = card_of(runner)
         if type(top) is not int or not 1 <= top <= len(card.labels):
             raise InputError(f"top must be from 1 to the {len(card.labels)} classes, not {top}.")
@@ -88,8 +88,8 @@ def predict(
             for start in range(0, len(pictures), batch_size):
                 part = pictures[start : start + batch_size]
                 decoded = [decode(picture, how.colour) for _, picture in part]
-                x = np.stack([pixels(cut(image, how), how) for image in decoded])
-                likely, values = likely_classes(runner.pixels(x)[0], card.temperature, top)
+                x = np.stack([pixels(resize_and_crop(image, how), how) for image in decoded])
+                likely, values = top_classes(runner.pixels(x)[0], card.temperature, top)
                 for (name, _), p, i in zip(part, values, likely, strict=True):
                     labels = tuple(card.labels[j] for j in i)
                     found.append(Prediction(name, labels, tuple(p.tolist()), card.threshold))
@@ -100,7 +100,7 @@ def predict(
 
 
 @contextmanager
-def ready(
+def as_runner(
     model: ResNeXt | Runner | str | Path, device: str, batch: int, plan: bool, progress: bool
 ) -> Iterator[Runner]:
     """Something that predicts; a network is in evaluation mode for a while."""
@@ -109,14 +109,14 @@ def ready(
     elif isinstance(model, Runner):
         yield model
     else:
-        from resnext.inference.engines.torch import Plain, evaluating
+        from resnext.inference.engines.torch import TorchRunner, evaluating
         from resnext.system.device import pick_device
 
         with evaluating(model.to(pick_device(device))):
-            yield Plain(model)
+            yield TorchRunner(model)
 
 
-def named(images: Picture | Sequence[Picture]) -> list[tuple[str, Picture]]:
+def expand_images(images: Picture | Sequence[Picture]) -> list[tuple[str, Picture]]:
     """Every picture with its name; folders become their files.
 
     Raises:
@@ -159,7 +159,7 @@ def decode(picture: Picture, colour: str) -> Image.Image:
     return convert(Image.fromarray(picture), colour)
 
 
-def unseen(model: Described, data: str, limit: int) -> list[Picture]:
+def held_out_images(model: Described, data: str, limit: int) -> list[Picture]:
     """Some images of a data set that the model has not learnt from, spread over it."""
     card = card_of(model)
     images = open_for_evaluation(data, card.labels, card.provenance)

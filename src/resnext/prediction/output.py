@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from resnext.errors import CheckpointError, InputError
-from resnext.system.atomic import written
+from resnext.system.atomic import write_atomically
 
 try:
     import fcntl
@@ -307,7 +307,7 @@ def finish(journal: Journal, out: Path, top: int, sure: bool) -> None:
         CheckpointError: It cannot be written; the journal stays.
     """
     write = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[out.suffix]
-    written(out, lambda temporary: write(journal, temporary, top, sure))
+    write_atomically(out, lambda temporary: write(journal, temporary, top, sure))
     journal.end()
 
 

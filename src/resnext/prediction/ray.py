@@ -15,7 +15,7 @@ from typing import Any
 
 from resnext.errors import InputError
 from resnext.inference.runner import Runner
-from resnext.prediction.files import Answered, Summary, answers, run
+from resnext.prediction.files import AnsweredBatch, PredictionSummary, answers, run
 
 _BLOCK = 1024  # images of one task, at least
 
@@ -38,7 +38,7 @@ def predict_files_with_ray(
     progress: bool = False,
     plan: bool = True,
     opener: Callable[[str, bool], Runner] = _open,
-) -> Summary:
+) -> PredictionSummary:
     """Do what `bulk.predict_files` does, on each GPU of a Ray cluster, or each machine without.
 
     Ray is started on this machine unless it runs, or RAY_ADDRESS names a cluster.
@@ -80,7 +80,7 @@ def predict_files_with_ray(
         "batch": batch_size,
     }
 
-    def answer(names: Iterator[str]) -> Generator[Answered]:
+    def answer(names: Iterator[str]) -> Generator[AnsweredBatch]:
         return _spread(ray, names, block, how)
 
     return run(
@@ -96,7 +96,9 @@ def predict_files_with_ray(
     )
 
 
-def _spread(ray: Any, names: Iterator[str], block: int, how: dict[str, Any]) -> Generator[Answered]:
+def _spread(
+    ray: Any, names: Iterator[str], block: int, how: dict[str, Any]
+) -> Generator[AnsweredBatch]:
     """Answers from the cluster, in order."""
     import pyarrow as pa
 
@@ -118,7 +120,7 @@ def _spread(ray: Any, names: Iterator[str], block: int, how: dict[str, Any]) -> 
             **_places(ray),
         )
         for table in done.iter_batches(batch_size=None, batch_format="pyarrow"):
-            yield Answered(table["row"].to_pylist(), table["problem"].to_pylist())
+            yield AnsweredBatch(table["row"].to_pylist(), table["problem"].to_pylist())
     finally:
         options.preserve_order, context.enable_progress_bars = before[:2]
         log.setLevel(before[2])

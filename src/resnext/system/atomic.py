@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from resnext.errors import CheckpointError
 
 
-def written(path: Path, write: Callable[[str], None]) -> None:
+def write_atomically(path: Path, write: Callable[[str], None]) -> None:
     """Let `write` fill a file of another name, then put it in its place.
 
     Raises:
@@ -25,25 +25,25 @@ def written(path: Path, write: Callable[[str], None]) -> None:
         try:
             write(temporary)
             Path(temporary).chmod(0o666 & ~_umask())
-            _settle(temporary)
+            fsync(temporary)
             Path(temporary).replace(path)
-            _settle(path.parent)
+            fsync(path.parent)
         finally:
             Path(temporary).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be written: {error}.") from error
 
 
-def written_whole(path: Path, content: bytes) -> None:
+def write_bytes_atomically(path: Path, content: bytes) -> None:
     """The same for content that is known already."""
 
     def write(temporary: str) -> None:
         Path(temporary).write_bytes(content)
 
-    written(path, write)
+    write_atomically(path, write)
 
 
-def _settle(path: str | Path) -> None:
+def fsync(path: str | Path) -> None:
     """Have the disk hold what was written, so that a power cut cannot lose it."""
     with suppress(PermissionError):  # a folder that may be written but not read
         handle = os.open(path, os.O_RDONLY)

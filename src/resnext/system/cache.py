@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 
-def home() -> Path:
+def cache_folder() -> Path:
     """The folder of downloads and measurements: `RESNEXT_HOME`, else `~/.cache/resnext`."""
     if chosen := os.environ.get("RESNEXT_HOME"):
         return Path(chosen).expanduser()

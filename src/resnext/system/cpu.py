@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 
 
-def processor() -> str:
+def cpu_name() -> str:
     """The processor's name."""
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -17,7 +17,7 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def cores() -> int:
+def core_count() -> int:
     """How many threads computing should use: `OMP_NUM_THREADS`, else the cores we may use.
 
     Two hardware threads of one core count once, as torch counts them.

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from resnext.errors import InputError
-from resnext.system.cpu import processor
+from resnext.system.cpu import cpu_name
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -80,4 +80,4 @@ def hardware(device: torch.device) -> str:
     """Name of the processor or GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return processor()
+    return cpu_name()

@@ -19,8 +19,8 @@ from urllib.parse import quote, urlsplit
 from filelock import FileLock
 
 from resnext.errors import CheckpointError
-from resnext.system.atomic import written_whole
-from resnext.system.cache import home
+from resnext.system.atomic import write_bytes_atomically
+from resnext.system.cache import cache_folder
 from resnext.system.digest import file_sha256, short_digest
 from resnext.system.progress import reporter
 
@@ -68,7 +68,7 @@ def fetch(
         CheckpointError: It cannot be had, or is not what was published. The cache is unchanged.
     """
     _check_url(url)
-    folder = home() / short_digest(url)
+    folder = cache_folder() / short_digest(url)
     path = folder / _file_name(url)
     try:
         if path.exists() and _is_unchanged(path, sha256):
@@ -79,12 +79,12 @@ def fetch(
                 return path
             if is_offline():
                 raise CheckpointError(
-                    f"{url} is not in the cache ({home()}), and offline mode forbids downloading. "
+                    f"{url} is not in the cache ({cache_folder()}), and downloads are off. "
                     f"Unset RESNEXT_OFFLINE, or load a local file."
                 )
             return _Download(url, path, sha256, check, progress, timeout, tries).run()
     except OSError as error:
-        raise CheckpointError(f"{url} cannot be kept in {home()}: {error}.") from error
+        raise CheckpointError(f"{url} cannot be kept in {cache_folder()}: {error}.") from error
 
 
 class _Download:
@@ -138,7 +138,7 @@ class _Download:
         self.part.replace(self.path)
         stat = self.path.stat()
         about = {"url": self.url, "sha256": digest, "size": stat.st_size, "time": stat.st_mtime_ns}
-        written_whole(self.note, json.dumps(about).encode())
+        write_bytes_atomically(self.note, json.dumps(about).encode())
         self.same_as_file().unlink(missing_ok=True)
         return self.path
 
@@ -205,7 +205,7 @@ class _Download:
                 mark = "" if now.startswith("W/") else now
             with self.part.open("ab" if continued else "wb") as out:
                 version = json.dumps({"mark": mark}).encode()
-                written_whole(self.same_as_file(), version)  # after the old part is gone
+                write_bytes_atomically(self.same_as_file(), version)  # after the old part is gone
                 done = self.copy(answer, out, have if continued else 0, total)
         return total is None or done == total
 

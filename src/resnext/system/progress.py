@@ -38,11 +38,11 @@ class Reporter(Protocol):
 def reporter(show: bool, unit: str = "images") -> Reporter:
     """The one that fits where standard error goes to; `unit` is what is counted."""
     if not show:
-        return Silent()
-    return Live(unit=unit) if sys.stderr.isatty() else Plain(unit)
+        return SilentReporter()
+    return LiveReporter(unit=unit) if sys.stderr.isatty() else PlainReporter(unit)
 
 
-class Silent:
+class SilentReporter:
     """Shows nothing."""
 
     def start(self, title: str, total: int) -> None: ...  # noqa: D102
@@ -52,7 +52,7 @@ class Silent:
     def stop(self) -> None: ...  # noqa: D102
 
 
-class Plain:
+class PlainReporter:
     """One line for each finished task, and one every half minute in between."""
 
     def __init__(self, unit: str = "images") -> None:
@@ -91,7 +91,7 @@ class Plain:
         """Leave nothing behind."""
 
 
-class Live:
+class LiveReporter:
     """A bar with images per second, time left and the current accuracy."""
 
     def __init__(self, console: Console | None = None, unit: str = "images") -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from resnext.errors import CheckpointError
-from resnext.system.atomic import written
+from resnext.system.atomic import write_atomically
 
 _KEPT = 2  # the last one, and one before it in case that is damaged
 _PATTERN = "checkpoint-*.state"
@@ -28,7 +28,7 @@ _ABOUT = "resnext"
 
 
 @dataclass(frozen=True)
-class State:
+class Checkpoint:
     """Everything a run continues from.
 
     Args:
@@ -86,7 +86,7 @@ def restore_optimizer(
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def write_state(state: State, folder: Path, position: int) -> Path:
+def write_checkpoint(state: Checkpoint, folder: Path, position: int) -> Path:
     """Write a checkpoint, then remove all but the newest two.
 
     Raises:
@@ -105,7 +105,7 @@ def write_state(state: State, folder: Path, position: int) -> Path:
             file.write(first.encode() + b"\n")
             file.write(content)
 
-    written(path, write)
+    write_atomically(path, write)
     for old in sorted(folder.glob(_PATTERN))[:-_KEPT]:
         old.unlink(missing_ok=True)
     for torn in folder.glob(f".{_PATTERN}.*"):  # what a killed process was writing
@@ -113,7 +113,7 @@ def write_state(state: State, folder: Path, position: int) -> Path:
     return path
 
 
-def read_state(path: Path) -> State:
+def read_state(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
@@ -126,12 +126,12 @@ def read_state(path: Path) -> State:
             raise ValueError("its checksum is wrong")
         length = int.from_bytes(content[:8], "little")
         about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_ABOUT])
-        return State(load(content), about)
+        return Checkpoint(load(content), about)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}.") from error
 
 
-def newest(folder: Path, tell: Callable[[str], None]) -> State | None:
+def latest_checkpoint(folder: Path, tell: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint that is whole; None if there is none at all.
 
     Args:
@@ -156,7 +156,7 @@ def newest(folder: Path, tell: Callable[[str], None]) -> State | None:
     return None
 
 
-class Writer:
+class CheckpointWriter:
     """Writes in the background, one thing after the other.
 
     Of states that wait, only the newest is written. What cannot be written is told once and tried

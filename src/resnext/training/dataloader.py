@@ -19,14 +19,14 @@ from resnext.card import Preprocessing
 from resnext.data.dataset import ImageSet, class_weights
 from resnext.data.transforms import random_view
 from resnext.errors import DataError
-from resnext.training.distributed import Ranks
+from resnext.training.distributed import ProcessGroup
 from resnext.training.recipe import Recipe
 
 _ORDER, _VIEW, BATCH = 1, 2, 3  # what a seed is used for, so that no two draw the same numbers
 _TRIES = 10  # for another image in place of one that cannot be read
 
 
-class Key(NamedTuple):
+class SampleKey(NamedTuple):
     """Which view of which image: decides all chance in it."""
 
     epoch: int
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
     bad: list[tuple[int, str]]
 
 
-class Order(Sampler[list[Key]]):
+class TrainSampler(Sampler[list[SampleKey]]):
     """Keys of each batch of one epoch, for one process.
 
     Args:
@@ -52,7 +52,7 @@ class Order(Sampler[list[Key]]):
         ranks: Each process gets every `world`-th image of each batch.
     """
 
-    def __init__(self, images: ImageSet, recipe: Recipe, seed: int, ranks: Ranks) -> None:
+    def __init__(self, images: ImageSet, recipe: Recipe, seed: int, ranks: ProcessGroup) -> None:
         self.count, self.recipe, self.seed, self.ranks = len(images), recipe, seed, ranks
         self.epoch, self.start = 1, 0
         self.chances: np.ndarray | None = None
@@ -79,17 +79,17 @@ class Order(Sampler[list[Key]]):
             drawn = rng.permutation(self.count)[:count]
         return np.repeat(drawn, repeats)[: self.count]
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         order = self.whole(self.epoch)
         part = self.recipe.batch_size // self.recipe.accumulate
         for step in range(self.start, self.steps):
             for i in range(self.recipe.accumulate):
                 first = step * self.recipe.batch_size + i * part
                 places = range(first + self.ranks.rank, first + part, self.ranks.world)
-                yield [Key(self.epoch, place, int(order[place])) for place in places]
+                yield [SampleKey(self.epoch, place, int(order[place])) for place in places]
 
 
-class Views(Dataset[tuple[Tensor, int, list[tuple[int, str]]]]):
+class TrainDataset(Dataset[tuple[Tensor, int, list[tuple[int, str]]]]):
     """Random views of training images; another image stands in for one that cannot be read."""
 
     def __init__(
@@ -97,7 +97,7 @@ class Views(Dataset[tuple[Tensor, int, list[tuple[int, str]]]]):
     ) -> None:
         self.images, self.how, self.recipe, self.seed, self.fast = images, how, recipe, seed, fast
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int, list[tuple[int, str]]]:
+    def __getitem__(self, key: SampleKey) -> tuple[Tensor, int, list[tuple[int, str]]]:
         """A view, its class, and what could not be read on the way to it.
 
         Raises:
@@ -134,7 +134,7 @@ def collate(parts: list[tuple[Tensor, int, list[tuple[int, str]]]]) -> Batch:
 
 
 def training_loader(
-    views: Views, order: Order, *, workers: int, device: torch.device
+    views: TrainDataset, order: TrainSampler, *, workers: int, device: torch.device
 ) -> DataLoader[Any]:
     """Batches in that order; workers live as long as the loader."""
     return DataLoader(
@@ -155,7 +155,7 @@ def _undisturbed(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def own_errors(loader: DataLoader[Any]) -> Iterator[Batch]:
+def unwrap_worker_errors(loader: DataLoader[Any]) -> Iterator[Batch]:
     """A loader's batches; what a view fails with in a worker process is raised here as it was."""
     try:
         yield from loader

@@ -17,7 +17,7 @@ from resnext.errors import InputError
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """Which of how many processes this one is.
 
     Args:
@@ -80,7 +80,7 @@ def _control() -> Any:
     return _groups["control"]
 
 
-def join(device: str) -> Ranks:
+def init_distributed(device: str) -> ProcessGroup:
     """Meet the other processes, if `torchrun` has started several.
 
     Raises:
@@ -89,7 +89,7 @@ def join(device: str) -> Ranks:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if world == 1:
-        return Ranks(restarts=restarts)
+        return ProcessGroup(restarts=restarts)
     local = int(os.environ.get("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available() and device in ("auto", "cuda")
     if cuda and local >= torch.cuda.device_count():
@@ -98,11 +98,11 @@ def join(device: str) -> Ranks:
             f"{torch.cuda.device_count()}. Lower --nproc-per-node."
         )
     if not dist.is_initialized():
-        _meet("nccl" if cuda else "gloo")
-    return Ranks(dist.get_rank(), world, local, restarts)
+        _rendezvous("nccl" if cuda else "gloo")
+    return ProcessGroup(dist.get_rank(), world, local, restarts)
 
 
-def _meet(backend: str) -> None:
+def _rendezvous(backend: str) -> None:
     """Form the group, under names that no earlier start of these processes has used.
 
     Processes that `torchrun` has started again find the store as those before left it, and would
@@ -117,7 +117,7 @@ def _meet(backend: str) -> None:
     dist.init_process_group(backend, store=fresh, rank=rank, world_size=world)
 
 
-def leave() -> None:
+def shutdown_distributed() -> None:
     """Part from the other processes."""
     _groups.clear()
     if dist.is_available() and dist.is_initialized():
@@ -133,10 +133,10 @@ class SyncedNorm(nn.BatchNorm2d):
             return super().forward(input)
         values = input.double() if input.dtype is torch.float64 else input.float()
         count = values.numel() / values.shape[1] * dist.get_world_size()
-        sums = _AddUp.apply(values.sum((0, 2, 3)))
+        sums = _AllReduceSum.apply(values.sum((0, 2, 3)))
         mean = sums / count
         centred = values - mean[:, None, None]
-        variance = _AddUp.apply(centred.square().sum((0, 2, 3))) / count
+        variance = _AllReduceSum.apply(centred.square().sum((0, 2, 3))) / count
         if self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             momentum = self.momentum
@@ -155,7 +155,7 @@ class SyncedNorm(nn.BatchNorm2d):
         return result.to(input.dtype)
 
 
-class _AddUp(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     """The sum over all processes; so is the gradient."""
 
     @staticmethod
@@ -171,7 +171,7 @@ class _AddUp(torch.autograd.Function):
         return gradient
 
 
-def synchronise_norms(network: nn.Module) -> None:
+def synchronize_norms(network: nn.Module) -> None:
     """Let every batch norm see the images of all processes. Parameters stay the same objects."""
     if next(network.parameters()).is_cuda:
         nn.SyncBatchNorm.convert_sync_batchnorm(network)

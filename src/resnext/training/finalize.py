@@ -12,17 +12,17 @@ import torch
 
 from resnext.data.scan import Scan
 from resnext.evaluation.calibration import fit_temperature, recommend_threshold
-from resnext.evaluation.classification import judge
+from resnext.evaluation.classification import score
 from resnext.summary import summarize
-from resnext.system.cpu import processor
+from resnext.system.cpu import cpu_name
 from resnext.system.device import hardware
 from resnext.training.report.html import Facts, confident_mistakes, write_report
-from resnext.training.trainer import Run
+from resnext.training.trainer import Trainer
 from resnext.weights.load import load_classifier
 from resnext.weights.save import save
 
 
-def finish(run: Run, found: Scan, *, command: str) -> None:
+def finalize(run: Trainer, found: Scan, *, command: str) -> None:
     """Measure the kept model once more, calibrate it, write it and the report.
 
     The temperature and the threshold are fitted on the validation images (arXiv:1706.04599).
@@ -34,10 +34,10 @@ def finish(run: Run, found: Scan, *, command: str) -> None:
     answers = run.answers(network, "Measuring the best epoch")
     if not run.ranks.first:
         return
-    raw = judge(answers, val, keep_logits=True)
+    raw = score(answers, val, keep_logits=True)
     finite = bool(answers.logits.isfinite().all())
     temperature = fit_temperature(answers.logits, answers.targets) if finite else 1.0
-    result = judge(answers, val, temperature=temperature)
+    result = score(answers, val, temperature=temperature)
     threshold = recommend_threshold(result.confidence, result.right)
     assert network.card is not None  # training writes one
     network.card = replace(
@@ -76,13 +76,13 @@ def finish(run: Run, found: Scan, *, command: str) -> None:
     write_report(facts, settings.folder / "report.html")
 
 
-def _hardware(run: Run) -> dict[str, str]:
+def _hardware(run: Trainer) -> dict[str, str]:
     """The machine in words."""
     pages = (
         os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     )
     parts = {
-        "processor": processor(),
+        "processor": cpu_name(),
         "threads": str(torch.get_num_threads()),
         "memory": f"{pages / 2**30:.0f} GiB" if pages else "unknown",
         "precision": run.settings.forms.dtype,

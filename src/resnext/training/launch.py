@@ -30,12 +30,12 @@ from resnext.system.cpu import available_cores
 from resnext.system.device import pick_device, pick_precision
 from resnext.system.progress import Reporter, reporter
 from resnext.training.augmentation import Augment
-from resnext.training.checkpoint import State, newest
-from resnext.training.distributed import Ranks, join, leave
-from resnext.training.finalize import finish
+from resnext.training.checkpoint import Checkpoint, latest_checkpoint
+from resnext.training.distributed import ProcessGroup, init_distributed, shutdown_distributed
+from resnext.training.finalize import finalize
 from resnext.training.optim import optimizer
 from resnext.training.recipe import Recipe, choose
-from resnext.training.trainer import Forms, Run, Settings
+from resnext.training.trainer import ExecutionConfig, RunSettings, Trainer
 from resnext.weights.load import load, load_classifier
 
 _USUAL = "resnext50_32x4d"
@@ -113,7 +113,7 @@ def train(
     """
     out = Path(out)
     folder = out.with_name(f"{out.stem}.run")
-    ranks = join(device)
+    ranks = init_distributed(device)
     report = reporter(progress and ranks.first)
     try:
         resume = resume or ranks.restarts > 0
@@ -142,12 +142,12 @@ def train(
         identity = _identity(network, splits, plan, how, seed, val_fraction, weights)
         if before:
             _check_same(before.about["identity"], identity)
-            forms = _same_forms(Forms(**before.about["forms"]), precision)
+            forms = _same_forms(ExecutionConfig(**before.about["forms"]), precision)
         else:
             forms = ranks.share(
                 _forms(network, plan, how, place, precision, compile, ranks, report)
             )
-        settings = Settings(
+        settings = RunSettings(
             title=_title(model, weights),
             out=out,
             folder=folder,
@@ -173,7 +173,7 @@ def train(
                 problems.append(Problem("train", title, label, reason.removeprefix(f"{title}: ")))
             write_quarantine(folder / "quarantine.csv", problems)
 
-        run = Run(network, splits, settings, ranks, report, quarantine)
+        run = Trainer(network, splits, settings, ranks, report, quarantine)
         try:
             if before:
                 run.restore(before)
@@ -185,7 +185,7 @@ def train(
             else:
                 run.begin()
             run.all_epochs()
-            finish(run, found, command=_command(data))
+            finalize(run, found, command=_command(data))
         finally:
             run.close()
     except RuntimeError as error:
@@ -196,7 +196,7 @@ def train(
     finally:
         report.stop()
         if ranks.world > 1:
-            leave()
+            shutdown_distributed()
     return load_classifier(out, device=place)
 
 
@@ -291,7 +291,7 @@ def _check_numbers(retries: int, minutes: float, workers: int | None) -> None:
             raise InputError(f"{name} must be {least} or more, not {value!r}.")
 
 
-def _place(device: str, ranks: Ranks) -> torch.device:
+def _place(device: str, ranks: ProcessGroup) -> torch.device:
     """The device of this process: each has a GPU of its own."""
     place = pick_device(device)
     if ranks.world > 1 and place.type == "cuda":
@@ -300,7 +300,7 @@ def _place(device: str, ranks: Ranks) -> torch.device:
     return place
 
 
-def _fitting_batches(plan: Recipe, images: ImageSet, ranks: Ranks) -> Recipe:
+def _fitting_batches(plan: Recipe, images: ImageSet, ranks: ProcessGroup) -> Recipe:
     """The recipe with batches no larger than the data, and the same part for each process.
 
     Raises:
@@ -324,11 +324,11 @@ def _fitting_batches(plan: Recipe, images: ImageSet, ranks: Ranks) -> Recipe:
 
 
 def _found(
-    out: Path, folder: Path, resume: bool, overwrite: bool, ranks: Ranks, report: Reporter
-) -> State | None:
+    out: Path, folder: Path, resume: bool, overwrite: bool, ranks: ProcessGroup, report: Reporter
+) -> Checkpoint | None:
     """The checkpoint to go on from; an empty folder for the run if there is none."""
     if ranks.first:
-        state = newest(folder, report.line) if resume else None
+        state = latest_checkpoint(folder, report.line) if resume else None
         if resume and state is None and out.exists() and not overwrite:
             raise CheckpointError(
                 f"{out} exists, and there is no checkpoint to go on from. Choose another name, or "
@@ -348,7 +348,7 @@ def _found(
     return ranks.share(state)
 
 
-def _scanned(splits: Splits, folder: Path, report: Reporter, ranks: Ranks) -> Scan:
+def _scanned(splits: Splits, folder: Path, report: Reporter, ranks: ProcessGroup) -> Scan:
     """Look at every image once; one process does, and tells the others."""
     found = None
     if ranks.first:
@@ -412,9 +412,9 @@ def _forms(
     device: torch.device,
     precision: str,
     compile: bool | None,
-    ranks: Ranks,
+    ranks: ProcessGroup,
     report: Reporter,
-) -> Forms:
+) -> ExecutionConfig:
     """The fastest way to compute this network here."""
     dtype = pick_precision(precision, device)
     merged: dict[str, int] = {}
@@ -425,10 +425,12 @@ def _forms(
         merged = fastest_groups(network, shape, device, dtype, report.line)
     if compile is None:
         compile = device.type == "cuda" and plan.epochs >= 5
-    return Forms(str(dtype).removeprefix("torch."), merged, fast_decoder() is not None, compile)
+    return ExecutionConfig(
+        str(dtype).removeprefix("torch."), merged, fast_decoder() is not None, compile
+    )
 
 
-def _same_forms(forms: Forms, precision: str) -> Forms:
+def _same_forms(forms: ExecutionConfig, precision: str) -> ExecutionConfig:
     """The forms a run began with, which it goes on with on any machine.
 
     Raises:

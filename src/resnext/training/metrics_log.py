@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resnext.errors import CheckpointError
-from resnext.system.atomic import written_whole
+from resnext.system.atomic import write_bytes_atomically
 
 _TAGS = {
     "loss": "train/loss",
@@ -21,7 +21,7 @@ _TAGS = {
 }
 
 
-class Journal:
+class MetricsLog:
     """Writes rows into the folder of a run.
 
     Args:
@@ -38,7 +38,7 @@ class Journal:
         """All rows so far, the newest of which is new."""
         path = self.folder / "metrics.jsonl"
         try:
-            written_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+            write_bytes_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
             self._add_events(rows[-1])
         except (OSError, CheckpointError) as error:
             if not self._told:

@@ -69,7 +69,7 @@ def optimizer(network: ResNeXt, recipe: Recipe) -> torch.optim.Optimizer:
     return Lamb(groups, lr=recipe.learning_rate)
 
 
-def rate(recipe: Recipe, step: int, steps: int) -> float:
+def lr_schedule(recipe: Recipe, step: int, steps: int) -> float:
     """Learning rate of a step over its highest: a linear rise, then the schedule."""
     rise = round(steps * recipe.warmup)
     if step < rise:
@@ -79,7 +79,7 @@ def rate(recipe: Recipe, step: int, steps: int) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(steps - rise, 1))
 
 
-class Average:
+class EMA:
     """A moving average of a network's weights and statistics.
 
     Its decay starts small, as `(1 + step) / (10 + step)`, so that short runs forget how the

@@ -21,27 +21,40 @@ from torch.nn.parallel import DistributedDataParallel
 
 from resnext.card import Card, Preprocessing
 from resnext.data.dataset import Splits, class_weights
-from resnext.data.loader import batches
+from resnext.data.loader import eval_loader
 from resnext.data.scan import too_many
 from resnext.errors import CheckpointError, DataError, ResNeXtError
-from resnext.evaluation.classification import Answers, Evaluation, collect, judge, merge
+from resnext.evaluation.classification import (
+    EvalOutputs,
+    Evaluation,
+    collect_outputs,
+    merge_outputs,
+    score,
+)
 from resnext.grouped_conv import merge_groups
 from resnext.network import ResNeXt
 from resnext.system.progress import Reporter
 from resnext.training.augmentation import Augment
 from resnext.training.checkpoint import (
-    State,
-    Writer,
-    newest,
+    Checkpoint,
+    CheckpointWriter,
+    latest_checkpoint,
     optimizer_state,
     restore_optimizer,
     snapshot,
-    write_state,
+    write_checkpoint,
 )
-from resnext.training.dataloader import BATCH, Batch, Order, Views, own_errors, training_loader
-from resnext.training.distributed import Ranks, synchronise_norms
-from resnext.training.metrics_log import Journal
-from resnext.training.optim import Average, freeze_norms, loss, optimizer, rate
+from resnext.training.dataloader import (
+    BATCH,
+    Batch,
+    TrainDataset,
+    TrainSampler,
+    training_loader,
+    unwrap_worker_errors,
+)
+from resnext.training.distributed import ProcessGroup, synchronize_norms
+from resnext.training.metrics_log import MetricsLog
+from resnext.training.optim import EMA, freeze_norms, loss, lr_schedule, optimizer
 from resnext.training.recipe import Recipe
 from resnext.weights.save import save
 
@@ -58,7 +71,7 @@ class _Diverged(Exception):
 
 
 @dataclass(frozen=True)
-class Forms:
+class ExecutionConfig:
     """How the network is computed: what is chosen by measuring, once for a run.
 
     Args:
@@ -75,7 +88,7 @@ class Forms:
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunSettings:
     """What a run is, besides its network and images.
 
     Args:
@@ -103,7 +116,7 @@ class Settings:
     seed: int
     workers: int
     device: torch.device
-    forms: Forms
+    forms: ExecutionConfig
     provenance: dict[str, Any]
     identity: dict[str, Any]
     retries: int
@@ -169,15 +182,15 @@ class Position:
     resumes: list[str] = field(default_factory=list)
 
 
-class Run:
+class Trainer:
     """One training run, or one process of it."""
 
     def __init__(
         self,
         network: ResNeXt,
         splits: Splits,
-        settings: Settings,
-        ranks: Ranks,
+        settings: RunSettings,
+        ranks: ProcessGroup,
         report: Reporter,
         quarantine: Callable[[dict[int, str]], None],
     ) -> None:
@@ -185,11 +198,11 @@ class Run:
         self.ranks, self.report, self.quarantine = ranks, report, quarantine
         self.recipe, self.device = settings.recipe, settings.device
         self.at = Position()
-        self.order = Order(splits.train, self.recipe, settings.seed, ranks)
+        self.order = TrainSampler(splits.train, self.recipe, settings.seed, ranks)
         train_how = settings.how
         if self.recipe.train_size is not None:
             train_how = Preprocessing(**{**asdict(train_how), "size": self.recipe.train_size})
-        views = Views(
+        views = TrainDataset(
             splits.train, train_how, self.recipe, settings.seed, fast=settings.forms.fast_jpeg
         )
         self.loader = training_loader(
@@ -209,8 +222,8 @@ class Run:
             self.class_weights = torch.tensor(weights, dtype=torch.float32, device=self.device)
         merge_groups(network, settings.forms.merged)
         if settings.sync_norms and ranks.world > 1:
-            synchronise_norms(network)
-        self.average = Average(network, self.recipe.ema) if self.recipe.ema else None
+            synchronize_norms(network)
+        self.average = EMA(network, self.recipe.ema) if self.recipe.ema else None
         self.optimizer = optimizer(network, self.recipe)
         self.dtype = getattr(torch, settings.forms.dtype)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
@@ -222,8 +235,8 @@ class Run:
         self.insisted = False  # a second one came, maybe in the middle of a step
         self.clock = Clock()
         self.saved_at = time.monotonic()
-        self.writer = Writer(report.line) if ranks.first else None
-        self.journal = Journal(settings.folder, report.line) if ranks.first else None
+        self.writer = CheckpointWriter(report.line) if ranks.first else None
+        self.journal = MetricsLog(settings.folder, report.line) if ranks.first else None
 
     # -- the whole run ------------------------------------------------------------------------
 
@@ -307,7 +320,7 @@ class Run:
         self.report.start(f"Epoch {at.epoch}/{recipe.epochs}", self.order.steps * recipe.batch_size)
         self.report.advance(at.step * recipe.batch_size)
         with self.clock.measure("training"):
-            feed = iter(own_errors(self.loader)) if len(self.order) else iter(())
+            feed = iter(unwrap_worker_errors(self.loader)) if len(self.order) else iter(())
             for step in range(at.step, self.order.steps):
                 number = (at.epoch - 1) * self.order.steps + step
                 for group in self.optimizer.param_groups:
@@ -375,7 +388,11 @@ class Run:
         return model
 
     def _rate(self, number: int) -> float:
-        return self.recipe.learning_rate * rate(self.recipe, number, self.steps) * self.at.factor
+        return (
+            self.recipe.learning_rate
+            * lr_schedule(self.recipe, number, self.steps)
+            * self.at.factor
+        )
 
     # -- what happens between steps -----------------------------------------------------------
 
@@ -462,8 +479,8 @@ class Run:
         self._line(self.at.resumes[-1])
         self._keep()
 
-    def _newest(self) -> State | None:
-        return newest(self.settings.folder, self._line) if self.ranks.first else None
+    def _newest(self) -> Checkpoint | None:
+        return latest_checkpoint(self.settings.folder, self._line) if self.ranks.first else None
 
     def _note_bad(self, batch: Batch) -> None:
         """Write down what could not be read; stop where too much of a class is gone."""
@@ -539,7 +556,7 @@ class Run:
     def _validate(self, network: ResNeXt) -> Evaluation:
         title = f"Epoch {self.at.epoch}/{self.recipe.epochs}, validating"
         network.eval()
-        result = judge(self.answers(network, title), self.splits.val)
+        result = score(self.answers(network, title), self.splits.val)
         lost = len(self.splits.val) - result.count
         if lost > 0.05 * len(self.splits.val):
             raise DataError(
@@ -550,22 +567,22 @@ class Run:
             self._line(f"{lost} validation images cannot be read, such as {result.skipped[0]}.")
         return result
 
-    def answers(self, network: ResNeXt, title: str) -> Answers:
+    def answers(self, network: ResNeXt, title: str) -> EvalOutputs:
         """Logits of all validation images, each computed by one process."""
         val, ranks = self.splits.val, self.ranks
         if ranks.world > 1 and not self.settings.sync_norms:
             ranks.share_tensors(list(network.buffers()))
         mine = range(ranks.rank, len(val), ranks.world)
         self.report.start(title, len(mine))
-        loader = batches(
+        loader = eval_loader(
             val,
             self.settings.how,
             batch_size=2 * self.recipe.batch_size // ranks.world,
             workers=self.settings.workers,
             indices=mine,
         )
-        part = collect(self._classify(network), loader, self.device, self.report.advance)
-        return merge(ranks.gather(part))
+        part = collect_outputs(self._classify(network), loader, self.device, self.report.advance)
+        return merge_outputs(ranks.gather(part))
 
     def _classify(self, network: ResNeXt) -> Callable[[Tensor], Tensor]:
         def classify(x: Tensor) -> Tensor:
@@ -634,7 +651,7 @@ class Run:
             if unmeasured:
                 self._write_model(self.network, self.card({}, complete=False))
             state, position = self.state(), self._number()
-            self.writer.state(lambda: write_state(state, self.settings.folder, position))
+            self.writer.state(lambda: write_checkpoint(state, self.settings.folder, position))
             self.saved_at = time.monotonic()
             if wait:
                 try:
@@ -646,7 +663,7 @@ class Run:
         """A number that grows with every checkpoint, also across retries."""
         return (self.at.epoch - 1) * self.order.steps + self.at.step + self.at.retries * self.steps
 
-    def state(self) -> State:
+    def state(self) -> Checkpoint:
         """Everything this run could go on from."""
         remembered, about = optimizer_state(self.optimizer)
         tensors = {f"network.{k}": x for k, x in self.network.state_dict().items()}
@@ -660,9 +677,9 @@ class Run:
             "identity": self.settings.identity,
             "forms": asdict(self.settings.forms),
         }
-        return State(snapshot(tensors), json.loads(json.dumps(values)))
+        return Checkpoint(snapshot(tensors), json.loads(json.dumps(values)))
 
-    def restore(self, state: State | None) -> None:
+    def restore(self, state: Checkpoint | None) -> None:
         """Go on from a checkpoint."""
         assert state is not None, "a run writes its first checkpoint before its first step"
         self.network.load_state_dict(state.part("network"))

@@ -26,7 +26,7 @@ from resnext.weights.formats.reading import read
 from resnext.weights.formats.writing import write
 from resnext.weights.load import network_of
 from resnext.weights.recognise import DIALECTS
-from resnext.weights.resolve import Loaded, understand
+from resnext.weights.resolve import ResolvedCheckpoint, resolve
 from resnext.weights.save import save
 
 TARGETS = ("torchvision", "timm", "mmcls", "mmdet", "lucid", "resnext")
@@ -98,7 +98,7 @@ def convert(
         raise CheckpointError(f"{path.parent} is no folder. Make it first.")
     if path.is_dir() or (path.exists() and not overwrite):
         raise CheckpointError(f"{path} exists. Choose another name, or pass overwrite.")
-    found = understand(source, config=config, progress=progress)
+    found = resolve(source, config=config, progress=progress)
     if to not in ("mmcls", "mmdet") and not found.classifier:
         raise CheckpointError(
             f"{source} has no classifier, and files for {to} hold one. Convert it to mmdet, or "
@@ -121,7 +121,7 @@ def convert(
 
 
 def _write(
-    path: Path, to: str, found: Loaded, network: nn.Module, x: Tensor, photographs: int
+    path: Path, to: str, found: ResolvedCheckpoint, network: nn.Module, x: Tensor, photographs: int
 ) -> Parity:
     """Write beside the place, compare, then move it there."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".resnext-") as folder:
@@ -150,14 +150,14 @@ def _write(
     return parity
 
 
-def _read_back(path: Path, to: str, found: Loaded) -> tuple[nn.Module, str]:
+def _read_back(path: Path, to: str, found: ResolvedCheckpoint) -> tuple[nn.Module, str]:
     """The network in the converted file, as its own library builds it if that is installed."""
     if to in _ORIGINALS and found.classifier and _importable(to):
         model = _ORIGINALS[to](found.config)
         model.load_state_dict(read(path).state, strict=True)
         return model.eval(), f"{to} {importlib.import_module(to).__version__}"
     config = None if to in ("resnext", "mmcls") else found.config  # those files tell it
-    return network_of(understand(path, config=config)).eval(), "our own reading of it"
+    return network_of(resolve(path, config=config)).eval(), "our own reading of it"
 
 
 def _importable(library: str) -> bool:
@@ -173,7 +173,7 @@ def _answers(network: nn.Module, x: Tensor) -> Tensor:
     return y[-1] if isinstance(y, tuple) else y
 
 
-def _images(found: Loaded, photographs: Sequence[str | Path]) -> tuple[Tensor, int]:
+def _images(found: ResolvedCheckpoint, photographs: Sequence[str | Path]) -> tuple[Tensor, int]:
     """Two random images and the photographs, prepared for the network."""
     how, channels = found.card.preprocessing, found.config.in_channels
     size = max(min(how.size, 320), found.config.min_size)

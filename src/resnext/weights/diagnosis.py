@@ -17,8 +17,8 @@ from resnext.config import ResNeXtConfig
 from resnext.errors import CheckpointError, MissingFileError, ResNeXtError
 from resnext.network import ResNeXt
 from resnext.weights.formats.reading import Contents, read
-from resnext.weights.recognise import Recognised, recognise
-from resnext.weights.resolve import Empty, Loaded, in_folder, understand_contents
+from resnext.weights.recognise import DetectedNetwork, recognise
+from resnext.weights.resolve import ResolvedCheckpoint, SkipInit, in_folder, resolve_contents
 
 _SHOWN = 4
 _LONGEST = 800  # letters of a text
@@ -119,7 +119,7 @@ def diagnose(path: str | Path) -> Diagnosis:
         dtypes=tuple(f"{n} × {kind}" for kind, n in Counter(map(_kind, state.values())).items()),
     )
     try:
-        found = understand_contents(file, contents, told=told)
+        found = resolve_contents(file, contents, told=told)
     except ResNeXtError as error:
         if path.is_dir():
             return _of_folder(path, error)
@@ -135,7 +135,7 @@ def _of_folder(path: Path, error: ResNeXtError) -> Diagnosis:
     return Diagnosis(path, 0, problems=_short([error]), advice=("Examine a file in it.",))
 
 
-def _understood(about: Diagnosis, found: Loaded) -> Diagnosis:
+def _understood(about: Diagnosis, found: ResolvedCheckpoint) -> Diagnosis:
     problems = _health(found.state)
     name, own = _typed(str(about.path)), _typed(f"{about.path.resolve().stem}-own.safetensors")
     advice: list[str] = []
@@ -191,7 +191,7 @@ def _misunderstood(about: Diagnosis, contents: Contents, reason: str) -> Diagnos
     )
 
 
-def _compared(found: Recognised) -> list[str]:
+def _compared(found: DetectedNetwork) -> list[str]:
     """How the weights differ from those of the variant that they are most alike."""
     shapes = {name: tuple(value.shape) for name, value in found.state.items()}
     best, wanted = "", {}
@@ -221,7 +221,7 @@ def _alike(shapes: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int
 
 
 def _shapes(config: ResNeXtConfig) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"), Empty():
+    with torch.device("meta"), SkipInit():
         return {name: tuple(x.shape) for name, x in ResNeXt(config).state_dict().items()}
 
 

@@ -20,7 +20,7 @@ ASSUMED = (
 """What names and shapes do not tell, and is taken to be as usual."""
 
 
-class Architecture(NamedTuple):
+class InferredConfig(NamedTuple):
     """What names and shapes tell."""
 
     config: ResNeXtConfig
@@ -28,7 +28,7 @@ class Architecture(NamedTuple):
     """Whether there is a last layer; without one, `config.num_classes` means nothing."""
 
 
-def architecture(shapes: Mapping[str, Shape], norm: str = "batch") -> Architecture:
+def infer_config(shapes: Mapping[str, Shape], norm: str = "batch") -> InferredConfig:
     """The network that a state dict under our names belongs to.
 
     Args:
@@ -83,7 +83,7 @@ def architecture(shapes: Mapping[str, Shape], norm: str = "batch") -> Architectu
         config = ResNeXtConfig(**fields, **_widths(widths, channels, cardinality))
     except ConfigError as error:
         raise CheckpointError(f"No ResNeXt has such sizes: {error}") from error
-    return Architecture(config, classifier)
+    return InferredConfig(config, classifier)
 
 
 def _layers(shapes: Mapping[str, Shape]) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from resnext.errors import CheckpointError
 from resnext.network import ResNeXt
 from resnext.system.device import pick_device
 from resnext.weights.adapt import fit_classifier, fit_input
-from resnext.weights.resolve import Empty, Loaded, fitting, understand, with_notes
+from resnext.weights.resolve import ResolvedCheckpoint, SkipInit, match_network, resolve, with_notes
 
 
 def load(
@@ -51,8 +51,8 @@ def load(
         InputError: There is no such device here.
     """
     place = pick_device(str(device))
-    found = understand(source, config=config, progress=progress)
-    return network_of(fitted(found, num_classes, in_channels)).to(place).eval()
+    found = resolve(source, config=config, progress=progress)
+    return network_of(adapted(found, num_classes, in_channels)).to(place).eval()
 
 
 def load_classifier(
@@ -69,7 +69,7 @@ def load_classifier(
     return model
 
 
-def network_of(found: Loaded) -> ResNeXt | Backbone:
+def network_of(found: ResolvedCheckpoint) -> ResNeXt | Backbone:
     """The network of a checkpoint that was understood, filled with its weights."""
     found.network.load_state_dict(found.state, assign=True)
     found.network.card = found.card
@@ -109,8 +109,8 @@ def load_backbone(
         ConfigError: An option does not fit.
     """
     place = pick_device(str(device))
-    found = fitted(understand(source, config=config, progress=progress), None, in_channels)
-    with torch.device("meta"), Empty():
+    found = adapted(resolve(source, config=config, progress=progress), None, in_channels)
+    with torch.device("meta"), SkipInit():
         backbone = Backbone(
             found.config,
             out_indices=out_indices,
@@ -124,7 +124,9 @@ def load_backbone(
     return backbone.to(place).eval()
 
 
-def fitted(found: Loaded, num_classes: int | None, in_channels: int | None) -> Loaded:
+def adapted(
+    found: ResolvedCheckpoint, num_classes: int | None, in_channels: int | None
+) -> ResolvedCheckpoint:
     """The checkpoint with another classifier and for other images; its card tells the changes."""
     config, state, card, notes = found.config, found.state, found.card, list[str]()
     if in_channels is not None and config.replace(in_channels=in_channels) != config:
@@ -136,7 +138,7 @@ def fitted(found: Loaded, num_classes: int | None, in_channels: int | None) -> L
             config, state, card = fit_classifier(config, state, card, num_classes, notes)
     if not notes:
         return found
-    network, problem = fitting(config, state, classifier="fc.weight" in state)
+    network, problem = match_network(config, state, classifier="fc.weight" in state)
     assert network is not None, problem
     card = with_notes(card, notes=notes)
     return found._replace(state=state, card=card, network=network)

@@ -44,7 +44,7 @@ _CLASSIFIER = re.compile(
 _KINDS = {letters: kind for kind, letters in LETTERS.items() if letters != "bn"}
 
 
-class Recognised(NamedTuple):
+class DetectedNetwork(NamedTuple):
     """The ResNeXt in a state dict, under our names."""
 
     dialect: Dialect
@@ -66,7 +66,7 @@ def is_candidate(names: Iterable[str]) -> bool:
     return any(_prefix(name, dialect) is not None for name in names for dialect in _ANCHORS)
 
 
-def recognise(state: Mapping[str, Tensor]) -> Recognised:
+def recognise(state: Mapping[str, Tensor]) -> DetectedNetwork:
     """Find the ResNeXt in a state dict.
 
     Raises:
@@ -88,7 +88,7 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised:
     one = len(weights) == 1 and state[weights[0]].ndim == 2
     if one:
         ours |= {f"fc.{part}": state[name] for name, part in heads.items()}
-    return Recognised(
+    return DetectedNetwork(
         dialect=dialect,
         prefix=prefix,
         state=ours,

@@ -18,7 +18,7 @@ from resnext.card import Card
 from resnext.config import ResNeXtConfig, check_config
 from resnext.dialects.dialect import Dialect
 from resnext.dialects.lucid import LUCID, LUCID3
-from resnext.dialects.metadata import About, from_folder, from_openmmlab
+from resnext.dialects.metadata import CheckpointMetadata, from_folder, from_openmmlab
 from resnext.dialects.transformers import TRANSFORMERS
 from resnext.errors import CheckpointError, ConfigError, MissingFileError
 from resnext.network import ResNeXt
@@ -27,11 +27,11 @@ from resnext.system.download import fetch, hub
 from resnext.weights.catalog import Checkpoint, exact, find, from_file_name, is_path
 from resnext.weights.formats.reading import Contents, read
 from resnext.weights.header import is_own, parse_header
-from resnext.weights.infer_config import ASSUMED, architecture
-from resnext.weights.recognise import Recognised, recognise
+from resnext.weights.infer_config import ASSUMED, infer_config
+from resnext.weights.recognise import DetectedNetwork, recognise
 
 
-class Loaded(NamedTuple):
+class ResolvedCheckpoint(NamedTuple):
     """A checkpoint, understood."""
 
     path: Path
@@ -54,9 +54,9 @@ class Loaded(NamedTuple):
         return isinstance(self.network, ResNeXt)
 
 
-def understand(
+def resolve(
     source: str | Path, *, config: ResNeXtConfig | None = None, progress: bool = False
-) -> Loaded:
+) -> ResolvedCheckpoint:
     """Find a checkpoint, read it, recognise it and rebuild its config.
 
     Raises:
@@ -70,20 +70,20 @@ def understand(
     path = Path(source).expanduser()
     if isinstance(source, Path) or _exists(path):
         file, told = in_folder(path) if path.is_dir() else (path, None)
-        return understand_contents(file, read(file), config, told=told)
+        return resolve_contents(file, read(file), config, told=told)
     if text.startswith("hf://"):
-        return _understand_hub(text, config, None, progress)
+        return _resolve_hub(text, config, None, progress)
     scheme = text.partition("://")[0] if "://" in text else ""
     if scheme not in ("", "open-mmlab", "mmcls"):
         path = fetch(text, check=read, progress=progress)
-        return understand_contents(path, read(path), config)
+        return resolve_contents(path, read(path), config)
     if is_path(text):
         raise MissingFileError(f"{text} does not exist.")
     entry = find(text)
     if entry.location.startswith("hf://"):
-        return _understand_hub(entry.location, config, entry, progress)
+        return _resolve_hub(entry.location, config, entry, progress)
     path = fetch(entry.location, sha256=entry.sha256, check=read, progress=progress)
-    return understand_contents(path, read(path), config, entry)
+    return resolve_contents(path, read(path), config, entry)
 
 
 def _exists(path: Path) -> bool:
@@ -93,9 +93,9 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _understand_hub(
+def _resolve_hub(
     uri: str, config: ResNeXtConfig | None, entry: Checkpoint | None, progress: bool
-) -> Loaded:
+) -> ResolvedCheckpoint:
     """`hf://owner/repo[/file]`: by default model.safetensors, with the config.json beside it."""
     owner, _, rest = uri.removeprefix("hf://").partition("/")
     repo, _, file = rest.partition("/")
@@ -116,7 +116,7 @@ def _understand_hub(
     if not (file or entry or is_own(contents.metadata)):
         about = _json(fetch(f"{base}/config.json", check=_json))
         told = from_folder(about, {})
-    return understand_contents(path, contents, config, entry, told)
+    return resolve_contents(path, contents, config, entry, told)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def _json(path: Path) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
-def in_folder(folder: Path) -> tuple[Path, About]:
+def in_folder(folder: Path) -> tuple[Path, CheckpointMetadata]:
     """The file of weights in a folder, and what is said beside it.
 
     Raises:
@@ -141,13 +141,13 @@ def in_folder(folder: Path) -> tuple[Path, About]:
     return path, from_folder(*(_json(file) if file.is_file() else {} for file in about))
 
 
-def understand_contents(
+def resolve_contents(
     path: Path,
     contents: Contents,
     config: ResNeXtConfig | None = None,
     entry: Checkpoint | None = None,
-    told: About | None = None,
-) -> Loaded:
+    told: CheckpointMetadata | None = None,
+) -> ResolvedCheckpoint:
     """Recognise what was read, and rebuild its config.
 
     Args:
@@ -169,7 +169,7 @@ def understand_contents(
         found = recognise(contents.state)
         if told is None and isinstance(meta := contents.metadata.get("meta"), dict):
             told = from_openmmlab(meta)
-        told = told or About()
+        told = told or CheckpointMetadata()
         network = _network(found, config or (entry.config if entry else told.config), notes)
         if found.dialect in (LUCID, LUCID3):
             found.dialect.check(network.config)
@@ -186,7 +186,7 @@ def understand_contents(
         notes.append("preprocessing assumed: 256, 224, bilinear, ImageNet's mean and deviation")
     card = with_notes(card, notes=notes, dialect=found.dialect.name)
     state = _own_memory(found.state)
-    return Loaded(path, found.dialect, state, card, network)
+    return ResolvedCheckpoint(path, found.dialect, state, card, network)
 
 
 def _entry_of_file(path: Path, notes: list[str]) -> Checkpoint | None:
@@ -198,7 +198,7 @@ def _entry_of_file(path: Path, notes: list[str]) -> Checkpoint | None:
     return None
 
 
-def _left_out(contents: Contents, found: Recognised) -> list[str]:
+def _left_out(contents: Contents, found: DetectedNetwork) -> list[str]:
     """What was chosen, and what was not."""
     notes = [f"weights from the file's {contents.place!r}"] if contents.place else []
     notes += [f"names start with {found.prefix!r}"] if found.prefix else []
@@ -240,40 +240,40 @@ def _own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _network(
-    found: Recognised, known: ResNeXtConfig | None, notes: list[str]
+    found: DetectedNetwork, known: ResNeXtConfig | None, notes: list[str]
 ) -> ResNeXt | Backbone:
     """The network that is known, if the weights fit it, else the one they tell of."""
     shapes = {name: tuple(value.shape) for name, value in found.state.items()}
     if known is None:
-        config, _ = architecture(shapes, found.norm)
+        config, _ = infer_config(shapes, found.norm)
         notes.append(f"not told by names and shapes, so as usual: {ASSUMED}")
     else:
         config = known
-    network, problem = fitting(config, found.state, classifier="fc.weight" in shapes)
+    network, problem = match_network(config, found.state, classifier="fc.weight" in shapes)
     if network is not None:
         return network
     if known is None:
         raise CheckpointError(f"{problem}. The file is incomplete, or no ResNeXt.")
     try:
-        looks = f"its weights are those of {architecture(shapes, found.norm).config!r}"
+        looks = f"its weights are those of {infer_config(shapes, found.norm).config!r}"
     except CheckpointError as error:
         looks = str(error)
     raise CheckpointError(f"it should be {config!r}, but {problem}; {looks}")
 
 
-def _own(path: Path, contents: Contents, config: ResNeXtConfig | None) -> Loaded:
+def _own(path: Path, contents: Contents, config: ResNeXtConfig | None) -> ResolvedCheckpoint:
     own, card = parse_header(contents.metadata, path)
     if card.labels and len(card.labels) != own.num_classes:
         raise CheckpointError(
             f"{path}: the card has {len(card.labels)} labels, the network {own.num_classes} "
             f"classes. The file was not written by resnext.save."
         )
-    network, problem = fitting(own, contents.state)
+    network, problem = match_network(own, contents.state)
     if network is None:
         raise CheckpointError(f"{path}: {problem}. The file does not belong to its own config.")
     if config is not None and config != own:
         raise CheckpointError(f"{path} is of {own!r}, not of the config that was passed.")
-    return Loaded(path, None, contents.state, card, network)
+    return ResolvedCheckpoint(path, None, contents.state, card, network)
 
 
 def with_notes(card: Card, *, notes: Iterable[str], **provenance: Any) -> Card:
@@ -284,7 +284,7 @@ def with_notes(card: Card, *, notes: Iterable[str], **provenance: Any) -> Card:
     return replace(card, provenance={**card.provenance, **provenance}) if provenance else card
 
 
-def fitting(
+def match_network(
     config: ResNeXtConfig, state: Mapping[str, Tensor], *, classifier: bool = True
 ) -> tuple[ResNeXt | Backbone | None, str]:
     """The network of a config without values, if it has exactly these tensors.
@@ -293,7 +293,7 @@ def fitting(
         The network, or None and the first tensor that it does not have like this.
     """
     try:
-        with torch.device("meta"), Empty():
+        with torch.device("meta"), SkipInit():
             network = ResNeXt(config) if classifier else Backbone(config)
     except (RuntimeError, TypeError, ConfigError) as error:
         return None, f"no network has such sizes ({str(error).partition(chr(10))[0]})"
@@ -305,7 +305,7 @@ def fitting(
     return network, ""
 
 
-class Empty(TorchFunctionMode):
+class SkipInit(TorchFunctionMode):
     """Draws no numbers: initialising a large network without values takes as long as reading it."""
 
     def __torch_function__(

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from resnext.card import Card
 from resnext.errors import CheckpointError
 from resnext.network import ResNeXt
-from resnext.system.atomic import written
+from resnext.system.atomic import write_atomically
 from resnext.weights.header import header
-from resnext.weights.resolve import fitting
+from resnext.weights.resolve import match_network
 
 
 def save(model: ResNeXt, path: str | Path) -> None:
@@ -34,7 +34,7 @@ def save(model: ResNeXt, path: str | Path) -> None:
             f"classes. Give model.card one label for each."
         )
     state = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
-    network, problem = fitting(model.config, state)
+    network, problem = match_network(model.config, state)
     if network is None:
         raise CheckpointError(
             f"The network is not what its config says: {problem}. For other classes, use "
@@ -44,4 +44,4 @@ def save(model: ResNeXt, path: str | Path) -> None:
         metadata = header(model.config, card)
     except TypeError as error:
         raise CheckpointError(f"The card cannot be written as JSON: {error}.") from error
-    written(path, lambda temporary: save_file(state, temporary, metadata=metadata))
+    write_atomically(path, lambda temporary: save_file(state, temporary, metadata=metadata))

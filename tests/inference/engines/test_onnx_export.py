@@ -23,8 +23,13 @@ from PIL import Image
 from resnext import Preprocessing, ResNeXt, ResNeXtConfig
 from resnext.data.decoding import pixels
 from resnext.errors import InputError
-from resnext.inference.engines.onnx_export import exported, merges, taking_pixels, widened
-from resnext.inference.fold import folded
+from resnext.inference.engines.onnx_export import (
+    can_merge,
+    export_graph,
+    graph_with_pixel_input,
+    widen_groups,
+)
+from resnext.inference.fold import fold
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -71,7 +76,7 @@ def network(kind: str) -> ResNeXt:
 @pytest.fixture(scope="module")
 def graph() -> Callable[[str], Any]:
     """Exports each kind once, for all tests."""
-    return cache(lambda kind: exported(folded(network(kind)), SIZE))
+    return cache(lambda kind: export_graph(fold(network(kind)), SIZE))
 
 
 def run(graph: Any, x: np.ndarray) -> list[np.ndarray]:
@@ -141,7 +146,7 @@ def test_exporting_is_silent(
     """torch.onnx prints its steps and warns of its own inside, in the middle of our progress."""
     level = logging.getLogger("torch.onnx").level
     filters = list(warnings.filters)
-    exported(folded(network("tiny")), SIZE)
+    export_graph(fold(network("tiny")), SIZE)
     assert capfd.readouterr() == ("", "")
     assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
     assert logging.getLogger("torch.onnx").level == level
@@ -153,7 +158,7 @@ def test_a_missing_package_is_named(missing: str, monkeypatch: pytest.MonkeyPatc
     """torch's own message asks for a package; ours for the extra that has all of them."""
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(InputError, match=rf'{missing} is needed.*pip install "resnext\[onnx\]"'):
-        exported(folded(network("tiny")), SIZE)
+        export_graph(fold(network("tiny")), SIZE)
 
 
 # -- wider groups -----------------------------------------------------------------------------
@@ -194,7 +199,7 @@ def test_wider_groups_are_the_same_function(
     """A weight in the wrong block is a network that answers, wrongly."""
     plain = graph("grouped")
     before = plain.SerializeToString(deterministic=True)
-    wide = widened(plain, width)
+    wide = widen_groups(plain, width)
     assert plain.SerializeToString(deterministic=True) == before
     x = images("grouped")
     agree(run(wide, x), "grouped", x)
@@ -225,7 +230,7 @@ def test_convolutions_that_share_their_weights(
     """
     x = images(kind)
     agree(run(graph(kind), x), kind, x)
-    agree(run(widened(graph(kind), width), x), kind, x)
+    agree(run(widen_groups(graph(kind), width), x), kind, x)
 
 
 @pytest.mark.parametrize("edit", ["none", "wider", "pixels", "both"])
@@ -234,10 +239,10 @@ def test_edited_graphs_are_sound(graph: Callable[[str], Any], kind: str, edit: s
     """Shapes that the exporter noted for weights were no longer theirs; strict readers refuse."""
     made = graph(kind)
     if edit in ("wider", "both"):
-        made = widened(made, 24)
+        made = widen_groups(made, 24)
         assert max(weight.shape[1] for count, weight in convolutions(made).values()) >= 24
     if edit in ("pixels", "both"):
-        made = taking_pixels(made, HOW[kind])
+        made = graph_with_pixel_input(made, HOW[kind])
     onnx.checker.check_model(made, full_check=True)
 
 
@@ -247,7 +252,7 @@ def test_what_can_be_merged(own: int, groups: int, width: int) -> None:
     possible = [
         own * n for n in range(2, groups + 1) if groups % n == 0
     ]  # so many neighbours become one
-    assert merges(own, groups, width) == (width in possible)
+    assert can_merge(own, groups, width) == (width in possible)
 
 
 # -- pixels -----------------------------------------------------------------------------------
@@ -273,12 +278,12 @@ def test_pixels_are_normalised_inside(graph: Callable[[str], Any], kind: str, co
     values = rng.integers(0, 256, (count, SIZE, SIZE, len(how.mean)), dtype=np.uint8)
     plain = graph(kind)
     before = plain.SerializeToString(deterministic=True)
-    direct = taking_pixels(plain, how)
+    direct = graph_with_pixel_input(plain, how)
     assert plain.SerializeToString(deterministic=True) == before
     assert [x.name for x in direct.graph.input] == ["pixels"]
     assert direct.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
     agree(run(direct, values), kind, normalised_by_hand(values, how), 1e-5)
-    wide = taking_pixels(widened(plain, 24), how)
+    wide = graph_with_pixel_input(widen_groups(plain, 24), how)
     agree(run(wide, values), kind, normalised_by_hand(values, how), 1e-5)
 
 
@@ -288,7 +293,7 @@ def test_the_ends_of_the_range(graph: Callable[[str], Any], kind: str, level: in
     """255 as a signed byte is −1."""
     how = HOW[kind]
     values = np.full((2, SIZE, SIZE, len(how.mean)), level, np.uint8)
-    got = run(taking_pixels(graph(kind), how), values)
+    got = run(graph_with_pixel_input(graph(kind), how), values)
     agree(got, kind, normalised_by_hand(values, how), 1e-5)
 
 
@@ -301,5 +306,5 @@ def test_pictures_in_the_order_of_the_card(graph: Callable[[str], Any], kind: st
     seen = np.asarray(image).reshape(SIZE, SIZE, -1)
     if how.colour == "BGR":
         seen = np.stack([seen[..., 2], seen[..., 1], seen[..., 0]], axis=-1)
-    got = run(taking_pixels(graph(kind), how), pixels(image, how)[None])
+    got = run(graph_with_pixel_input(graph(kind), how), pixels(image, how)[None])
     agree(got, kind, normalised_by_hand(seen[None], how), 1e-5)

@@ -38,8 +38,8 @@ from resnext.data.dataset import (
     fingerprint,
 )
 from resnext.errors import CheckpointError, DataError
-from resnext.system.atomic import written
-from resnext.system.cache import home
+from resnext.system.atomic import write_atomically
+from resnext.system.cache import cache_folder
 from resnext.system.digest import short_digest
 from resnext.system.download import is_offline
 
@@ -291,7 +291,7 @@ def _class_names(files: Sequence[str]) -> tuple[str, ...] | None:
         if _is_url(files[0]):
             if urlsplit(files[0]).query or urlsplit(files[0]).scheme not in ("http", "https"):
                 return None  # what is signed is signed for one file
-            path = fetched(f"{beside}/{name}", optional=True)
+            path = fetch_shard(f"{beside}/{name}", optional=True)
         else:
             path = Path(beside) / name
         if not path.is_file() or not path.stat().st_size:
@@ -311,10 +311,10 @@ def _class_names(files: Sequence[str]) -> tuple[str, ...] | None:
 
 
 def _local(file: str) -> Path:
-    return fetched(file) if _is_url(file) else Path(file)
+    return fetch_shard(file) if _is_url(file) else Path(file)
 
 
-def fetched(url: str, optional: bool = False) -> Path:
+def fetch_shard(url: str, optional: bool = False) -> Path:
     """A file from the cache; WebDataset downloads it if it is not there.
 
     Args:
@@ -324,22 +324,22 @@ def fetched(url: str, optional: bool = False) -> Path:
     Raises:
         DataError: It cannot be had, or is a damaged tar.
     """
-    folder = home() / "shards" / short_digest(url)
+    folder = cache_folder() / "shards" / short_digest(url)
     path = folder / (re.sub(r"[^\w.+-]", "_", _base(url), flags=re.ASCII)[-120:] or "file")
     if path.exists():
         return path
     if is_offline():
         raise DataError(
-            f"{url} is not in the cache ({home()}), and offline mode forbids downloading. Unset "
+            f"{url} is not in the cache ({cache_folder()}), and downloads are off. Unset "
             f"RESNEXT_OFFLINE, or give local shards."
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.exists():
-                written(path, partial(_receive, url, optional))
+                write_atomically(path, partial(_receive, url, optional))
     except (OSError, CheckpointError) as error:
-        raise DataError(f"{url} cannot be kept in {home()}: {error}") from error
+        raise DataError(f"{url} cannot be kept in {cache_folder()}: {error}") from error
     return path
 
 
@@ -463,7 +463,7 @@ def _copy(source: Path) -> _Copied:
     try:
         with pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20) as table:
             key = f"{source.stat().st_size} {_footer(source)}"
-            path = home() / "images" / f"{short_digest(key)}.bin"
+            path = cache_folder() / "images" / f"{short_digest(key)}.bin"
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{path}.lock"):
                 index = path.with_suffix(".npz")
@@ -471,8 +471,10 @@ def _copy(source: Path) -> _Copied:
                 if copied is None:
                     index.unlink(missing_ok=True)
                     about: dict[str, np.ndarray] = {}
-                    written(path, lambda temporary: about.update(_copy_rows(table, temporary)))
-                    written(index, lambda temporary: _save(temporary, about))
+                    write_atomically(
+                        path, lambda temporary: about.update(_copy_rows(table, temporary))
+                    )
+                    write_atomically(index, lambda temporary: _save(temporary, about))
                     copied = _indexed(path, index)
     except (ArrowException, OSError, ValueError, KeyError) as error:
         reason = str(error).partition("\n")[0]

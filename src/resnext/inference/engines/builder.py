@@ -13,18 +13,23 @@ import torch
 from jaxtyping import Float32
 
 from resnext.card import Preprocessing
-from resnext.inference.engines.onnx_export import Graph, exported, taking_pixels, widened
-from resnext.inference.engines.quantization import quantized, with_pixels
+from resnext.inference.engines.onnx_export import (
+    Graph,
+    export_graph,
+    graph_with_pixel_input,
+    widen_groups,
+)
+from resnext.inference.engines.quantization import quantize, with_pixel_input
 from resnext.inference.engines.torch import TorchSession
-from resnext.inference.fold import folded
-from resnext.inference.plan import Form, Kind, Plan
-from resnext.inference.runner import Session, engine, opened, openvino_core
+from resnext.inference.fold import fold
+from resnext.inference.plan import EngineConfig, Kind, Plan
+from resnext.inference.runner import Session, engine_package, opened, openvino_core
 from resnext.network import ResNeXt
-from resnext.system.atomic import written_whole
+from resnext.system.atomic import write_bytes_atomically
 from resnext.system.device import DTYPES
 
 
-class Workshop:
+class EngineBuilder:
     """Makes sessions of a network.
 
     Args:
@@ -38,11 +43,11 @@ class Workshop:
         self, network: ResNeXt, size: int, device: torch.device, how: Preprocessing | None = None
     ) -> None:
         self.size, self.device, self.how = size, device, how
-        self.folded = folded(network)
+        self.folded = fold(network)
         self._graph: Graph | None = None
         self._int8: dict[int, Any] = {}
 
-    def session(self, form: Form, kind: Kind = "images") -> Session:
+    def session(self, form: EngineConfig, kind: Kind = "images") -> Session:
         """An engine, ready.
 
         Raises:
@@ -57,31 +62,31 @@ class Workshop:
             return TorchSession(network, dtype, how, piece=form.piece, compile=way)
         return opened(self.made(form, kind), form)
 
-    def made(self, form: Form, kind: Kind) -> Any:
+    def made(self, form: EngineConfig, kind: Kind) -> Any:
         """The graph that an engine runs: ONNX as bytes, or an `openvino.Model`."""
         if form.engine == "onnxruntime":
-            engine("onnxruntime")
-            graph = widened(self.graph(), form.width)
+            engine_package("onnxruntime")
+            graph = widen_groups(self.graph(), form.width)
             if kind == "pixels":
                 assert self.how is not None
-                graph = taking_pixels(graph, self.how)
+                graph = graph_with_pixel_input(graph, self.how)
             return graph.SerializeToString()
         model = self._int8[form.width] if form.precision == "int8" else self.openvino(form.width)
         if kind == "pixels":
             assert self.how is not None
-            return with_pixels(model, self.how)
+            return with_pixel_input(model, self.how)
         return model.clone()
 
     def graph(self) -> Graph:
         """The network as an ONNX graph."""
         if self._graph is None:
-            self._graph = exported(self.folded, self.size)
+            self._graph = export_graph(self.folded, self.size)
         return self._graph
 
     def openvino(self, width: int) -> Any:
         """The network as an `openvino.Model`, its groups merged to a width."""
         core = openvino_core()
-        return core.read_model(widened(self.graph(), width).SerializeToString())
+        return core.read_model(widen_groups(self.graph(), width).SerializeToString())
 
     def quantize(
         self,
@@ -97,7 +102,7 @@ class Workshop:
             validate: Accuracy of a session; if given, layers that hurt go back to floats until it
                 is at most half a point below that of the network in single precision.
         """
-        self._int8[width] = quantized(self.openvino(width), images, validate)
+        self._int8[width] = quantize(self.openvino(width), images, validate)
 
     def save(self, plan: Plan, kind: Kind) -> Path | None:
         """Keep the graph of a plan for the next time; None if its engine needs none."""
@@ -105,11 +110,11 @@ class Workshop:
             return None
         path, made = plan.graph(kind), self.made(plan.form, kind)
         if isinstance(made, bytes):
-            written_whole(path, made)
+            write_bytes_atomically(path, made)
             return path
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             whole = Path(folder) / path.name
-            engine("openvino").save_model(made, whole, compress_to_fp16=False)
+            engine_package("openvino").save_model(made, whole, compress_to_fp16=False)
             for part in (whole.with_suffix(".bin"), whole):  # the one that names the other, last
                 part.replace(path.with_suffix(part.suffix))
         return path

@@ -10,15 +10,15 @@ import torch
 from resnext.card import Preprocessing
 from resnext.errors import InputError
 from resnext.grouped_conv import spread
-from resnext.inference.fold import Answering
-from resnext.inference.runner import quiet
+from resnext.inference.fold import LogitsAndEmbedding
+from resnext.inference.runner import silenced
 from resnext.network import ResNeXt
 
 Graph = Any
 """An `onnx.ModelProto`: `images` in; `logits` and `embedding` out."""
 
 
-def exported(network: ResNeXt, size: int) -> Graph:
+def export_graph(network: ResNeXt, size: int) -> Graph:
     """The graph of a network for any number of images `(n, c, size, size)` in single precision.
 
     Raises:
@@ -33,9 +33,9 @@ def exported(network: ResNeXt, size: int) -> Graph:
             f'Install it with pip install "resnext[onnx]".'
         ) from error
     x = torch.zeros(2, network.config.in_channels, size, size)
-    with quiet("torch.onnx"):
+    with silenced("torch.onnx"):
         program = torch.onnx.export(
-            Answering(network.float().cpu()),
+            LogitsAndEmbedding(network.float().cpu()),
             (x,),
             input_names=["images"],
             output_names=["logits", "embedding"],
@@ -47,7 +47,7 @@ def exported(network: ResNeXt, size: int) -> Graph:
     return program.model_proto
 
 
-def widened(graph: Graph, width: int) -> Graph:
+def widen_groups(graph: Graph, width: int) -> Graph:
     """The same function, its narrower groups merged until each has `width` channels.
 
     Weights are zero where groups did not meet before, so that the answers are the same.
@@ -69,7 +69,7 @@ def widened(graph: Graph, width: int) -> Graph:
         tensor = weights[node.input[1]]
         values = numpy_helper.to_array(tensor)
         merged = width // values.shape[1]
-        if merges(values.shape[1], groups.i, width):
+        if can_merge(values.shape[1], groups.i, width):
             name = f"{tensor.name}_{width}_{groups.i}"  # others may share what it was
             if (tensor.name, groups.i) not in wider:
                 wide = spread(torch.tensor(values), groups.i, merged).numpy()
@@ -84,12 +84,12 @@ def widened(graph: Graph, width: int) -> Graph:
     return graph
 
 
-def merges(own: int, groups: int, width: int) -> bool:
+def can_merge(own: int, groups: int, width: int) -> bool:
     """Whether groups of `own` channels can become fewer of `width`."""
     return width > own and width % own == 0 and groups % (width // own) == 0
 
 
-def taking_pixels(graph: Graph, how: Preprocessing) -> Graph:
+def graph_with_pixel_input(graph: Graph, how: Preprocessing) -> Graph:
     """The same network for pixels `(n, h, w, c)` of 8 bits, named `pixels`.
 
     The first convolution divides by 255 and by the standard deviations; only the means, which the

@@ -12,13 +12,19 @@ import numpy as np
 from jaxtyping import Float32
 
 from resnext.card import Preprocessing
-from resnext.inference.runner import Answers, Session, engine, quiet, signal_stack_kept
+from resnext.inference.runner import (
+    Outputs,
+    Session,
+    engine_package,
+    preserve_signal_stack,
+    silenced,
+)
 
 MAX_DROP = 0.005
 """What accuracy 8 bits may cost: half a point."""
 
 
-def quantized(
+def quantize(
     model: Any,
     images: Float32[np.ndarray, "n c h w"],
     accuracy: Callable[[Session], float] | None = None,
@@ -36,12 +42,12 @@ def quantized(
     Raises:
         InputError: NNCF is not installed.
     """
-    nncf = engine("nncf")
+    nncf = engine_package("nncf")
     model = model.clone()
     shape = list(model.input(0).partial_shape)
     model.reshape([1, *(size.get_length() for size in shape[1:])])
     bars = redirect_stderr(StringIO())
-    with signal_stack_kept(), quiet("nncf"), bars:
+    with preserve_signal_stack(), silenced("nncf"), bars:
         data = nncf.Dataset([image[None] for image in images])
         if accuracy is None:
             return nncf.quantize(model, data, subset_size=len(images))
@@ -55,16 +61,16 @@ def quantized(
         )
 
 
-def _answers(compiled: Any, x: Float32[np.ndarray, "n c h w"]) -> Answers:
+def _answers(compiled: Any, x: Float32[np.ndarray, "n c h w"]) -> Outputs:
     """A compiled model for one image as a session for any number."""
     found = [compiled(image[None]) for image in x]
     logits, embeddings = (np.concatenate([one[i] for one in found]) for i in range(2))
     return logits, embeddings
 
 
-def with_pixels(model: Any, how: Preprocessing) -> Any:
+def with_pixel_input(model: Any, how: Preprocessing) -> Any:
     """The same model for pixels `(n, h, w, c)` of 8 bits."""
-    ov = engine("openvino")
+    ov = engine_package("openvino")
     model = model.clone()
     steps = ov.preprocess.PrePostProcessor(model)
     steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from resnext.card import Card, Preprocessing, card_of
 from resnext.config import ResNeXtConfig
 from resnext.data.transforms import normalized
-from resnext.inference.fold import Answering
-from resnext.inference.runner import Answers, engine
+from resnext.inference.fold import LogitsAndEmbedding
+from resnext.inference.runner import Outputs, engine_package
 from resnext.network import ResNeXt
 
 
@@ -47,11 +47,11 @@ class TorchSession:
         self._device, self._dtype = network.fc.weight.device, dtype
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._how, self._piece = how, piece
-        module: nn.Module = Answering(network)
+        module: nn.Module = LogitsAndEmbedding(network)
         self._exact = compile is not None
         self._guard: Any = threading.Lock() if compile else nullcontext()
         if compile == "tensorrt":
-            engine("torch_tensorrt")  # makes itself known to torch
+            engine_package("torch_tensorrt")  # makes itself known to torch
             module = torch.compile(module, backend="tensorrt", dynamic=False)  # pyright: ignore
         elif compile:
             options: dict[str, Any] = {"freezing": True}
@@ -60,7 +60,7 @@ class TorchSession:
             module = torch.compile(module, dynamic=False, options=options)  # pyright: ignore
         self._module = module
 
-    def __call__(self, x: Shaped[np.ndarray, "n _ _ _"]) -> Answers:
+    def __call__(self, x: Shaped[np.ndarray, "n _ _ _"]) -> Outputs:
         """Answers for any number of images."""
         logits, embeddings = self.tensors(torch.from_numpy(np.require(x, requirements=["C", "W"])))
         return logits.cpu().numpy(), embeddings.cpu().numpy()
@@ -83,7 +83,7 @@ class TorchSession:
             return tuple(y[:count].float().clone() for y in self._module(x))
 
 
-def digest_of_weights(network: ResNeXt) -> str:
+def weights_digest(network: ResNeXt) -> str:
     """SHA-256 of config, preprocessing and weights."""
     how = None if network.card is None else network.card.preprocessing
     found = hashlib.sha256(repr((network.config, how)).encode())
@@ -93,7 +93,7 @@ def digest_of_weights(network: ResNeXt) -> str:
     return found.hexdigest()
 
 
-class Plain:
+class TorchRunner:
     """A network as it is, as what prediction needs."""
 
     batch = 64
@@ -109,9 +109,9 @@ class Plain:
     @property
     def fingerprint(self) -> str:
         """Tells apart what may answer differently."""
-        return digest_of_weights(self._network)
+        return weights_digest(self._network)
 
-    def pixels(self, x: Shaped[np.ndarray, "n h w c"]) -> Answers:
+    def pixels(self, x: Shaped[np.ndarray, "n h w c"]) -> Outputs:
         """Answers for pixels as `pictures.pixels` makes them."""
         return self._session(x)
 

@@ -25,7 +25,7 @@ from resnext.evaluation.calibration import expected_calibration_error, interval,
 from resnext.evaluation.classification import Evaluation
 from resnext.inference.engines.torch import evaluating
 from resnext.network import ResNeXt
-from resnext.system.atomic import written_whole
+from resnext.system.atomic import write_bytes_atomically
 from resnext.training.report.charts import Line, bars, curves, reliability_diagram
 
 _MOST_CLASSES = 40  # of a confusion matrix that shows them all
@@ -119,7 +119,7 @@ def write_report(facts: Facts, path: str | Path) -> None:
     Raises:
         CheckpointError: It cannot be written; what was there before still is.
     """
-    written_whole(Path(path), render(facts).encode())
+    write_bytes_atomically(Path(path), render(facts).encode())
 
 
 def render(facts: Facts) -> str:

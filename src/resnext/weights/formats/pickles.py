@@ -1,6 +1,6 @@
 """Pickles that hold more than tensors: what is harmless is read, and none of it is executed.
 
-Objects of foreign classes become `Inert`, which keeps what belonged to them and does nothing.
+Objects of foreign classes become `InertObject`, which keeps what belonged to them and does nothing.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _DICTIONARIES = (
 )
 
 
-class Inert:
+class InertObject:
     """Stands for an object of a class that is not loaded: keeps what it was made of."""
 
     def __init__(self, *args: object) -> None:
@@ -87,7 +87,7 @@ def _empty(*args: object) -> OrderedDict[str, Any]:
     return OrderedDict()
 
 
-STUBS: dict[str, Callable[..., Any]] = {name: type(name, (Inert,), {}) for name in _HARMLESS}
+STUBS: dict[str, Callable[..., Any]] = {name: type(name, (InertObject,), {}) for name in _HARMLESS}
 STUBS |= {name.replace("builtins.", "__builtin__."): STUBS[name] for name in _HARMLESS}
 STUBS |= {**dict.fromkeys(_DICTIONARIES, OrderedDict), "collections.defaultdict": _empty}
 """Classes and functions by name, as Python 3 and as Python 2 wrote them."""
@@ -115,7 +115,7 @@ class _Reader(pickle._Unpickler):  # in Python: the other's memo takes as much a
 
 
 def read_pickle(file: IO[bytes]) -> Any:
-    """What a plain pickle holds: NumPy arrays as such, everything else that is foreign as `Inert`.
+    """What a plain pickle holds: NumPy arrays as such, other foreign objects as `InertObject`.
 
     Raises:
         CheckpointError: It names what is not known to be harmless, or is damaged.
@@ -143,7 +143,7 @@ def revived(value: Any) -> Any:
 
 
 def _revived(value: Any, seen: dict[int, Any]) -> Any:
-    if isinstance(value, Inert):
+    if isinstance(value, InertObject):
         return _array(value)
     if not isinstance(value, dict):
         return value
@@ -153,7 +153,7 @@ def _revived(value: Any, seen: dict[int, Any]) -> Any:
     return seen[id(value)]
 
 
-def _array(value: Inert) -> Any:
+def _array(value: InertObject) -> Any:
     """The array that NumPy would have rebuilt from a state of version, shape, type, order, bytes.
 
     Raises:
@@ -166,16 +166,16 @@ def _array(value: Inert) -> Any:
     elif name.endswith("._frombuffer") and len(value.args) == 4:  # protocol 5
         raw, kind, shape, order = value.args
         fortran = order == "F"
-    if isinstance(raw, Inert) and raw.args:  # protocol 2 writes bytes as text
+    if isinstance(raw, InertObject) and raw.args:  # protocol 2 writes bytes as text
         raw = str(raw.args[0]).encode("latin1")
-    code = str(kind.args[0]) if isinstance(kind, Inert) and kind.args else ""
+    code = str(kind.args[0]) if isinstance(kind, InertObject) and kind.args else ""
     if (
         code not in _DTYPES
         or not isinstance(raw, bytes | bytearray)
         or not isinstance(shape, tuple)
     ):
         return value
-    ends = kind.state[1] if isinstance(kind, Inert) and isinstance(kind.state, tuple) else "<"
+    ends = kind.state[1] if isinstance(kind, InertObject) and isinstance(kind.state, tuple) else "<"
     dtype = np.dtype(code).newbyteorder(">" if ends == ">" else "<")
     array = np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C")
     return array.astype(dtype.newbyteorder("="))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from resnext.dialects.torch7 import from_torch7
 from resnext.errors import CheckpointError, MissingFileError
-from resnext.weights.formats.pickles import STUBS, Inert, brief, read_pickle, revived
+from resnext.weights.formats.pickles import STUBS, InertObject, brief, read_pickle, revived
 from resnext.weights.formats.torch7 import Module, read_torch7
 from resnext.weights.recognise import is_candidate
 
@@ -285,7 +285,7 @@ _READERS = {
 def _contents(format: str, path: Path, content: Any) -> Contents:
     """The best dictionary of tensors in what was read, and everything beside it."""
     if not isinstance(content, dict):
-        kind = "object" if isinstance(content, Inert) else type(content).__name__
+        kind = "object" if isinstance(content, InertObject) else type(content).__name__
         raise CheckpointError(f"{path} holds one {kind}, not a dictionary of tensors.")
     places = dict(_dictionaries(content))
     found = {place: names for place, names in places.items() if is_candidate(names)}

@@ -18,7 +18,7 @@ from resnext.config import ResNeXtConfig
 from resnext.dialects.dialect import Dialect
 from resnext.dialects.mmcls import config_text
 from resnext.errors import CheckpointError
-from resnext.system.atomic import written
+from resnext.system.atomic import write_atomically
 
 _SUFFIXES = {
     "lucid": (".safetensors", ".lcd", ".npz"),
@@ -73,4 +73,4 @@ def write(
         else:
             torch.save(content, temporary)
 
-    written(path, save)
+    write_atomically(path, save)
