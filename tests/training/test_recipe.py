@@ -357,13 +357,13 @@ def test_the_usual_recipe_fits_the_data(
     digits: bool, images: int, weights: bool, name: str
 ) -> None:
     """Ninety epochs with strong augmentation overfit nothing and learn nothing from 500 images."""
-    chosen = choose(None, digits=digits, images=images, weights=weights)
+    chosen = choose(None, usual="digits" if digits else None, images=images, weights=weights)
     assert chosen == RECIPES[name](images)
 
 
 def pick(recipe: Any, images: int = 100) -> Recipe:
     """What is given, for photographs and from scratch."""
-    return choose(recipe, digits=False, images=images, weights=False)
+    return choose(recipe, usual=None, images=images, weights=False)
 
 
 def test_a_recipe_or_its_name_is_taken_as_it_is() -> None:

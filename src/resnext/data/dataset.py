@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 from PIL import Image
@@ -259,6 +259,20 @@ class Problem:
     reason: str
 
 
+class SourceDefaults(NamedTuple):
+    """What training uses for a kind of data unless the user chooses; None as for photographs."""
+
+    recipe: str | None = None
+    """Name of a recipe."""
+    size: int | None = None
+    """Side of the images the network sees, pixels."""
+    network: str | None = None
+    """Name of a variant."""
+
+
+LIKE_PHOTOGRAPHS = SourceDefaults()
+
+
 @dataclass(frozen=True)
 class Splits:
     """A data set in parts that share no image.
@@ -271,6 +285,7 @@ class Splits:
         fingerprint: Identifies the images `train` was taken from.
         val_fraction: Part of each class that was drawn as `val`; None if the data came with one.
         problems: Samples that were left out because image or class is missing.
+        defaults: Recipe, size and network that suit the data.
     """
 
     train: ImageSet
@@ -280,6 +295,7 @@ class Splits:
     fingerprint: str
     val_fraction: float | None
     problems: tuple[Problem, ...] = ()
+    defaults: SourceDefaults = LIKE_PHOTOGRAPHS
 
     def parts(self) -> dict[str, ImageSet]:
         """The parts there are, by name."""
@@ -313,11 +329,13 @@ class Source:
         parts: Reads each part it came in; one that came in no parts has "train" only. Given
             labels, targets index into them, and other classes are refused.
         colour: "L" if the images are grey by nature, else "RGB".
+        defaults: Recipe, size and network that suit the data.
     """
 
     name: str
     parts: Mapping[str, Callable[[tuple[str, ...] | None], Part]]
     colour: str = "RGB"
+    defaults: SourceDefaults = LIKE_PHOTOGRAPHS
 
 
 class Classes:

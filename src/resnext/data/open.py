@@ -11,6 +11,7 @@ digits                               scikit-learn's 1,797 handwritten digits
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from resnext.data.dataset import (
@@ -30,6 +31,9 @@ from resnext.data.sources.packed import (
     tars_in,
 )
 from resnext.errors import DataError
+
+BUILT_IN: dict[str, Callable[[], Source]] = {"digits": digits}
+"""Data sets that come with a package, by name."""
 
 
 def open_splits(source: str | Path, *, seed: int = 0, val_fraction: float = 0.2) -> Splits:
@@ -66,7 +70,16 @@ def open_splits(source: str | Path, *, seed: int = 0, val_fraction: float = 0.2)
         train, val = held_out(whole.images, seed, val_fraction)
         fraction = val_fraction
     problems = [problem for part in (whole, *rest.values()) for problem in part.problems]
-    return Splits(train, val, test, found.colour, whole.fingerprint(), fraction, tuple(problems))
+    return Splits(
+        train,
+        val,
+        test,
+        found.colour,
+        whole.fingerprint(),
+        fraction,
+        tuple(problems),
+        found.defaults,
+    )
 
 
 def open_for_evaluation(
@@ -109,8 +122,8 @@ def find(source: str | Path) -> Source:
     Raises:
         DataError: There is none, or nobody knows its kind.
     """
-    if str(source) == "digits":
-        return digits()
+    if str(source) in BUILT_IN:
+        return BUILT_IN[str(source)]()
     if is_pattern(str(source)):
         return shards(str(source))
     root = Path(source)

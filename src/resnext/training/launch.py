@@ -76,8 +76,9 @@ def train(
     Args:
         data: A folder of class folders, one with `train` and `val` inside, tar shards, idx files,
             a CSV manifest, a Hugging Face folder of parquet files, or "digits".
-        model: Name of a variant, or a config; by default resnext50_32x4d. Classes and image
-            channels follow the data, and the recipe says how the blocks of a variant start.
+        model: Name of a variant, or a config; by default resnext50_32x4d, or resnext11_8x16d for
+            the digits. Classes and image channels follow the data, and the recipe says how the
+            blocks of a variant start.
         weights: What to start from, as for `load`, in place of `model`.
         out: File to write: weights, config, labels, preprocessing, metrics and provenance.
         recipe: A name, a `Recipe`, or `file.py:name`, which is executed; by default "digits" for
@@ -124,14 +125,14 @@ def train(
         splits = open_splits(data, seed=seed, val_fraction=val_fraction)
         plan = choose(
             recipe,
-            digits=str(data) == "digits",
+            usual=splits.defaults.recipe,
             images=len(splits.train),
             weights=weights is not None,
         )
         plan = _fitting_batches(plan.changed(**changes), splits.train, ranks)
         torch.manual_seed(seed)
         network = _network(model, weights, splits, plan, progress and ranks.first)
-        how = chosen_preprocessing(network, splits, data, size)
+        how = chosen_preprocessing(network, splits, size)
         optimizer(network, plan)  # both may need what is not installed
         Augment(plan.augmentation(), num_classes=2, mean=how.mean, std=how.std, colour=how.colour)
         before = _found(out, folder, resume, overwrite, ranks, report)
@@ -148,7 +149,7 @@ def train(
                 _forms(network, plan, how, place, precision, compile, ranks, report)
             )
         settings = RunSettings(
-            title=_title(model, weights),
+            title=_title(model, weights, splits),
             out=out,
             folder=folder,
             recipe=plan,
@@ -200,9 +201,7 @@ def train(
     return load_classifier(out, device=place)
 
 
-def chosen_preprocessing(
-    network: ResNeXt, splits: Splits, data: str | Path, size: int | None
-) -> Preprocessing:
+def chosen_preprocessing(network: ResNeXt, splits: Splits, size: int | None) -> Preprocessing:
     """How images become input: as the weights were trained, or the usual way; at the size given.
 
     Raises:
@@ -214,8 +213,7 @@ def chosen_preprocessing(
         usual = network.card.preprocessing
     elif config.small_stem:
         usual = Preprocessing(32, 32)
-    if str(data) == "digits" and size is None:
-        size = 8
+    size = splits.defaults.size if size is None else size
     least = max(config.stride, config.min_size)
     chosen = usual.size if size is None else size
     if type(chosen) is not int or chosen < least:
@@ -243,7 +241,11 @@ def _network(
     labels, channels = splits.train.labels, 1 if splits.colour == "L" else 3
     if weights is None:
         named = {"zero_init_residual": plan.zero_init_residual, "drop_path_rate": plan.drop_path}
-        config = model if isinstance(model, ResNeXtConfig) else variant(model or _USUAL, **named)
+        config = (
+            model
+            if isinstance(model, ResNeXtConfig)
+            else variant(model or splits.defaults.network or _USUAL, **named)
+        )
         return ResNeXt(config.replace(num_classes=len(labels), in_channels=channels))
     if model is not None:
         raise ConfigError("Give a model or weights, not both: weights know what network they are.")
@@ -261,10 +263,12 @@ def _network(
     return network
 
 
-def _title(model: str | ResNeXtConfig | None, weights: str | Path | None) -> str:
+def _title(model: str | ResNeXtConfig | None, weights: str | Path | None, splits: Splits) -> str:
     if weights is not None:
         return Path(weights).name
-    return "ResNeXt" if isinstance(model, ResNeXtConfig) else (model or _USUAL)
+    if isinstance(model, ResNeXtConfig):
+        return "ResNeXt"
+    return model or splits.defaults.network or _USUAL
 
 
 def _check_out(out: Path, folder: Path, resume: bool, overwrite: bool) -> None:

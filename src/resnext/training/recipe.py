@@ -419,12 +419,12 @@ RECIPES: dict[str, Callable[[int], Recipe]] = {
 }
 
 
-def choose(recipe: str | Recipe | None, *, digits: bool, images: int, weights: bool) -> Recipe:
+def choose(recipe: str | Recipe | None, *, usual: str | None, images: int, weights: bool) -> Recipe:
     """The recipe of a name, of `file.py:name`, or the one that fits the data.
 
     Args:
         recipe: A recipe, a name, or a Python file and a function in it. The file is executed.
-        digits: Whether the data are the digits.
+        usual: What suits the kind of data; None as for photographs.
         images: How many there are to learn from.
         weights: Whether training starts from weights.
 
@@ -434,8 +434,8 @@ def choose(recipe: str | Recipe | None, *, digits: bool, images: int, weights: b
     if isinstance(recipe, Recipe):
         return recipe
     if recipe is None:
-        usual = "small" if images < 20_000 else "large"
-        recipe = "digits" if digits else "finetune" if weights else usual
+        by_count = "small" if images < 20_000 else "large"
+        recipe = usual or ("finetune" if weights else by_count)
     if recipe in RECIPES:
         return RECIPES[recipe](images)
     file, colon, name = recipe.rpartition(":")

@@ -16,6 +16,7 @@ from resnext.data.dataset import (
     ImageSet,
     Part,
     Source,
+    SourceDefaults,
     SplitName,
     compact,
     held_out,
@@ -42,7 +43,8 @@ _PREFIX: dict[SplitName, str] = {"train": "train", "test": "t10k"}
 def digits() -> Source:
     """Four fifths to learn from, and a fifth that never changes to test on."""
     parts: dict[SplitName, int] = {"train": 0, "test": 1}
-    return Source("digits", {part: partial(_digits, i) for part, i in parts.items()}, "L")
+    read = {part: partial(_digits, i) for part, i in parts.items()}
+    return Source("digits", read, "L", SourceDefaults("digits", 8, "resnext11_8x16d"))
 
 
 def _digits(side: int, labels: tuple[str, ...] | None) -> Part:
