@@ -17,6 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from resnext.data import scan as module
+from resnext.data import scan_cache
 from resnext.data.dataset import ImageSet, Problem, Splits
 from resnext.data.open import open_splits
 from resnext.data.scan import Leak, Scan, scan, too_many, write_quarantine
@@ -312,7 +313,7 @@ def test_changed_copies_are_reported_and_kept(tmp_path: Path) -> None:
     assert all(not leak.exact for leak in found.leaks)
     assert all(Path(leak.train).stem == Path(leak.other).stem for leak in found.leaks)
     assert len(found.leaks) >= 15  # some show nothing but sky
-    assert "look whether they are copies" in found.lines()[0]
+    assert "check whether they are copies" in found.lines()[0]
 
 
 def test_simple_images_are_not_taken_for_copies(tmp_path: Path) -> None:
@@ -358,9 +359,9 @@ def test_arrays_are_compared(tmp_path: Path) -> None:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the images decoded so far."""
     names: list[str] = []
-    original = module._decoded
+    original = scan_cache._decode
     monkeypatch.setattr(
-        module, "_decoded", lambda data, name, c: names.append(name) or original(data, name, c)
+        scan_cache, "_decode", lambda data, name, c: names.append(name) or original(data, name, c)
     )
     return names
 

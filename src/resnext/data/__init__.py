@@ -1,12 +1,15 @@
 """Images in, batches out. Importing this package loads no torch.
 
 open.py        `open_splits`, `open_for_evaluation`: from a path to images and labels
-dataset.py     image sets, labels, splits
-decoding.py    image files to pixels
-transforms.py  pixels to tensors, as the card says
-loader.py      evaluation batches
-scan.py        unreadable, repeated and leaked images, found before training
-sources/       one file per kind of data
+dataset.py     `ImageSet` and `Splits`: images and targets, held compactly
+labels.py      class labels and their numbering
+sources/       one file per kind of data: folders, lists, arrays, shards, Parquet
+decoding.py    from image files to pixels, resized and cropped
+transforms.py  from pixels to tensors: preprocessing, random views for training (loads torch)
+loader.py      batches for evaluation, test-time augmentation (loads torch)
+scan.py        checks every image before training
+scan_cache.py  records of images, cached between scans
+duplicates.py  equal images and images that look alike
 """
 
 from resnext.data.dataset import EXTENSIONS, ImageSet, Problem, Splits, Stored, class_weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, overload
@@ -16,14 +16,6 @@ from resnext.data.decoding import FORMATS, convert, decode_image, open_image
 from resnext.errors import DataError
 
 SplitName = Literal["train", "val", "test"]
-SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
-ALIASES: dict[str, SplitName] = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 EXTENSIONS = frozenset(
     end for end, kind in Image.registered_extensions().items() if kind in FORMATS
 )
@@ -36,9 +28,9 @@ class Stored:
 
     Args:
         file: The larger file.
-        offset: Where the image begins, bytes.
-        size: How long it is, bytes.
-        name: What to call it: "train-000.tar:0001.jpg".
+        offset: First byte of the image.
+        size: Length of the image, bytes.
+        name: Name of the image in messages: "train-000.tar:0001.jpg".
     """
 
     file: Path
@@ -50,7 +42,7 @@ class Stored:
         """The encoded image.
 
         Raises:
-            DataError: The file is gone or has become shorter.
+            DataError: The file is missing or has become shorter.
         """
         try:
             with self.file.open("rb") as file:
@@ -65,11 +57,8 @@ class Stored:
         return data
 
 
-Picture = Path | np.ndarray | Stored
-
-
 class Lazy(Sequence[T]):
-    """A sequence that makes its items when they are asked for."""
+    """A sequence that makes each item when it is accessed."""
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -81,14 +70,15 @@ class Lazy(Sequence[T]):
         return self.at(range(len(self))[index])
 
     def at(self, index: int) -> T:
-        """The item at an index that is not negative."""
+        """The item at an index from 0 to `len(self) - 1`."""
         raise NotImplementedError
 
 
 class Names(Lazy[str]):
-    """Texts one after the other in one block of memory.
+    """Strings, concatenated in one block of memory.
 
-    Worker processes share it with the main one; a list of `str` they would copy bit by bit.
+    Forked workers share that block; of a list of `str` each would make its own copy over time,
+    because reading an object writes to its reference count.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -103,13 +93,13 @@ class Names(Lazy[str]):
         return len(self._ends)
 
     def at(self, index: int) -> str:
-        """One text."""
+        """One string."""
         start = self._ends[index - 1] if index else 0
         return self._text[start : self._ends[index]].decode("utf-8", "surrogateescape")
 
 
 class Files(Lazy[Path]):
-    """Files by their names below a folder."""
+    """Files, held as a folder and names relative to it."""
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
         self.folder = folder
@@ -124,15 +114,15 @@ class Files(Lazy[Path]):
 
 
 class Members(Lazy[Stored]):
-    """Images inside some larger files.
+    """Images inside larger files.
 
     Args:
         files: The larger files.
-        titles: What messages call each.
-        which: Index into `files` of each image.
-        offsets: Where each begins.
-        sizes: How long each is.
-        names: What each is called inside its file.
+        titles: Name of each larger file in messages.
+        which: Index into `files` for each image.
+        offsets: First byte of each image.
+        sizes: Length of each image, bytes.
+        names: Name of each image inside its file.
     """
 
     def __init__(
@@ -158,7 +148,7 @@ class Members(Lazy[Stored]):
 
 
 class Chosen(Lazy[T]):
-    """Some items of another sequence, in an order of their own, without a copy."""
+    """The items of another sequence at some indices, without a copy."""
 
     def __init__(self, items: Sequence[T] | np.ndarray, indices: np.ndarray) -> None:
         if isinstance(items, Chosen):
@@ -170,7 +160,7 @@ class Chosen(Lazy[T]):
         return len(self.indices)
 
     def at(self, index: int) -> T:
-        """One of them."""
+        """One chosen item."""
         return self.items[int(self.indices[index])]
 
 
@@ -180,12 +170,12 @@ class ImageSet:
 
     Args:
         images: Files, members of larger files, or arrays `(h, w)` or `(h, w, 3)` of 8-bit values.
-        targets: Index into `labels` of each image.
+        targets: Index into `labels` for each image.
         labels: Names of the classes.
-        name: What to call it in messages.
+        name: Name of the set in messages.
     """
 
-    images: Sequence[Picture]
+    images: Sequence[Path | np.ndarray | Stored]
     targets: Sequence[int]
     labels: tuple[str, ...]
     name: str
@@ -194,10 +184,10 @@ class ImageSet:
         return len(self.images)
 
     def open(self, index: int, colour: str) -> Image.Image:
-        """Decode one image.
+        """Decode one image, upright, in mode "L" if `colour` is "L", else "RGB".
 
         Raises:
-            DataError: It is damaged.
+            DataError: The image is missing or damaged.
         """
         image = self.images[index]
         if isinstance(image, np.ndarray):
@@ -207,10 +197,10 @@ class ImageSet:
         return open_image(image, colour)
 
     def read(self, index: int) -> bytes | np.ndarray:
-        """One image as it is stored: encoded, or an array.
+        """One image as it is stored: encoded bytes, or an array.
 
         Raises:
-            DataError: Its file cannot be read.
+            DataError: The file cannot be read.
         """
         image = self.images[index]
         if isinstance(image, np.ndarray):
@@ -223,7 +213,7 @@ class ImageSet:
             raise DataError(_reason(image, error)) from error
 
     def title(self, index: int) -> str:
-        """What messages call one image: its file, or its number in the whole set."""
+        """Name of one image in messages: its file, or its number in the whole set."""
         image = self.images[index]
         if isinstance(image, np.ndarray):
             number = self.images.indices[index] if isinstance(self.images, Chosen) else index
@@ -231,7 +221,7 @@ class ImageSet:
         return image.name if isinstance(image, Stored) else str(image)
 
     def select(self, indices: Iterable[int], name: str) -> ImageSet:
-        """Some of the images, under another name."""
+        """The images at some indices, as a set with another name."""
         if not isinstance(indices, np.ndarray):
             indices = np.fromiter(indices, dtype=np.int64)
         targets = np.asarray(self.targets, dtype=np.int64)[indices]
@@ -247,10 +237,10 @@ class Problem:
     """An image that cannot be used.
 
     Args:
-        part: "train", "val" or "test".
-        title: The image.
-        label: Its class; empty if that is what is missing.
-        reason: What is wrong, as a short sentence.
+        part: Its split: "train", "val" or "test".
+        title: Name of the image.
+        label: Its class; empty if the class is missing.
+        reason: The fault, as a short sentence.
     """
 
     part: str
@@ -260,7 +250,7 @@ class Problem:
 
 
 class SourceDefaults(NamedTuple):
-    """What training uses for a kind of data unless the user chooses; None as for photographs."""
+    """What training uses for a data set unless the user chooses; None as for photographs."""
 
     recipe: str | None = None
     """Name of a recipe."""
@@ -275,16 +265,16 @@ LIKE_PHOTOGRAPHS = SourceDefaults()
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set in parts that share no image.
+    """A data set in disjoint splits.
 
     Args:
-        train: What is learnt from.
-        val: What the best epoch is chosen by.
-        test: What is used neither for learning nor for choosing; None if there is none.
+        train: Images to train on.
+        val: Images to choose the best epoch by.
+        test: Images used for neither; None if there are none.
         colour: "L" if the images are grey by nature, else "RGB".
-        fingerprint: Identifies the images `train` was taken from.
-        val_fraction: Part of each class that was drawn as `val`; None if the data came with one.
-        problems: Samples that were left out because image or class is missing.
+        fingerprint: Hash that identifies the images `train` was taken from.
+        val_fraction: Fraction of each class drawn as `val`; None if the data came with a `val`.
+        problems: Samples left out because they lack an image or a class.
         defaults: Recipe, size and network that suit the data.
     """
 
@@ -297,132 +287,29 @@ class Splits:
     problems: tuple[Problem, ...] = ()
     defaults: SourceDefaults = LIKE_PHOTOGRAPHS
 
-    def parts(self) -> dict[str, ImageSet]:
-        """The parts there are, by name."""
-        parts = {"train": self.train, "val": self.val}
-        return parts if self.test is None else {**parts, "test": self.test}
-
-
-@dataclass(frozen=True)
-class Part:
-    """What was found under "train", "val" or "test".
-
-    Args:
-        images: The images that have a class.
-        own: The labels that the data has by itself, in order.
-        fingerprint: Computes what identifies them.
-        problems: Samples without image or class.
-    """
-
-    images: ImageSet
-    own: tuple[str, ...]
-    fingerprint: Callable[[], str]
-    problems: tuple[Problem, ...] = ()
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set nobody has split yet.
-
-    Args:
-        name: What to call it in messages.
-        parts: Reads each part it came in; one that came in no parts has "train" only. Given
-            labels, targets index into them, and other classes are refused.
-        colour: "L" if the images are grey by nature, else "RGB".
-        defaults: Recipe, size and network that suit the data.
-    """
-
-    name: str
-    parts: Mapping[str, Callable[[tuple[str, ...] | None], Part]]
-    colour: str = "RGB"
-    defaults: SourceDefaults = LIKE_PHOTOGRAPHS
-
-
-class Classes:
-    """Collects the class of each image, as texts, and numbers them in the end."""
-
-    def __init__(self) -> None:
-        self._ids: dict[str, int] = {}
-        self._of = array("q")
-
-    def add(self, text: str) -> None:
-        """The class of the next image."""
-        self._of.append(self._ids.setdefault(text, len(self._ids)))
-
-    def finish(
-        self, name: str, known: Sequence[str] | None, labels: tuple[str, ...] | None
-    ) -> tuple[array[int], tuple[str, ...], tuple[str, ...]]:
-        """Targets, labels, and the labels that the data has by itself.
-
-        Args:
-            name: Of the data, for messages.
-            known: Names of the classes 0, 1, …; without, the texts are the names.
-            labels: What targets must index into; without, all names in order.
-
-        Raises:
-            DataError: A class is not known, or there is only one.
-        """
-        own, index = _numbered(name, list(self._ids), known)
-        if labels is None:
-            if len(set(index)) < 2:
-                only = own[index[0]] if index else "none"
-                raise DataError(f"{name} has one class only, {only!r}. Training needs two.")
-            labels = own
-        if labels != own:
-            for label in own:
-                if own.count(label) > 1:
-                    raise DataError(f"{name} calls two classes {label!r}. Give each its own name.")
-            place = {label: i for i, label in enumerate(labels)}
-            unknown = sorted({own[i] for i in index} - place.keys())
-            if unknown:
-                raise DataError(f"{name} has a class {unknown[0]!r}; known are {some(labels)}.")
-            index = [place[own[i]] for i in index]
-        return compact(np.asarray(index, dtype=np.int64)[np.asarray(self._of)]), labels, own
-
-
-def _numbered(
-    name: str, texts: list[str], known: Sequence[str] | None
-) -> tuple[tuple[str, ...], list[int]]:
-    """Names of the classes in order, and the number of each text's."""
-    numbers = [_integer(text) for text in texts]
-    if known is not None:
-        place = {label: i for i, label in enumerate(known)}
-        index = [place.get(t, -1) if i is None else i for t, i in zip(texts, numbers, strict=True)]
-        for text, i in zip(texts, index, strict=True):
-            if not 0 <= i < len(known):
-                raise DataError(
-                    f"{name} has a class {text!r}, but its {len(known)} class names are "
-                    f"{some(known)} (numbers 0 to {len(known) - 1})."
-                )
-        return tuple(known), index
-    if all(number is not None for number in numbers):
-        order = sorted({number for number in numbers if number is not None})
-        at = {number: i for i, number in enumerate(order)}
-        return tuple(map(str, order)), [at[n] for n in numbers if n is not None]
-    order = sorted(texts)
-    at = {text: i for i, text in enumerate(order)}
-    return tuple(order), [at[text] for text in texts]
-
-
-def _integer(text: str) -> int | None:
-    digits = text[1:] if text.startswith("-") else text
-    return int(text) if digits.isascii() and digits.isdigit() and len(digits) < 19 else None
+    def by_name(self) -> dict[str, ImageSet]:
+        """The splits there are, by name."""
+        splits = {"train": self.train, "val": self.val}
+        return splits if self.test is None else {**splits, "test": self.test}
 
 
 def held_out(
     whole: ImageSet, seed: int, fraction: float, order: tuple[str, ...] | None = None
 ) -> tuple[ImageSet, ImageSet]:
-    """Split each class by the same fraction, at least one image on either side.
+    """Hold out the same fraction of each class, with at least one image on either side.
 
     Args:
         whole: The images.
-        seed: Decides which.
-        fraction: How much of each class to hold out.
-        order: The labels as the data has them, if `whole` has been given others: classes are
-            drawn from in this order.
+        seed: Decides which images are held out.
+        fraction: Fraction of each class to hold out.
+        order: The data's own labels, if `whole` has those of a model: the order in which classes
+            are drawn from, so that the same seed holds out the same images.
+
+    Returns:
+        The images kept, and those held out.
 
     Raises:
-        DataError: A class has one image only.
+        DataError: A class has only one image.
     """
     rng = np.random.default_rng(seed)
     targets = np.asarray(whole.targets)
@@ -434,7 +321,7 @@ def held_out(
         members = rng.permutation(np.flatnonzero(targets == target))
         if len(members) == 1:
             raise DataError(
-                f"Class {label!r} of {whole.name} has one image; it takes two to hold one out."
+                f"Class {label!r} of {whole.name} has one image. Holding one out needs two."
             )
         count = max(min(max(round(len(members) * fraction), 1), len(members) - 1), 0)
         held.append(members[:count])
@@ -446,7 +333,7 @@ def held_out(
 
 
 def fingerprint(lines: Iterable[str]) -> str:
-    """A short hash of a description."""
+    """A short hash of some lines of text."""
     digest = hashlib.sha256()
     for i, line in enumerate(lines):
         digest.update((f"\n{line}" if i else line).encode("utf-8", "surrogateescape"))
@@ -454,9 +341,9 @@ def fingerprint(lines: Iterable[str]) -> str:
 
 
 def class_weights(targets: Sequence[int] | np.ndarray, k: int) -> np.ndarray:
-    """Weight of each of `k` classes, inverse to its number of images.
+    """Weight of each of `k` classes, inversely proportional to its number of images.
 
-    The mean over the classes that have images is 1; a class without any has weight 0.
+    The mean over the classes that have images is 1; a class without images has weight 0.
     """
     counts = np.bincount(np.asarray(targets, dtype=np.int64), minlength=k)
     weights = np.divide(1.0, counts, out=np.zeros(len(counts)), where=counts > 0)
@@ -464,16 +351,10 @@ def class_weights(targets: Sequence[int] | np.ndarray, k: int) -> np.ndarray:
 
 
 def compact(values: np.ndarray) -> array[int]:
-    """Whole numbers in 8 bytes each, which are Python's own when taken out."""
+    """Integers as an array of 8 bytes each, whose items are Python's integers."""
     result = array("q")
     result.frombytes(values.astype(np.int64).tobytes())
     return result
-
-
-def some(labels: Sequence[str]) -> str:
-    """The first labels, and how many more there are."""
-    more = f" and {len(labels) - 5} more" if len(labels) > 5 else ""
-    return ", ".join(labels[:5]) + more
 
 
 def _reason(path: Path, error: OSError) -> str:

@@ -1,10 +1,10 @@
-"""Where images come from, and how they are split into what is learnt and what is measured.
+"""From a path to images and labels, split for training or chosen for evaluation.
 
-folder/cat/1.jpg                     class folders, split by us, stratified
-folder/train/cat/1.jpg, folder/val/… split by you, optionally with test/
+folder/cat/1.jpg                     class folders; we split them, stratified by class
+folder/train/cat/1.jpg, folder/val/… already split; test/ is optional
 folder/train-000.tar, …              WebDataset shards; also shards/train-{000..009}.tar, or a URL
 folder/train-images-idx3-ubyte.gz, … MNIST's format
-list.csv                             columns path, label and maybe split
+list.csv                             columns path and label, optionally split
 folder/data/train-00000-of-00002.parquet   a Hugging Face data set
 digits                               scikit-learn's 1,797 handwritten digits
 """
@@ -14,22 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from resnext.data.dataset import (
-    ImageSet,
-    Source,
-    Splits,
-    held_out,
-)
+from resnext.data.dataset import ImageSet, Splits, held_out
 from resnext.data.sources.arrays import digits, idx_files, is_idx
-from resnext.data.sources.folders import class_folders, manifest
-from resnext.data.sources.packed import (
-    is_pattern,
-    is_tar_name,
-    parquet_files,
-    parquet_in,
-    shards,
-    tars_in,
-)
+from resnext.data.sources.base import Source
+from resnext.data.sources.csv_list import csv_list
+from resnext.data.sources.folders import class_folders
+from resnext.data.sources.parquet import parquet, parquet_in
+from resnext.data.sources.webdataset import is_pattern, is_tar_name, tars_in, webdataset
 from resnext.errors import DataError
 
 BUILT_IN: dict[str, Callable[[], Source]] = {"digits": digits}
@@ -39,12 +30,13 @@ BUILT_IN: dict[str, Callable[[], Source]] = {"digits": digits}
 def open_splits(source: str | Path, *, seed: int = 0, val_fraction: float = 0.2) -> Splits:
     """Open a data set for training.
 
-    Shards at a URL are downloaded once, into the cache. Images in Parquet files are copied there.
+    Shards at a URL are downloaded into the cache once. Images in Parquet files are copied there.
 
     Args:
-        source: A folder, file, pattern or URL as above, or "digits".
-        seed: Decides which images are held out where the data has no `val`.
-        val_fraction: Part of each class that is then held out.
+        source: A folder, file, pattern or URL of a kind that the module's docstring lists, or
+            "digits".
+        seed: Decides which images are held out if the data has no `val`.
+        val_fraction: Fraction of each class that is held out then.
 
     Raises:
         DataError: There is nothing to train on, or too little.
@@ -52,80 +44,80 @@ def open_splits(source: str | Path, *, seed: int = 0, val_fraction: float = 0.2)
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction must be between 0 and 1, not {val_fraction}.")
     if type(seed) is not int or seed < 0:
-        raise DataError(f"seed must be 0 or a positive whole number, not {seed!r}.")
-    found = find(source)
-    if "train" not in found.parts:
+        raise DataError(f"seed must be 0 or a positive integer, not {seed!r}.")
+    opened = find_source(source)
+    if "train" not in opened.splits:
         raise DataError(
-            f"{found.name} has {', '.join(sorted(found.parts))} inside, but no train. Add what "
-            f"is to be learnt from."
+            f"{opened.name} has {', '.join(sorted(opened.splits))} inside, but no train. Add the "
+            f"images to train on."
         )
-    whole = found.parts["train"](None)
-    rest = {
-        name: read(whole.images.labels) for name, read in found.parts.items() if name != "train"
+    whole = opened.splits["train"](None)
+    others = {
+        name: read(whole.images.labels) for name, read in opened.splits.items() if name != "train"
     }
-    test = rest["test"].images if "test" in rest else None
-    if "val" in rest:
-        train, val, fraction = whole.images, rest["val"].images, None
+    if "val" in others:
+        train, val, fraction = whole.images, others["val"].images, None
     else:
         train, val = held_out(whole.images, seed, val_fraction)
         fraction = val_fraction
-    problems = [problem for part in (whole, *rest.values()) for problem in part.problems]
     return Splits(
         train,
         val,
-        test,
-        found.colour,
+        others["test"].images if "test" in others else None,
+        opened.colour,
         whole.fingerprint(),
         fraction,
-        tuple(problems),
-        found.defaults,
+        tuple(problem for split in (whole, *others.values()) for problem in split.problems),
+        opened.defaults,
     )
 
 
 def open_for_evaluation(
     source: str | Path, labels: tuple[str, ...], trained_on: dict[str, object]
 ) -> ImageSet:
-    """Open what a model has not learnt from: `test`, else `val`, else what training held out.
+    """Open images the model was not trained on: `test`, else `val`, else what training held out.
 
     Args:
-        source: As for `open_splits`.
+        source: A data set, as for `open_splits`.
         labels: The model's classes; targets index into them.
         trained_on: `data`, `fingerprint`, `seed` and `val_fraction` of the training, if known. If
-            the data is what it was trained on, the same images are held out again.
+            the data is what the model was trained on, the same images are held out again.
 
     Raises:
-        DataError: There is nothing to evaluate, a class the model does not know, or nothing that
-            it has not learnt from.
+        DataError: There is nothing to evaluate on, a class is not the model's, or the model was
+            trained on every image.
     """
-    found = find(source)
-    for part in ("test", "val"):
-        if part in found.parts:
-            return found.parts[part](labels).images
-    read = found.parts["train"](labels)
-    whole = read.images
-    if read.fingerprint() != trained_on.get("fingerprint"):
-        if Path(whole.name).resolve().name == trained_on.get("data"):
+    opened = find_source(source)
+    for split in ("test", "val"):
+        if split in opened.splits:
+            return opened.splits[split](labels).images
+    whole = opened.splits["train"](labels)
+    images = whole.images
+    if whole.fingerprint() != trained_on.get("fingerprint"):
+        if Path(images.name).resolve().name == trained_on.get("data"):
             raise DataError(
-                f"{whole.name} has other files than when the model learnt from data of that name, "
-                f"so nobody knows which are new. Put new images into a folder of another name."
+                f"{images.name} has changed since the model was trained on data of that name, so "
+                f"which images are new is unknown. Put new images into a folder of another name."
             )
-        return whole
+        return images
     seed, fraction = trained_on.get("seed"), trained_on.get("val_fraction")
     if not isinstance(seed, int) or not isinstance(fraction, float):
-        raise DataError(f"The model has learnt from every image of {whole.name}. Give it others.")
-    return held_out(whole, seed, fraction, read.own)[1]
+        raise DataError(
+            f"The model was trained on every image in {images.name}. Evaluate it on other data."
+        )
+    return held_out(images, seed, fraction, whole.own_labels)[1]
 
 
-def find(source: str | Path) -> Source:
-    """The data set of a name, by its kind.
+def find_source(source: str | Path) -> Source:
+    """The data set that a path, pattern, URL or name stands for.
 
     Raises:
-        DataError: There is none, or nobody knows its kind.
+        DataError: It does not exist, or is of no supported kind.
     """
     if str(source) in BUILT_IN:
         return BUILT_IN[str(source)]()
     if is_pattern(str(source)):
-        return shards(str(source))
+        return webdataset(str(source))
     root = Path(source)
     if not root.exists():
         raise DataError(f"{root} does not exist. Give a folder of class folders, or 'digits'.")
@@ -133,16 +125,16 @@ def find(source: str | Path) -> Source:
         if is_idx(root):
             return idx_files(root)
         if tars := tars_in(root):
-            return shards(str(root), tars)
+            return webdataset(str(root), tars)
         if tables := parquet_in(root):
-            return parquet_files(root, tables)
+            return parquet(root, tables)
         return class_folders(root)
     if is_tar_name(root.name):
-        return shards(str(root), [str(root)])
+        return webdataset(str(root), [str(root)])
     if root.suffix.lower() == ".csv":
-        return manifest(root)
+        return csv_list(root)
     if root.suffix.lower() == ".parquet":
-        return parquet_files(root, [root])
+        return parquet(root, [root])
     raise DataError(
         f"{root} is a file. Give a folder of class folders, tar shards, a .csv list, or 'digits'."
     )

@@ -3,7 +3,9 @@
 atomic.py    files that are written completely or not at all
 cache.py     the cache folder
 cpu.py       processor name and core count
-device.py    choosing a torch device
-download.py  downloads that resume and verify
+device.py    torch device and precision
+digest.py    SHA-256 of files and texts
+download.py  downloads of model files and shards, into the cache
 progress.py  progress bars and log lines
+text.py      words for numbers
 """

@@ -1,4 +1,8 @@
-"""Downloads: a file is in the cache completely and unchanged, or not at all."""
+"""Downloads: a file is in the cache completely and unchanged, or not at all.
+
+`fetch` downloads model files: over https only, continued after a failure, verified by hash.
+`fetch_shard` downloads shards of data from any address WebDataset can read, such as s3://.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,22 @@ import http.client
 import json
 import os
 import re
+import shutil
 import string
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote, urlsplit
 
 from filelock import FileLock
 
-from resnext.errors import CheckpointError
-from resnext.system.atomic import write_bytes_atomically
+from resnext.errors import CheckpointError, DataError, ResNeXtError
+from resnext.system.atomic import write_atomically, write_bytes_atomically
 from resnext.system.cache import cache_folder
 from resnext.system.digest import file_sha256, short_digest
 from resnext.system.progress import reporter
@@ -30,7 +36,7 @@ _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 def hub() -> str:
-    """Address of the Hugging Face Hub: `HF_ENDPOINT`, else its own."""
+    """Address of the Hugging Face Hub: `HF_ENDPOINT`, else https://huggingface.co."""
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
@@ -49,46 +55,122 @@ def fetch(
     timeout: float = 30.0,
     tries: int = 4,
 ) -> Path:
-    """A file from the cache, downloaded if it is not there.
+    """A model file from the cache, downloaded if it is not there.
 
-    What was downloaded before a failure is kept and continued. Processes that want the same file
-    wait for the one that downloads it. Proxies are used as the environment says.
+    A download that failed is continued later. Processes that want the same file wait for the one
+    that downloads it. Proxies are used as the environment says.
 
     Args:
-        url: Where it is; https, except on this machine.
-        sha256: Its SHA-256 in hexadecimal, or the first digits; empty if nobody published it. Then
-            the first download's is remembered, and later ones must be the same.
+        url: Its address: https, or http on this machine.
+        sha256: Its SHA-256 in hexadecimal, or the first digits; empty if none was published. Then
+            the hash of the first download is remembered, and later downloads must match it.
         check: Raises `CheckpointError` for a file that cannot be used. Called before a file
             without a published hash is kept.
-        progress: Whether to show how far it is, on standard error.
-        timeout: Seconds without an answer or a byte, after which it is tried again.
-        tries: Number of failures in a row that end it.
+        progress: Whether to show progress on standard error.
+        timeout: Seconds without an answer or a byte, after which the download is retried.
+        tries: Number of consecutive failures that end the download.
 
     Raises:
-        CheckpointError: It cannot be had, or is not what was published. The cache is unchanged.
+        CheckpointError: The file cannot be downloaded, or does not match its hash. The cache is
+            unchanged.
     """
     _check_url(url)
-    folder = cache_folder() / short_digest(url)
-    path = folder / _file_name(url)
+    path = cache_folder() / short_digest(url) / _file_name(url)
+    download = partial(_Download, url, path, sha256, check, progress, timeout, tries)
+    return _cached(
+        path,
+        url,
+        is_cached=lambda: path.exists() and _is_unchanged(path, sha256),
+        download=lambda: download().run(),
+        error=CheckpointError,
+    )
+
+
+def fetch_shard(
+    url: str, *, check: Callable[[Path], object] | None = None, optional: bool = False
+) -> Path:
+    """A file of a data set from the cache, downloaded by WebDataset if it is not there.
+
+    Args:
+        url: Its address, of any scheme that WebDataset can read.
+        check: Raises `DataError` for a file that cannot be used. Called before it is kept.
+        optional: Whether a file that the server does not have is replaced by an empty one.
+
+    Raises:
+        DataError: The file cannot be downloaded or used. The cache is unchanged.
+    """
+    path = cache_folder() / "shards" / short_digest(url) / _file_name(url)
+
+    def download() -> None:
+        try:
+            write_atomically(path, partial(_receive, url, check, optional))
+        except CheckpointError as error:
+            raise DataError(f"{url} cannot be kept in {cache_folder()}: {error}") from error
+
+    return _cached(path, url, is_cached=path.exists, download=download, error=DataError)
+
+
+def _cached(
+    path: Path,
+    url: str,
+    *,
+    is_cached: Callable[[], bool],
+    download: Callable[[], object],
+    error: type[ResNeXtError],
+) -> Path:
+    """`path`, after one process has filled it while the others that want it wait.
+
+    Raises:
+        ResNeXtError: Downloads are off, or the cache cannot be written; of the type `error`.
+    """
     try:
-        if path.exists() and _is_unchanged(path, sha256):
+        if is_cached():
             return path  # without a lock, so that a shared cache may be read-only
-        folder.mkdir(parents=True, exist_ok=True)
+        if is_offline():
+            raise error(
+                f"{url} is not in the cache ({cache_folder()}), and downloads are off. "
+                f"Unset RESNEXT_OFFLINE and HF_HUB_OFFLINE, or use a local file."
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
-            if path.exists() and _is_unchanged(path, sha256):
-                return path
-            if is_offline():
-                raise CheckpointError(
-                    f"{url} is not in the cache ({cache_folder()}), and downloads are off. "
-                    f"Unset RESNEXT_OFFLINE, or load a local file."
-                )
-            return _Download(url, path, sha256, check, progress, timeout, tries).run()
-    except OSError as error:
-        raise CheckpointError(f"{url} cannot be kept in {cache_folder()}: {error}.") from error
+            if not is_cached():
+                download()
+        return path
+    except OSError as cause:
+        raise error(f"{url} cannot be kept in {cache_folder()}: {cause}.") from cause
+
+
+def _receive(
+    url: str, check: Callable[[Path], object] | None, optional: bool, temporary: str
+) -> None:
+    """Download a shard into a temporary file."""
+    try:
+        with _stream(url) as stream, Path(temporary).open("wb") as out:
+            shutil.copyfileobj(stream, out, _CHUNK)
+    except (OSError, ValueError, ImportError) as error:
+        missing = "exit 22 " in str(error)  # how curl reports a 404 and its like
+        if missing and optional:
+            return
+        reason = "the server has no such file" if missing else str(error).partition("\n")[0]
+        raise DataError(f"{url} cannot be downloaded: {reason}. Check the address.") from error
+    if check is not None:
+        check(Path(temporary))
+
+
+def _stream(url: str) -> Any:
+    """The content at a URL, to be used in `with`, which raises if it was incomplete."""
+    try:
+        from webdataset.gopen import Pipe, gopen, gopen_schemes
+    except ImportError as error:
+        raise DataError('This data needs webdataset: pip install "resnext[shards]".') from error
+    scheme = urlsplit(url).scheme
+    if scheme == "s3" and scheme not in gopen_schemes:  # WebDataset leaves it to AIStore
+        return Pipe(["aws", "s3", "cp", "--quiet", url, "-"], mode="rb")
+    return gopen(url)
 
 
 class _Download:
-    """One file on its way into the cache."""
+    """The download of one model file into the cache."""
 
     def __init__(
         self,
@@ -104,24 +186,24 @@ class _Download:
         self.path = path
         self.part = path.with_name(f"{path.name}.part")
         self.note = path.with_name(f"{path.name}.json")
-        self.sha256 = sha256.lower() or str(_noted(self.note).get("sha256", ""))
+        self.sha256 = sha256.lower() or str(_read_note(self.note).get("sha256", ""))
         self.check = check
         self.timeout = timeout
         self.tries = tries
-        self.report = reporter(progress, unit="MB")
+        self.progress = reporter(progress, unit="MB")
 
     def run(self) -> Path:
-        """Download, verify, and only then put the file in its place."""
+        """Download and verify the file, and only then move it into the cache."""
         try:
             continued = self.part.exists()
             self.receive()
             digest = file_sha256(self.part)
             if continued and self.sha256 and not digest.startswith(self.sha256):
-                self.part.unlink()  # the old part may have been of another version
+                self.part.unlink()  # its beginning may have been of another version
                 self.receive()
                 digest = file_sha256(self.part)
         finally:
-            self.report.stop()
+            self.progress.stop()
         if self.sha256 and not digest.startswith(self.sha256):
             self.part.unlink()
             raise CheckpointError(
@@ -137,21 +219,21 @@ class _Download:
                 raise
         self.part.replace(self.path)
         stat = self.path.stat()
-        about = {"url": self.url, "sha256": digest, "size": stat.st_size, "time": stat.st_mtime_ns}
-        write_bytes_atomically(self.note, json.dumps(about).encode())
-        self.same_as_file().unlink(missing_ok=True)
+        note = {"url": self.url, "sha256": digest, "size": stat.st_size, "time": stat.st_mtime_ns}
+        write_bytes_atomically(self.note, json.dumps(note).encode())
+        self.version_file().unlink(missing_ok=True)
         return self.path
 
-    def same_as_file(self) -> Path:
-        """Where the server's mark of the part's version is kept."""
+    def version_file(self) -> Path:
+        """Path of the server's version mark for the part: its ETag or modification time."""
         return self.part.with_name(f"{self.part.name}.json")
 
     def size(self) -> int:
-        """Bytes that are there."""
+        """Bytes downloaded so far."""
         return self.part.stat().st_size if self.part.exists() else 0
 
     def receive(self) -> None:
-        """Fill the part, as often as it takes."""
+        """Download the rest of the part, with retries."""
         failures, reason, most = 0, "", self.size()
         while failures < self.tries:
             try:
@@ -160,7 +242,7 @@ class _Download:
                 reason = "the connection ended early"
             except urllib.error.HTTPError as error:
                 error.close()
-                if error.code == 416:  # nothing is left of what we have, or it is longer
+                if error.code == 416:  # the part is complete or longer than the file
                     self.part.unlink(missing_ok=True)
                 elif error.code < 500 and error.code not in (408, 429):
                     raise CheckpointError(
@@ -171,7 +253,7 @@ class _Download:
             except (urllib.error.URLError, http.client.HTTPException) as error:
                 reason = str(getattr(error, "reason", "") or error)
             failures = 0 if self.size() > most else failures + 1
-            most = max(most, self.size())  # what was thrown away and comes again is no progress
+            most = max(most, self.size())  # downloading discarded bytes again is not progress
             if failures < self.tries:
                 time.sleep(0.2 * 2**failures)
         raise CheckpointError(
@@ -180,13 +262,13 @@ class _Download:
         )
 
     def attempt(self, have: int) -> bool:
-        """Ask once for what is missing; whether the file is complete then."""
+        """Request the missing bytes once; returns whether the part is complete."""
         url = quote(self.url, safe=string.punctuation)
         request = urllib.request.Request(url, headers={"User-Agent": "resnext"})
         token = os.environ.get("HF_TOKEN", "").strip()
         if token and self.url.startswith(f"{hub()}/"):  # not https://huggingface.co.example.com
             request.add_unredirected_header("Authorization", f"Bearer {token}")
-        mark = str(_noted(self.same_as_file()).get("mark", "")) if have else ""
+        mark = str(_read_note(self.version_file()).get("mark", "")) if have else ""
         if mark:
             request.add_header("Range", f"bytes={have}-")
             request.add_header("If-Range", mark)
@@ -205,15 +287,15 @@ class _Download:
                 mark = "" if now.startswith("W/") else now
             with self.part.open("ab" if continued else "wb") as out:
                 version = json.dumps({"mark": mark}).encode()
-                write_bytes_atomically(self.same_as_file(), version)  # after the old part is gone
+                write_bytes_atomically(self.version_file(), version)  # once the old part is empty
                 done = self.copy(answer, out, have if continued else 0, total)
         return total is None or done == total
 
     def copy(self, answer: Any, out: IO[bytes], done: int, total: int | None) -> int:
-        """Write what comes, up to what was announced."""
-        self.report.start(self.path.name, (total or 0) // 1_000_000)
-        if done >= 1_000_000:  # half a minute without one has no rate
-            self.report.advance(done // 1_000_000)
+        """Write the response to the part; returns the bytes the part has then."""
+        self.progress.start(self.path.name, (total or 0) // 1_000_000)
+        if done >= 1_000_000:  # count what an earlier attempt downloaded
+            self.progress.advance(done // 1_000_000)
         while True:
             with _network():
                 block = answer.read1(_CHUNK)  # `read` loses what came before a failure
@@ -221,7 +303,7 @@ class _Download:
                 return done
             out.write(block)
             if more := (done + len(block)) // 1_000_000 - done // 1_000_000:
-                self.report.advance(more)
+                self.progress.advance(more)
             done += len(block)
             if done > _LARGEST:
                 out.truncate(0)
@@ -230,7 +312,7 @@ class _Download:
 
 @contextmanager
 def _network() -> Iterator[None]:
-    """Tell its errors from those of the disk, which are not tried again."""
+    """Turn errors of the network into `URLError`; those of the disk are not retried."""
     try:
         yield
     except urllib.error.URLError:
@@ -240,16 +322,16 @@ def _network() -> Iterator[None]:
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_OnlySafely)
+    return urllib.request.build_opener(_SafeRedirects)
 
 
-class _OnlySafely(urllib.request.HTTPRedirectHandler):
-    """Follows no redirection away from https."""
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Refuses redirections away from https."""
 
     def redirect_request(
         self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
-        """The request that follows, if it may be followed."""
+        """The redirected request, if its address is allowed."""
         _check_url(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -258,11 +340,11 @@ def _check_url(url: str) -> None:
     try:
         parts = urlsplit(url)
         host, _port = parts.hostname, parts.port
-        (host or "").encode("idna")  # fails, as the port does, for what no request can be made to
+        (host or "").encode("idna")  # like the port, raises for an address that cannot be requested
     except ValueError as error:
-        raise CheckpointError(f"{url!r} is no URL: {error}.") from error
+        raise CheckpointError(f"{url!r} is not a URL: {error}.") from error
     if not host:
-        raise CheckpointError(f"{url!r} is no URL: it names no host.")
+        raise CheckpointError(f"{url!r} is not a URL: it names no host.")
     if not (parts.scheme == "https" or (parts.scheme == "http" and host in _LOCAL)):
         raise CheckpointError(f"{url!r} is not downloaded: only https URLs are.")
 
@@ -273,27 +355,27 @@ def _file_name(url: str) -> str:
 
 
 def _extent(headers: Any, continued: bool) -> tuple[int, int | None]:
-    """First byte that comes, and length of the whole file if it is told."""
+    """Offset of the first byte in a response, and length of the whole file, None if unknown."""
     if continued:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range") or "")
-        if found is None:
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range") or "")
+        if match is None:
             return -1, None
-        return int(found[1]), None if found[2] == "*" else int(found[2])
+        return int(match[1]), None if match[2] == "*" else int(match[2])
     length = headers.get("Content-Length") or ""
     return 0, int(length) if length.isdigit() else None
 
 
 def _is_unchanged(path: Path, sha256: str) -> bool:
-    """Whether a cached file is what was downloaded; one that was touched is read again."""
-    note, stat = _noted(path.with_name(f"{path.name}.json")), path.stat()
+    """Whether a cached file is as downloaded; if its time differs, its content is hashed."""
+    note, stat = _read_note(path.with_name(f"{path.name}.json")), path.stat()
     known = str(note.get("sha256", ""))
     if not known or not known.startswith(sha256.lower()) or note.get("size") != stat.st_size:
         return False
     return note.get("time") == stat.st_mtime_ns or file_sha256(path) == known
 
 
-def _noted(path: Path) -> dict[str, Any]:
+def _read_note(path: Path) -> dict[str, Any]:
     with suppress(OSError, ValueError):
-        about = json.loads(path.read_text(encoding="utf-8"))
-        return about if isinstance(about, dict) else {}
+        note = json.loads(path.read_text(encoding="utf-8"))
+        return note if isinstance(note, dict) else {}
     return {}

@@ -1,6 +1,9 @@
-"""One file per kind of data.
+"""One file per kind of data. A new kind is one file here and a line in `open.find_source`.
 
-arrays.py   idx files and the digits
-folders.py  class folders, lists
-packed.py   tar shards and Parquet
+base.py        what every source returns: `Source`, `LoadedSplit`
+folders.py     folders of images, one per class
+csv_list.py    a CSV file with paths and labels
+arrays.py      idx files, and scikit-learn's digits
+webdataset.py  tar shards, local or at a URL
+parquet.py     Hugging Face's Parquet files
 """

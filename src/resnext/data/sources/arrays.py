@@ -12,17 +12,16 @@ import numpy as np
 
 from resnext.data.dataset import (
     Chosen,
-    Classes,
     ImageSet,
-    Part,
-    Source,
     SourceDefaults,
     SplitName,
     compact,
     held_out,
-    some,
 )
+from resnext.data.labels import Classes, shortened
+from resnext.data.sources.base import LoadedSplit, Source, split_title
 from resnext.errors import DataError
+from resnext.system.text import counted
 
 DIGITS = tuple("0123456789")
 FASHION = (
@@ -41,15 +40,19 @@ _PREFIX: dict[SplitName, str] = {"train": "train", "test": "t10k"}
 
 
 def digits() -> Source:
-    """Four fifths to learn from, and a fifth that never changes to test on."""
-    parts: dict[SplitName, int] = {"train": 0, "test": 1}
-    read = {part: partial(_digits, i) for part, i in parts.items()}
-    return Source("digits", read, "L", SourceDefaults("digits", 8, "resnext11_8x16d"))
+    """scikit-learn's digits: four fifths to train on, and a fixed fifth to test on."""
+    defaults = SourceDefaults("digits", 8, "resnext11_8x16d")
+    return Source(
+        "digits",
+        {"train": partial(_digits, "train"), "test": partial(_digits, "test")},
+        "L",
+        defaults,
+    )
 
 
-def _digits(side: int, labels: tuple[str, ...] | None) -> Part:
+def _digits(split: SplitName, labels: tuple[str, ...] | None) -> LoadedSplit:
     if labels not in (None, DIGITS):
-        raise DataError(f"digits has the classes 0 to 9, but the model has {some(labels)}.")
+        raise DataError(f"digits has the classes 0 to 9, but the model has {shortened(labels)}.")
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -60,50 +63,50 @@ def _digits(side: int, labels: tuple[str, ...] | None) -> Part:
     images = np.rint(np.reshape(values, (-1, 8, 8)) * (255 / 16)).astype(np.uint8)
     pixels = Chosen[np.ndarray](images, np.arange(len(images)))
     whole = ImageSet(pixels, compact(np.asarray(targets)), DIGITS, "digits")
-    part = held_out(whole, seed=0, fraction=0.2)[side]
-    if side:
-        part = part.select(range(len(part)), "digits, test part")
-    return Part(part, DIGITS, lambda: "scikit-learn digits")
+    train, test = held_out(whole, seed=0, fraction=0.2)
+    chosen = test.select(range(len(test)), "digits, test part") if split == "test" else train
+    return LoadedSplit(chosen, DIGITS, lambda: "scikit-learn digits")
 
 
 def is_idx(folder: Path) -> bool:
     """Whether a folder holds MNIST's files."""
-    return any(_idx_path(folder, part, "labels") for part in _PREFIX)
+    return any(_idx_path(folder, split, "labels") for split in _PREFIX)
 
 
 def idx_files(folder: Path) -> Source:
-    """A folder of `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and the same of `t10k`.
+    """A folder of `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, and the same for `t10k`.
 
-    Files may be compressed (.gz). Images of 10 classes in a folder with "fashion" in its path get
-    Fashion-MNIST's class names; all others are called by their numbers.
+    Files may be compressed (.gz). With "fashion" in the path of the folder and at most 10 classes,
+    the class names are Fashion-MNIST's, otherwise the numbers.
     """
-    found: list[SplitName] = [part for part in _PREFIX if _idx_path(folder, part, "labels")]
-    return Source(str(folder), {part: partial(_idx, folder, part) for part in found}, "L")
+    splits: list[SplitName] = [split for split in _PREFIX if _idx_path(folder, split, "labels")]
+    return Source(str(folder), {split: partial(_idx, folder, split) for split in splits}, "L")
 
 
-def _idx_path(folder: Path, part: SplitName, what: str) -> Path | None:
-    kind = "idx3" if what == "images" else "idx1"
-    for between in ("-", "."):
+def _idx_path(folder: Path, split: SplitName, content: str) -> Path | None:
+    """The file of a split's "images" or "labels"; None if it does not exist."""
+    kind = "idx3" if content == "images" else "idx1"
+    for separator in ("-", "."):
         for end in ("", ".gz"):
-            path = folder / f"{_PREFIX[part]}-{what}{between}{kind}-ubyte{end}"
+            path = folder / f"{_PREFIX[split]}-{content}{separator}{kind}-ubyte{end}"
             if path.is_file():
                 return path
     return None
 
 
-def _idx(folder: Path, part: SplitName, labels: tuple[str, ...] | None) -> Part:
-    name = str(folder) if part == "train" else f"{folder}, {part} part"
-    paths = [_idx_path(folder, part, what) for what in ("images", "labels")]
-    if paths[0] is None or paths[1] is None:
-        raise DataError(f"{folder} has no {_PREFIX[part]}-images-idx3-ubyte, only its labels.")
-    images, numbers = _idx_array(paths[0], 3), _idx_array(paths[1], 1)
+def _idx(folder: Path, split: SplitName, labels: tuple[str, ...] | None) -> LoadedSplit:
+    name = split_title(folder, split)
+    image_file, label_file = (_idx_path(folder, split, x) for x in ("images", "labels"))
+    if image_file is None or label_file is None:
+        raise DataError(f"{folder} has no {_PREFIX[split]}-images-idx3-ubyte, only its labels.")
+    images, numbers = _idx_array(image_file, 3), _idx_array(label_file, 1)
     if len(images) != len(numbers):
         raise DataError(
-            f"{paths[0]} has {len(images)} images, {paths[1].name} {len(numbers)} labels. They "
+            f"{image_file} has {len(images)} images, {label_file.name} {len(numbers)} labels. They "
             f"do not belong together; download both again."
         )
     if not len(images) or 0 in images.shape:
-        raise DataError(f"{paths[0]} holds no image: its shape is {images.shape}.")
+        raise DataError(f"{image_file} holds no image: its shape is {images.shape}.")
     fashion = any("fashion" in text.lower() for text in folder.resolve().parts)
     classes = Classes()
     for number in numbers.tolist():
@@ -113,29 +116,28 @@ def _idx(folder: Path, part: SplitName, labels: tuple[str, ...] | None) -> Part:
     pixels = Chosen[np.ndarray](images, np.arange(len(images)))
     whole = ImageSet(pixels, targets, labels, name)
 
-    def digest() -> str:
-        together = hashlib.sha256(images.data)
-        together.update(numbers.data)
-        return together.hexdigest()[:16]
+    def fingerprint() -> str:
+        digest = hashlib.sha256(images.data)
+        digest.update(numbers.data)
+        return digest.hexdigest()[:16]
 
-    return Part(whole, own, digest)
+    return LoadedSplit(whole, own, fingerprint)
 
 
 def _idx_array(path: Path, dimensions: int) -> np.ndarray:
-    """The bytes of an idx file in their shape."""
+    """The bytes of an idx file as an array with `dimensions` axes."""
     header = 4 + 4 * dimensions
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             start = file.read(header)
             if len(start) < header or start[:4] != bytes([0, 0, 8, dimensions]):
                 raise DataError(
-                    f"{path} is no idx file of bytes in {dimensions} dimension"
-                    f"{'s' * (dimensions > 1)}: it begins with {start[:4].hex(' ') or 'nothing'}. "
-                    f"Download it again."
+                    f"{path} is not an idx file of bytes in {counted(dimensions, 'dimension')}: "
+                    f"it begins with {start[:4].hex(' ') or 'nothing'}. Download it again."
                 )
             shape = tuple(np.frombuffer(start, ">u4", offset=4).tolist())
             wanted = int(np.prod(shape, dtype=object))
-            content = bytearray()  # block by block: a damaged header may announce terabytes
+            content = bytearray()  # in blocks, because a damaged header may announce terabytes
             while len(content) <= wanted and (block := file.read(1 << 22)):
                 content += block
     except (OSError, EOFError, zlib.error) as error:  # a BadGzipFile is an OSError

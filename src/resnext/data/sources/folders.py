@@ -1,8 +1,7 @@
-"""Images in files of their own: in class folders, or listed in a table."""
+"""Folders of images: one folder per class, or any folder to predict."""
 
 from __future__ import annotations
 
-import csv
 import heapq
 import os
 from collections.abc import Iterable, Iterator
@@ -12,21 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from resnext.data.dataset import (
-    ALIASES,
     EXTENSIONS,
-    SPLITS,
-    Classes,
     Files,
     ImageSet,
-    Part,
-    Source,
+    SplitName,
     compact,
     fingerprint,
-    some,
 )
+from resnext.data.labels import one_class, refuse_unknown
+from resnext.data.sources.base import ALIASES, LoadedSplit, Source, visible
 from resnext.errors import DataError
 
-_AT_ONCE = 500_000  # names of one folder; of more, it is listed again
+_AT_ONCE = 500_000  # names of one folder to hold; a larger folder is listed again
 _ENDINGS = tuple(EXTENSIONS)
 
 
@@ -40,7 +36,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def _image_names(folder: Path) -> list[str]:
-    """Names of the image files below a folder, folder by folder."""
+    """Paths of the image files under a folder, relative to it."""
     names = list(walk_images(folder))
     if not names:
         raise DataError(f"{folder} holds no image. Images have endings such as .jpg or .png.")
@@ -48,9 +44,10 @@ def _image_names(folder: Path) -> list[str]:
 
 
 def walk_images(folder: Path, above: str = "") -> Iterator[str]:
-    """The same one by one, holding at most `_AT_ONCE` names of a folder, whatever its size.
+    """Paths of the image files under a folder, relative to it, one by one in a fixed order.
 
-    What is hidden is no data, and links to folders are not followed.
+    Holds at most `_AT_ONCE` names of a folder, whatever its size. Hidden files and folders are
+    skipped, and links to folders are not followed.
 
     Raises:
         DataError: A folder cannot be listed.
@@ -59,7 +56,7 @@ def walk_images(folder: Path, above: str = "") -> Iterator[str]:
     while True:
         try:
             with os.scandir(folder / above) as entries:
-                names = heapq.nsmallest(_AT_ONCE, (n for n in _visible(entries) if n > last))
+                names = heapq.nsmallest(_AT_ONCE, (n for n in _names(entries) if n > last))
         except OSError as error:
             raise DataError(f"{folder / above} cannot be listed: {error.strerror}.") from error
         for name in names:
@@ -72,8 +69,8 @@ def walk_images(folder: Path, above: str = "") -> Iterator[str]:
         last = names[-1]
 
 
-def _visible(entries: Iterable[os.DirEntry[str]]) -> Iterator[str]:
-    """Names of folders, with the zero that sorts what is inside where paths do, and of images."""
+def _names(entries: Iterable[os.DirEntry[str]]) -> Iterator[str]:
+    """Names of images and folders; a zero byte after a folder sorts its content as paths sort."""
     for entry in entries:
         if entry.name.startswith("."):
             continue
@@ -84,135 +81,63 @@ def _visible(entries: Iterable[os.DirEntry[str]]) -> Iterator[str]:
 
 
 def class_folders(root: Path) -> Source:
-    """A folder of class folders, or one with `train` and `val` inside.
+    """A folder of class folders, or a folder with `train` and `val` that hold them.
 
     Raises:
-        DataError: It has two folders for one part.
+        DataError: Two folders stand for the same split.
     """
-    inside = _parts(root) or {"train": root}
-    return Source(str(root), {part: partial(_class_folders, at) for part, at in inside.items()})
+    splits = _split_folders(root) or {"train": root}
+    return Source(
+        str(root), {split: partial(_class_folders, folder) for split, folder in splits.items()}
+    )
 
 
-def _parts(root: Path) -> dict[str, Path]:
-    """Folders of the splits, by our name for them."""
+def _split_folders(root: Path) -> dict[SplitName, Path]:
+    """Folders of the splits; empty if the folders are classes."""
     folders = _folders(root)
-    found: dict[str, Path] = {}
+    splits: dict[SplitName, Path] = {}
     for path in folders:
-        part = ALIASES.get(path.name.lower())
-        if part is None:
+        split = ALIASES.get(path.name.lower())
+        if split is None:
             continue
-        if part in found:
-            raise DataError(f"{root} has both {found[part].name} and {path.name}. Keep one.")
-        found[part] = path
-    alone = len(found) == len(folders)  # else `test` is a class
-    return found if alone or "train" in found or "val" in found else {}
+        if split in splits:
+            raise DataError(f"{root} has both {splits[split].name} and {path.name}. Keep one.")
+        splits[split] = path
+    alone = len(splits) == len(folders)  # else `test` is a class
+    return splits if alone or "train" in splits or "val" in splits else {}
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return [path for path in visible(root) if path.is_dir()]
 
 
-def _class_folders(root: Path, labels: tuple[str, ...] | None = None) -> Part:
-    """Every image in the class folders of `root`, whose names are among `labels` if given."""
+def _class_folders(root: Path, labels: tuple[str, ...] | None = None) -> LoadedSplit:
+    """Every image in the class folders of `root`, whose names must be among `labels` if given."""
     folders = _folders(root)
     if not folders:
-        raise DataError(f"{root} has no class folders. Put each class's images in one of its own.")
+        raise DataError(f"{root} has no class folders. Put the images of each class in a folder.")
     names = [folder.name for folder in folders]
     if labels is None:
         labels = tuple(names)
         if len(names) < 2:
-            raise DataError(f"{root} has one class only, {names[0]!r}. Training needs two.")
-    unknown = sorted(set(names) - set(labels))
-    if unknown:
-        raise DataError(f"{root} has a class {unknown[0]!r}; known are {some(labels)}.")
+            raise DataError(one_class(str(root), names[0]))
+    refuse_unknown(str(root), set(names), labels)
     counts: list[int] = []
 
-    def every() -> Iterator[str]:
+    def paths() -> Iterator[str]:
         for folder in folders:
             inside = _image_names(folder)
             counts.append(len(inside))
             yield from (f"{folder.name}/{name}" for name in inside)
 
-    files = Files(root, every())
+    files = Files(root, paths())
     targets = np.repeat([labels.index(name) for name in names], counts)
     images = ImageSet(files, compact(targets), labels, str(root))
-    return Part(images, tuple(names), lambda: fingerprint(sorted(_sizes(files))))
+    return LoadedSplit(images, tuple(names), lambda: fingerprint(sorted(names_and_sizes(files))))
 
 
-def manifest(path: Path) -> Source:
-    """A table of images: columns `path` and `label`, and `split` if you have split them.
-
-    Raises:
-        DataError: It is no such table.
-    """
-    rows = _Rows(path)
-    parts = {part: partial(rows.part, part) for part in SPLITS if part in rows.classes}
-    return Source(str(path), parts)
-
-
-class _Rows:
-    """The rows of a manifest, by part."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.classes: dict[str, Classes] = {}
-        self._names: dict[str, list[str]] = {}
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                self._read(csv.reader(file, strict=True))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{path} is no readable CSV file in UTF-8: {error}.") from error
-        if not self.classes:
-            raise DataError(f"{path} lists no image. Give one line with path and label for each.")
-
-    def _read(self, table: Iterable[list[str]]) -> None:
-        header: list[str] | None = None
-        for row in table:
-            cells = [cell.strip() for cell in row]
-            if not any(cells):
-                continue
-            if header is None:
-                header = [cell.lower() for cell in cells]
-                for wanted in ("path", "label"):
-                    if header.count(wanted) != 1:
-                        raise DataError(
-                            f"{self.path} must begin with a line that names the columns path, "
-                            f"label and maybe split, once each; it has {', '.join(cells)}."
-                        )
-                continue
-            line = getattr(table, "line_num", 0)
-            if len(cells) != len(header):
-                raise DataError(
-                    f"{self.path}, line {line}: wanted {len(header)} fields "
-                    f"({', '.join(header)}), found {len(cells)}. Put commas inside quotes."
-                )
-            self._add(dict(zip(header, cells, strict=True)), line)
-
-    def _add(self, row: dict[str, str], line: int) -> None:
-        part = ALIASES.get(row.get("split", "train").lower())
-        if part is None:
-            raise DataError(
-                f"{self.path}, line {line}: split must be train, val or test, not {row['split']!r}."
-            )
-        for column in ("path", "label"):
-            if not row[column]:
-                raise DataError(f"{self.path}, line {line}: {column} is empty. Fill it in.")
-        self._names.setdefault(part, []).append(row["path"])
-        self.classes.setdefault(part, Classes()).add(row["label"])
-
-    def part(self, part: str, labels: tuple[str, ...] | None) -> Part:
-        """The images of one part."""
-        name = str(self.path) if part == "train" else f"{self.path}, {part} part"
-        files = Files(self.path.parent, self._names[part])
-        targets, labels, own = self.classes[part].finish(name, None, labels)
-        lines = (
-            f"{labels[target]} {line}" for target, line in zip(targets, _sizes(files), strict=True)
-        )
-        return Part(ImageSet(files, targets, labels, name), own, lambda: fingerprint(lines))
-
-
-def _sizes(files: Files) -> Iterator[str]:
-    """Name and size of each file; one that is missing has size -1."""
+def names_and_sizes(files: Files) -> Iterator[str]:
+    """Name and size of each file; a missing file has size -1."""
     for name in files.names:
         try:
             size = (files.folder / name).stat().st_size

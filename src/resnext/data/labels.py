@@ -1,0 +1,105 @@
+"""Class labels: from the texts in a data set to numbered classes."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+
+from resnext.data.dataset import compact
+from resnext.errors import DataError
+
+
+class Classes:
+    """Collects the class of each image as text, and numbers the classes at the end."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, int] = {}
+        self._of = array("q")
+
+    def add(self, text: str) -> None:
+        """Add the class of the next image."""
+        self._of.append(self._ids.setdefault(text, len(self._ids)))
+
+    def finish(
+        self, name: str, known: Sequence[str] | None, labels: tuple[str, ...] | None
+    ) -> tuple[array[int], tuple[str, ...], tuple[str, ...]]:
+        """Targets, the labels they index into, and the data set's own labels.
+
+        Args:
+            name: Name of the data, for messages.
+            known: Names of the classes 0, 1, …; if None, the collected texts are the names.
+            labels: Labels that the targets must index into; if None, the data set's own.
+
+        Raises:
+            DataError: A class is unknown, or there is only one.
+        """
+        own, index = _numbered(name, list(self._ids), known)
+        if labels is None:
+            if len(set(index)) < 2:
+                only = own[index[0]] if index else "none"
+                raise DataError(one_class(name, only))
+            labels = own
+        if labels != own:
+            for label in own:
+                if own.count(label) > 1:
+                    raise DataError(f"{name} calls two classes {label!r}. Rename one of them.")
+            positions = {label: i for i, label in enumerate(labels)}
+            refuse_unknown(name, {own[i] for i in index}, labels)
+            index = [positions[own[i]] for i in index]
+        return compact(np.asarray(index, dtype=np.int64)[np.asarray(self._of)]), labels, own
+
+
+def one_class(name: str, label: str) -> str:
+    """Message for data with a single class."""
+    return f"{name} has only one class, {label!r}. Training needs at least two."
+
+
+def refuse_unknown(name: str, found: set[str], labels: Sequence[str]) -> None:
+    """Refuse classes that are not among `labels`.
+
+    Raises:
+        DataError: There is one.
+    """
+    unknown = sorted(found.difference(labels))
+    if unknown:
+        raise DataError(f"{name} has a class {unknown[0]!r}; known are {shortened(labels)}.")
+
+
+def shortened(labels: Sequence[str]) -> str:
+    """The first five labels, and how many more there are."""
+    more = f" and {len(labels) - 5} more" if len(labels) > 5 else ""
+    return ", ".join(labels[:5]) + more
+
+
+def _numbered(
+    name: str, texts: list[str], known: Sequence[str] | None
+) -> tuple[tuple[str, ...], list[int]]:
+    """Names of the classes in order, and the number of each text's class."""
+    numbers = [_integer(text) for text in texts]
+    if known is not None:
+        positions = {label: i for i, label in enumerate(known)}
+        index = [
+            positions.get(text, -1) if number is None else number
+            for text, number in zip(texts, numbers, strict=True)
+        ]
+        for text, i in zip(texts, index, strict=True):
+            if not 0 <= i < len(known):
+                raise DataError(
+                    f"{name} has a class {text!r}, but its {len(known)} class names are "
+                    f"{shortened(known)} (numbers 0 to {len(known) - 1})."
+                )
+        return tuple(known), index
+    if all(number is not None for number in numbers):  # 10 comes after 2
+        order = sorted({number for number in numbers if number is not None})
+        positions = {number: i for i, number in enumerate(order)}
+        return tuple(map(str, order)), [positions[n] for n in numbers if n is not None]
+    order = sorted(texts)
+    positions = {text: i for i, text in enumerate(order)}
+    return tuple(order), [positions[text] for text in texts]
+
+
+def _integer(text: str) -> int | None:
+    digits = text[1:] if text.startswith("-") else text
+    return int(text) if digits.isascii() and digits.isdigit() and len(digits) < 19 else None

@@ -1,0 +1,109 @@
+"""What every source returns, and what several sources share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from resnext.data.dataset import (
+    LIKE_PHOTOGRAPHS,
+    ImageSet,
+    Problem,
+    SourceDefaults,
+    SplitName,
+)
+from resnext.errors import DataError
+
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+ALIASES: dict[str, SplitName] = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+"""Split by the word that folders, files and lists use for it, in lower case."""
+
+
+@dataclass(frozen=True)
+class LoadedSplit:
+    """One split of a source, as it was read.
+
+    Args:
+        images: The images that have a class.
+        own_labels: The data's own labels in order; `images.labels` may be those of a model.
+        fingerprint: Computes a hash that identifies the images.
+        problems: Samples that lack an image or a class.
+    """
+
+    images: ImageSet
+    own_labels: tuple[str, ...]
+    fingerprint: Callable[[], str]
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set whose splits have not been read yet.
+
+    Args:
+        name: Name of the data, for messages.
+        splits: Reads each split the data came in; data that is not split has "train" only. If
+            labels are given, targets index into them and other classes are refused.
+        colour: "L" if the images are grey by nature, else "RGB".
+        defaults: Recipe, size and network that suit the data.
+    """
+
+    name: str
+    splits: Mapping[SplitName, Callable[[tuple[str, ...] | None], LoadedSplit]]
+    colour: str = "RGB"
+    defaults: SourceDefaults = LIKE_PHOTOGRAPHS
+
+
+def split_title(name: object, split: SplitName) -> str:
+    """What messages call a split of a data set."""
+    return str(name) if split == "train" else f"{name}, {split} part"
+
+
+def by_split(name: str, files: Sequence[str]) -> dict[SplitName, list[str]]:
+    """Files by the split that their names begin with; all are "train" if none does.
+
+    Raises:
+        DataError: Some names begin with a split and others do not.
+    """
+    splits: dict[SplitName, list[str]] = {}
+    others: list[str] = []
+    for file in files:
+        word = re.match(r"[a-z]*", file_name(file).lower())
+        split = ALIASES.get(word[0] if word else "")
+        (others if split is None else splits.setdefault(split, [])).append(file)
+    if splits and others:
+        raise DataError(
+            f"{name}: {file_name(others[0])} belongs to no split, but "
+            f"{len(files) - len(others)} other files do. Begin every name with train, val or "
+            f"test, or none."
+        )
+    return splits or {"train": others}
+
+
+def is_url(source: str) -> bool:
+    """Whether a text begins as a URL does."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source) is not None
+
+
+def file_name(file: str) -> str:
+    """Last component of a path or URL."""
+    return (urlsplit(file).path if is_url(file) else file).rpartition("/")[2]
+
+
+def visible(folder: Path) -> list[Path]:
+    """Files and folders in a folder that are not hidden, sorted by name."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def missing_package(package: str, extra: str) -> DataError:
+    """The error for data that needs a package which is not installed."""
+    return DataError(f'This data needs {package}: pip install "resnext[{extra}]".')

@@ -1,0 +1,303 @@
+"""Folders of images: classes, splits, and what is left out."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sample_data import COUNTS, by_class, fill, names, write
+
+from resnext.data.open import open_splits
+from resnext.data.sources.folders import image_files
+from resnext.errors import DataError
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.01, 0.5, 0.99])
+def test_every_class_is_split_by_the_same_fraction(tmp_path: Path, fraction: float) -> None:
+    """A rare class that ends up on one side only is never learnt, or never measured."""
+    root = fill(tmp_path, COUNTS)
+    splits = open_splits(root, val_fraction=fraction)
+    assert splits.train.labels == splits.val.labels == ("ant", "bee", "cat", "dog")
+    assert (splits.test, splits.colour, splits.val_fraction) == (None, "RGB", fraction)
+    for part in (splits.train, splits.val):
+        assert all(folder == label for folder, label in by_class(part, root))
+    held = Counter(folder for folder, _ in by_class(splits.val, root))
+    assert held == {k: min(max(round(n * fraction), 1), n - 1) for k, n in COUNTS.items()}
+    assert splits.val.counts().tolist() == [held[label] for label in splits.val.labels]
+    every = {path.relative_to(root).as_posix() for path in root.rglob("*.png")}
+    train, val = names(splits.train, root), names(splits.val, root)
+    assert sorted(train + val) == sorted(every)  # complete, and no image twice
+
+
+def test_the_seed_alone_decides_the_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File systems list in any order: another disk must not hold out what was learnt from."""
+    first, second = tmp_path / "first", tmp_path / "elsewhere" / "second"
+    files = [(name, i) for name, count in COUNTS.items() for i in range(count)]
+    for name, i in files:
+        write(first / name / f"{i}.png")
+    for name, i in reversed(files):
+        write(second / name / f"{i}.png")
+    held = [names(open_splits(root, seed=7).val, root) for root in (first, second, first)]
+    assert held[0] == held[1] == held[2]
+    original = os.scandir
+
+    @contextmanager
+    def backwards(path: Any) -> Iterator[Any]:
+        with original(path) as entries:
+            yield iter(sorted(entries, key=lambda entry: entry.name, reverse=True))
+
+    monkeypatch.setattr(os, "scandir", backwards)
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter(sorted(listed(path), reverse=True)))
+    assert names(open_splits(first, seed=7).val, first) == held[0]
+    monkeypatch.undo()
+    others = [names(open_splits(first, seed=seed).val, first) for seed in range(8)]
+    assert len({tuple(other) for other in others}) > 4
+
+
+def test_splits_are_drawn_not_cut(tmp_path: Path) -> None:
+    """Names often follow time or place, so the first fifth is not like the rest."""
+    root = fill(tmp_path, {"a": 50, "b": 50})
+    held = names(open_splits(root).val, root)
+    numbers = [int(Path(name).stem) for name in held if name.startswith("a/")]
+    assert len(numbers) == 10
+    assert min(numbers) < 15
+    assert max(numbers) > 34
+    assert 12 < sum(numbers) / 10 < 37
+
+
+def test_files_at_any_depth_and_nothing_else(tmp_path: Path) -> None:
+    """Thumbnails and notes that file managers and notebooks leave behind are no data."""
+    root = fill(tmp_path, {"a": 2, "b": 2})
+    write(root / "a" / "x" / "y" / "deep.png")
+    write(root / "a" / "LOUD.JPG")
+    for name in (".hidden.png", "._LOUD.JPG", ".ipynb_checkpoints/000-checkpoint.png"):
+        write(root / "a" / name)
+    write(root / ".git" / "000.png")
+    write(root / "loose.png")
+    for name in (".DS_Store", "Thumbs.db", "notes.txt", "no_ending", "paper.pdf", "film.mpg"):
+        (root / "a" / name).write_text("no image")
+    (root / "a" / "folder.png").mkdir()
+    splits = open_splits(root)
+    found = names(splits.train, root) + names(splits.val, root)
+    wanted = ["a/000.png", "a/001.png", "a/LOUD.JPG", "a/x/y/deep.png", "b/000.png", "b/001.png"]
+    assert sorted(found) == wanted
+    assert [file.relative_to(root / "a").as_posix() for file in image_files(root / "a")] == [
+        "000.png",
+        "001.png",
+        "LOUD.JPG",
+        "x/y/deep.png",
+    ]
+
+
+def test_a_data_set_may_lie_in_a_hidden_folder(tmp_path: Path) -> None:
+    """Caches do: ~/.cache/birds. Only what is hidden inside the data set is left out."""
+    root = fill(tmp_path / ".cache" / "birds", {"a": 2, "b": 2})
+    assert len(open_splits(root).train) == 2
+
+
+def test_class_folders_may_be_links(tmp_path: Path) -> None:
+    """Data sets are often put together from links to folders elsewhere."""
+    fill(tmp_path / "store", {"a": 3, "b": 3})
+    root = tmp_path / "set"
+    root.mkdir()
+    for name in "ab":
+        (root / name).symlink_to(tmp_path / "store" / name)
+    splits = open_splits(root)
+    assert (len(splits.train), len(splits.val)) == (4, 2)
+
+
+# -- folders that come split ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val", "VALID"])
+@pytest.mark.parametrize("train", ["train", "Train"])
+@pytest.mark.parametrize("test", ["test", None])
+def test_given_splits_are_used(tmp_path: Path, train: str, val: str, test: str | None) -> None:
+    """Splitting `train` again, or learning from `val`, would not be what was asked for."""
+    fill(tmp_path / train, {"a": 5, "b": 4})
+    fill(tmp_path / val, {"b": 3})
+    if test:
+        fill(tmp_path / test, {"a": 2, "b": 1})
+    splits = open_splits(tmp_path, val_fraction=0.5)
+    assert sorted(names(splits.train, tmp_path / train)) == [
+        *(f"a/00{i}.png" for i in range(5)),
+        *(f"b/00{i}.png" for i in range(4)),
+    ]
+    assert splits.val.labels == ("a", "b")
+    assert list(splits.val.targets) == [1, 1, 1]
+    assert names(splits.val, tmp_path / val) == ["b/000.png", "b/001.png", "b/002.png"]
+    assert splits.val_fraction is None
+    assert (splits.test is None) == (test is None)
+    if splits.test:
+        assert splits.test.counts().tolist() == [2, 1]
+
+
+def test_without_val_part_of_train_is_held_out(tmp_path: Path) -> None:
+    """The test images must not be what the best epoch is chosen by."""
+    fill(tmp_path / "train", {"a": 10, "b": 10})
+    fill(tmp_path / "test", {"a": 3, "b": 3})
+    splits = open_splits(tmp_path, seed=3)
+    assert (len(splits.train), len(splits.val), splits.val_fraction) == (16, 4, 0.2)
+    assert splits.test is not None
+    assert len(splits.test) == 6
+    assert all("test" not in name for name in names(splits.val, tmp_path / "train"))
+    assert not {*splits.train.images} & {*splits.val.images}
+
+
+def test_a_class_may_be_called_test(tmp_path: Path) -> None:
+    """Medical and quality data have such classes; they are no split without a `train` beside."""
+    root = fill(tmp_path, {"test": 4, "control": 4})
+    assert open_splits(root).train.labels == ("control", "test")
+
+
+# -- errors -----------------------------------------------------------------------------------
+
+
+def one_class(root: Path) -> None:
+    fill(root, {"cat": 5})
+
+
+def empty_class(root: Path) -> None:
+    fill(root, {"cat": 5, "dog": 5}).joinpath("eel").mkdir()
+
+
+def only_notes(root: Path) -> None:
+    fill(root, {"cat": 5}).joinpath("dog").mkdir()
+    (root / "dog" / "notes.txt").write_text("the dogs are still to come")
+
+
+def single_image(root: Path) -> None:
+    fill(root, {"cat": 5, "dog": 1})
+
+
+def loose_images(root: Path) -> None:
+    write(root / "1.png")
+
+
+def unknown_in_val(root: Path) -> None:
+    fill(root / "train", {"cat": 2, "dog": 2})
+    fill(root / "val", {"cat": 2, "eel": 2})
+
+
+def unknown_in_test(root: Path) -> None:
+    fill(root / "train", {"cat": 2, "dog": 2})
+    fill(root / "val", {"cat": 2})
+    fill(root / "test", {"eel": 2})
+
+
+def no_train(root: Path) -> None:
+    fill(root / "val", {"cat": 2, "dog": 2})
+    fill(root / "test", {"cat": 2, "dog": 2})
+
+
+def only_test(root: Path) -> None:
+    fill(root / "test", {"cat": 2, "dog": 2})
+
+
+def empty_val(root: Path) -> None:
+    fill(root / "train", {"cat": 2, "dog": 2})
+    (root / "val").mkdir()
+
+
+def two_vals(root: Path) -> None:
+    for part in ("train", "val", "valid"):
+        fill(root / part, {"cat": 2, "dog": 2})
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda root: root.rmdir(), "does not exist"),
+        (lambda root: None, "no class folders"),
+        (loose_images, "no class folders"),
+        (one_class, "only one class, 'cat'"),
+        (empty_class, "eel holds no image"),
+        (only_notes, "dog holds no image"),
+        (single_image, "'dog' of .* has one image"),
+        (unknown_in_val, "val has a class 'eel'; known are cat, dog"),
+        (unknown_in_test, "test has a class 'eel'"),
+        (no_train, "test, val inside, but no train"),
+        (only_test, "test inside, but no train"),
+        (empty_val, "val has no class folders"),
+        (two_vals, "val and valid"),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_unusable_folders(tmp_path: Path, make: Any, problem: str) -> None:
+    """What is wrong with a folder has to be said before training, by the folder's name."""
+    root = tmp_path / "set"
+    root.mkdir()
+    make(root)
+    with pytest.raises(DataError, match=problem) as caught:
+        open_splits(root)
+    assert str(root) in str(caught.value)
+
+
+# -- fingerprints and the order of files ------------------------------------------------------
+
+
+def test_the_fingerprint_notices_what_changes_the_split(tmp_path: Path) -> None:
+    """With one file more or less, the same seed holds out other images."""
+    root = fill(tmp_path, {"a": 5, "b": 5})
+    seen = [open_splits(root).fingerprint]
+    assert open_splits(root, seed=1, val_fraction=0.5).fingerprint == seen[0]
+    (root / "a" / "000.png").touch()  # copying changes times
+    assert open_splits(root).fingerprint == seen[0]
+    write(root / "a" / "new.png")
+    seen.append(open_splits(root).fingerprint)
+    with (root / "a" / "new.png").open("ab") as file:
+        file.write(b"\0")
+    seen.append(open_splits(root).fingerprint)
+    (root / "a" / "new.png").rename(root / "a" / "newer.png")
+    seen.append(open_splits(root).fingerprint)
+    (root / "a" / "newer.png").rename(root / "b" / "newer.png")
+    seen.append(open_splits(root).fingerprint)
+    (root / "b" / "newer.png").unlink()
+    assert len({*seen}) == len(seen)
+    assert open_splits(root).fingerprint == seen[0]
+
+
+def test_an_empty_prediction_folder_is_refused(tmp_path: Path) -> None:
+    """Silence would look like success."""
+    with pytest.raises(DataError, match="holds no image"):
+        image_files(tmp_path)
+
+
+def test_files_keep_the_order_of_paths(tmp_path: Path) -> None:
+    """Sorted as text, "a-b/1.png" comes before "a/1.png": the same seed drew another split."""
+    for name in ("a/1.png", "a-b/1.png", "a.png", "b/c/2.png", "b/c.png"):
+        write(tmp_path / name)
+    assert image_files(tmp_path) == sorted(tmp_path.rglob("*.png"))
+
+
+def test_fingerprints_and_splits_are_those_of_earlier_versions(tmp_path: Path) -> None:
+    """Models of earlier versions would be measured on what they learnt from."""
+    root = tmp_path / "set"
+    for name, count in {"cat": 7, "dog": 5}.items():
+        for i in range(count):
+            (root / name / "deep").mkdir(parents=True, exist_ok=True)
+            (root / name / ("deep" if i % 2 else "") / f"{i}.png").write_bytes(bytes(i + 1))
+    splits = open_splits(root, seed=3, val_fraction=0.4)
+    assert splits.fingerprint == "9026bfb93a7f04b0"
+    assert names(splits.val, root) == [
+        "cat/4.png",
+        "cat/deep/3.png",
+        "cat/deep/5.png",
+        "dog/0.png",
+        "dog/2.png",
+    ]
+
+
+def test_links_and_hidden_folders_are_not_followed(tmp_path: Path) -> None:
+    """A link to the folder above would list everything again and again."""
+    root = fill(tmp_path / "set", {"a": 2, "b": 2})
+    (root / "a" / "loop").symlink_to(root)
+    (root / "a" / "linked.png").symlink_to(root / "b" / "000.png")
+    (root / "a" / "broken.png").symlink_to(root / "nowhere.png")
+    assert [file.name for file in image_files(root / "a")] == ["000.png", "001.png", "linked.png"]
