@@ -34,7 +34,7 @@ def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
         ("fp8", "cpu", "precision must be auto, fp32, bf16 or fp16, not 'fp8'"),
         ("", "cuda", "precision must be auto"),
         ("FP32", "cpu", "precision must be auto"),
-        ("fp16", "cpu", "fp16 needs a GPU. Take bf16, or fp32"),
+        ("fp16", "cpu", "fp16 needs a GPU. Use bf16 or fp32"),
     ],
 )
 def test_precision_that_does_not_exist(name: str, device: str, message: str) -> None:

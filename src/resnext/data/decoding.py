@@ -1,6 +1,6 @@
-"""From image files to pixels: decoding, resizing and cropping as a card says.
+"""From image files to pixels: decoding, resizing and cropping as the preprocessing says.
 
-All of it is Pillow's, because public weights were trained and measured with that, and needs no
+All of it is done by Pillow, because public weights were trained and measured with Pillow. Needs no
 torch.
 """
 
@@ -23,7 +23,7 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF")
-"""Formats of photographs. Pillow knows more; some, as EPS, run other programs."""
+"""Formats that are decoded. Pillow knows more, but some, such as EPS, run other programs."""
 
 MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs
 
@@ -33,20 +33,29 @@ def open_image(path: Path, colour: str) -> Image.Image:
 
     Args:
         path: The file.
-        colour: "L" for grey, else the result is "RGB" (also for "BGR").
+        colour: "L" for grey; otherwise the result is "RGB" (also for "BGR").
 
     Raises:
-        DataError: It is missing, no image, damaged or unreasonably large.
+        DataError: The file is missing, damaged, not an image or unreasonably large.
     """
-    return _decoded(path, str(path), colour)
+    return _decode(path, str(path), colour)
 
 
 def decode_image(data: bytes, name: str, colour: str) -> Image.Image:
-    """The same for the content of a file, which messages call `name`."""
-    return _decoded(io.BytesIO(data), name, colour)
+    """Decode the content of an image file completely, upright, in mode "RGB" or "L".
+
+    Args:
+        data: The content.
+        name: Name of the image in messages.
+        colour: "L" for grey; otherwise the result is "RGB" (also for "BGR").
+
+    Raises:
+        DataError: The content is damaged, not an image or unreasonably large.
+    """
+    return _decode(io.BytesIO(data), name, colour)
 
 
-def _decoded(source: Path | io.BytesIO, name: str, colour: str) -> Image.Image:
+def _decode(source: Path | io.BytesIO, name: str, colour: str) -> Image.Image:
     try:
         with open_lazily(source, name) as image:
             image.load()
@@ -56,7 +65,12 @@ def _decoded(source: Path | io.BytesIO, name: str, colour: str) -> Image.Image:
 
 
 def open_lazily(source: Path | io.BytesIO, name: str) -> Image.Image:
-    """An image whose header is read, and nothing else yet."""
+    """Open an image: its header is read, its pixels are not decoded yet.
+
+    Raises:
+        DataError: It has too many pixels.
+        OSError: It cannot be read; Pillow raises other errors, too, for damaged files.
+    """
     Image.init()
     image = Image.open(source, formats=[kind for kind in FORMATS if kind in Image.OPEN])
     if image.width * image.height > MAX_PIXELS:
@@ -69,7 +83,7 @@ def open_lazily(source: Path | io.BytesIO, name: str) -> Image.Image:
 
 
 def decoding_error(name: str, error: Exception) -> DataError:
-    """What decoding ended with, in one line."""
+    """The error for an image that cannot be decoded, as one line that says why."""
     if isinstance(error, DataError):
         return error
     if isinstance(error, FileNotFoundError):
@@ -77,7 +91,7 @@ def decoding_error(name: str, error: Exception) -> DataError:
     if isinstance(error, IsADirectoryError):
         return DataError(f"{name}: is a folder, not an image.")
     if isinstance(error, UnidentifiedImageError):
-        return DataError(f"{name}: not a readable image (of no format that is known).")
+        return DataError(f"{name}: not a readable image (unknown format).")
     if isinstance(error, Image.DecompressionBombError):
         return DataError(f"{name}: refused as a decompression bomb: it has too many pixels.")
     reason = str(error).partition("\n")[0] or type(error).__name__
@@ -88,7 +102,7 @@ def convert(image: Image.Image, colour: str) -> Image.Image:
     """The image in mode "L" or "RGB"; 16-bit grey keeps its upper 8 bits.
 
     Raises:
-        DataError: It has no pixels, or floating-point ones.
+        DataError: It has no pixels, or floating-point pixels.
     """
     if 0 in image.size:
         raise DataError(f"An image must have pixels, not {image.width}×{image.height}.")
@@ -103,44 +117,44 @@ def convert(image: Image.Image, colour: str) -> Image.Image:
     return image.convert("L" if colour == "L" else "RGB")
 
 
-def resize_and_crop(image: Image.Image, how: Preprocessing) -> Image.Image:
-    """A decoded image resized, and its middle cut out, as the network sees it.
+def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Resize a decoded image and crop its centre to the network's input size.
 
     Raises:
-        DataError: As for `resize`.
+        DataError: The image is so long that the resized one would be a decompression bomb.
     """
-    return _centre_crop(resize(image, how), how.size)
+    return _centre_crop(resize(image, preprocessing), preprocessing.size)
 
 
-def resize(image: Image.Image, how: Preprocessing) -> Image.Image:
-    """A decoded image with its shorter side as long as the card says.
+def resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Resize a decoded image so that its shorter side is `preprocessing.resize`.
 
     Raises:
-        DataError: It is so long that resizing would make a decompression bomb of it.
+        DataError: The image is so long that the resized one would be a decompression bomb.
     """
     width, height = image.size
-    longer = int(how.resize * max(width, height) / min(width, height))
-    size = (how.resize, longer) if width <= height else (longer, how.resize)
+    longer = int(preprocessing.resize * max(width, height) / min(width, height))
+    size = (preprocessing.resize, longer) if width <= height else (longer, preprocessing.resize)
     if size[0] * size[1] > MAX_PIXELS:
         raise DataError(
             f"An image of {width}×{height} pixels is too long: with its shorter side resized to "
-            f"{how.resize} it would have {size[0] * size[1]:,}."
+            f"{preprocessing.resize} it would have {size[0] * size[1]:,}."
         )
-    return image if size == image.size else image.resize(size, FILTERS[how.interpolation])
+    return image if size == image.size else image.resize(size, FILTERS[preprocessing.interpolation])
 
 
-def pixels(image: Image.Image, how: Preprocessing) -> UInt8[np.ndarray, "h w c"]:
-    """The same as an array of its own, its channels in the network's order."""
+def pixels(image: Image.Image, preprocessing: Preprocessing) -> UInt8[np.ndarray, "h w c"]:
+    """Pixels of an "RGB" or "L" image as a new array, channels in the network's order."""
     values = np.array(image, dtype=np.uint8).reshape(image.height, image.width, -1)
-    return np.ascontiguousarray(values[..., ::-1]) if how.colour == "BGR" else values
+    return np.ascontiguousarray(values[..., ::-1]) if preprocessing.colour == "BGR" else values
 
 
 def _centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """The square in the middle, black where the image is smaller."""
+    """The square at the centre, padded with black where the image is smaller."""
     width, height = image.size
     if min(width, height) < size:
-        grown = Image.new(image.mode, (max(width, size), max(height, size)))
-        grown.paste(image, (max(size - width, 0) // 2, max(size - height, 0) // 2))
-        image, (width, height) = grown, grown.size
+        padded = Image.new(image.mode, (max(width, size), max(height, size)))
+        padded.paste(image, (max(size - width, 0) // 2, max(size - height, 0) // 2))
+        image, (width, height) = padded, padded.size
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))

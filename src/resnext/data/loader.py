@@ -1,4 +1,4 @@
-"""Images of a set as batches that a network takes, without those that cannot be read."""
+"""Batches of images for evaluation, without the images that cannot be read."""
 
 from __future__ import annotations
 
@@ -22,42 +22,51 @@ Classifier = Callable[[Float[Tensor, "n c h w"]], Float[Tensor, "n k"]]
 
 
 class EvalDataset(Dataset[tuple[Tensor, int, int] | None]):
-    """Images as the network takes them, with target and index; None for what cannot be read.
+    """The network's inputs `(c, s, s)` with target and index; None for an unreadable image.
 
-    With more than one view, an image is `(views, c, s, s)`.
+    Args:
+        images: The set.
+        preprocessing: How images become the network's input.
+        indices: Images to take, by position in the set.
+        views: Views of each image; with more than one, an input is `(views, c, s, s)`.
     """
 
     def __init__(
-        self, images: ImageSet, how: Preprocessing, indices: Sequence[int], views: int = 1
+        self, images: ImageSet, preprocessing: Preprocessing, indices: Sequence[int], views: int = 1
     ) -> None:
-        self.images, self.how, self.indices, self.views = images, how, indices, views
+        self.images, self.preprocessing, self.indices, self.views = (
+            images,
+            preprocessing,
+            indices,
+            views,
+        )
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, position: int) -> tuple[Tensor, int, int] | None:
-        """One prepared image."""
+        """Input, target and index of one image."""
         index = self.indices[position]
         try:
-            image = self.images.open(index, self.how.colour)
-            x = prepare(image, self.how)
+            image = self.images.open(index, self.preprocessing.colour)
+            x = prepare(image, self.preprocessing)
         except DataError:
             return None
         if self.views > 1:
-            x = tta_views(x, image, self.how, self.views)
+            x = tta_views(x, image, self.preprocessing, self.views)
         return x, int(self.images.targets[index]), index
 
 
 class EvalLoader:
-    """Prepared batches in order, to go over once, without the images that cannot be read."""
+    """Batches in order, without the images that cannot be read; to be iterated once."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
         self.done: list[int] = []
-        """Positions, in the set, of the images handed out so far."""
+        """Positions, in the set, of the images returned so far."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and targets."""
+        """Batches of inputs `(n, c, s, s)` and targets `(n,)`."""
         for x, targets, indices in self.loader:
             self.done += indices
             if indices:
@@ -66,63 +75,68 @@ class EvalLoader:
 
 def eval_loader(
     images: ImageSet,
-    how: Preprocessing,
+    preprocessing: Preprocessing,
     *,
     batch_size: int,
     workers: int,
     views: int = 1,
     indices: Sequence[int] | None = None,
 ) -> EvalLoader:
-    """Prepared batches in order.
+    """Batches of the network's inputs and targets, in order.
 
     Args:
         images: The set.
-        how: Preprocessing.
-        batch_size: Images at a time; fewer where some cannot be read.
-        workers: Processes that decode images.
-        views: As for `evaluate`; with more than one, a batch is `(n, views, c, s, s)`.
-        indices: Images to take, by position, such as `range(rank, len(images), world)` for one
-            of several processes; by default all.
+        preprocessing: How images become the network's input.
+        batch_size: Images in a batch; fewer where some cannot be read.
+        workers: Number of processes that decode images.
+        views: Views of each image, 1, 2 or 10; with more than one, a batch is
+            `(n, views, c, s, s)`.
+        indices: Images to take, by position, for example `range(rank, len(images), world)` for
+            one of several processes; None for all.
     """
     chosen = range(len(images)) if indices is None else indices
-    dataset = EvalDataset(images, how, chosen, views)
+    dataset = EvalDataset(images, preprocessing, chosen, views)
     loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=_readable)
     return EvalLoader(loader)
 
 
 def _readable(items: list[tuple[Tensor, int, int] | None]) -> tuple[Tensor, Tensor, list[int]]:
-    some = [item for item in items if item is not None]
-    x = torch.stack([item[0] for item in some]) if some else torch.zeros(0)
-    return x, torch.tensor([item[1] for item in some]), [item[2] for item in some]
+    """One batch of the items that could be read: inputs, targets and indices."""
+    readable = [item for item in items if item is not None]
+    x = torch.stack([item[0] for item in readable]) if readable else torch.zeros(0)
+    return x, torch.tensor([item[1] for item in readable]), [item[2] for item in readable]
 
 
 def tta_views(
-    x: Float[Tensor, "c s s"], image: Image.Image, how: Preprocessing, views: int
+    x: Float[Tensor, "c s s"], image: Image.Image, preprocessing: Preprocessing, views: int
 ) -> Float[Tensor, "v c s s"]:
     """The views of an image that test-time augmentation averages over.
 
     Args:
-        x: The image as the network takes it.
-        image: The image.
-        how: Preprocessing.
-        views: 2 or 10, as for `evaluate`.
+        x: The image as the network's input.
+        image: The decoded image.
+        preprocessing: How it becomes the network's input.
+        views: 2 for the image and its mirror image; 10 for centre and corners of both.
     """
     if views == 2:
         return torch.stack([x, x.flip(2)])
-    whole = resize(image, how)
-    right, low, s = whole.width - how.size, whole.height - how.size, how.size
+    resized, size = resize(image, preprocessing), preprocessing.size
+    right, bottom = resized.width - size, resized.height - size
+    corners = [(0, 0), (right, 0), (0, bottom), (right, bottom)]
     crops = []
-    for side in (whole, ImageOps.mirror(whole)):
-        corners = [(left, top) for top in (0, low) for left in (0, right)]
-        crops += [normalize(side.crop((a, b, a + s, b + s)), how) for a, b in corners]
-        crops.append(prepare(side, how))
+    for version in (resized, ImageOps.mirror(resized)):
+        boxes = [(left, top, left + size, top + size) for left, top in corners]
+        crops += [normalize(version.crop(box), preprocessing) for box in boxes]
+        crops.append(prepare(version, preprocessing))
     return torch.stack(crops)
 
 
 def average_views(classify: Classifier, temperature: float) -> Classifier:
-    """A classifier of `(n, views, c, s, s)`: its softmax is the mean over views of the other's.
+    """A classifier of `(n, views, c, s, s)` whose softmax is the mean of `classify`'s over views.
 
-    That holds at the same temperature.
+    Args:
+        classify: Images `(n, c, s, s)` to logits.
+        temperature: Divisor of the logits at which the softmaxes are taken.
     """
 
     def classify_views(x: Float[Tensor, "n v c s s"]) -> Float[Tensor, "n k"]:

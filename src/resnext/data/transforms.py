@@ -1,7 +1,7 @@
-"""From pictures to tensors: preprocessing as the card says, and random views for training.
+"""From images to tensors: preprocessing for evaluation, and random views for training.
 
-Preprocessing follows torchvision's pipeline on Pillow images to the last bit, because that is
-what public weights were trained and measured with.
+Preprocessing equals torchvision's pipeline on Pillow images bit for bit, because public weights
+were trained and measured with it.
 """
 
 from __future__ import annotations
@@ -29,21 +29,28 @@ from resnext.data.decoding import (
 )
 
 
-def prepare(image: Image.Image, how: Preprocessing) -> Float[Tensor, "c s s"]:
-    """One decoded image as the network's input."""
-    return normalize(resize_and_crop(image, how), how)
+def prepare(image: Image.Image, preprocessing: Preprocessing) -> Float[Tensor, "c s s"]:
+    """A decoded image as the network's input: resized, cropped and normalized."""
+    return normalize(resize_and_crop(image, preprocessing), preprocessing)
 
 
-def normalize(image: Image.Image, how: Preprocessing) -> Float[Tensor, "c h w"]:
-    """Pixels of an "RGB" or "L" image, scaled, minus mean, over standard deviation."""
-    return normalized(torch.from_numpy(pixels(image, how)), how)
+def normalize(image: Image.Image, preprocessing: Preprocessing) -> Float[Tensor, "c h w"]:
+    """Pixels of an "RGB" or "L" image over 255, minus the mean, over the standard deviation."""
+    return normalized(torch.from_numpy(pixels(image, preprocessing)), preprocessing)
 
 
-def normalized(values: UInt8[Tensor, "*n h w c"], how: Preprocessing) -> Float[Tensor, "*n c h w"]:
-    """The same for pixels in the network's order of channels, where they are."""
+def normalized(
+    values: UInt8[Tensor, "*n h w c"], preprocessing: Preprocessing
+) -> Float[Tensor, "*n c h w"]:
+    """Pixels over 255, minus the mean, over the standard deviation, on the device of `values`.
+
+    Args:
+        values: Pixels with channels last, in the network's order of channels.
+        preprocessing: Its mean and standard deviation are used.
+    """
     mean, std = (
         torch.tensor(x, dtype=torch.float32, device=values.device).view(-1, 1, 1)
-        for x in (how.mean, how.std)
+        for x in (preprocessing.mean, preprocessing.std)
     )
     return values.movedim(-1, -3).contiguous().float().div(255).sub_(mean).div_(std)
 
@@ -51,7 +58,7 @@ def normalized(values: UInt8[Tensor, "*n h w c"], how: Preprocessing) -> Float[T
 def random_view(
     data: bytes | np.ndarray,
     name: str,
-    how: Preprocessing,
+    preprocessing: Preprocessing,
     rng: np.random.Generator,
     *,
     min_area: float = 0.08,
@@ -59,41 +66,45 @@ def random_view(
     padding: int = 0,
     fast: bool = False,
 ) -> UInt8[Tensor, "s s c"]:
-    """A random part of an image at the network's size (arXiv:1409.4842, section 6).
+    """A random crop of an image, resized to the network's size (arXiv:1409.4842, section 6).
 
-    Only as much of a JPEG is decoded as the part needs: at a half, a quarter or an eighth of its
-    size if the part still has `how.size` pixels then.
+    A JPEG is decoded at a half, a quarter or an eighth of its size if the crop still has
+    `preprocessing.size` pixels then.
 
     Args:
         data: Content of an image file, or an array `(h, w)` or `(h, w, 3)` of 8-bit values.
-        name: What to call it in messages.
-        how: Preprocessing; of it size, filter and whether it is grey are used.
-        rng: Where chance comes from.
-        min_area: Smallest part of the image's area that is cut out.
-        flip: Whether to mirror every other image.
-        padding: If above 0, the image is instead resized to the network's size and shifted by up
-            to so many pixels; the rim is black.
-        fast: Decode JPEG with simplejpeg and its quick transforms. Pixels differ from Pillow's,
-            by one or two levels on average.
+        name: Name of the image in messages.
+        preprocessing: Its size, filter and whether it is grey are used.
+        rng: Random number generator.
+        min_area: Smallest area of a crop, as a fraction of the image's.
+        flip: Whether to mirror the view with probability 1/2.
+        padding: If above 0, no crop is taken: the whole image is resized to the network's size and
+            shifted by up to this many pixels, with a black border.
+        fast: Decode JPEG with simplejpeg and its fast transforms. Pixels differ from Pillow's by
+            one or two levels on average.
 
     Returns:
         Pixels, RGB or grey.
 
     Raises:
-        DataError: It is no readable image.
+        DataError: The image cannot be decoded.
     """
     if padding:
-        image = _whole(data, name, how.colour)
-        square = image.resize((how.size, how.size), FILTERS[how.interpolation])
-        pixels = np.asarray(square).reshape(how.size, how.size, -1)
-        rim = np.pad(pixels, ((padding, padding), (padding, padding), (0, 0)))
+        image = _whole(data, name, preprocessing.colour)
+        square = image.resize(
+            (preprocessing.size, preprocessing.size), FILTERS[preprocessing.interpolation]
+        )
+        pixels = np.asarray(square).reshape(preprocessing.size, preprocessing.size, -1)
+        padded = np.pad(pixels, ((padding, padding), (padding, padding), (0, 0)))
         top, left = rng.integers(2 * padding + 1, size=2)
-        view = torch.from_numpy(rim[top : top + how.size, left : left + how.size].copy())
+        view = torch.from_numpy(
+            padded[top : top + preprocessing.size, left : left + preprocessing.size].copy()
+        )
     else:
         try:
-            pixels, box = _random_part(data, name, how, rng, min_area, fast)
-            view = _resized(pixels, box, how)
-        except Exception as error:  # as above
+            pixels, box = _random_crop(data, name, preprocessing, rng, min_area, fast)
+            view = _resized(pixels, box, preprocessing)
+        except Exception as error:  # Pillow's decoders raise almost anything on damaged files
             raise decoding_error(name, error) from error
     return view.flip(1) if flip and rng.random() < 0.5 else view
 
@@ -104,29 +115,29 @@ def _whole(data: bytes | np.ndarray, name: str, colour: str) -> Image.Image:
     return convert(Image.fromarray(data), colour)
 
 
-def _random_part(
+def _random_crop(
     data: bytes | np.ndarray,
     name: str,
-    how: Preprocessing,
+    preprocessing: Preprocessing,
     rng: np.random.Generator,
     min_area: float,
     fast: bool,
 ) -> tuple[UInt8[np.ndarray, "h w c"], tuple[int, int, int, int]]:
-    """Decoded pixels, maybe at a reduced size, and the part of them to use."""
+    """Decoded pixels, possibly at a reduced size, and the box of a random crop in them."""
     if isinstance(data, np.ndarray):
-        grey = data.ndim == 2 and how.colour == "L"
-        pixels = data[..., None] if grey else _pixels(_whole(data, name, how.colour))
+        grey = data.ndim == 2 and preprocessing.colour == "L"
+        pixels = data[..., None] if grey else _pixels(_whole(data, name, preprocessing.colour))
         return pixels, _random_box(pixels.shape[1], pixels.shape[0], rng, min_area)
     with open_lazily(io.BytesIO(data), name) as image:
         width, height = image.size
-        plain = image.format == "JPEG" and image.mode == "RGB" and how.colour != "L"
-        if not plain or image.getexif().get(_ORIENTATION, 1) != 1:
+        is_rgb_jpeg = image.format == "JPEG" and image.mode == "RGB" and preprocessing.colour != "L"
+        if not is_rgb_jpeg or image.getexif().get(_ORIENTATION, 1) != 1:
             image.load()
-            whole = convert(ImageOps.exif_transpose(image), how.colour)
+            whole = convert(ImageOps.exif_transpose(image), preprocessing.colour)
             return _pixels(whole), _random_box(whole.width, whole.height, rng, min_area)
         box = _random_box(width, height, rng, min_area)
-        parts = min(box[2] - box[0], box[3] - box[1]) // how.size
-        factor = max(f for f in (1, 2, 4, 8) if f <= max(parts, 1))
+        spare = min(box[2] - box[0], box[3] - box[1]) // preprocessing.size
+        factor = max(f for f in (1, 2, 4, 8) if f <= max(spare, 1))
         smaller = width // factor, height // factor
         if fast and (decoder := fast_decoder()):
             pixels = decoder(
@@ -147,7 +158,7 @@ def _random_part(
         return pixels, (left, top, max(right, left + 1), max(bottom, top + 1))
 
 
-_ORIENTATION = 0x0112  # Exif's tag for how the camera was held
+_ORIENTATION = 0x0112  # the EXIF tag of the camera's orientation
 
 
 @cache
@@ -165,27 +176,31 @@ def _pixels(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
 
 
 def _resized(
-    pixels: UInt8[np.ndarray, "h w c"], box: tuple[int, int, int, int], how: Preprocessing
+    pixels: UInt8[np.ndarray, "h w c"], box: tuple[int, int, int, int], preprocessing: Preprocessing
 ) -> UInt8[Tensor, "s s c"]:
-    """A part of an image at the network's size, antialiased."""
+    """A crop of an image, resized to the network's size with antialiasing."""
     left, top, right, bottom = box
-    part = pixels[top:bottom, left:right]
-    size = (how.size, how.size)
-    if how.interpolation in ("bilinear", "bicubic"):  # torch does it three times as fast as Pillow
-        if not part.flags.writeable:  # torch takes only what it may write to
-            part = part.copy()
-        values = torch.from_numpy(part).permute(2, 0, 1)[None]
-        mode = how.interpolation
+    crop = pixels[top:bottom, left:right]
+    size = (preprocessing.size, preprocessing.size)
+    if preprocessing.interpolation in (
+        "bilinear",
+        "bicubic",
+    ):  # torch is three times as fast as Pillow
+        if not crop.flags.writeable:  # torch accepts only writable arrays
+            crop = crop.copy()
+        values = torch.from_numpy(crop).permute(2, 0, 1)[None]
+        mode = preprocessing.interpolation
         view = torch.nn.functional.interpolate(values, size, mode=mode, antialias=True)
         return view[0].permute(1, 2, 0)
-    image = Image.fromarray(part.squeeze(2) if part.shape[2] == 1 else part)
-    resized = image.resize(size, FILTERS[how.interpolation])
+    image = Image.fromarray(crop.squeeze(2) if crop.shape[2] == 1 else crop)
+    resized = image.resize(size, FILTERS[preprocessing.interpolation])
     return torch.from_numpy(np.array(resized).reshape(*size, -1))
 
 
 def _random_box(
     width: int, height: int, rng: np.random.Generator, min_area: float
 ) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a random crop."""
     for _ in range(10):
         area = width * height * rng.uniform(min_area, 1.0)
         ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -193,6 +208,6 @@ def _random_box(
         if 0 < w <= width and 0 < h <= height:
             left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
             return int(left), int(top), int(left) + w, int(top) + h
-    side = min(width, height)  # a very long image: its middle
+    side = min(width, height)  # the image is very long: take its centre
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side

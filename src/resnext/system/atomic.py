@@ -14,10 +14,14 @@ from resnext.errors import CheckpointError
 
 
 def write_atomically(path: Path, write: Callable[[str], None]) -> None:
-    """Let `write` fill a file of another name, then put it in its place.
+    """Write a temporary file, then move it to `path`.
+
+    Args:
+        path: The file to write.
+        write: Fills the file whose path it is given.
 
     Raises:
-        CheckpointError: It cannot be written; what was there before still is.
+        CheckpointError: The file cannot be written; a file that was there before is unchanged.
     """
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -35,7 +39,11 @@ def write_atomically(path: Path, write: Callable[[str], None]) -> None:
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """The same for content that is known already."""
+    """Write `content` to a temporary file, then move it to `path`.
+
+    Raises:
+        CheckpointError: The file cannot be written; a file that was there before is unchanged.
+    """
 
     def write(temporary: str) -> None:
         Path(temporary).write_bytes(content)
@@ -44,8 +52,8 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
 
 
 def fsync(path: str | Path) -> None:
-    """Have the disk hold what was written, so that a power cut cannot lose it."""
-    with suppress(PermissionError):  # a folder that may be written but not read
+    """fsync a file or folder, so that a power cut loses nothing that was written."""
+    with suppress(PermissionError):  # a folder may be writable but not readable
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

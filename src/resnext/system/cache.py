@@ -1,4 +1,4 @@
-"""Where things are kept on this machine."""
+"""The cache folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What machine this is."""
+"""CPU name and core count."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def cpu_name() -> str:
 
 
 def core_count() -> int:
-    """How many threads computing should use: `OMP_NUM_THREADS`, else the cores we may use.
+    """Number of threads to compute with: `OMP_NUM_THREADS`, else the physical cores we may use.
 
-    Two hardware threads of one core count once, as torch counts them.
+    Two hardware threads of a core count once, as in torch.
     """
-    chosen = os.environ.get("OMP_NUM_THREADS", "")
-    if chosen.isdigit() and int(chosen):
-        return int(chosen)
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdigit() and int(threads):
+        return int(threads)
     if not hasattr(os, "sched_getaffinity"):
         return available_cores()
     allowed = os.sched_getaffinity(0)
@@ -33,7 +33,7 @@ def core_count() -> int:
 
 
 def available_cores() -> int:
-    """How many logical processors this process may run on."""
+    """Number of logical processors this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -14,10 +14,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name; "auto" takes a GPU where there is one.
+    """The torch device of a name; "auto" is the GPU if there is one, else the CPU.
 
     Raises:
-        InputError: There is no such device here.
+        InputError: The name is invalid, or this machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -27,16 +27,18 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
-            f"device {name!r} cannot be used: {reason.rstrip('.')}. Take auto, cpu, or cuda:0."
+            f"device {name!r} cannot be used: {reason.rstrip('.')}. Use auto, cpu, or cuda:0."
         ) from error
     return device
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The number type to multiply in; "auto" takes bf16 where the hardware has it.
+    """The dtype of a compute precision; "auto" is bf16 where the hardware supports it.
+
+    Otherwise "auto" is fp16 on a GPU and fp32 elsewhere.
 
     Raises:
-        InputError: The name is unknown, or the device cannot do it.
+        InputError: The name is unknown, or the device does not support the precision.
     """
     if name != "auto" and name not in DTYPES:
         raise InputError(f"precision must be auto, fp32, bf16 or fp16, not {name!r}.")
@@ -44,40 +46,40 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
         check_precision(name, device)
         return DTYPES[name]
     if device.type == "cuda":
-        fits = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fits else torch.float16
+        has_bf16_units = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bf16_units else torch.float16
     if device.type == "cpu":
         return torch.bfloat16 if has_bf16() else torch.float32
     return torch.float32
 
 
 def has_bf16() -> bool:
-    """Whether the processor multiplies in bf16."""
+    """Whether the CPU has bf16 arithmetic (AVX512-BF16 or AMX)."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def check_precision(name: str, device: torch.device) -> None:
-    """Refuse a precision that the device cannot compute in.
+    """Refuse a precision that the device does not support.
 
     Raises:
-        InputError: It is a processor and the precision fp16.
+        InputError: The precision is fp16 and the device a CPU.
     """
     if name == "fp16" and device.type == "cpu":
-        raise InputError("precision fp16 needs a GPU. Take bf16, or fp32.")
+        raise InputError("precision fp16 needs a GPU. Use bf16 or fp32.")
 
 
 def require_bf16() -> None:
-    """Refuse bf16 where only an engine that emulates it would be left.
+    """Refuse bf16 on a CPU that would only emulate it.
 
     Raises:
-        InputError: The processor does not multiply in bf16.
+        InputError: The CPU has no bf16 arithmetic.
     """
     if not has_bf16():
         raise InputError("This processor has no bf16 arithmetic. Use fp32 or int8.")
 
 
 def hardware(device: torch.device) -> str:
-    """Name of the processor or GPU."""
+    """Model name of the CPU or GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return cpu_name()

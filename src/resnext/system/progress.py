@@ -1,4 +1,4 @@
-"""What a command shows while it works: a bar in a terminal, else plain lines, or nothing."""
+"""Progress of a command: a bar in a terminal, plain lines elsewhere, or nothing."""
 
 from __future__ import annotations
 
@@ -17,26 +17,31 @@ from rich.progress import (
 
 
 class Reporter(Protocol):
-    """Told what happens."""
+    """Receives the progress of a command."""
 
     def start(self, title: str, total: int) -> None:
-        """A task of `total` images, or of another unit, begins."""
+        """Begin a task of `total` images, or of another unit."""
 
     def advance(self, images: int) -> None:
-        """So many were just done."""
+        """Count images that were just done."""
 
     def note(self, text: str) -> None:
-        """What belongs to the running task: the current accuracy."""
+        """Set a text about the running task, such as the current accuracy."""
 
     def line(self, text: str) -> None:
-        """Something worth a line of its own."""
+        """Print a line."""
 
     def stop(self) -> None:
-        """Nothing more comes."""
+        """End the display."""
 
 
 def reporter(show: bool, unit: str = "images") -> Reporter:
-    """The one that fits where standard error goes to; `unit` is what is counted."""
+    """The reporter for standard error: a bar in a terminal, else plain lines.
+
+    Args:
+        show: Whether to show anything.
+        unit: What is counted.
+    """
     if not show:
         return SilentReporter()
     return LiveReporter(unit=unit) if sys.stderr.isatty() else PlainReporter(unit)
@@ -53,25 +58,25 @@ class SilentReporter:
 
 
 class PlainReporter:
-    """One line for each finished task, and one every half minute in between."""
+    """Prints the lines it is given, and one about the running task every half minute."""
 
     def __init__(self, unit: str = "images") -> None:
         self._unit = unit
-        self._every = 30.0
+        self._interval = 30.0
         self._begun = self._shown = time.monotonic()
         self._done = self._total = 0
         self._title = ""
 
     def start(self, title: str, total: int) -> None:
-        """Remember what begins."""
+        """Begin a task, without printing."""
         self._title, self._total, self._done = title, total, 0
         self._begun = self._shown = time.monotonic()
 
     def advance(self, images: int) -> None:
-        """Print a line if the last one is old."""
+        """Print a line if the last one is half a minute old."""
         self._done += images
         now = time.monotonic()
-        if now - self._shown > self._every and self._done:
+        if now - self._shown > self._interval and self._done:
             self._shown = now
             rate = self._done / (now - self._begun)
             left = (self._total - self._done) / rate
@@ -81,14 +86,14 @@ class PlainReporter:
             )
 
     def note(self, text: str) -> None:
-        """Say nothing: the line of the epoch says it."""
+        """Print nothing: the line of the epoch includes it."""
 
     def line(self, text: str) -> None:
-        """Print it."""
+        """Print a line to standard error."""
         print(text, file=sys.stderr, flush=True)
 
     def stop(self) -> None:
-        """Leave nothing behind."""
+        """Do nothing: lines need no end."""
 
 
 class LiveReporter:
@@ -123,14 +128,14 @@ class LiveReporter:
         self._progress.update(self._task, speed=f"{speed:,.0f} {self._unit}/s" if speed else "")
 
     def note(self, text: str) -> None:
-        """Show it behind the bar."""
+        """Show a text behind the bar."""
         self._note = text
         self._progress.update(self._task, note=text)
 
     def line(self, text: str) -> None:
-        """Print it above the bar."""
+        """Print a line above the bar."""
         self._progress.console.print(text, highlight=False)
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._progress.stop()
