@@ -1,6 +1,6 @@
 """The ResNeXt library: define, load, train, run, explain and ship ResNeXt networks.
 
-Importing this touches neither torch nor the disk; each name is loaded when it is first used.
+Importing this package loads no torch and reads no files; each name is loaded on first use.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {  # public name → module that defines it
+_MODULE = {  # public name → module that defines it
     "Backbone": "backbone",
     "Card": "card",
     "Preprocessing": "card",
@@ -75,12 +75,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name where it is defined (PEP 562)."""
+    """Import a public name from the module that defines it (PEP 562)."""
     if name == "mmcls":
         return import_module("resnext.mmcls")
-    if name not in _HOME:
+    if name not in _MODULE:
         raise AttributeError(f"module 'resnext' has no attribute {name!r}")
-    value = getattr(import_module(f"resnext.{_HOME[name]}"), name)
+    value = getattr(import_module(f"resnext.{_MODULE[name]}"), name)
     globals()[name] = value
     return value
 

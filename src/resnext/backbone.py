@@ -1,4 +1,4 @@
-"""The network as a backbone: maps of chosen stages, frozen parts, saved memory."""
+"""The network as a backbone: maps of chosen stages, frozen stages, gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ B = TypeVar("B", bound="Backbone")  # beartype knows `Self` only in classes it d
 
 
 class Feature(NamedTuple):
-    """What a map of `Backbone` is."""
+    """Description of one map that a `Backbone` returns."""
 
     name: str
+    """Name of the stage: "layer1" to "layer4"."""
     channels: int
+    """Channels of the map."""
     stride: int
     """Input pixels per pixel of the map."""
 
@@ -26,21 +28,21 @@ class Feature(NamedTuple):
 class Backbone(Trunk):
     """Maps of chosen stages, for detection, segmentation and other heads.
 
-    Its state dict is that of a `ResNeXt` without `fc` and the stages it does not need, so
-    `backbone.load_state_dict(model.state_dict(), strict=False)` fills it.
+    The state dict is that of a `ResNeXt` without `fc` and without stages that are not built, so
+    `backbone.load_state_dict(model.state_dict(), strict=False)` loads it.
 
     Args:
         config: The architecture. `num_classes` and `dropout` are not used.
         out_indices: Stages to return, counted from 0; None for all. Stages after the last one are
             not built.
-        frozen_stages: -1 for none, 0 for the stem, i for the stem and the first i stages: they
-            get no gradients and stay in evaluation mode whatever `train()` says.
-        norm_eval: Whether batch norms stay in evaluation mode in training.
-        checkpointing: Whether to keep no activations inside blocks and compute them again in the
-            backward pass, which saves memory for about a third more time.
+        frozen_stages: -1 for none, 0 for the stem, i for the stem and the first i stages. Frozen
+            stages get no gradients and stay in evaluation mode, also after `train()`.
+        norm_eval: Whether batch norms stay in evaluation mode during training.
+        checkpointing: Whether to recompute the activations inside blocks in the backward pass,
+            which saves memory and takes about a third more time.
 
     Attributes:
-        card: Preprocessing and origin of the weights, once they are loaded. None before.
+        card: Preprocessing and provenance of loaded weights, else None.
 
     Raises:
         ConfigError: `out_indices` or `frozen_stages` does not fit the number of stages.
@@ -76,7 +78,7 @@ class Backbone(Trunk):
 
     @property
     def feature_info(self) -> tuple[Feature, ...]:
-        """Name, channels and stride of each map that is returned."""
+        """Name, channels and stride of each map that is returned, finest first."""
         stride, infos = self.config.stem_stride, []
         for i, stage in enumerate(self.config.stages):
             stride *= stage.stride
@@ -94,13 +96,13 @@ class Backbone(Trunk):
         return tuple(maps[i] for i in self.out_indices)
 
     def train(self: B, mode: bool = True) -> B:
-        """Set training mode, except for what is frozen."""
+        """Set training mode, except for frozen stages and, with `norm_eval`, batch norms."""
         super().train(mode)
         if self.frozen_stages >= 0:
-            for part in (*self.stem_parts, *self.stages[: self.frozen_stages]):
-                part.requires_grad_(False)
-                if not isinstance(part, nn.Conv2d):  # a bare convolution has no evaluation mode
-                    part.eval()
+            for module in (*self.stem_parts, *self.stages[: self.frozen_stages]):
+                module.requires_grad_(False)
+                if not isinstance(module, nn.Conv2d):  # a convolution is the same in both modes
+                    module.eval()
         if mode and self.norm_eval:
             for module in self.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -109,9 +111,10 @@ class Backbone(Trunk):
 
 
 def wanted_stages(out_indices: Sequence[int] | None, num_stages: int) -> tuple[int, ...]:
-    """`out_indices` in the order of the stages, each once; all of them for None.
+    """Indices of the stages to return, in order and without repetition; None stands for all.
 
     Raises:
+        ConfigTypeError: `out_indices` is not a list or tuple of integers.
         ConfigError: It is empty, or names a stage that does not exist.
     """
     if out_indices is None:

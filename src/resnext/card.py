@@ -15,17 +15,17 @@ Colour = Literal["RGB", "BGR", "L"]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From an image file to the network's input.
+    """How an image becomes the network's input.
 
-    The image's shorter side is resized to `resize`, its centre cut out at `size`, its values
-    divided by 255, then `mean` subtracted and the result divided by `std`.
+    The shorter side is resized to `resize`, the centre is cropped to `size`, values are divided by
+    255, then `mean` is subtracted and the result divided by `std`.
 
     Args:
         size: Side of the square input, pixels.
         resize: Length of the shorter side before cropping, pixels.
-        interpolation: Filter used for resizing, antialiased as Pillow does.
-        mean: One per channel, in the order of `colour`.
-        std: One per channel, likewise.
+        interpolation: Filter for resizing, antialiased as in Pillow.
+        mean: One number per channel, in the order of `colour`.
+        std: One number per channel, in the order of `colour`.
         colour: "RGB", "BGR" or "L" for grey.
 
     Raises:
@@ -40,7 +40,7 @@ class Preprocessing:
     colour: Colour = "RGB"
 
     def __post_init__(self) -> None:
-        """Refuse what no image can be prepared with."""
+        """Check all fields."""
         for name in ("size", "resize"):
             positive(name, getattr(self, name))
         one_of("interpolation", self.interpolation, get_args(Interpolation))
@@ -60,17 +60,17 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Card:
-    """What somebody who gets only the weights needs to know.
+    """Everything needed to use the weights, apart from the architecture.
 
     Args:
         labels: Name of each class, in the order of the logits.
         preprocessing: How images become the network's input.
-        metrics: What was measured, by name: `{"val_accuracy": 0.991}`.
-        provenance: Where the weights come from: data, split, recipe, seed, versions.
+        metrics: Measured values by name: `{"val_accuracy": 0.991}`.
+        provenance: Origin of the weights: data, split, recipe, seed, versions.
         licence: Licence of the weights, as an SPDX identifier; empty if unknown.
-        temperature: What logits are divided by before softmax, so that a confidence is the part
-            of such answers that is right. 1 leaves them as they are.
-        threshold: Lowest confidence of an answer that counts as sure; None if that is unknown.
+        temperature: Divisor of the logits before softmax, so that confidences are calibrated:
+            of the predictions with confidence p, a fraction p is right. 1 changes nothing.
+        threshold: Lowest confidence of a prediction that counts as certain; None if unknown.
 
     Raises:
         ConfigError: A value is out of range or of the wrong type.
@@ -85,7 +85,7 @@ class Card:
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what could not be written or read back."""
+        """Check the types of all fields."""
         if isinstance(self.labels, list):
             object.__setattr__(self, "labels", tuple(self.labels))
         if not isinstance(self.labels, tuple) or not all(isinstance(x, str) for x in self.labels):
@@ -104,12 +104,12 @@ class Card:
             number("threshold", self.threshold, lambda x: 0 <= x <= 1, "from 0 to 1 or None")
 
     def to_dict(self) -> dict[str, Any]:
-        """The card as plain values."""
+        """All fields as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Card:
-        """The card that `to_dict` described.
+        """A card from the fields that `to_dict` returns; any may be missing.
 
         Raises:
             ConfigError: A field is unknown or wrong.
@@ -117,19 +117,19 @@ class Card:
         if not isinstance(values, Mapping):
             raise ConfigTypeError(f"A card must be a dictionary, not {values!r}.")
         values = dict(values)
-        inner = values.pop("preprocessing", {})
-        for given, target in ((values, cls), (inner, Preprocessing)):
-            known = {f.name for f in fields(target)}
+        preprocessing = values.pop("preprocessing", {})
+        for given, kind in ((values, cls), (preprocessing, Preprocessing)):
+            known = {f.name for f in fields(kind)}
             if not isinstance(given, Mapping) or not set(given) <= known:
                 raise ConfigTypeError(
-                    f"{target.__name__} must have fields among {sorted(known)}, not {given!r}."
+                    f"{kind.__name__} must have fields among {sorted(known)}, not {given!r}."
                 )
-        return cls(preprocessing=Preprocessing(**inner), **values)
+        return cls(preprocessing=Preprocessing(**preprocessing), **values)
 
 
 @runtime_checkable
 class Described(Protocol):
-    """What may have a card, as a network does."""
+    """A model with a card and a config: a network or a runner."""
 
     @property
     def card(self) -> Card | None: ...  # noqa: D102
@@ -138,10 +138,10 @@ class Described(Protocol):
 
 
 def card_of(model: Described) -> Card:
-    """The card, complete enough to use the model with image files.
+    """The model's card, checked to have one label for each class.
 
     Raises:
-        InputError: It is missing, or has not one label for each class.
+        InputError: The card or its labels are missing, or their number is wrong.
     """
     if model.card is None or not model.card.labels:
         raise InputError(

@@ -1,6 +1,7 @@
-"""Checks of single values, for the config, cards, recipes and everything else with arguments.
+"""Checks of single values, for configs, cards, recipes and arguments.
 
-Each refuses with one line: what was wanted, and what came. Nothing here needs torch.
+Each raises an error of one line that says which values are allowed and which came. An integer is
+an `int` but not a `bool`; NumPy's integers are refused. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ def positive(name: str, value: Any) -> None:
     """Require an integer of at least 1.
 
     Raises:
-        ConfigTypeError: It is not an integer.
-        ConfigError: It is below 1.
+        ConfigTypeError: The value is not an integer.
+        ConfigError: The value is below 1.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigTypeError(f"{name} must be a positive integer, not {value!r}.")
@@ -29,14 +30,14 @@ def positives(name: str, value: Any, count: int, hint: str = "") -> None:
     """Require a tuple of exactly `count` positive integers.
 
     Args:
-        name: What to call the value.
-        value: Any object.
-        count: How many integers it must hold.
-        hint: A sentence to end the message with where only the number of entries is wrong.
+        name: Name of the value in messages.
+        value: The value to check.
+        count: Number of integers it must hold.
+        hint: Added to the message if the length is wrong.
 
     Raises:
-        ConfigTypeError: It is not a tuple of integers.
-        ConfigError: It has another length, or an entry below 1.
+        ConfigTypeError: The value is not a tuple of integers.
+        ConfigError: The value has another length, or an entry below 1.
     """
     wanted = f"{name} must hold exactly {count} positive integer{'s' * (count > 1)}"
     if not isinstance(value, tuple):
@@ -44,27 +45,27 @@ def positives(name: str, value: Any, count: int, hint: str = "") -> None:
     if any(isinstance(x, bool) or not isinstance(x, int) for x in value):
         raise ConfigTypeError(f"{wanted}, not {value!r}.")
     if len(value) != count or min(value) <= 0:
-        raise ConfigError(f"{wanted}, not {value!r}.{hint}")
+        raise ConfigError(f"{wanted}, not {value!r}.{hint if len(value) != count else ''}")
 
 
 def boolean(name: str, value: Any) -> None:
     """Require True or False.
 
     Raises:
-        ConfigTypeError: It is anything else.
+        ConfigTypeError: The value is anything else.
     """
     if not isinstance(value, bool):
         raise ConfigTypeError(f"{name} must be True or False, not {value!r}.")
 
 
 def choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """Require one of a few strings, or None where that is one of them.
+    """Require one of a few strings, or None if that is a choice.
 
     Raises:
-        ConfigTypeError: It is not a string.
-        ConfigError: It is another string.
+        ConfigTypeError: The value is neither a string nor None.
+        ConfigError: The value is not one of the choices.
     """
-    allowed = " or ".join(repr(choice) for choice in choices)
+    allowed = " or ".join(map(repr, choices))
     if not (value is None or isinstance(value, str)):
         raise ConfigTypeError(f"{name} must be {allowed}, not {value!r}.")
     if value not in choices:
@@ -74,10 +75,10 @@ def choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 def one_of(
     name: str, value: Any, choices: Iterable[str], error: type[ResNeXtError] = ConfigError
 ) -> None:
-    """Require one of a list of names.
+    """Require one of some names.
 
     Raises:
-        ResNeXtError: It is not in the list; of the type `error`.
+        ResNeXtError: The value is not one of them; of the type `error`.
     """
     choices = tuple(choices)
     if value not in choices:
@@ -85,11 +86,17 @@ def one_of(
 
 
 def number(name: str, value: Any, allowed: Callable[[float], bool], wanted: str) -> None:
-    """Require a finite number that `allowed` accepts; `wanted` describes it.
+    """Require a finite number that is allowed.
+
+    Args:
+        name: Name of the value in messages.
+        value: The value to check.
+        allowed: Whether a finite number is allowed.
+        wanted: Describes the allowed numbers, to follow "must be".
 
     Raises:
-        ConfigTypeError: It is not a number.
-        ConfigError: It is not finite, or not allowed.
+        ConfigTypeError: The value is not a number.
+        ConfigError: The value is not finite, or not allowed.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigTypeError(f"{name} must be a number {wanted}, not {value!r}.")
@@ -101,7 +108,7 @@ def between(name: str, value: Any, low: float, high: float, *, whole: bool = Fal
     """Require a number from `low` to `high`, both included; with `whole`, an integer.
 
     Raises:
-        ConfigError: It is another number, or not one.
+        ConfigError: The value is out of range, or not a number of this kind.
     """
     if not (is_finite(value) and low <= value <= high and (type(value) is int or not whole)):
         kind = "a whole number" if whole else "a number"
@@ -119,13 +126,16 @@ def at_least(
     """Require a number of at least `low`; an integer unless `whole` is False.
 
     Raises:
-        ResNeXtError: It is smaller, or not such a number; of the type `error`.
+        ResNeXtError: The value is smaller, or not a number of this kind; of the type `error`.
     """
     if not (is_finite(value) and value >= low and (type(value) is int or not whole)):
         raise error(f"{name} must be at least {low}, not {value!r}.")
 
 
 def is_finite(value: Any) -> bool:
-    """Whether it is an integer or a float, neither NaN nor infinite; booleans are not."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and abs(value) <= sys.float_info.max
+    """Whether a value is an integer or a float, but not a boolean, NaN or infinite.
+
+    Integers too large for a float are not finite either.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max

@@ -1,4 +1,4 @@
-"""What a ResNeXt is, as data: `ResNeXtConfig`. Nothing here needs torch."""
+"""The architecture of a ResNeXt as data: `ResNeXtConfig`. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -27,23 +27,29 @@ DropPathDecay = Literal["linear", "constant"]
 
 
 class Stage(NamedTuple):
-    """One stage as it is built: everything derived, nothing left to decide."""
+    """One stage as it is built, with all derived values."""
 
     in_channels: int
+    """Channels of the stage's input."""
     width: int
+    """Bottleneck width: channels of the 3×3 convolutions."""
     out_channels: int
+    """Channels of each block's output."""
     groups: int
+    """Groups of the 3×3 convolutions."""
     stride: int
+    """Stride of the first block; the others have 1."""
     dilation: int
+    """Dilation of the 3×3 convolutions."""
     drop_path: tuple[float, ...]
-    """Probability of dropping each block's residual branch; one entry per block."""
+    """Probability of dropping the residual branch, for each block."""
 
 
 @dataclass(frozen=True, repr=False)
 class ResNeXtConfig:
-    """Architecture of a ResNeXt. The first ten fields are Lucid's, the others keyword-only.
+    """Architecture of a ResNeXt. The first ten fields are Lucid's, the others are keyword-only.
 
-    Sequences become tuples and dictionaries are copied, so nothing is shared with the caller.
+    Lists become tuples and dictionaries are copied, so nothing is shared with the caller.
 
     Args:
         layers: Number of bottleneck blocks in each stage.
@@ -60,38 +66,40 @@ class ResNeXtConfig:
         block_args: Overrides for every block, as in Lucid: `cardinality`, `base_width`,
             `dilation`, `se` (bool) and `se_args` (`{"reduction": 16}`, used if `se` is true).
         num_stages: Number of entries of `layers` and `channels`, 1 to 4.
-        strides: Stride of the first block of each stage; None for 1, then 2s.
-        dilations: Dilation of every 3×3 convolution of each stage; None for 1s.
-        style: Where a block strides: "pytorch" on the 3×3, "caffe" on the first 1×1 convolution.
-        expansion: Output channels of a stage over its `channels`.
+        strides: Stride of the first block of each stage; None for 1, 2, 2, 2.
+        dilations: Dilation of the 3×3 convolutions of each stage; None for 1 everywhere.
+        style: Which convolution of a block has the stride: "pytorch" the 3×3, "caffe" the first
+            1×1.
+        expansion: Output channels of a stage divided by its `channels`.
         widths: Bottleneck width of each stage, overriding the formula of `base_width`.
         stem_channels: Outputs of the stem, overriding `stem_width`: one number for the classic
             stem, three for the deep one (timm's tiered stem is `(24, 32, 64)`).
         small_stem: A 3×3 stride-1 stem without pooling, for images of about 32 pixels
             (paper, section 5.3).
-        norm: Kind of normalisation: "batch", "sync", "group", "layer" (over channels, at each
+        norm: Kind of normalization: "batch", "sync", "group", "layer" (over channels, at each
             pixel) or "instance".
         norm_groups: Groups of the group norm.
         norm_eps: Added to the variance.
-        norm_momentum: Weight of the new batch in running statistics; None for their plain mean.
-        norm_affine: Whether norms have a learnt scale and shift.
+        norm_momentum: Weight of the new batch in running statistics; None for a cumulative mean.
+        norm_affine: Whether norms have a learnable scale and shift.
         norm_track: Whether batch norms keep running statistics for evaluation.
         conv: Kind of convolution: "standard", "weight_standardized" (arXiv:1903.10520),
             "affine_weight_standardized" or "same_padding", as mmcls has them.
-        conv_eps: Added to the standard deviation of standardised weights.
+        conv_eps: Added to the standard deviation of standardized weights.
         padding_mode: How convolutions pad: "zeros", "reflect", "replicate" or "circular".
         attention: Channel attention at the end of each residual branch: None, "se"
             (arXiv:1709.01507) or "eca" (arXiv:1910.03151).
-        se_reduction: Channels over squeezed channels of the SE block.
+        se_reduction: Channels divided by squeezed channels of the SE block.
         se_rounding: How squeezed channels are rounded: "timm" (nearest multiple of 8), "mmcls"
-            (the same, never 10 % below) or "floor" (Lucid: plain integer division).
-        anti_alias: Strided 3×3 convolutions run at stride 1 and are followed by this pooling,
-            timm's `aa`: None, "avg" or "blur" (arXiv:1904.11486).
+            (nearest multiple of 8, but the next if that is more than 10 % lower) or "floor"
+            (Lucid: integer division).
+        anti_alias: Pooling that follows the 3×3 convolutions in place of their stride, timm's
+            `aa`: None, "avg" or "blur" (arXiv:1904.11486).
         drop_path_rate: Probability of dropping the last block's residual branch in training.
         drop_path_decay: "linear" from 0 in the first block (arXiv:1603.09382) or "constant".
         dropout: Dropout probability before the classifier.
-        zero_init_residual: The last norm of each block starts at zero, so that every block
-            starts as its shortcut (arXiv:1706.02677).
+        zero_init_residual: Whether the last norm of each block is initialized to zero, so that
+            every block starts as its shortcut (arXiv:1706.02677).
 
     Raises:
         ConfigError: A value is out of range or contradicts another. Also a `ValueError`.
@@ -136,21 +144,21 @@ class ResNeXtConfig:
     dropout: float = 0.0
     zero_init_residual: bool = False
 
-    # -- what follows from the fields ---------------------------------------------------------
+    # -- derived values -----------------------------------------------------------------------
 
     @property
     def stem_out(self) -> tuple[int, ...]:
-        """Outputs of the stem's convolutions: one for the classic stem, three for the deep."""
+        """Outputs of the stem's convolutions: one for the classic stem, three for the deep one."""
         if self.stem_channels is not None:
-            given = self.stem_channels
-            return given if isinstance(given, tuple) else (given,)
+            channels = self.stem_channels
+            return channels if isinstance(channels, tuple) else (channels,)
         if self.stem_type == "deep":
             return (self.stem_width, self.stem_width, 2 * self.stem_width)
         return (64,)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The stages as they are built, `block_args` applied."""
+        """The stages as they are built, with `block_args` applied."""
         cardinality = self.block_args.get("cardinality", self.cardinality)
         base_width = self.block_args.get("base_width", self.base_width)
         strides = self.strides or (1, 2, 2, 2)[: self.num_stages]
@@ -190,7 +198,7 @@ class ResNeXtConfig:
 
     @property
     def min_size(self) -> int:
-        """Smallest side of an image, pixels, for padding and pooling to have enough to work on."""
+        """Smallest side of an image, pixels, that padding and pooling can work on."""
         stem_pad = 3 if self.stem_type is None and not self.small_stem else 1
         needs = [(1, self._padded(stem_pad))]  # stride of a map, pixels it must have
         if self.anti_alias and not self.small_stem:
@@ -204,12 +212,12 @@ class ResNeXtConfig:
         return max((pixels - 1) * stride + 1 for stride, pixels in needs)
 
     def _padded(self, padding: int) -> int:
-        """Smallest map that can be padded by so much."""
+        """Smallest side of a map that can be padded by `padding` pixels."""
         return {"reflect": padding + 1, "circular": padding}.get(self.padding_mode, 1)
 
     @property
     def gate(self) -> Attention | None:
-        """Channel attention of the blocks, `block_args` applied."""
+        """Channel attention of the blocks, with `block_args` applied."""
         return "se" if self.block_args.get("se") else self.attention
 
     def squeezed(self, channels: int) -> int:
@@ -227,10 +235,11 @@ class ResNeXtConfig:
     # -- round trips --------------------------------------------------------------------------
 
     def replace(self, **changes: Any) -> ResNeXtConfig:
-        """A copy with `changes` applied and validated.
+        """A validated copy with some fields changed.
 
         Raises:
-            ConfigTypeError: A name is not a field.
+            ConfigTypeError: A name is not a field, or a value has the wrong type.
+            ConfigError: A value is out of range or contradicts another.
         """
         _refuse_unknown_fields(changes)
         return dataclasses.replace(self, **changes)
@@ -245,10 +254,10 @@ class ResNeXtConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ResNeXtConfig:
-        """The config that `to_dict` described.
+        """A config from the fields that `to_dict` returns; fields with a default may be missing.
 
         Raises:
-            ConfigError: A field is missing, unknown or wrong.
+            ConfigError: A required field is missing, or a field is unknown or wrong.
         """
         if not isinstance(values, Mapping):
             raise ConfigTypeError(f"A config must be a dictionary of fields, not {values!r}.")
@@ -260,7 +269,7 @@ class ResNeXtConfig:
 
     @classmethod
     def from_json(cls, text: str) -> ResNeXtConfig:
-        """The config that `to_json` described.
+        """A config from the JSON that `to_json` returns.
 
         Raises:
             ConfigError: The text is not JSON, or not a config.
@@ -284,7 +293,7 @@ class ResNeXtConfig:
     # -- validation ---------------------------------------------------------------------------
 
     def __post_init__(self) -> None:
-        """Copy what the caller could still change, then refuse what makes no network."""
+        """Copy mutable values, then check all fields."""
         set_field = object.__setattr__  # the dataclass is frozen
         for name in ("layers", "channels", "strides", "dilations", "widths", "stem_channels"):
             value = getattr(self, name)
@@ -292,7 +301,9 @@ class ResNeXtConfig:
                 set_field(self, name, tuple(value))
         for name in ("norm_eps", "conv_eps", "norm_momentum", "drop_path_rate", "dropout"):
             if isinstance(getattr(self, name), float):
-                set_field(self, name, float(getattr(self, name)))  # NumPy's floats print otherwise
+                set_field(
+                    self, name, float(getattr(self, name))
+                )  # NumPy's floats have another repr
         if isinstance(self.block_args, dict):
             set_field(self, "block_args", deepcopy(self.block_args))
         self._check_each_field()
@@ -397,16 +408,16 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 
 
 def _stages_hint(name: str, value: Any) -> str:
-    """What to do about a wrong number of stages."""
-    right = name in ("layers", "channels") and isinstance(value, tuple) and 0 < len(value) < 4
-    return f" num_stages={len(value)} changes that." if right else ""
+    """Advice if the number of stages is wrong."""
+    is_count = name in ("layers", "channels") and isinstance(value, tuple) and 0 < len(value) < 4
+    return f" num_stages={len(value)} changes that." if is_count else ""
 
 
 def check_config(config: Any) -> ResNeXtConfig:
-    """`config`, or an error that says what takes a name.
+    """`config`, checked to be a `ResNeXtConfig`.
 
     Raises:
-        ConfigTypeError: It is something else.
+        ConfigTypeError: It is anything else, such as the name of a variant.
     """
     if not isinstance(config, ResNeXtConfig):
         raise ConfigTypeError(

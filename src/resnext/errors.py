@@ -1,12 +1,12 @@
 """Every error the library raises on purpose.
 
     ResNeXtError
-    ├── ConfigError             also ValueError: a value no network can have
-    │   ├── ConfigTypeError     also TypeError: a value of the wrong type, a field nobody knows
-    │   └── UnknownNameError    also KeyError: a variant, layer type or depth nobody knows
+    ├── ConfigError             also ValueError: a value that is out of range
+    │   ├── ConfigTypeError     also TypeError: a value of the wrong type, an unknown field
+    │   └── UnknownNameError    also KeyError: an unknown variant, layer type or depth
     ├── InputError              also ValueError: images the network cannot take
     ├── DataError               a data set that cannot be used
-    └── CheckpointError         a file that is not, or not only, what it should be
+    └── CheckpointError         a model file that cannot be used
         └── MissingFileError    also FileNotFoundError
 
 Each message says what was wanted, what came, and what to do.
@@ -26,7 +26,7 @@ class ConfigTypeError(ConfigError, TypeError):
 
 
 class UnknownNameError(ConfigError, KeyError):
-    """A name is not in the table it was looked up in."""
+    """A variant, layer type or other name is unknown."""
 
     __str__ = Exception.__str__  # KeyError would print the message in quotes
 
@@ -40,7 +40,7 @@ class DataError(ResNeXtError):
 
 
 class CheckpointError(ResNeXtError):
-    """A file does not hold a usable model."""
+    """A model file is damaged, does not hold a usable model, or cannot be written."""
 
 
 class MissingFileError(CheckpointError, FileNotFoundError):

@@ -1,7 +1,7 @@
-"""The parts of a ResNeXt.
+"""The layers of a ResNeXt; `network.py` puts them together.
 
-First the functions that choose what the config asks for, then the layers that torch does not have.
-The network itself is in `network.py`.
+First the functions that build the layer a config asks for, then the layers that torch does not
+have, then gradient checkpointing and the check of the input.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def conv(
     dilation: int = 1,
     groups: int = 1,
 ) -> nn.Conv2d:
-    """A convolution without bias of the config's kind, padded to keep size at stride 1."""
+    """A convolution of the config's kind, without bias, that keeps the size at stride 1."""
     layer = {
         "standard": nn.Conv2d,
         "weight_standardized": WSConv2d,
@@ -59,7 +59,7 @@ def conv(
 
 
 def norm(config: ResNeXtConfig, channels: int) -> nn.Module:
-    """A normalisation of the config's kind over `channels` channels."""
+    """A normalization layer of the config's kind for `channels` channels."""
     eps, affine = config.norm_eps, config.norm_affine
     if config.norm == "group":
         return nn.GroupNorm(config.norm_groups, channels, eps=eps, affine=affine)
@@ -72,26 +72,26 @@ def norm(config: ResNeXtConfig, channels: int) -> nn.Module:
 
 
 def attention(config: ResNeXtConfig, channels: int) -> nn.Module | None:
-    """The config's channel attention over `channels` channels."""
+    """The config's channel attention for `channels` channels; None if it has none."""
     if config.gate == "se":
         return SqueezeExcitation(channels, config.squeezed(channels))
     return EfficientChannelAttention(channels) if config.gate == "eca" else None
 
 
 def anti_alias(kind: str, stride: int) -> nn.Module:
-    """The pooling that strides in place of a convolution."""
+    """The pooling that replaces the stride of a 3×3 convolution: "avg" or "blur"."""
     return nn.AvgPool2d(stride, ceil_mode=True) if kind == "avg" else BlurPool2d(stride)
 
 
 def projection(
     config: ResNeXtConfig, in_channels: int, out_channels: int, stride: int
 ) -> nn.Sequential | None:
-    """The shortcut of a block that changes the size or the number of channels."""
+    """The projection shortcut of a block; None if the block keeps size and channels."""
     if stride == 1 and in_channels == out_channels:
         return None
     if not config.avg_down:
-        straight = conv(config, in_channels, out_channels, 1, stride=stride)
-        return nn.Sequential(straight, norm(config, out_channels))
+        strided = conv(config, in_channels, out_channels, 1, stride=stride)
+        return nn.Sequential(strided, norm(config, out_channels))
     pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
     return nn.Sequential(
         pool if stride > 1 else nn.Identity(),
@@ -119,7 +119,7 @@ def stem_conv(config: ResNeXtConfig) -> nn.Module:
 
 
 def stem_pool(config: ResNeXtConfig) -> nn.Module:
-    """The pooling between stem and stages."""
+    """The pooling between the stem's convolutions and the first stage."""
     if config.small_stem:
         return nn.Identity()
     if config.anti_alias == "avg":
@@ -130,24 +130,24 @@ def stem_pool(config: ResNeXtConfig) -> nn.Module:
 
 
 class WSConv2d(nn.Conv2d):
-    """Convolution whose filters have zero mean and unit deviation (arXiv:1903.10520)."""
+    """Convolution whose filters have mean 0 and standard deviation 1 (arXiv:1903.10520)."""
 
     eps = 1e-5
 
     def forward(self, input: Map) -> Convolved:
-        """Convolve with the standardised filters."""
+        """Convolve with the standardized filters."""
         return self._conv_forward(input, self.standardized(), self.bias)
 
     def standardized(self) -> Tensor:
-        """Filters `(k, c, h, w)` as they are applied."""
+        """The standardized filters `(k, c, h, w)`."""
         std, mean = torch.std_mean(self.weight, (1, 2, 3), keepdim=True)
         return (self.weight - mean) / (std + self.eps)
 
 
 class AffineWSConv2d(WSConv2d):
-    """Weight standardisation followed by a fixed scale and shift of every filter.
+    """Weight standardization followed by a fixed scale and shift of every filter.
 
-    Lets a checkpoint trained without standardisation be used with it: mmcv's `ConvAWS`.
+    mmcv's `ConvAWS`: a checkpoint trained without standardization computes the same with it.
     """
 
     weight_gamma: Tensor
@@ -160,19 +160,19 @@ class AffineWSConv2d(WSConv2d):
         self.register_buffer("weight_beta", torch.zeros(shape))
 
     def statistics(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of each filter of `weight`, `(k, 1, 1, 1)`."""
+        """Mean and standard deviation `(k, 1, 1, 1)` of each filter of `weight`."""
         var, mean = torch.var_mean(weight, (1, 2, 3), keepdim=True)
         return mean, torch.sqrt(var + self.eps)
 
     def standardized(self) -> Tensor:
-        """Filters `(k, c, h, w)` as they are applied."""
+        """The standardized filters `(k, c, h, w)`."""
         mean, std = self.statistics(self.weight)
         return self.weight_gamma * ((self.weight - mean) / std) + self.weight_beta
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Take the loaded filters' own scale and shift where a checkpoint has none."""
+        """Use the loaded filters' own scale and shift if a checkpoint has none."""
         names = (f"{prefix}weight_beta", f"{prefix}weight_gamma")
         weight = state_dict.get(f"{prefix}weight")
         if weight is not None and not any(name in state_dict for name in names):
@@ -181,10 +181,10 @@ class AffineWSConv2d(WSConv2d):
 
 
 class SamePaddingConv2d(nn.Conv2d):
-    """Convolution padded as TensorFlow's SAME: output is the input's size over stride, up."""
+    """Convolution with TensorFlow's SAME padding: size over stride, rounded up."""
 
     def forward(self, input: Map) -> Convolved:
-        """Pad for this input's size, more to the right and bottom, then convolve."""
+        """Pad by what the input's size needs, an odd pixel at right and bottom, then convolve."""
         pads: list[int] = []
         for axis in (1, 0):  # F.pad starts with the last axis
             size, stride = input.shape[2 + axis], self.stride[axis]
@@ -200,12 +200,12 @@ class LayerNorm2d(nn.LayerNorm):
     """Layer norm over the channels of each pixel."""
 
     def forward(self, input: Map) -> Map:
-        """Normalise each pixel on its own."""
+        """Normalize each pixel over its channels."""
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales each channel by a gate computed from all channels' means (arXiv:1709.01507)."""
+    """Scales each channel by a gate computed from the means of all channels (arXiv:1709.01507)."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
@@ -213,13 +213,13 @@ class SqueezeExcitation(nn.Module):
         self.fc2 = nn.Conv2d(squeezed, channels, 1)
 
     def forward(self, x: Map) -> Map:
-        """Gate the channels."""
+        """Multiply each channel by its gate."""
         means = x.mean((2, 3), keepdim=True)
         return x * self.fc2(F.relu(self.fc1(means))).sigmoid()
 
 
 class EfficientChannelAttention(nn.Module):
-    """Scales each channel by a gate computed from its neighbours' means (arXiv:1910.03151)."""
+    """Scales each channel by a gate computed from neighbouring means (arXiv:1910.03151)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -227,34 +227,39 @@ class EfficientChannelAttention(nn.Module):
         self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
 
     def forward(self, x: Map) -> Map:
-        """Gate the channels."""
+        """Multiply each channel by its gate."""
         means = x.mean((2, 3)).unsqueeze(1)
         return x * self.conv(means).sigmoid().transpose(1, 2).unsqueeze(3)
 
 
 class BlurPool2d(nn.Module):
-    """Strided binomial 3×3 blur, reflecting at the border (arXiv:1904.11486)."""
+    """Strided binomial 3×3 blur with reflection padding (arXiv:1904.11486)."""
 
     kernel: Tensor
 
     def __init__(self, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        row = torch.tensor([0.25, 0.5, 0.25], device="cpu")  # also inside torch.device("meta")
+        row = torch.tensor(
+            [0.25, 0.5, 0.25], device="cpu"
+        )  # with values, even inside torch.device("meta")
         self.register_buffer("kernel", row[:, None] * row, persistent=False)
 
     def forward(self, x: Map) -> Pooled:
         """Blur, then keep every `stride`-th pixel."""
         channels = x.shape[1]
         x = F.pad(x, (1, 1, 1, 1), mode="reflect")
-        kernel = self.kernel.to(x.dtype).expand(channels, 1, 3, 3)  # a loaded network's may differ
+        kernel = self.kernel.to(x.dtype).expand(channels, 1, 3, 3)  # the input's dtype may differ
         return F.conv2d(x, kernel, stride=self.stride, groups=channels)
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, drops the branch of whole images (arXiv:1603.09382).
+    """Stochastic depth: in training, drops the branch of random images (arXiv:1603.09382).
 
-    Those kept are scaled up, so that the mean stays.
+    Kept branches are scaled up to preserve the expected value.
+
+    Args:
+        rate: Probability of dropping a branch.
     """
 
     def __init__(self, rate: float) -> None:
@@ -275,17 +280,19 @@ class DropPath(nn.Module):
 
 
 def checkpointed(run: Callable[[Tensor], Tensor], owner: nn.Module, x: Tensor) -> Tensor:
-    """`run(x)`, whose activations are computed again in the backward pass instead of kept.
+    """`run(x)` with its activations recomputed in the backward pass instead of kept.
 
     Args:
-        run: What to compute.
-        owner: The module it belongs to. Its batch norms see the batch once: their running
-            statistics stay untouched by the second pass.
-        x: Input.
+        run: The function to compute.
+        owner: The module it belongs to. The running statistics of its batch norms are updated by
+            the first pass only.
+        x: The input.
     """
     if not torch.is_grad_enabled():
         return run(x)
-    if torch.compiler.is_compiling():  # it updates statistics once, and cannot follow contexts
+    if (
+        torch.compiler.is_compiling()
+    ):  # the compiler updates statistics once, and cannot trace contexts
         return checkpoint(run, x, use_reentrant=False)
     contexts = lambda: (nullcontext(), _untracked(owner))  # noqa: E731
     return checkpoint(run, x, use_reentrant=False, context_fn=contexts)
@@ -293,6 +300,7 @@ def checkpointed(run: Callable[[Tensor], Tensor], owner: nn.Module, x: Tensor) -
 
 @contextmanager
 def _untracked(owner: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of batch norms unchanged."""
     batch_norms = [m for m in owner.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kept = [(m.momentum, m.num_batches_tracked) for m in batch_norms]
     try:
@@ -305,13 +313,14 @@ def _untracked(owner: nn.Module) -> Iterator[None]:
 
 
 def check_images(x: Tensor, config: ResNeXtConfig) -> None:
-    """Refuse what the network cannot take.
+    """Check the shape and type of a batch of images.
 
     Raises:
-        InputError: Wrong number of dimensions or channels, or too few pixels.
+        InputError: The images have the wrong type, number of dimensions or channels, or too few
+            pixels.
     """
     if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
-        return  # sizes are tensors then, and every comparison would warn
+        return  # sizes are tensors in a trace, and comparing them warns
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise InputError(f"Images must be a floating-point tensor, not {got}. Scale bytes by 255.")

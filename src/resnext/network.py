@@ -1,8 +1,10 @@
-"""The network on one page: a block, the trunk made of blocks, the classifier on top.
+"""The network on one page: the block, the trunk of blocks, the classifier on top.
 
 Paper: Xie et al., Aggregated Residual Transformations for Deep Neural Networks, CVPR 2017
-(arXiv:1611.05431). Names of children are torchvision's, and timm's where torchvision has none.
-The layers' variants are in `layers.py`; `backbone.py` makes maps for detection and segmentation.
+(arXiv:1611.05431). Modules have torchvision's names, and timm's where torchvision has none.
+
+`layers.py` has the variants of each layer; `backbone.py` returns maps for detection and
+segmentation. The config's `stages` hold the numbers each stage is built from.
 """
 
 from __future__ import annotations
@@ -33,7 +35,15 @@ Maps = tuple[Float[Tensor, "n _ _ _"], ...]
 
 
 class Bottleneck(nn.Module):
-    """Reduce, transform in groups, expand, add to the input (paper, figure 3c)."""
+    """Residual block: reduce, convolve in groups, expand, add the input (paper, figure 3c).
+
+    Args:
+        config: The architecture.
+        stage: The stage the block is in.
+        in_channels: Channels of the input.
+        stride: Stride of the block.
+        drop_path: Probability of dropping the residual branch in training.
+    """
 
     def __init__(
         self, config: ResNeXtConfig, stage: Stage, in_channels: int, stride: int, drop_path: float
@@ -52,7 +62,7 @@ class Bottleneck(nn.Module):
             3,
             stride=1 if pool else stride2,
             dilation=stage.dilation,
-            groups=stage.groups,
+            groups=stage.groups,  # the paper's cardinality
         )
         self.bn2 = norm(config, width)
         self.aa = anti_alias(pool, stride2) if pool else None
@@ -66,15 +76,15 @@ class Bottleneck(nn.Module):
         self.checkpointing = False
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h2 w2"]:
-        """Input plus its transformation."""
+        """The input, projected if its shape changes, plus the residual branch."""
         shortcut = x if self.downsample is None else self.downsample(x)
         y = checkpointed(self.residual, self, x) if self.checkpointing else self.residual(x)
         return self.relu(self.drop_path(y) + shortcut)
 
     def residual(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h2 w2"]:
-        """The aggregated transformation."""
+        """The residual branch: the sum of `cardinality` transformations of the input."""
         y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))  # conv2 is the whole paper: groups=cardinality
+        y = self.relu(self.bn2(self.conv2(y)))  # the idea of the paper: conv2 has groups
         if self.aa is not None:
             y = self.aa(y)
         y = self.bn3(self.conv3(y))
@@ -82,12 +92,16 @@ class Bottleneck(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Stem and stages: what `ResNeXt` and `Backbone` share."""
+    """Stem and stages, shared by `ResNeXt` and `Backbone`.
+
+    Args:
+        config: The architecture.
+        depth: Number of stages to build.
+    """
 
     block: type[Bottleneck] = Bottleneck
 
     def __init__(self, config: ResNeXtConfig, depth: int) -> None:
-        """Build the stem and the first `depth` stages."""
         super().__init__()
         self.config = config
         self.card: Card | None = None
@@ -102,7 +116,7 @@ class Trunk(nn.Module):
                     config,
                     stage,
                     in_channels=stage.out_channels if j else stage.in_channels,
-                    stride=1 if j else stage.stride,
+                    stride=1 if j else stage.stride,  # only the first block strides
                     drop_path=drop_path,
                 )
                 for j, drop_path in enumerate(stage.drop_path)
@@ -113,19 +127,19 @@ class Trunk(nn.Module):
 
     @property
     def stages(self) -> list[nn.Sequential]:
-        """The stages that are built, first to last."""
+        """The stages that were built, in order."""
         return [getattr(self, name) for name in self.stage_names]
 
     def enter(self, x: Images) -> Float[Tensor, "n _ _ _"]:
-        """Images to the first stage's input."""
+        """The stem: images to the input of the first stage."""
         return self.maxpool(self.relu(self.bn1(self.conv1(x))))
 
     def features(self, x: Images, depth: int | None = None) -> Maps:
-        """Maps of the first `depth` stages, by default of all that are built, finest first.
+        """Maps of the first `depth` stages, by default of all that were built, finest first.
 
         Raises:
             InputError: `x` is not a batch of images with the config's number of channels, or
-                they are too small.
+                the images are too small.
         """
         check_images(x, self.config)
         x = self.enter(x)
@@ -140,12 +154,11 @@ class ResNeXt(Trunk):
     """Classifier: images `(n, in_channels, h, w)` to logits `(n, num_classes)`.
 
     Args:
-        config: The architecture; kept as `model.config`.
+        config: The architecture; also `model.config`.
 
     Attributes:
-        card: How to use the weights, once they are trained or loaded: labels, preprocessing,
-            provenance. None before.
-        num_features: Channels of the last stage.
+        card: Labels, preprocessing and provenance of trained or loaded weights, else None.
+        num_features: Channels of the last stage's map.
 
     Raises:
         ConfigTypeError: `config` is not a `ResNeXtConfig`.
@@ -159,27 +172,28 @@ class ResNeXt(Trunk):
         init_weights(self, config.zero_init_residual)
 
     def forward(self, x: Images) -> Float[Tensor, "n k"]:
-        """Logits."""
+        """Logits of each class."""
         return self.fc(self.dropout(self.embed(x)))
 
     def embed(self, x: Images) -> Float[Tensor, "n k"]:
-        """Last map averaged over its pixels."""
+        """Embeddings `(n, num_features)`: the last map averaged over its pixels."""
         return self.avgpool(self.features(x)[-1]).flatten(1)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by an untrained one for `num_classes` classes.
+        """Replace the classifier with an untrained one for `num_classes` classes.
 
         Raises:
-            ConfigError: `num_classes` is not positive. `embed` gives features without a classifier.
+            ConfigError: `num_classes` is not positive. For features without a classifier use
+                `embed`.
         """
         self.config = self.config.replace(num_classes=num_classes)
         old = self.fc.weight
         self.fc = nn.Linear(self.num_features, num_classes, device=old.device, dtype=old.dtype)
-        self.card = None  # its labels no longer fit
+        self.card = None  # its labels were the old classes
 
 
 def init_weights(module: nn.Module, zero_init_residual: bool) -> None:
-    """Initialise as the ResNet family is (arXiv:1502.01852), by fan-out over the whole filter."""
+    """Initialize convolutions from a normal distribution by their fan-out (arXiv:1502.01852)."""
     for m in module.modules():
         if isinstance(m, nn.Conv2d):
             nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
@@ -188,7 +202,7 @@ def init_weights(module: nn.Module, zero_init_residual: bool) -> None:
 
 
 def zero_init_residuals(module: nn.Module) -> None:
-    """Zero the last norm of every block, so that it starts as its shortcut."""
+    """Zero the last norm of every block, so that each block starts as its shortcut."""
     for m in module.modules():
         if isinstance(m, Bottleneck):
             for parameter in m.bn3.parameters():
@@ -199,11 +213,11 @@ def create(name: str, **overrides: Any) -> ResNeXt:
     """An untrained network of a named variant.
 
     Args:
-        name: As for `resnext.variant`.
+        name: Name of the variant, such as "resnext50_32x4d"; `resnext.variants()` lists all.
         overrides: Fields of `ResNeXtConfig` to change, such as `num_classes=7`.
 
     Raises:
         UnknownNameError: No variant has that name.
-        ConfigError: An override is wrong.
+        ConfigError: An override is out of range or has the wrong type.
     """
     return ResNeXt(variant(name, **overrides))

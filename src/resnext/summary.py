@@ -1,7 +1,7 @@
-"""What a network costs and sees, computed from its config alone: nothing is built or run.
+"""Parameters, MACs and receptive field of a network, from its config alone. Needs no torch.
 
-Follow one image through `_Walk`: every layer changes the map's size, adds parameters and
-multiply-accumulates (MACs), and widens what one pixel of the map has seen of the image.
+`_Walk` follows one image through the network: each layer changes the size of the map, adds
+parameters and multiply-accumulates (MACs), and widens the receptive field.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from resnext.errors import InputError
 
 
 class StageSummary(NamedTuple):
-    """The stem, a stage or the classifier: what it puts out and what it costs."""
+    """Output and cost of the stem, a stage or the classifier."""
 
     name: str
-    """"stem" (with its pool), "stage 1" and on, "classifier" (with the global average)."""
+    """"stem" (with its pooling), "stage 1", …, "classifier" (with the global average)."""
     size: tuple[int, int]
     """Height and width of its output."""
     channels: int
@@ -31,40 +31,42 @@ class StageSummary(NamedTuple):
     dilation: int
     """Dilation of the 3×3 convolutions."""
     parameters: int
-    """Learnable numbers, so running statistics are not among them."""
+    """Learnable parameters; running statistics are not counted."""
     macs: int
-    """Multiply-accumulates of the convolutions, those of SE and ECA included, and of the linear
-    layer, for one image. Norms, pools (the blur too), activations and sums are not counted."""
+    """Multiply-accumulates for one image, of the convolutions, including those of SE and ECA, and
+    of the linear layer. Norms, pooling (including the blur), activations and sums do not count."""
     receptive_field: int
     """Side of the square of input pixels that one output pixel depends on through convolutions
-    and pools, along the residual branches. 0 for the classifier, which sees the whole image, as
-    does anything after SE, ECA, or a norm that averages over the map."""
+    and pooling, along the residual branches. Global averages, as in SE, ECA and some norms, see
+    the whole image and are not included. 0 for the classifier."""
     stride: int
     """Input pixels from one output pixel to the next; 0 for the classifier."""
 
 
 class Summary(NamedTuple):
-    """A whole network: its rows and their totals."""
+    """Output and cost of each part of a network, and their totals."""
 
     rows: tuple[StageSummary, ...]
     """Stem, stages and classifier, in this order."""
     parameters: int
+    """Learnable parameters of the network."""
     macs: int
+    """Multiply-accumulates for one image."""
     receptive_field: int
-    """That of the last stage."""
+    """Receptive field of the last stage, pixels."""
     size: tuple[int, int]
     """Height and width of the input image."""
 
 
 def summarize(config: ResNeXtConfig, size: int | tuple[int, int] | None = None) -> Summary:
-    """What the network of `config` costs for one image.
+    """Parameters, MACs and receptive field of a network, for one image.
 
     Args:
         config: The architecture.
         size: Side of the image, or its height and width, in pixels; None for `default_size`.
 
     Raises:
-        InputError: `size` is no size, or is too small for the network.
+        InputError: `size` is not a size, or is too small for the network.
     """
     image = _checked_size(config, default_size(config) if size is None else size)
     walk = _Walk(config, image)
@@ -75,21 +77,21 @@ def summarize(config: ResNeXtConfig, size: int | tuple[int, int] | None = None) 
         for _ in range(config.layers[i] - 1):
             walk.block(stage, stage.out_channels, 1)
         rows.append(walk.row(f"stage {i + 1}", stage.out_channels, config.layers[i], stage))
-    seen = walk.receptive_field
+    receptive_field = walk.receptive_field
     rows.append(walk.classifier())
     parameters = sum(row.parameters for row in rows)
     macs = sum(row.macs for row in rows)
-    return Summary(tuple(rows), parameters, macs, seen, image)
+    return Summary(tuple(rows), parameters, macs, receptive_field, image)
 
 
 def default_size(config: ResNeXtConfig) -> int:
-    """Side of the images that the paper uses with such a stem: 32 (CIFAR) or 224 (ImageNet)."""
+    """Side of the images the paper uses with this stem: 32 (CIFAR) or 224 (ImageNet)."""
     return 32 if config.small_stem else 224
 
 
 @dataclass
 class _Walk:
-    """An image on its way through the network, and the bill since the last row."""
+    """The state of one image's pass through the network, and the cost since the last row."""
 
     config: ResNeXtConfig
     size: tuple[int, int]
@@ -112,7 +114,7 @@ class _Walk:
             self.slide(2, 2)
         else:
             if config.anti_alias == "blur":
-                self.slide(3)  # the maximum, before the blur
+                self.slide(3)  # the maximum pooling before the blur
             self.slide(3, 2)
 
     def block(self, stage: Stage, inputs: int, stride: int) -> None:
@@ -126,7 +128,7 @@ class _Walk:
         self.conv(width, outputs, 1)
         self.attention(outputs)
         if stride > 1 or inputs != outputs:
-            self.conv(inputs, outputs, 1)  # projection: strided or pooled, it computes this map
+            self.conv(inputs, outputs, 1)  # the projection computes a map of this size
 
     def attention(self, channels: int) -> None:
         if self.config.gate == "se":
@@ -146,14 +148,14 @@ class _Walk:
         dilation: int = 1,
         groups: int = 1,
     ) -> None:
-        """A convolution without bias, and the norm that follows each of them."""
+        """Add a convolution without bias and the norm that follows it."""
         self.slide(kernel, stride, dilation)
         weights = outputs * (inputs // groups) * kernel**2
         self.parameters += weights + (2 * outputs if self.config.norm_affine else 0)
         self.macs += weights * self.size[0] * self.size[1]
 
     def slide(self, kernel: int, stride: int = 1, dilation: int = 1) -> None:
-        """A window moves over the map, which is padded so that every `stride`-th pixel counts."""
+        """Move a window over the map, padded so that there is one output per `stride` pixels."""
         self.receptive_field += (kernel - 1) * dilation * self.stride
         self.stride *= stride
         self.size = (-(-self.size[0] // stride), -(-self.size[1] // stride))  # rounded up
@@ -167,7 +169,7 @@ class _Walk:
     def row(
         self, name: str, channels: int, blocks: int = 0, stage: Stage | None = None
     ) -> StageSummary:
-        """What was passed since the last row; the bill starts again."""
+        """Output and cost since the last row; resets the cost."""
         row = StageSummary(
             name=name,
             size=self.size,

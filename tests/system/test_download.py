@@ -976,7 +976,7 @@ def test_progress_in_a_log(
 
     def hasty(show: bool, unit: str) -> PlainReporter:
         plain = PlainReporter(unit)
-        plain._every = -1.0
+        plain._interval = -1.0
         return plain
 
     monkeypatch.setattr(module, "reporter", hasty)
