@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import FrozenInstanceError, asdict, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnext.card import Card, Preprocessing
+from resnext.card import Card, Colour, Preprocessing
 from resnext.errors import ConfigError, ConfigTypeError
 
 NAN, INF = float("nan"), float("inf")
@@ -36,7 +36,7 @@ def preprocessings(draw: st.DrawFn) -> Preprocessing:
         interpolation=draw(st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"])),
         mean=draw(st.tuples(*[numbers] * channels)),
         std=draw(st.tuples(*[positive] * channels)),
-        colour=colour,
+        colour=cast(Colour, colour),
     )
 
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from resnext import Backbone, ResNeXt, ResNeXtConfig, create, variants
 from resnext.dialects.timm import NAMES
 
+layers: Any = timm.layers  # exports without types
+
 TORCHVISION = ["resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"]
 TIMM = [
     "ecaresnext26t_32x4d",
@@ -118,15 +120,14 @@ def test_timm(name: str) -> None:
             agree(torch.cat([ours(x), ours(-x)]), torch.cat([theirs(x), theirs(-x)]))
 
 
-def build_timm(changes: dict[str, Any]) -> nn.Module:
+def build_timm(changes: dict[str, Any]) -> Any:
     """A tiny network of timm's."""
-    return timm.models.resnet.ResNet(
-        timm.models.resnet.Bottleneck, **{"channels": CHANNELS, **TINY, **changes}
-    )
+    resnet: Any = timm.models.resnet
+    return resnet.ResNet(resnet.Bottleneck, **{"channels": CHANNELS, **TINY, **changes})
 
 
-BLUR = partial(timm.layers.BlurPool2d, filt_size=3)
-GROUP_NORM = partial(timm.layers.GroupNorm, num_groups=4)
+BLUR = partial(layers.BlurPool2d, filt_size=3)
+GROUP_NORM = partial(layers.GroupNorm, num_groups=4)
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
     "grey": ({"in_chans": 1}, {"in_channels": 1}),
@@ -140,22 +141,22 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"stem_type": "deep", "stem_channels": (12, 16, 32)},
     ),
     "aa avg": ({"aa_layer": nn.AvgPool2d}, {"anti_alias": "avg"}),
-    "aa blur": ({"aa_layer": timm.layers.BlurPool2d}, {"anti_alias": "blur"}),
+    "aa blur": ({"aa_layer": layers.BlurPool2d}, {"anti_alias": "blur"}),
     "se": ({"block_args": {"attn_layer": "se"}}, {"attention": "se"}),
     "se of ratio 1/4": (
-        {"block_args": {"attn_layer": partial(timm.layers.SEModule, rd_ratio=1 / 4)}},
+        {"block_args": {"attn_layer": partial(layers.SEModule, rd_ratio=1 / 4)}},
         {"attention": "se", "se_reduction": 4},
     ),
     "eca": ({"block_args": {"attn_layer": "eca"}}, {"attention": "eca"}),
     "group norm": ({"norm_layer": GROUP_NORM}, {"norm": "group", "norm_groups": 4}),
     "layer norm": (
-        {"norm_layer": timm.layers.LayerNorm2d},
+        {"norm_layer": layers.LayerNorm2d},
         {"norm": "layer", "norm_eps": 1e-6},
     ),
     "odd width": ({"base_width": 27, "cardinality": 3}, {"base_width": 27, "cardinality": 3}),
     "everything": (
         {
-            "aa_layer": timm.layers.BlurPool2d,
+            "aa_layer": layers.BlurPool2d,
             "avg_down": True,
             "stem_type": "deep",
             "stem_width": 8,
@@ -228,8 +229,9 @@ def test_eca_kernels_are_timms() -> None:
             fields = {"layers": (1,), "channels": (channels,), "num_stages": 1, "widths": (2,)}
             with torch.device("meta"):
                 ours = ResNeXt(config(**fields, expansion=1, attention="eca", norm="instance"))
-                theirs = timm.layers.EcaModule(channels)
-            assert ours.layer1[0].se.conv.kernel_size == theirs.conv.kernel_size, channels
+                theirs = layers.EcaModule(channels)
+            conv: Any = ours.get_submodule("layer1.0.se.conv")
+            assert conv.kernel_size == theirs.conv.kernel_size, channels
 
 
 def test_squeezed_channels_are_timms() -> None:
@@ -240,7 +242,7 @@ def test_squeezed_channels_are_timms() -> None:
                 (1,), 1, 64, channels=(channels,), num_stages=1, se_reduction=reduction
             )
             with torch.device("meta"):
-                theirs = timm.layers.SEModule(channels, rd_ratio=1 / reduction)
+                theirs = layers.SEModule(channels, rd_ratio=1 / reduction)
             assert ours.squeezed(channels) == theirs.fc1.out_channels, (channels, reduction)
 
 

@@ -149,7 +149,7 @@ def measured(config: ResNeXtConfig, size: tuple[int, int]) -> dict[str, list[Any
     }
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @example((TINY.replace(anti_alias="avg"), (3, 3)))
 @example((TINY.replace(anti_alias="avg", avg_down=True), (37, 50)))
 @example((TINY.replace(anti_alias="blur"), (5, 6)))

@@ -29,8 +29,9 @@ def test_images_are_read_and_named(tmp_path: Path) -> None:
         one.read(0)
     digits = open_splits("digits").train.select([5], "one")
     pixels: Any = digits.read(0)
+    original: Any = load_digits()
     number = int(digits.title(0).split()[-1])
-    assert np.array_equal(pixels, np.rint(load_digits().images[number] * 255 / 16))
+    assert np.array_equal(pixels, np.rint(original.images[number] * 255 / 16))
 
 
 def test_sets_can_be_sent_to_workers(tmp_path: Path) -> None:

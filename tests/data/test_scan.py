@@ -430,14 +430,11 @@ def test_a_damaged_memory_is_ignored(tmp_path: Path, content: bytes, decoded: li
     assert len(decoded) == 40
 
 
-def test_memory_is_in_the_cache_of_downloads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_records_are_in_the_cache_folder(tmp_path: Path, fresh_cache: Path) -> None:
     """A folder of photographs is no place for our files; one that is full must not end the run."""
-    monkeypatch.setenv("RESNEXT_HOME", str(tmp_path / "home"))
     splits, report = open_splits(two_parts(tmp_path / "set", train=5)), Counting()
     scan(splits, report)
-    assert len([*(tmp_path / "home" / "scans").iterdir()]) == 1
+    assert len([*(fresh_cache / "scans").iterdir()]) == 1
     put(tmp_path / "file", b"")
     assert scan(splits, report, cache=tmp_path / "file" / "cache").lines() == []
     assert len(report.lines) == 1

@@ -35,7 +35,7 @@ def test_digits_are_all_there_and_shared_out_once() -> None:
     parts = (splits.train, splits.val, splits.test)
     assert [part.labels for part in parts] == [DIGITS] * 3
     assert splits.colour == "L"
-    original = load_digits()
+    original: Any = load_digits()
     scaled = [digit(np.rint(x * 255 / 16).astype(np.uint8)) for x in original.images]
     wanted = Counter(zip(scaled, original.target.tolist(), strict=True))
     got = Counter(
@@ -67,8 +67,8 @@ def test_digits_open_as_images() -> None:
     """Grey arrays must become what image files become."""
     images = open_splits("digits").train
     pixels: Any = images.images[0]
-    assert np.array_equal(images.open(0, "L"), pixels)
-    assert np.array_equal(images.open(0, "RGB"), np.stack([pixels] * 3, 2))
+    assert np.array_equal(np.asarray(images.open(0, "L")), pixels)
+    assert np.array_equal(np.asarray(images.open(0, "RGB")), np.stack([pixels] * 3, 2))
     assert max(x.max() for x in images.images if isinstance(x, np.ndarray)) == 255
 
 

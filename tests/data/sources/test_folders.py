@@ -147,7 +147,8 @@ def test_without_val_part_of_train_is_held_out(tmp_path: Path) -> None:
     assert splits.test is not None
     assert len(splits.test) == 6
     assert all("test" not in name for name in names(splits.val, tmp_path / "train"))
-    assert not {*splits.train.images} & {*splits.val.images}
+    train, val = (names(part, tmp_path / "train") for part in (splits.train, splits.val))
+    assert not {*train} & {*val}
 
 
 def test_a_class_may_be_called_test(tmp_path: Path) -> None:
