@@ -44,7 +44,7 @@ class Answer:
     silent: bool = False
     """Whether not even a status is sent before it ends."""
     announced: int | None = None
-    """The length of the whole file, if it is not told truly."""
+    """The announced length of the whole file, if it is wrong."""
     chunked: bool = False
     ranges: bool = True
     if_range: bool = True
@@ -181,4 +181,4 @@ def kept(suffix: str = ".pth") -> list[Path]:
 
 def unusable(path: Path) -> None:
     """A check that nothing passes."""
-    raise CheckpointError(f"{path} is no model.")
+    raise CheckpointError(f"{path} is not a model.")

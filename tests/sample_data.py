@@ -31,7 +31,7 @@ def classes(images: ImageSet) -> list[str]:
 
 
 def trained_on(splits: Splits, seed: int = 0) -> dict[str, object]:
-    """What training notes down for evaluation."""
+    """What training records for evaluation."""
     return {
         "data": Path(splits.train.name).resolve().name,
         "fingerprint": splits.fingerprint,

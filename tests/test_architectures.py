@@ -15,7 +15,7 @@ from resnext.errors import ConfigTypeError, UnknownNameError
 
 @pytest.mark.parametrize("name", variants())
 def test_names_say_what_is_built(name: str) -> None:
-    """A wrong row of the table would train, load nothing and be noticed by nobody."""
+    """A wrong row of the table would train and load nothing, without any error."""
     config = variant(name)
     parts = re.fullmatch(r"(se|eca)?resnext(aa)?(\d+)([dt]?)_(\d+)x(\d+)d", name)
     assert parts is not None

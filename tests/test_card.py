@@ -54,9 +54,14 @@ cards = st.builds(
 
 def test_defaults_are_imagenets() -> None:
     """Public weights were trained with these numbers (torchvision's presets)."""
-    how = Preprocessing()
-    assert (how.resize, how.size, how.interpolation, how.colour) == (256, 224, "bilinear", "RGB")
-    assert (how.mean, how.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    preprocessing = Preprocessing()
+    assert (
+        preprocessing.resize,
+        preprocessing.size,
+        preprocessing.interpolation,
+        preprocessing.colour,
+    ) == (256, 224, "bilinear", "RGB")
+    assert (preprocessing.mean, preprocessing.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert Card() == Card((), Preprocessing(), {}, {}, "", 1.0, None)
 
 
@@ -123,10 +128,10 @@ def test_card_refuses_numbers(field: str, values: list[Any]) -> None:
 
 def test_lists_become_tuples() -> None:
     """A card read from JSON must equal the card that was written."""
-    how = Preprocessing(mean=[0, 0, 0], std=[1, 1, 1])  # pyright: ignore
-    assert how == Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
+    preprocessing = Preprocessing(mean=[0, 0, 0], std=[1, 1, 1])  # pyright: ignore
+    assert preprocessing == Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
     assert Card(labels=["a", "b"]) == Card(labels=("a", "b"))  # pyright: ignore
-    assert hash(how) == hash(Preprocessing(mean=(0, 0, 0), std=(1, 1, 1)))
+    assert hash(preprocessing) == hash(Preprocessing(mean=(0, 0, 0), std=(1, 1, 1)))
 
 
 def test_nothing_changes_behind_ones_back() -> None:

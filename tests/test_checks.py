@@ -214,7 +214,7 @@ def test_not_one_of(value: Any) -> None:
 
 @pytest.mark.parametrize("kind", [InputError, DataError])
 def test_one_of_raises_the_error_of_its_caller(kind: type[Exception]) -> None:
-    """A wrong argument of `predict` is no wrong config."""
+    """A wrong argument of `predict` is not an error of the config."""
     error = error_of(one_of, "c", ("a",), kind)
     assert (type(error), str(error)) == (kind, "size must be one of a, not 'c'.")
 
@@ -244,7 +244,7 @@ def test_number_that_is_not_allowed(value: float) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, HUGE, -HUGE])
 def test_number_is_finite(value: float) -> None:
-    """What is allowed is not asked about NaN, infinity and integers that are no floats."""
+    """`allowed` is not called with NaN, infinity and integers beyond floats."""
     assert refusal(number, value, lambda _: True, "anything") == (
         ConfigError,
         f"size must be anything, not {value!r}.",
@@ -337,7 +337,7 @@ def test_at_least_as_a_number(value: float) -> None:
     ids=repr,
 )
 def test_less(value: Any, whole: bool) -> None:
-    """NaN is not at least anything, and infinity is no number to count to."""
+    """NaN and infinity are not at least anything."""
     wanted = f"size must be at least 2, not {value!r}."
     assert refusal(at_least, value, 2, whole=whole) == (ConfigError, wanted)
 
@@ -351,6 +351,6 @@ def test_booleans_are_not_at_least_zero() -> None:
 
 @pytest.mark.parametrize("kind", [InputError, DataError])
 def test_at_least_raises_the_error_of_its_caller(kind: type[Exception]) -> None:
-    """A wrong argument of `predict` is no wrong config."""
+    """A wrong argument of `predict` is not an error of the config."""
     error = error_of(at_least, 0, 1, error=kind)
     assert (type(error), str(error)) == (kind, "size must be at least 1, not 0.")

@@ -152,7 +152,7 @@ def train_one_of_two(rank: int, folder: str) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
-    model = filled(ResNeXt(tiny()), seed=rank)  # process 0 tells the other its weights
+    model = filled(ResNeXt(tiny()), seed=rank)  # process 0 sends its weights to the other
     wrapped = DistributedDataParallel(model.eval())
     wrapped(images(4, 3, 32, 32)[2 * rank : 2 * rank + 2]).square().sum(1).mean().backward()
     torch.save(gradients(model), f"{folder}/{rank}.pt")

@@ -143,7 +143,7 @@ def test_merging_changes_neither_keys_nor_weights(tmp_path: Path) -> None:
         twin = copy.deepcopy(other)
         assert sum(isinstance(m, MergedConv2d) for m in twin.modules()) == 3
         assert torch.equal(twin(x), wanted)
-        twin.get_parameter("layer1.0.conv2.weight").zero_()  # it has weights of its own
+        twin.get_parameter("layer1.0.conv2.weight").zero_()  # its weights are not shared
         assert torch.equal(other(x), wanted)
 
         resnext.save(other, tmp_path / "m.safetensors")
@@ -221,7 +221,7 @@ def test_shapes_are_those_of_a_real_pass(style: Any, anti_alias: Any) -> None:
 
 
 def test_convolutions_that_are_not_plain_are_left_alone() -> None:
-    """Padding by reflection or standardised weights would be lost in merging."""
+    """Padding by reflection or standardized weights would be lost in merging."""
     odd = {"padding_mode": "reflect"}, {"conv": "weight_standardized"}, {"conv": "same_padding"}
     for changes in odd:
         network = ResNeXt(SMALL.replace(**changes))

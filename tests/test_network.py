@@ -23,7 +23,7 @@ from resnext.network import Bottleneck
 
 
 def aggregated(block: Bottleneck, x: Tensor, cardinality: int) -> Tensor:
-    """Σ T_i(x) over i = 1…C, each T_i a path of three convolutions of its own (figure 3a)."""
+    """Σ T_i(x) over i = 1…C; each T_i is a separate path of three convolutions (figure 3a)."""
 
     def norm(y: Tensor, layer: Any, channels: slice) -> Tensor:
         scale = layer.weight[channels] / (layer.running_var[channels] + layer.eps).sqrt()
@@ -126,7 +126,7 @@ def test_meaning_of_features_embedding_and_logits() -> None:
     same(logits, embedding @ model.fc.weight.T + model.fc.bias)
     assert embedding.shape == (3, model.num_features) == (3, 128)
     assert logits.shape == (3, 5)
-    assert logits.std(0).min() > 1e-3  # images are told apart
+    assert logits.std(0).min() > 1e-3  # outputs differ between images
 
 
 def test_dropout_is_before_the_classifier_and_in_training_only() -> None:

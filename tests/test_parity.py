@@ -65,7 +65,7 @@ def pair(original: Callable[[], nn.Module], ours: Callable[[], nn.Module]) -> tu
 
 
 def agree(got: Tensor, wanted: Tensor) -> None:
-    """Outputs that tell images and classes apart, and are the same to 1e-9."""
+    """Outputs that differ between images and classes, and agree to 1e-9."""
     assert got.shape == wanted.shape
     assert wanted.std(0).max() > 1e-3 * wanted.abs().max() > 0
     assert ((got - wanted).abs().max() / wanted.abs().max()).item() <= 1e-9

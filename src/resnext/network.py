@@ -65,7 +65,7 @@ class Bottleneck(nn.Module):
             groups=stage.groups,  # the paper's cardinality
         )
         self.bn2 = norm(config, width)
-        self.aa = anti_alias(pool, stride2) if pool else None
+        self.aa = anti_alias(pool, stride2) if pool else None  # has the stride in place of conv2
         self.conv3 = conv(config, width, out_channels, 1)
         self.bn3 = norm(config, out_channels)
         self.se = attention(config, out_channels)
@@ -73,7 +73,7 @@ class Bottleneck(nn.Module):
         self.downsample = projection(config, in_channels, out_channels, stride)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-        self.checkpointing = False
+        self.checkpointing = False  # `Backbone` sets it
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h2 w2"]:
         """The input, projected if its shape changes, plus the residual branch."""
@@ -84,7 +84,7 @@ class Bottleneck(nn.Module):
     def residual(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h2 w2"]:
         """The residual branch: the sum of `cardinality` transformations of the input."""
         y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))  # the idea of the paper: conv2 has groups
+        y = self.relu(self.bn2(self.conv2(y)))  # conv2 in groups is the idea of the paper
         if self.aa is not None:
             y = self.aa(y)
         y = self.bn3(self.conv3(y))

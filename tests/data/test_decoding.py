@@ -119,7 +119,7 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes, problem: str) -> N
     refused(path, problem)
 
 
-def test_bombs_are_refused_even_where_pillow_is_told_not_to(
+def test_bombs_are_refused_even_if_pillow_allows_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Notebooks often set Pillow's bound to None; 30 GB must still not be allocated."""
@@ -130,7 +130,7 @@ def test_bombs_are_refused_even_where_pillow_is_told_not_to(
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
-    """Missing files and folders are told apart from damaged ones."""
+    """Missing files and folders have messages of their own, unlike damaged files."""
     refused(tmp_path / "missing.jpg", "no such file")
     refused(tmp_path, "is a folder")
     (tmp_path / "a.jpg").write_bytes(encoded(".jpg"))
@@ -154,7 +154,7 @@ def opened(path: Path) -> Image.Image | str:
 def test_a_file_cut_anywhere_is_whole_or_refused(
     tmp_path: Path, name: str, data: st.DataObject
 ) -> None:
-    """A broken download must not be learnt from as an image whose lower half is grey."""
+    """A truncated download must not be used for training as an image whose lower half is grey."""
     content, path = WHOLE[name], tmp_path / f"cut.{name}"
     path.write_bytes(content)
     whole = np.asarray(open_image(path, "RGB"))

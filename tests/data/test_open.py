@@ -17,9 +17,9 @@ from resnext.errors import DataError
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     """An archive has to be unpacked first."""
     write(tmp_path / "set.png")
-    for how in (open_splits, lambda path: open_for_evaluation(path, ("a", "b"), {})):
+    for opened_by in (open_splits, lambda path: open_for_evaluation(path, ("a", "b"), {})):
         with pytest.raises(DataError, match=r"set.png is a file\. Give a folder"):
-            how(tmp_path / "set.png")
+            opened_by(tmp_path / "set.png")
 
 
 @pytest.mark.parametrize("fraction", [0, 1, 0.0, 1.0, -0.2, 1.2, 20, float("nan"), float("inf")])
@@ -59,7 +59,7 @@ def test_test_is_preferred_to_val_and_both_to_train(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("inner", ["", "train"])
 def test_the_images_that_training_held_out_are_found_again(tmp_path: Path, inner: str) -> None:
-    """Measuring on the training folder must not measure what was learnt by heart."""
+    """An evaluation on the training folder must not include training images."""
     fill(tmp_path / inner, COUNTS)
     for seed, fraction in ((0, 0.2), (4, 0.5)):
         splits = open_splits(tmp_path, seed=seed, val_fraction=fraction)
@@ -80,7 +80,7 @@ def test_the_training_folder_is_known_wherever_it_is_moved(tmp_path: Path) -> No
 
 
 def test_another_folder_is_used_whole(tmp_path: Path) -> None:
-    """New data holds nothing that was learnt; leaving most of it out would waste it."""
+    """New data holds no training images; leaving most of it out would waste it."""
     splits = open_splits(fill(tmp_path / "old", COUNTS))
     new = fill(tmp_path / "new", {"dog": 4, "ant": 1})
     measured = open_for_evaluation(new, splits.train.labels, trained_on(splits, 0))
@@ -89,7 +89,7 @@ def test_another_folder_is_used_whole(tmp_path: Path) -> None:
     assert len(open_for_evaluation(new, splits.train.labels, {})) == 5
 
 
-def test_a_folder_learnt_from_completely_is_refused(tmp_path: Path) -> None:
+def test_a_folder_used_completely_for_training_is_refused(tmp_path: Path) -> None:
     """The answer would be the training accuracy under another name."""
     fill(tmp_path / "train", {"a": 5, "b": 5})
     fill(tmp_path / "val", {"a": 3, "b": 3})
@@ -121,7 +121,7 @@ def test_classes_the_model_does_not_know_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_has_changed_since_training_is_refused(tmp_path: Path) -> None:
-    """With one file more, all images learnt from were measured as if they were new."""
+    """With one file added, all training images were evaluated as if they were new."""
     for label in ("cat", "dog"):
         for i in range(5):
             (tmp_path / "pets" / label).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What is found out about images before training: damage, copies, and images in two classes."""
+"""The scan before training: damaged images, copies, and images in two classes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from resnext.system.progress import SilentReporter
 
 
 class Counting(SilentReporter):
-    """Remembers what it was told."""
+    """Records what is reported."""
 
     def __init__(self) -> None:
         self.total, self.done, self.lines = 0, 0, list[str]()
@@ -71,7 +71,7 @@ def two_parts(root: Path, train: int = 20, val: int = 5, kind: str = "PNG") -> P
 
 
 def looked(root: Path | str | Splits, **options: Any) -> Scan:
-    """A scan without a memory, if none is given."""
+    """A scan without a cache unless one is given."""
     splits = root if isinstance(root, Splits) else open_splits(root)
     return scan(splits, SilentReporter(), **{"cache": None, **options})
 
@@ -143,7 +143,7 @@ def test_cut_off_images_are_found(tmp_path: Path, kind: str) -> None:
 
 
 def test_jpegs_are_read_at_an_eighth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits an hour for a check; sizes are those of the file, upright."""
+    """Full decoding would make the scan take an hour. Sizes are those of the upright file."""
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     out = io.BytesIO()
@@ -176,7 +176,7 @@ def test_bombs_are_refused(tmp_path: Path) -> None:
 
 
 def test_losing_too_much_of_a_class_ends_it(tmp_path: Path) -> None:
-    """A class that lost its images on a copy is learnt badly, and nothing else tells."""
+    """A class that lost images while being copied trains badly, and nothing else reports it."""
     root = two_parts(tmp_path / "set", train=30, val=9)
     for i in (4, 5):
         put(root / "train" / "b" / f"{i:03}.png", b"no image")
@@ -219,7 +219,7 @@ def test_samples_without_a_class_are_listed(tmp_path: Path) -> None:
 
 
 def test_quarantine_is_written_whole(tmp_path: Path) -> None:
-    """Names may hold commas, quotes and bytes that are no UTF-8."""
+    """Names may hold commas, quotes and bytes that are not UTF-8."""
     strange = os.fsdecode(b'a, "b"\xff.png')
     write_quarantine(tmp_path / "q.csv", [Problem("val", strange, "x,y", "bad\nluck")])
     assert (tmp_path / "q.csv").read_bytes() == (
@@ -233,7 +233,7 @@ def test_quarantine_is_written_whole(tmp_path: Path) -> None:
 
 
 def test_copies_in_two_parts_are_left_out_of_training(tmp_path: Path) -> None:
-    """An image learnt by heart makes the measured accuracy better than it is."""
+    """A training image in the test set makes the measured accuracy too high."""
     root = two_parts(tmp_path)
     for part, first in (("val", "a/000.png"), ("test", "a/001.png")):
         put(root / part / "a" / "copy.png", (root / "train" / first).read_bytes())
@@ -274,7 +274,7 @@ def test_copies_within_training_are_counted(tmp_path: Path) -> None:
     assert found.lines() == ["3 training images equal to another one."]
 
 
-def test_images_in_two_classes_are_told(tmp_path: Path) -> None:
+def test_images_in_two_classes_are_reported(tmp_path: Path) -> None:
     """Nothing can be right about both."""
     root = two_parts(tmp_path)
     put(root / "train" / "b" / "x.png", (root / "train" / "a" / "000.png").read_bytes())
@@ -352,7 +352,7 @@ def test_arrays_are_compared(tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == []  # nothing was decoded, so nothing is remembered
 
 
-# -- memory -----------------------------------------------------------------------------------
+# -- cache ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -431,7 +431,7 @@ def test_a_damaged_memory_is_ignored(tmp_path: Path, content: bytes, decoded: li
 
 
 def test_records_are_in_the_cache_folder(tmp_path: Path, fresh_cache: Path) -> None:
-    """A folder of photographs is no place for our files; one that is full must not end the run."""
+    """The cache does not belong in a folder of photographs; a full disk must not end the run."""
     splits, report = open_splits(two_parts(tmp_path / "set", train=5)), Counting()
     scan(splits, report)
     assert len([*(fresh_cache / "scans").iterdir()]) == 1

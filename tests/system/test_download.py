@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("waits")
 
 
 def test_a_file_is_downloaded_once(server: Server, waits: list[float]) -> None:
-    """A model of 300 MB at every start of a program, or a request to somebody's server."""
+    """A model must not be downloaded, nor its server asked, at every start of a program."""
     path = get(server.url, sha256=SHA256)
     assert path.read_bytes() == OLD
     assert path.name == "model.pth"
@@ -52,7 +52,7 @@ def test_a_file_is_downloaded_once(server: Server, waits: list[float]) -> None:
 
 
 def test_addresses_do_not_share_files(server: Server) -> None:
-    """Every second model on the Hub is called model.safetensors."""
+    """Many models on the Hub have the file name model.safetensors."""
     server.plan = [Answer(OLD), Answer(NEW), Answer(SMALL)]
     urls = [f"{server.address}/{rest}" for rest in ("a/m.pth", "b/m.pth", "b/m.pth?revision=2")]
     assert [get(url).read_bytes() for url in urls] == [OLD, NEW, SMALL]
@@ -97,7 +97,7 @@ def test_a_redirected_download_is_continued(server: Server) -> None:
 def test_a_broken_download_is_continued(
     server: Server, cut: int, end: str, chunked: bool, waits: list[float]
 ) -> None:
-    """Whoever loses the connection every minute never gets a file that starts anew each time."""
+    """On an unstable connection a large file never finishes if every attempt starts over."""
     server.plan = [Answer(cut=cut, end=end, chunked=chunked)]
     assert get(server.url).read_bytes() == OLD
     lost = server.sent - len(OLD)
@@ -111,7 +111,7 @@ def test_a_broken_download_is_continued(
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("end", ["close", "reset", "stall"])
 def test_a_server_that_says_nothing(server: Server, end: str, waits: list[float]) -> None:
-    """A server that accepts and never answers holds a program for ever."""
+    """A server that accepts and never answers blocks the program forever."""
     server.plan = [Answer(silent=True, end=end)]
     assert get(server.url).read_bytes() == OLD
     server.plan = [Answer(silent=True, end=end)] * 2
@@ -145,7 +145,7 @@ def test_progress_forgives_failures(server: Server, waits: list[float]) -> None:
 def test_the_network_goes_away(
     server: Server, where: str, error: OSError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A laptop that changes networks was told that its disk is broken."""
+    """After a change of networks the message blamed the disk."""
     usual, calls = getattr(http.client.HTTPResponse, where), []
 
     def failing(self: http.client.HTTPResponse, *args: Any) -> Any:
@@ -179,7 +179,7 @@ def test_less_than_announced(server: Server, sha256: str) -> None:
 
 @pytest.mark.parametrize("failing", ["too long", "shifted", "no range", "other mark"])
 def test_a_server_that_never_gets_it_right(server: Server, failing: str) -> None:
-    """What is thrown away is no progress: such a server was asked for ever."""
+    """Discarded bytes are not progress: the download was retried forever."""
     server.usual = {
         "too long": Answer(announced=len(OLD) + 1000),
         "shifted": Answer(cut=HALF, shift=7),
@@ -197,7 +197,7 @@ def test_a_server_that_never_gets_it_right(server: Server, failing: str) -> None
 
 
 def test_a_server_without_ranges(server: Server) -> None:
-    """It sends all again, which appended to the half that is there is no file."""
+    """The server sends the whole file again; appended to the first half it would be garbage."""
     server.plan = [Answer(cut=HALF), Answer(ranges=False)]
     assert get(server.url).read_bytes() == OLD
     assert server.asked[1].range == f"bytes={HALF}-"

@@ -94,7 +94,7 @@ def test_two_processes_download_once(server: Server) -> None:
 
 
 def test_a_killed_process(server: Server) -> None:
-    """A job that runs out of memory in the middle leaves half a file, and a lock."""
+    """A killed job leaves half a file and a lock."""
     server.plan = [Answer(cut=HALF, end="stall")]
     with fetching(server.url) as process:
         assert said(process) == "ready"
@@ -115,7 +115,7 @@ def test_a_killed_process(server: Server) -> None:
 
 @pytest.mark.parametrize("answer", [Answer(), Answer(announced=-1), Answer(SMALL), Answer(b"")])
 def test_progress(server: Server, answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
-    """A size of zero, or one that nobody tells, is no reason to fail."""
+    """A size that is zero or unknown must not fail."""
     server.usual = answer
     path = get(server.url, progress=True)
     assert path.read_bytes() == answer.content

@@ -36,7 +36,7 @@ def test_live_shows_speed_time_left_and_accuracy() -> None:
 def test_plain_log_says_how_long_it_takes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Half a minute of silence is the most; ten lines a second fill a log."""
+    """At most half a minute without a line, and not ten lines a second."""
     clock = iter(range(0, 10_000, 10))
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
     plain = PlainReporter()

@@ -17,6 +17,7 @@ from resnext.data.decoding import decode_image
 from resnext.errors import CheckpointError
 from resnext.system.atomic import write_atomically
 from resnext.system.cache import cache_folder
+from resnext.system.digest import short_digest
 from resnext.system.progress import Reporter
 
 GRID = 9
@@ -126,9 +127,8 @@ def cache_file(name: str, folder: Path | None = None) -> Path:
         name: Name of the training split, which is its path.
         folder: Where the file is; None for `scans` in the cache folder.
     """
-    path = os.path.abspath(name)  # noqa: PTH100
-    digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
-    return (cache_folder() / "scans" if folder is None else folder) / f"{digest[:16]}.npy"
+    digest = short_digest(os.path.abspath(name))  # noqa: PTH100
+    return (cache_folder() / "scans" if folder is None else folder) / f"{digest}.npy"
 
 
 def _measure(data: bytes | np.ndarray, name: str, colour: str) -> tuple[int, int, int, np.ndarray]:

@@ -13,5 +13,8 @@ def file_sha256(path: Path) -> str:
 
 
 def short_digest(text: str) -> str:
-    """The first 16 hexadecimal digits of a text's SHA-256, for names of files in the cache."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """The first 16 hexadecimal digits of a text's SHA-256, for names of files in the cache.
+
+    Paths that are not UTF-8 are hashed as their bytes.
+    """
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]

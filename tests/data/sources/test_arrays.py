@@ -156,7 +156,7 @@ def too_short(root: Path) -> None:
 
 
 def too_long(root: Path) -> None:
-    """A file that goes on."""
+    """A file with too many bytes."""
     path = root / "train-images-idx3-ubyte.gz"
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + b"x"))
 
@@ -168,7 +168,7 @@ def cut_gzip(root: Path) -> None:
 
 
 def no_gzip(root: Path) -> None:
-    """A page that says that there is no such file."""
+    """An HTML page about a missing file."""
     (root / "train-labels-idx1-ubyte.gz").write_text("<html>404</html>")
 
 

@@ -19,7 +19,7 @@ from resnext.errors import DataError
 
 @pytest.mark.parametrize("fraction", [0.2, 0.01, 0.5, 0.99])
 def test_every_class_is_split_by_the_same_fraction(tmp_path: Path, fraction: float) -> None:
-    """A rare class that ends up on one side only is never learnt, or never measured."""
+    """A rare class on one side only is never trained on, or never evaluated."""
     root = fill(tmp_path, COUNTS)
     splits = open_splits(root, val_fraction=fraction)
     assert splits.train.labels == splits.val.labels == ("ant", "bee", "cat", "dog")
@@ -35,7 +35,7 @@ def test_every_class_is_split_by_the_same_fraction(tmp_path: Path, fraction: flo
 
 
 def test_the_seed_alone_decides_the_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """File systems list in any order: another disk must not hold out what was learnt from."""
+    """File systems list in any order: another disk must not hold out other images."""
     first, second = tmp_path / "first", tmp_path / "elsewhere" / "second"
     files = [(name, i) for name, count in COUNTS.items() for i in range(count)]
     for name, i in files:
@@ -72,7 +72,7 @@ def test_splits_are_drawn_not_cut(tmp_path: Path) -> None:
 
 
 def test_files_at_any_depth_and_nothing_else(tmp_path: Path) -> None:
-    """Thumbnails and notes that file managers and notebooks leave behind are no data."""
+    """Thumbnails and notes left behind by file managers and notebooks are not data."""
     root = fill(tmp_path, {"a": 2, "b": 2})
     write(root / "a" / "x" / "y" / "deep.png")
     write(root / "a" / "LOUD.JPG")
@@ -152,7 +152,7 @@ def test_without_val_part_of_train_is_held_out(tmp_path: Path) -> None:
 
 
 def test_a_class_may_be_called_test(tmp_path: Path) -> None:
-    """Medical and quality data have such classes; they are no split without a `train` beside."""
+    """Medical and quality data have a class "test"; without `train` it is not a split."""
     root = fill(tmp_path, {"test": 4, "control": 4})
     assert open_splits(root).train.labels == ("control", "test")
 
@@ -278,7 +278,7 @@ def test_files_keep_the_order_of_paths(tmp_path: Path) -> None:
 
 
 def test_fingerprints_and_splits_are_those_of_earlier_versions(tmp_path: Path) -> None:
-    """Models of earlier versions would be measured on what they learnt from."""
+    """Models of earlier versions would be evaluated on their training images."""
     root = tmp_path / "set"
     for name, count in {"cat": 7, "dog": 5}.items():
         for i in range(count):

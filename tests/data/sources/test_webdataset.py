@@ -48,7 +48,7 @@ def test_a_folder_of_shards_is_split_by_us(tmp_path: Path) -> None:
 
 
 def test_names_of_shards_decide_the_split(tmp_path: Path) -> None:
-    """Learning from what the publisher holds out makes results that nobody can compare."""
+    """Training on what the publisher holds out gives results that cannot be compared."""
     for i, name in enumerate(("train-0", "train-1", "validation_0", "test.0")):
         tar(tmp_path / "set" / f"{name}.tar", numbered(10 * i, 4))
     splits = open_splits(tmp_path / "set")
@@ -139,7 +139,7 @@ def test_numbered_classes_get_their_names(tmp_path: Path) -> None:
 
 
 def test_two_classes_of_one_name_stay_two(tmp_path: Path) -> None:
-    """ImageNet has two kinds of crane; a model's labels cannot tell which is meant."""
+    """ImageNet has two classes named crane; a model's labels do not say which is meant."""
     tar(tmp_path / "a.tar", numbered(0, 12, k=3))
     (tmp_path / "labels.txt").write_text("crane\ncrane\nfox\n")
     splits = open_splits(tmp_path / "a.tar")
@@ -150,7 +150,7 @@ def test_two_classes_of_one_name_stay_two(tmp_path: Path) -> None:
         open_for_evaluation(tmp_path / "a.tar", ("fox", "crane"), {})
 
 
-def test_incomplete_samples_are_told(tmp_path: Path) -> None:
+def test_incomplete_samples_are_reported(tmp_path: Path) -> None:
     """A sample without a class must neither end the run nor vanish without a word."""
     members = numbered(0, 10)
     members |= {"x.png": picture(1), "y.cls": b"1", "z.json": b"{broken", "z.png": picture(2)}
@@ -234,7 +234,7 @@ def test_shards_can_be_sent_to_workers(tmp_path: Path) -> None:
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    """Serves a folder, and notes what it was asked for."""
+    """Serves a folder and records the requests."""
 
     def do_GET(self) -> None:
         """Answer, or send half of what was announced."""
@@ -249,7 +249,7 @@ class Quiet(SimpleHTTPRequestHandler):
         super().do_GET()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 @contextmanager
@@ -307,8 +307,28 @@ def test_what_cannot_be_fetched_is_not_kept(tmp_path: Path, fresh_cache: Path) -
     assert [path for path in kept if path.suffix != ".lock"] == []
 
 
+def test_a_cache_that_cannot_be_written_is_named(
+    tmp_path: Path, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opens data expects a DataError, on a full disk, too."""
+    tar(tmp_path / "site" / "a.tar", numbered(0, 6))
+    with serving(tmp_path / "site") as (address, _):
+
+        def full(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("resnext.system.atomic.fsync", full)
+            with pytest.raises(DataError, match=r"a\.tar cannot be kept in .*No space left"):
+                open_splits(f"{address}/a.tar")
+        fresh_cache.rename(tmp_path / "away")
+        fresh_cache.write_text("a file where a folder should be")
+        with pytest.raises(DataError, match=r"a\.tar cannot be kept in .*cache"):
+            open_splits(f"{address}/a.tar")
+
+
 def test_s3_is_read_by_the_aws_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """WebDataset 1.0 knows no s3 of its own; the address must not pass through a shell."""
+    """WebDataset 1.0 does not read s3://; the address must not pass through a shell."""
     tar(tmp_path / "a.tar", numbered(0, 6))
     command = tmp_path / "bin" / "aws"
     command.parent.mkdir()
