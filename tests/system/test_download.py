@@ -324,7 +324,7 @@ def test_more_than_announced(server: Server, announced: int) -> None:
     with pytest.raises(CheckpointError, match=f"expected {SHA256}"):
         get(server.url, sha256=SHA256)
     assert not kept()
-    with pytest.raises(CheckpointError, match="is no model"):
+    with pytest.raises(CheckpointError, match="is not a model"):
         get(server.url, check=unusable)
     assert not kept()
     assert not kept(".part")
