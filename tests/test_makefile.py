@@ -73,7 +73,7 @@ def test_what_failed_is_linted_again(project: Path) -> None:
 
 
 def test_lint_always_lints(project: Path) -> None:
-    """Whoever asks for it gets an answer about the files as they are, with the tools as they are."""
+    """It answers for the files and the tools as they are now, whatever passed before."""
     for _ in range(2):
         assert ran(make(project, "lint")) == (LINTERS, False)
 
