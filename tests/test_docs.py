@@ -100,8 +100,15 @@ def test_the_tree_is_complete() -> None:
 def test_named_paths_exist(page: Path) -> None:
     """A file that was renamed must not survive in the pages that lead through the code."""
     text = re.sub(r"\]\([^)]*\)|```text\nsrc/.*?```", "", page.read_text(), flags=re.DOTALL)
-    for name in re.findall(r"(?<![\w./-])[\w-]+(?:/[\w.-]+)*(?:\.py\b|/)(?![\w])", text):
+    for name in re.findall(r"(?<![\w./-])[\w-]+(?:/[\w.-]+)*(?:\.py\b|/)(?!\w)", text):
         assert (ROOT / name).exists() or (PACKAGE / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_quoted_paths_exist(page: Path) -> None:
+    """A page that names a test or a script as proof must name one that exists."""
+    for name in re.findall(r"`((?:benchmarks|docs|scripts|src|tests)/[\w./-]+)", page.read_text()):
+        assert (ROOT / name).exists(), name
 
 
 def test_arrows_are_those_that_are_checked() -> None:
