@@ -135,7 +135,7 @@ def test_scripts_import_what_exists(script: Path) -> None:
 
 
 def test_every_config_field_is_documented() -> None:
-    """A field that the page on the config leaves out is a field nobody finds."""
+    """Users find a field only if the page on the config has it."""
     from dataclasses import fields
 
     from resnext import ResNeXtConfig

@@ -111,7 +111,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     Installing the dependencies again would take minutes and a network.
     """
     folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder)
+    venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
     (packages,) = (folder / "lib").glob("python*/site-packages")
     for distribution in dependencies(wheel, "digits"):
