@@ -259,7 +259,7 @@ def scan() -> None:
             "print(f'{time.perf_counter() - began:.1f} s, at most {int(peak) / 1024:.0f} MB')\n"
         )
         home = {**os.environ, "RESNEXT_HOME": str(Path(folder) / "home")}
-        for name in ("scan of 100,000 files", "second scan"):
+        for name in ("scan of 100,000 files", "the same again, remembered"):
             command = [sys.executable, "-c", program, str(Path(folder) / "photos")]
             told = subprocess.run(command, env=home, capture_output=True, text=True, check=True)
             print(f"{name}: {told.stdout.strip()}", flush=True)
