@@ -1,32 +1,42 @@
-# Everything a newcomer types. Each target makes what it needs; a second call is quick.
+# Everything a newcomer types; `make` alone lists it. Each target installs what it needs, once.
 PYTHON ?= python3
 BIN := .venv/bin
-# A process for each core, each with one thread: tiny networks wait longer for a second one than they compute.
-# One that dies ends the run: what pytest-xdist starts in its place may wait for ever.
+# One process per core, each with one thread: tiny networks wait longer for a second thread than they compute.
+# A worker that dies ends the run: the one that pytest-xdist starts in its place may wait forever.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --max-worker-restart 0
+# Named after the contents of all files that lint reads, so that `make test` lints only what has not passed before.
+LINTED := .venv/linted-$(shell find . -type d -name '.?*' -prune -o -type f \( -name '*.py' -o -name '*.md' \
+	-o -name '*.toml' -o -name Makefile \) -exec cksum {} + | sort | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: help demo test test-all lint bench clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/installed ## train, evaluate and predict on real handwritten digits
 	@$(BIN)/python scripts/demo.py
 
-test: .venv/dev lint ## what CI runs
+test: .venv/dev $(LINTED) ## what CI runs: lint if anything changed, then all but the slow tests
 	$(PYTEST) -m "not slow"
 
-test-all: .venv/dev lint ## every proof, the slow ones too
+test-all: .venv/dev $(LINTED) ## lint if anything changed, then every test
 	$(PYTEST)
 
-lint: .venv/dev ## format, lint, types, layers
+lint: .venv/dev ## check format, style, types and layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	@touch $(LINTED)
 
-bench: .venv/dev ## the numbers of the README and docs/results.md
+bench: .venv/dev ## measure the numbers of the README and docs/results.md
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
-clean: ## forget everything that was made
+clean: ## delete everything that was made here
 	rm -rf .venv demo
+
+$(LINTED): .venv/dev
+	@$(MAKE) --no-print-directory lint
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -24,7 +24,7 @@ import json, resource, sys, threading, time
 import torch
 path = sys.argv[1]
 import resnext
-from resnext.weights.loading import load
+from resnext.weights.load import load
 from resnext.network import ResNeXt
 sys.path.insert(0, "tests")
 from oracles.originals import torchvision

@@ -1,4 +1,7 @@
-"""What every test gets, and fixtures that several files share."""
+"""What every test gets, and fixtures that several files share.
+
+Fixtures import torch, this file does not: the process that starts the workers needs none.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
 
 settings.register_profile("no clock", deadline=None)
@@ -25,6 +27,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor without bf16, so that "auto" chooses the same on every machine."""
+    import torch
+
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False)
 
@@ -40,6 +44,8 @@ def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """One thread: tiny networks wait for a second one longer than they compute."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
