@@ -252,9 +252,9 @@ def scan() -> None:
             "import sys, time\n"
             "from resnext.data import open_splits\n"
             "from resnext.data.scan import scan\n"
-            "from resnext.progress import Silent\n"
+            "from resnext.system.progress import SilentReporter\n"
             "began = time.perf_counter()\n"
-            "scan(open_splits(sys.argv[1]), Silent())\n"
+            "scan(open_splits(sys.argv[1]), SilentReporter())\n"
             "peak = open('/proc/self/status').read().partition('VmHWM:')[2].split()[0]\n"
             "print(f'{time.perf_counter() - began:.1f} s, at most {int(peak) / 1024:.0f} MB')\n"
         )
@@ -269,17 +269,17 @@ def overhead() -> None:
     """The target is less than 2 % of a run: with a checkpoint every 30 s, ten times the usual."""
     from sklearn.datasets import load_sample_images
 
-    from resnext.training import loop
+    from resnext.training.trainer import Trainer
 
     shares: list[float] = []
-    original = loop.Run.close
+    original = Trainer.close
 
-    def close(run: loop.Run) -> None:
+    def close(run: Trainer) -> None:
         seconds = run.clock.seconds
         shares.append(seconds["checkpoints"] / sum(seconds.values()))
         original(run)
 
-    loop.Run.close = close
+    Trainer.close = close
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "all").mkdir()
@@ -296,7 +296,7 @@ def overhead() -> None:
             checkpoint_minutes=0.5,
             progress=False,
         )
-    loop.Run.close = original
+    Trainer.close = original
     print(
         f"checkpoints of resnext50_32x4d every 30 s and each epoch: {shares[0]:.2%} of the run",
         flush=True,

@@ -12,7 +12,8 @@ import pytest
 from resnext.errors import ConfigError, ResNeXtError
 from resnext.training import RECIPES, Recipe
 from resnext.training.augmentation import Augmentation
-from resnext.training.recipe import choose, parse_changes
+from resnext.training.recipe import parse_changes
+from resnext.training.recipes import choose
 
 PLAIN = Recipe(epochs=3, batch_size=32, learning_rate=0.1)
 SIZES = (10, 1_000, 100_000, 1_000_000)
@@ -357,13 +358,13 @@ def test_the_usual_recipe_fits_the_data(
     digits: bool, images: int, weights: bool, name: str
 ) -> None:
     """Ninety epochs with strong augmentation overfit nothing and learn nothing from 500 images."""
-    chosen = choose(None, usual="digits" if digits else None, images=images, weights=weights)
+    chosen = choose(None, default="digits" if digits else None, images=images, weights=weights)
     assert chosen == RECIPES[name](images)
 
 
 def pick(recipe: Any, images: int = 100) -> Recipe:
     """What is given, for photographs and from scratch."""
-    return choose(recipe, usual=None, images=images, weights=False)
+    return choose(recipe, default=None, images=images, weights=False)
 
 
 def test_a_recipe_or_its_name_is_taken_as_it_is() -> None:

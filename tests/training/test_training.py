@@ -24,9 +24,9 @@ import resnext
 from resnext import ResNeXtConfig, ResNeXtError
 from resnext.errors import CheckpointError, ConfigError, DataError
 from resnext.evaluation.classification import Evaluation
-from resnext.training import Recipe, launch
+from resnext.training import Recipe, preparation, trainer, validation
 from resnext.training import checkpoint as state
-from resnext.training import trainer as loop
+from resnext.training.trainer import Trainer
 
 TINY = ResNeXtConfig((1, 1), 2, 8, num_classes=2, channels=(16, 32), num_stages=2, small_stem=True)
 QUICK = Recipe(epochs=2, batch_size=4, learning_rate=0.05)
@@ -107,7 +107,7 @@ def scripted(
             raise answer
         return Evaluation("val", 4, answer, None, 1.0, np.zeros((2, 2), int), ("blue", "red"))
 
-    monkeypatch.setattr(loop, "score", judge)
+    monkeypatch.setattr(validation, "score", judge)
 
 
 def quick(photos: Path, out: Path, **changes: Any) -> resnext.ResNeXt:
@@ -200,7 +200,7 @@ def test_signals_end_the_command_and_lose_nothing(
         _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in errors
-    assert "with --resume goes on" in errors
+    assert "with --resume to continue" in errors
     assert resnext.load(out).card is not None
     again = run([*command, "--resume"], environment)
     assert "Resumed in epoch" in again.stderr
@@ -308,15 +308,15 @@ def test_killed_inside_a_write(
         raise OSError("the process is gone")
 
     dead: list[bool] = []
-    original = loop.Trainer._between_steps
+    original = Trainer._after_step
 
-    def step(self: Any, number: int) -> None:
-        original(self, number)
+    def step(self: Any) -> None:
+        original(self)
         if dead:
             raise Killed
 
     monkeypatch.setattr(state, "write_atomically", dying)
-    monkeypatch.setattr(loop.Trainer, "_between_steps", step)
+    monkeypatch.setattr(Trainer, "_after_step", step)
     with pytest.raises(Killed):
         quick(photos, out, epochs=3, checkpoint_minutes=0)
     monkeypatch.undo()
@@ -347,15 +347,15 @@ def test_going_on_is_exact_for_every_option(
 ) -> None:
     """What one option remembers between steps is easily left out of the checkpoint."""
     quick(photos, tmp_path / "left_alone.safetensors", workers=workers, **options)
-    original, steps = loop.Trainer._between_steps, 0
+    original, steps = Trainer._after_step, 0
 
-    def stopping(self: Any, number: int) -> None:
+    def stopping(self: Any) -> None:
         nonlocal steps
         steps += 1
-        self.stop = signal.SIGINT if steps in (2, 6) else None
-        original(self, number)
+        self.interrupts.requested = signal.SIGINT if steps in (2, 6) else None
+        original(self)
 
-    monkeypatch.setattr(loop.Trainer, "_between_steps", stopping)
+    monkeypatch.setattr(Trainer, "_after_step", stopping)
     out = tmp_path / "m.safetensors"
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
@@ -371,17 +371,18 @@ def test_dropout_and_stochastic_depth_go_on_exactly(
     config = TINY.replace(dropout=0.3, drop_path_rate=0.5)
     given: dict[str, Any] = {"recipe": QUICK, "size": 16, "workers": 0, "progress": False}
     resnext.train(photos, config, out=tmp_path / "left_alone.safetensors", **given)
-    original = loop.Trainer._between_steps
+    original = Trainer._after_step
 
-    def stopping(self: Any, number: int) -> None:
-        self.stop = signal.SIGINT if number == 3 else None
-        original(self, number)
+    def stopping(self: Any) -> None:
+        stops = (self.state.epoch, self.state.step) == (1, 4)
+        self.interrupts.requested = signal.SIGINT if stops else None
+        original(self)
 
     out = tmp_path / "m.safetensors"
-    monkeypatch.setattr(loop.Trainer, "_between_steps", stopping)
+    monkeypatch.setattr(Trainer, "_after_step", stopping)
     with pytest.raises(KeyboardInterrupt):
         resnext.train(photos, config, out=out, **given)
-    monkeypatch.setattr(loop.Trainer, "_between_steps", original)
+    monkeypatch.setattr(Trainer, "_after_step", original)
     torch.rand(17)  # whatever else the next process draws
     resnext.train(photos, config, out=out, resume=True, **given)
     assert sha(out) == sha(tmp_path / "left_alone.safetensors")
@@ -394,7 +395,7 @@ def test_a_finished_run_is_not_trained_again(
     out = tmp_path / "m.safetensors"
     quick(photos, out)
     before = sha(out)
-    monkeypatch.setattr(loop.Trainer, "_learn", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(Trainer, "_train_epoch", lambda self: pytest.fail("trained again"))
     quick(photos, out, resume=True)
     assert sha(out) == before
 
@@ -450,9 +451,9 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
 
     monkeypatch.setattr(state, "write_atomically", failing)
     # each is written before the next step
-    keep = loop.Trainer._keep
+    keep = Trainer._save_checkpoint
     monkeypatch.setattr(
-        loop.Trainer, "_keep", lambda self, **how: keep(self, **{**how, "wait": True})
+        Trainer, "_save_checkpoint", lambda self, **how: keep(self, **{**how, "wait": True})
     )
     quick(photos, tmp_path / "m.safetensors", epochs=5, progress=True)
     told = capsys.readouterr().err
@@ -469,7 +470,7 @@ def test_an_unwritable_result_is_an_error(
     def failing(model: Any, path: Path) -> None:
         raise CheckpointError(f"{path} cannot be written: read-only file system.")
 
-    monkeypatch.setattr(loop, "save", failing)
+    monkeypatch.setattr(trainer, "save", failing)
     with pytest.raises(CheckpointError, match="read-only"):
         quick(photos, tmp_path / "m.safetensors")
     monkeypatch.undo()
@@ -520,20 +521,20 @@ def test_images_that_vanish_while_training(
 ) -> None:
     """A mount that goes away ends the run with what was reached; it comes back, the run goes on."""
     quick(photos, tmp_path / "left_alone.safetensors", workers=workers)
-    out, original = tmp_path / "m.safetensors", loop.Trainer._epoch
+    out, original = tmp_path / "m.safetensors", Trainer._epoch
     away = photos.with_name("away")
 
     def vanish(self: Any) -> None:
-        if self.at.epoch == 2:
+        if self.state.epoch == 2:
             photos.rename(away)
         original(self)
 
-    monkeypatch.setattr(loop.Trainer, "_epoch", vanish)
-    with pytest.raises(DataError, match="go on with --resume") as caught:
+    monkeypatch.setattr(Trainer, "_epoch", vanish)
+    with pytest.raises(DataError, match="continue with --resume") as caught:
         quick(photos, out, workers=workers)
     assert "\n" not in str(caught.value)
     away.rename(photos)
-    monkeypatch.setattr(loop.Trainer, "_epoch", original)
+    monkeypatch.setattr(Trainer, "_epoch", original)
     quick(photos, out, workers=workers, resume=True)
     assert sha(out) == sha(tmp_path / "left_alone.safetensors")
 
@@ -542,14 +543,14 @@ def test_validation_images_that_vanish(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Accuracies of different epochs, measured on different images, were compared."""
-    original = loop.Trainer._epoch
+    original = Trainer._epoch
 
     def vanish(self: Any) -> None:
-        if self.at.epoch == 2:
+        if self.state.epoch == 2:
             Path(self.splits.val.images[0]).unlink()
         original(self)
 
-    monkeypatch.setattr(loop.Trainer, "_epoch", vanish)
+    monkeypatch.setattr(Trainer, "_epoch", vanish)
     with pytest.raises(DataError, match=r"1 of 4 validation images cannot be read any more"):
         quick(photos, tmp_path / "m.safetensors")
 
@@ -581,16 +582,16 @@ def test_a_diverging_loss_is_retried_with_half_the_rate(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Retries go back to good weights, keep the order of images, and halve the rate each time."""
-    original, rates = loop.Trainer._judge, []
+    original, rates = Trainer._check_losses, []
 
     def judge(self: Any) -> str:
         found = original(self)
-        if self.at.epoch == 2 and self.at.factor > 0.3:
-            rates.append(self.optimizer.param_groups[0]["lr"])
+        if self.state.epoch == 2 and self.state.factor > 0.3:
+            rates.append(self.train_step.optimizer.param_groups[0]["lr"])
             return "The loss became nan."
         return found
 
-    monkeypatch.setattr(loop.Trainer, "_judge", judge)
+    monkeypatch.setattr(Trainer, "_check_losses", judge)
     out = tmp_path / "m.safetensors"
     with pytest.raises(ResNeXtError, match="became nan"):
         quick(photos, out, retries=1)
@@ -728,11 +729,11 @@ def test_existing_files_are_not_overwritten_unasked(photos: Path, tmp_path: Path
     out.unlink()
     quick(photos, out)
     out.unlink()
-    with pytest.raises(ResNeXtError, match="go on with --resume"):
+    with pytest.raises(ResNeXtError, match="continue with --resume"):
         quick(photos, out)  # its checkpoints are still there
     quick(photos, out, overwrite=True)
     shutil.rmtree(tmp_path / "m.run")
-    with pytest.raises(ResNeXtError, match="no checkpoint to go on from"):
+    with pytest.raises(ResNeXtError, match="no checkpoint to resume from"):
         quick(photos, out, resume=True)  # would begin anew, and replace a finished model
 
 
@@ -797,13 +798,13 @@ def test_only_the_head_learns_at_first(
 ) -> None:
     """A random classifier's gradients would destroy what the body knows."""
     seen: list[dict[str, Any]] = []
-    original = loop.Trainer._validate
+    original = Trainer._validate
 
     def look(self: Any, network: resnext.ResNeXt) -> Evaluation:
         seen.append({k: x.clone() for k, x in network.state_dict().items()})
         return original(self, network)
 
-    monkeypatch.setattr(loop.Trainer, "_validate", look)
+    monkeypatch.setattr(Trainer, "_validate", look)
     quick(photos, tmp_path / "m.safetensors", epochs=3, head_epochs=2)
     first, second, third = seen
     body = [name for name in first if not name.startswith("fc.")]
@@ -828,7 +829,7 @@ def test_a_run_tells_what_happened(photos: Path, tmp_path: Path) -> None:
     assert model.card is not None
     assert model.card.temperature > 0
     assert model.card.metrics["val_nll"] > 0
-    assert not launch._check_same({}, {})
+    assert not preparation.check_identity({}, {})
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ class ProcessGroup:
         dist.all_gather_object(values, value, group=_control())
         return values
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The first process's value, in each of them."""
         if self.world == 1:
             return value
@@ -61,7 +61,7 @@ class ProcessGroup:
         dist.broadcast_object_list(values, src=0, group=_control())
         return values[0]
 
-    def share_tensors(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast_tensors(self, tensors: Sequence[Tensor]) -> None:
         """Give every process the first one's values."""
         if self.world > 1:
             for tensor in tensors:

@@ -66,3 +66,31 @@ class MetricsLog:
         """Close the events."""
         if self._board:
             self._board.close()
+
+
+def epoch_line(
+    metrics: dict[str, Any], took: dict[str, float], *, epochs: int, left: float, best: bool
+) -> str:
+    """The line that is shown after an epoch.
+
+    Args:
+        metrics: The epoch's row of metrics.jsonl.
+        took: Seconds of the epoch, by part; one that took more than 10 % is named.
+        epochs: Epochs of the run.
+        left: Estimated seconds until the end of the run.
+        best: Whether the epoch is the best so far.
+    """
+    accuracy = f"val accuracy {metrics['val_accuracy']:.2%}"
+    if metrics["ema_accuracy"] is not None:
+        accuracy += f" (average {metrics['ema_accuracy']:.2%})"
+    waits = ""
+    for part, name in (("waiting for images", "images"), ("checkpoints", "checkpoints")):
+        share = took[part] / max(metrics["seconds"], 1e-9)
+        if share > 0.1:
+            waits += f"  {share:.0%} waiting for {name}"
+    remaining = f"{left / 60:.0f} min left" if left > 99 else f"{left:.0f} s left"
+    return (
+        f"epoch {metrics['epoch']:>3}/{epochs}  loss {metrics['loss']:.4f}  {accuracy}  "
+        f"{metrics['images_per_second']:,.0f} images/s  {remaining}"
+        f"{'  best' if best else ''}{waits}"
+    )
