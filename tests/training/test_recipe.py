@@ -266,7 +266,7 @@ def test_every_field_is_checked() -> None:
 def test_what_does_not_go_together_is_refused() -> None:
     """Each value alone is fine."""
     refused("'step' needs milestones", schedule="step")
-    refused("less than two images for a part", accumulate=17)
+    refused("less than two images per part", accumulate=17)
     refused("head_epochs must be less than epochs, which is 3", head_epochs=3)
     refused("has no field 'nesterov'; it has epochs, batch_size", nesterov=True)
     assert PLAIN.changed(accumulate=16).accumulate == 16
@@ -385,7 +385,9 @@ def not_found(recipe: str, message: str) -> None:
 def test_unknown_names_list_what_there_is(tmp_path: Path) -> None:
     """A name from another library, or a file without function."""
     names = ", ".join(RECIPES)
-    not_found("best", f"No recipe is called 'best'. There are {names}; one's own is file.py:name")
+    not_found(
+        "best", f"No recipe is called 'best'. Available are {names}; give your own as file.py:name"
+    )
     not_found("", "No recipe is called ''")
     not_found(str(tmp_path / "own.py"), "No recipe is called")
     not_found("rsb_a1:", "rsb_a1 does not exist")

@@ -292,7 +292,7 @@ def test_the_template_is_in_the_wheel(tmp_path: Path) -> None:
     subprocess.run(pip, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        assert "resnext/training/report.html" in archive.namelist()
+        assert "resnext/training/report/report.html" in archive.namelist()
 
 
 # -- charts -----------------------------------------------------------------------------------

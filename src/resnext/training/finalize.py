@@ -1,4 +1,4 @@
-"""The end of a run: calibration of the kept model, and the report."""
+"""The end of a run: calibration of the best model, and the report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def finalize(run: Trainer, *, command: str) -> None:
     The temperature and the threshold are fitted on the validation images (arXiv:1706.04599).
     """
     settings, val = run.settings, run.splits.val
-    run.group.any(False)  # the first process has written the model before others read it
+    run.group.any(False)  # the others wait until the first process has written the model
     network = load_classifier(settings.out, device=run.device)
     network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     outputs = run.validator.outputs(network, "Validating the best epoch")
@@ -38,7 +38,7 @@ def finalize(run: Trainer, *, command: str) -> None:
     temperature = fit_temperature(outputs.logits, outputs.targets) if finite else 1.0
     result = score(outputs, val, temperature=temperature)
     threshold = recommend_threshold(result.confidence, result.right)
-    assert network.card is not None  # training writes one
+    assert network.card is not None  # the trainer writes it
     network.card = replace(
         network.card, metrics=result.metrics("val"), temperature=temperature, threshold=threshold
     )

@@ -1,4 +1,4 @@
-"""`train`: from arguments to a run, and from a run to a model file with its report."""
+"""`train`: from arguments to a model file with its report, in phases."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def train(
 ) -> ResNeXt:
     """Train a classifier and keep its best epoch.
 
-    The file at `out` is written after each epoch that is better on the validation images than
-    all before, so it is usable whenever the run ends. Beside it a folder of the same name with
-    the ending `.run` holds checkpoints, `metrics.jsonl`, TensorBoard events, `quarantine.csv` and
-    `report.html`. Ctrl-C and SIGTERM write a checkpoint first. With `resume`, the run goes on from
-    the last checkpoint, bit for bit.
+    The file at `out` is written after each epoch that beats all earlier ones on the validation
+    images, so it is usable whenever the run ends. A folder of the same name with the ending `.run`
+    holds checkpoints, `metrics.jsonl`, TensorBoard events, `quarantine.csv` and `report.html`.
+    Ctrl-C and SIGTERM write a checkpoint first. With `resume`, the run continues from the last
+    checkpoint, bit for bit.
 
-    Several processes, as `torchrun` starts them, train one network together.
+    Processes started by `torchrun` train one network together.
 
     Args:
         data: A folder of class folders, one with `train` and `val` inside, tar shards, idx files,
@@ -86,36 +86,37 @@ def train(
         model: Name of a variant, or a config; by default resnext50_32x4d, or resnext11_8x16d for
             the digits. Classes and image channels follow the data, and the recipe says how the
             blocks of a variant start.
-        weights: What to start from, as for `load`, in place of `model`.
+        weights: Weights to fine-tune, as for `load`, in place of `model`.
         out: File to write: weights, config, labels, preprocessing, metrics and provenance.
         recipe: A name, a `Recipe`, or `file.py:name`, which is executed; by default "digits" for
             the digits, "finetune" with `weights`, else "small" or, from 20,000 images, "large".
         size: Side of the images the network sees, pixels; by default 8 for the digits, that of
             the weights, else 32 for small-image networks and 224 for all others.
-        seed: Decides everything that is left to chance.
-        val_fraction: Part of each class that is held out where the data has no `val`.
-        workers: Processes that decode images; by default as many as fit the machine.
+        seed: Random seed for initialization, data order and augmentation.
+        val_fraction: Fraction of each class to hold out if the data has no `val`.
+        workers: Processes that decode images; by default chosen by the number of cores.
         device: "auto", or a torch device.
-        precision: "fp32", "bf16", "fp16", or "auto": the fastest that the hardware has.
+        precision: "fp32", "bf16", "fp16", or "auto": bf16 where the hardware supports it, fp16 on
+            older GPUs, else fp32.
         compile: Whether to compile the network; by default on GPUs, for long runs.
         sync_norms: Whether batch norms see the images of all processes.
-        resume: Go on from the last checkpoint; start if there is none.
-        retries: How often to go back to the last checkpoint and halve the rate if the loss
-            diverges, before giving up.
-        checkpoint_minutes: Time between checkpoints; there is one after each epoch too.
+        resume: Continue from the last checkpoint; start a new run if there is none.
+        retries: Times to return to the last checkpoint with half the learning rate after the loss
+            diverged, before the run fails.
+        checkpoint_minutes: Minutes between checkpoints; each epoch ends with one as well.
         overwrite: Whether an existing `out` may be replaced.
-        progress: Whether to show what happens, on standard error.
+        progress: Whether to show progress on standard error.
         changes: Fields of the recipe to change, such as `epochs=10`. Without `learning_rate`, the
-            rate follows `batch_size`.
+            learning rate is scaled with `batch_size`.
 
     Returns:
-        The best epoch's network in evaluation mode, as `load(out)` gives it.
+        The best epoch's network in evaluation mode, equal to `load(out)`.
 
     Raises:
         DataError: The data is missing, too small, or more than 5 % of a class cannot be read.
-        ConfigError: Model, recipe or size make no sense.
-        CheckpointError: `out` exists or cannot be written, or a checkpoint is of another run.
-        InputError: Device, precision or the number of processes do not fit.
+        ConfigError: Model, recipe or size are invalid, or an optional package is missing.
+        CheckpointError: `out` exists or cannot be written, or the checkpoint is of another run.
+        InputError: The device or precision cannot be used, or the batch cannot be divided.
         ResNeXtError: The loss diverged.
         KeyboardInterrupt: The run was interrupted.
     """
@@ -160,7 +161,7 @@ def train(
 
 
 def _validate_arguments(request: Request, group: ProcessGroup) -> torch.device:
-    """Check what can be checked without data; the device of this process."""
+    """Check all arguments that need no data, and return the device of this process."""
     check_out(request)
     for name, value in (
         ("retries", request.retries),
@@ -281,10 +282,10 @@ def _start(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
 
 @contextmanager
 def _peer_errors(group: ProcessGroup) -> Iterator[None]:
-    """Turn the errors of torch.distributed after another process died into one line.
+    """Report the death of another process in one line, in place of torch.distributed's error.
 
     Raises:
-        ResNeXtError: Another process of the run is gone.
+        ResNeXtError: Another process of the run died.
     """
     try:
         yield

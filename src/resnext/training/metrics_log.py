@@ -1,4 +1,4 @@
-"""What each epoch came to, for other programs: metrics.jsonl and TensorBoard events."""
+"""Metrics of each epoch: metrics.jsonl, TensorBoard events, and a line for people."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ _TAGS = {
 
 
 class MetricsLog:
-    """Writes rows into the folder of a run.
+    """Writes metrics into the folder of a run.
 
     Args:
-        folder: Of the run.
-        tell: Told once of what cannot be written; that is no reason to stop.
+        folder: Folder of the run.
+        log: Called once if metrics cannot be written; training continues.
     """
 
-    def __init__(self, folder: Path, tell: Callable[[str], None]) -> None:
-        self.folder, self._tell = folder, tell
+    def __init__(self, folder: Path, log: Callable[[str], None]) -> None:
+        self.folder, self._log = folder, log
         self._board: Any = None
-        self._told = False
+        self._logged = False
 
     def write(self, rows: list[dict[str, Any]]) -> None:
-        """All rows so far, the newest of which is new."""
+        """Replace metrics.jsonl by all rows, and add the last one to TensorBoard."""
         path = self.folder / "metrics.jsonl"
         try:
             write_bytes_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
             self._add_events(rows[-1])
         except (OSError, CheckpointError) as error:
-            if not self._told:
-                self._tell(f"Not saved: {error}")
-            self._told = True
+            if not self._logged:
+                self._log(f"Not saved: {error}")
+            self._logged = True
 
     def _add_events(self, row: dict[str, Any]) -> None:
-        """To TensorBoard, if it is installed."""
+        """Add a row to TensorBoard, if it is installed."""
         if self._board is None:
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of what TensorBoard itself imports
+                    warnings.simplefilter("ignore")  # from TensorBoard's own imports
                     from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 self._board = False
@@ -63,7 +63,7 @@ class MetricsLog:
             self._board.flush()
 
     def close(self) -> None:
-        """Close the events."""
+        """Close the TensorBoard file."""
         if self._board:
             self._board.close()
 

@@ -37,7 +37,7 @@ _DEFAULT_NETWORK = "resnext50_32x4d"
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of `train`, which documents them, with `out` as a path."""
+    """The arguments of `train`, where they are documented."""
 
     data: str | Path
     model: str | ResNeXtConfig | None
@@ -66,7 +66,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Context:
-    """Where a run takes place: this process, its device, and what shows progress."""
+    """The environment of a run: its processes, the device of this one, and the progress display."""
 
     group: ProcessGroup
     device: torch.device
@@ -75,7 +75,7 @@ class Context:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What is trained, on what and how: everything that is decided before files change."""
+    """Data, recipe, network and preprocessing, chosen before any file is changed."""
 
     splits: Splits
     recipe: Recipe
@@ -84,10 +84,10 @@ class RunPlan:
 
 
 def check_packages(recipe: Recipe) -> None:
-    """Refuse a recipe whose optional packages are not installed, before files change.
+    """Check that the optional packages of a recipe are installed.
 
     Raises:
-        ConfigError: One is not installed.
+        ConfigError: A package is not installed.
     """
     for package, feature in recipe.required_packages().items():
         if find_spec(package) is None:
@@ -97,32 +97,32 @@ def check_packages(recipe: Recipe) -> None:
 
 
 def chosen_preprocessing(network: ResNeXt, splits: Splits, size: int | None) -> Preprocessing:
-    """How images become input: as the weights were trained, or the usual way; at the size given.
+    """Preprocessing of the weights, else the default, at the requested size.
 
     Raises:
         ConfigError: The network's stride is larger than its images.
     """
     config, grey = network.config, splits.colour == "L"
-    usual = Preprocessing()
+    default = Preprocessing()
     if network.card is not None:
-        usual = network.card.preprocessing
+        default = network.card.preprocessing
     elif config.small_stem:
-        usual = Preprocessing(32, 32)
+        default = Preprocessing(32, 32)
     size = splits.defaults.size if size is None else size
-    least = max(config.stride, config.min_size)
-    chosen = usual.size if size is None else size
-    if type(chosen) is not int or chosen < least:
+    smallest = max(config.stride, config.min_size)
+    chosen = default.size if size is None else size
+    if type(chosen) is not int or chosen < smallest:
         raise ConfigError(
-            f"size must be at least {least} pixels for this network, "
+            f"size must be at least {smallest} pixels for this network, "
             f"whose last map has one pixel for every {config.stride}, not {chosen!r}. Raise "
-            f"--size, or take a network for small images such as resnext29_32x4d."
+            f"--size, or choose a network for small images such as resnext29_32x4d."
         )
-    resize = usual.resize
-    if chosen != usual.size:
-        resize = chosen if chosen <= 64 else round(chosen * usual.resize / usual.size)
-    if grey and usual.colour != "L":
-        return replace(usual, size=chosen, resize=resize, mean=(0.5,), std=(0.25,), colour="L")
-    return replace(usual, size=chosen, resize=resize)
+    resize = default.resize
+    if chosen != default.size:
+        resize = chosen if chosen <= 64 else round(chosen * default.resize / default.size)
+    if grey and default.colour != "L":
+        return replace(default, size=chosen, resize=resize, mean=(0.5,), std=(0.25,), colour="L")
+    return replace(default, size=chosen, resize=resize)
 
 
 def build_network(request: Request, splits: Splits, recipe: Recipe, progress: bool) -> ResNeXt:
@@ -155,7 +155,7 @@ def build_network(request: Request, splits: Splits, recipe: Recipe, progress: bo
         network.load_state_dict(state)
         network.card = card
     card = network.card
-    if card and card.labels != labels:  # as many classes, but others
+    if card and card.labels != labels:  # the same number of classes, but other ones
         network.reset_classifier(len(labels))
         network.card = replace(card, labels=())
     return network
@@ -171,10 +171,10 @@ def network_title(request: Request, splits: Splits) -> str:
 
 
 def check_out(request: Request) -> None:
-    """Refuse a model file that cannot be written, or that would be lost.
+    """Check that the model file can be written and replaces nothing.
 
     Raises:
-        CheckpointError: Either is so.
+        CheckpointError: Its folder does not exist, or a model or checkpoint would be lost.
     """
     out, folder = request.out, request.folder
     if not out.parent.is_dir() or out.is_dir():
@@ -199,7 +199,8 @@ def fit_batch_size(recipe: Recipe, images: ImageSet, group: ProcessGroup) -> Rec
     """
     if len(images) < 2 * group.world:
         raise DataError(
-            f"{images.name} has {len(images)} training images; it takes at least {2 * group.world}."
+            f"{images.name} has {len(images)} training images; at least "
+            f"{2 * group.world} are needed."
         )
     parts = group.world * recipe.accumulate
     if recipe.batch_size > len(images):
@@ -260,10 +261,10 @@ def run_identity(request: Request, plan: RunPlan) -> dict[str, Any]:
 
 
 def check_identity(saved: dict[str, Any], current: dict[str, Any]) -> None:
-    """Refuse to resume as another run.
+    """Check that a checkpoint belongs to this run.
 
     Raises:
-        CheckpointError: Something that defines the run is different.
+        CheckpointError: The checkpoint belongs to another run.
     """
     for name, value in current.items():
         before = saved.get(name)

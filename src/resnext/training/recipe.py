@@ -1,4 +1,4 @@
-"""How to train, as data. A recipe is a function of the number of images that returns a `Recipe`."""
+"""How to train, as data: the `Recipe` type, and changes to its fields."""
 
 from __future__ import annotations
 
@@ -20,45 +20,45 @@ Balance = Literal["none", "sampling", "weights"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a training run, besides data, network and seed.
+    """Everything that defines a training run, except data, network and seed.
 
-    Weight decay spares norms and biases.
+    Norms and biases have no weight decay.
 
     Args:
         epochs: Passes over the training images.
-        batch_size: Images of a step, over all processes and accumulated parts together.
-        learning_rate: Highest rate, for `batch_size` images.
-        optimizer: "sgd" (with Nesterov's momentum), "adamw" or "lamb" (arXiv:1904.00962).
-        momentum: Of sgd.
+        batch_size: Images per step, summed over all processes and accumulated parts.
+        learning_rate: Highest learning rate, for `batch_size` images.
+        optimizer: "sgd" (with Nesterov momentum), "adamw" or "lamb" (arXiv:1904.00962).
+        momentum: Momentum of sgd.
         weight_decay: On the weights of convolutions and linear layers.
         schedule: "cosine" down to zero (arXiv:1608.03983), or "step".
-        milestones: For "step": parts of the run after which the rate is divided by ten.
-        warmup: Part of all steps in which the rate rises linearly (arXiv:1706.02677).
-        accumulate: Parts that a batch is computed in, to save memory. Batch norm sees the parts.
-        clip: Largest norm of the gradient; 0 does not clip.
-        ema: Decay of the moving average of the weights, measured beside them; 0 keeps none.
-        loss: "cross_entropy", or "binary" for each class by itself (arXiv:2110.00476).
-        label_smoothing: Probability shared among all classes (arXiv:1512.00567).
-        min_area: Smallest part of an image that a random crop keeps.
-        padding: If above 0, images are shifted by up to so many pixels in place of being cropped.
-        flip: Whether every other image is mirrored. Wrong for digits and letters.
-        repeats: How often an image is drawn, differently augmented, within one epoch; of each
-            epoch's images only one in so many is then drawn (arXiv:1902.05509).
+        milestones: For "step": fractions of the run after which the rate is divided by ten.
+        warmup: Fraction of the steps in which the rate rises linearly (arXiv:1706.02677).
+        accumulate: Parts a batch is split into to save memory. Batch norm sees single parts.
+        clip: Largest gradient norm; 0 turns clipping off.
+        ema: Decay of the moving average of the weights, validated beside them; 0 turns it off.
+        loss: "cross_entropy", or "binary" for each class separately (arXiv:2110.00476).
+        label_smoothing: Probability spread evenly over all classes (arXiv:1512.00567).
+        min_area: Smallest fraction of an image that a random crop keeps.
+        padding: If above 0, images are shifted by up to this many pixels instead of cropped.
+        flip: Whether to mirror half of the images. Turn it off for digits and letters.
+        repeats: Times an image is drawn within one epoch, augmented differently each time; each
+            epoch then draws only one in `repeats` images (arXiv:1902.05509).
         policy: "none", "rand" (arXiv:1909.13719) or "trivial" (arXiv:2103.10158).
-        operations: For "rand": how many on each image.
-        magnitude: For "rand": how strong, 0 to 30.
+        operations: For "rand": operations per image.
+        magnitude: For "rand": strength, 0 to 30.
         erasing: Probability that a rectangle is erased (arXiv:1708.04896).
-        mixup: Alpha of mixup (arXiv:1710.09412); 0 for none.
-        cutmix: Alpha of CutMix (arXiv:1905.04899); 0 for none.
-        balance: For skewed data: "sampling" draws each class equally often, "weights" weighs
-            the loss of a class by how rare it is.
-        drop_path: Probability of leaving out a block of a named variant (arXiv:1603.09382).
+        mixup: Alpha of mixup (arXiv:1710.09412); 0 turns it off.
+        cutmix: Alpha of CutMix (arXiv:1905.04899); 0 turns it off.
+        balance: For skewed data: "sampling" draws each class equally often, "weights" gives rare
+            classes more weight in the loss.
+        drop_path: Probability of skipping a block of a named variant (arXiv:1603.09382).
         zero_init_residual: Whether blocks start as their shortcuts, which keeps the first steps of
             deep networks stable (arXiv:1706.02677).
-        layer_decay: Factor on the rate from each stage to the one before it; 1 for none.
-        head_epochs: Epochs at the start in which only the classifier learns.
-        frozen_norms: Whether batch norms keep the statistics and weights they came with.
-        train_size: Side of the training images, pixels; by default that of the run.
+        layer_decay: Factor on the rate from each stage to the one before it; 1 turns it off.
+        head_epochs: First epochs, in which only the classifier is trained.
+        frozen_norms: Whether batch norms keep their initial statistics and weights.
+        train_size: Side of the training images, pixels; by default the size of the run.
 
     Raises:
         ConfigError: A value is out of range.
@@ -97,9 +97,9 @@ class Recipe:
     train_size: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be trained with."""
+        """Validate every field."""
         kinds = get_type_hints(type(self))
-        if isinstance(self.milestones, list):  # as JSON has it
+        if isinstance(self.milestones, list):  # from JSON
             object.__setattr__(self, "milestones", tuple(self.milestones))
         for field in fields(self):
             value = getattr(self, field.name)
@@ -110,7 +110,8 @@ class Recipe:
                 )
                 if not numbers or list(value) != sorted(set(value)):
                     raise ConfigError(
-                        f"milestones must be rising parts of the run, from 0 to 1, not {value!r}."
+                        f"milestones must be increasing fractions of the run, between 0 and 1, "
+                        f"not {value!r}."
                     )
             elif choices := _choices(kind):
                 one_of(field.name, value, choices)
@@ -124,16 +125,16 @@ class Recipe:
         if self.batch_size // self.accumulate < 2:
             raise ConfigError(
                 f"A batch of {self.batch_size} in {self.accumulate} parts leaves less than two "
-                f"images for a part, and batch norm needs two. Lower accumulate."
+                f"images per part, and batch norm needs two. Lower accumulate."
             )
         if self.head_epochs >= self.epochs:
             raise ConfigError(
                 f"head_epochs must be less than epochs, which is {self.epochs}, not "
-                f"{self.head_epochs}. Lower it (--set head_epochs=0), or take more epochs."
+                f"{self.head_epochs}. Lower it (--set head_epochs=0), or raise epochs."
             )
 
     def augmentation(self) -> Augmentation:
-        """What happens to whole batches."""
+        """The fields that augment whole batches."""
         shared = {f.name for f in fields(Augmentation)} & {f.name for f in fields(self)}
         return Augmentation(**{name: getattr(self, name) for name in sorted(shared)})
 
@@ -147,12 +148,12 @@ class Recipe:
         return packages
 
     def changed(self, **changes: Any) -> Recipe:
-        """The recipe with other values; the rate follows the batch size unless it is given.
+        """The recipe with other values.
 
-        Twice the images of a step go with twice the rate (arXiv:1706.02677).
+        Without a `learning_rate`, the rate is scaled with the batch size (arXiv:1706.02677).
 
         Raises:
-            ConfigError: There is no such field, or a value makes no sense.
+            ConfigError: A field does not exist, or a value is invalid.
         """
         for name in changes:
             _check_field(name)
@@ -163,13 +164,13 @@ class Recipe:
 
 
 def parse_changes(settings: Sequence[str]) -> dict[str, Any]:
-    """Fields of a recipe from texts such as "mixup=0.2".
+    """Parse settings such as "mixup=0.2" into fields of a recipe.
 
     Raises:
-        ConfigError: One is no such text.
+        ConfigError: A setting has another form, an unknown field, or a field that is set twice.
     """
     changes: dict[str, Any] = {}
-    kinds = get_type_hints(Recipe)
+    types = get_type_hints(Recipe)
     for setting in settings:
         name, equals, text = (part.strip() for part in setting.partition("="))
         if not equals:
@@ -178,7 +179,7 @@ def parse_changes(settings: Sequence[str]) -> dict[str, Any]:
         if name in changes:
             raise ConfigError(f"{name} is set twice. Set it once.")
         value: Any = text.strip("'\"")
-        if not _choices(kinds.get(name)):
+        if not _choices(types.get(name)):
             plain = text.capitalize() if text.lower() in ("true", "false", "none") else text
             with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
                 value = ast.literal_eval(plain)
@@ -193,7 +194,7 @@ def _check_field(name: str) -> None:
 
 
 def _choices(kind: Any) -> list[str]:
-    """The texts that a field may hold; none if it holds something else."""
+    """The strings a field may hold; empty if the field holds another type."""
     return [choice for choice in get_args(kind) if isinstance(choice, str)]
 
 

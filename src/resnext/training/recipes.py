@@ -15,8 +15,8 @@ def small(images: int) -> Recipe:
     """For a few hundred to twenty thousand photographs, from scratch.
 
     Source: the ResNeXt paper's optimizer (section 4: rate 0.1 for 256 images, so 0.0125 for 32)
-    with a cosine schedule (arXiv:1608.03983), and wider random crops than ImageNet's, which cut
-    away too much of few images. Not measured on a public data set.
+    with a cosine schedule (arXiv:1608.03983), and wider random crops than ImageNet's, which would
+    remove too much where images are few. Not measured on a public data set.
     """
     return Recipe(epochs=60, batch_size=32, learning_rate=0.0125)
 
@@ -24,8 +24,8 @@ def small(images: int) -> Recipe:
 def large(images: int) -> Recipe:
     """For more than twenty thousand images, from scratch.
 
-    Source: that of `small`, with the paper's batch of 256 and rate of 0.1, an average of the
-    weights, and TrivialAugment as torchvision's references have it. Not measured on ImageNet.
+    Source: the ResNeXt paper's batch of 256 and rate of 0.1 (section 4), a cosine schedule, a
+    weight average, and TrivialAugment as in torchvision's references. Not measured on ImageNet.
     """
     return Recipe(
         epochs=90,
@@ -58,9 +58,9 @@ def paper(images: int) -> Recipe:
     """The ResNeXt paper's ImageNet training: 77.8 % for resnext50_32x4d (arXiv:1611.05431).
 
     Source: section 4 of the paper, which follows fb.resnet.torch: 90 epochs of 256 images, rate
-    0.1 divided by ten after 30 and 60 epochs. Different from it: colour and lighting are not
-    varied, and weight decay spares norms and biases. Not measured here, where there is no
-    ImageNet.
+    0.1 divided by ten after 30 and 60 epochs. Differences: no colour or lighting
+    augmentation, and no weight decay on norms and biases. Not measured here: this project
+    has no ImageNet.
     """
     return Recipe(
         epochs=90,
@@ -81,8 +81,9 @@ def torchvision_v2(images: int) -> Recipe:
 
     Source: torchvision's classification references and the blog post "How to train
     state-of-the-art models using TorchVision's latest primitives": 600 epochs of 1,024 images,
-    trained at 176 pixels. Different from it: the average is updated at every step and not every
-    32nd, with the decay that makes it as long. Not measured here, where there is no ImageNet.
+    trained at 176 pixels. Differences: the average is updated at every step instead of every
+    32nd, with a decay of equal length. Not measured here: this project
+    has no ImageNet.
     """
     return Recipe(
         epochs=600,
@@ -106,9 +107,10 @@ def torchvision_v2(images: int) -> Recipe:
 def rsb_a1(images: int) -> Recipe:
     """The longest procedure of "ResNet strikes back" (arXiv:2110.00476, table 2): 600 epochs.
 
-    Source: the paper; 80.4 % for ResNet-50. LAMB on binary cross-entropy. Different from it:
-    RandAugment's strength does not vary from image to image, and LAMB is pytorch_optimizer's,
-    which decays weights apart from the trust ratio. Not measured here, where there is no ImageNet.
+    Source: the paper; 80.4 % for ResNet-50. LAMB on binary cross-entropy. Differences:
+    RandAugment's strength is the same for all images, and LAMB is pytorch_optimizer's, which
+    applies weight decay separately from the trust ratio. Not measured here: this project
+    has no ImageNet.
     """
     return Recipe(
         epochs=600,
@@ -134,7 +136,7 @@ def rsb_a1(images: int) -> Recipe:
 def rsb_a2(images: int) -> Recipe:
     """The middle procedure of "ResNet strikes back" (arXiv:2110.00476, table 2): 300 epochs.
 
-    Source: the paper; 79.8 % for ResNet-50. Otherwise as `rsb_a1`.
+    Source: the paper; 79.8 % for ResNet-50. All other fields are those of `rsb_a1`.
     """
     return replace(
         rsb_a1(images),
@@ -149,8 +151,8 @@ def rsb_a2(images: int) -> Recipe:
 def rsb_a3(images: int) -> Recipe:
     """The short procedure of "ResNet strikes back" (arXiv:2110.00476, table 2): 100 epochs.
 
-    Source: the paper; 78.1 % for ResNet-50, trained at 160 pixels, tested at 224. Otherwise as
-    `rsb_a2`.
+    Source: the paper; 78.1 % for ResNet-50, trained at 160 pixels, tested at 224. All other
+    fields are those of `rsb_a2`.
     """
     return replace(
         rsb_a2(images),
@@ -168,10 +170,10 @@ def cifar(images: int) -> Recipe:
     """The ResNeXt paper's training of ResNeXt-29 on CIFAR (arXiv:1611.05431, section 5.3).
 
     Source: the paper: 300 epochs of 128 images, rate 0.1 divided by ten after 150 and 225,
-    images shifted by up to four pixels and mirrored; 3.65 % error with 8×64d. Different from it:
-    weight decay spares norms and biases. A short form, 12 epochs of a network of 48 million MACs
-    (`benchmarks/training.py`), gets 84.8 % of CIFAR-10's test images as JPEGs right, 85.4 % with
-    two views.
+    images shifted by up to four pixels and mirrored; 3.65 % error with 8×64d. Differences:
+    no weight decay on norms and biases. A short version, 12 epochs of a network of 48 million MACs
+    (`benchmarks/training.py`), classifies 84.8 % of CIFAR-10's test images, stored as JPEGs,
+    correctly, and 85.4 % with two views.
     """
     return Recipe(
         epochs=300,
@@ -187,13 +189,12 @@ def cifar(images: int) -> Recipe:
 
 
 def finetune(images: int) -> Recipe:
-    """From weights that were trained on other images: the default with `--weights`.
+    """For fine-tuning weights trained on other images: the default with `--weights`.
 
-    The classifier learns alone for one epoch, then everything, earlier stages more slowly
-    (arXiv:1801.06146, section 3.2, discriminative fine-tuning). As many epochs as give about
-    4,000 steps, at least 5 and at most 60, so that few images are seen often and many seldom.
-    Source: the rate is ours, two fifths of `small`'s. Not measured here, where no public weights
-    can be had.
+    The first epoch trains the classifier only; then all layers train, earlier stages with lower
+    rates (arXiv:1801.06146, section 3.2, discriminative fine-tuning). About 4,000 steps, in 5 to
+    60 epochs. Source: the rate is ours, two fifths of `small`'s. Not measured here, where no
+    public weights are available.
     """
     epochs = min(max(round(4000 * 32 / max(images, 1)), 5), 60)
     return Recipe(
@@ -224,16 +225,16 @@ RECIPES: dict[str, Callable[[int], Recipe]] = {
 def choose(
     recipe: str | Recipe | None, *, default: str | None, images: int, weights: bool
 ) -> Recipe:
-    """The recipe of a name, of `file.py:name`, or the one that fits the data.
+    """A recipe by its name, from `file.py:name`, or the default for the data.
 
     Args:
         recipe: A recipe, a name, or a Python file and a function in it. The file is executed.
         default: Recipe of this data source; None chooses by weights and number of images.
-        images: How many there are to learn from.
-        weights: Whether training starts from weights.
+        images: Number of training images.
+        weights: Whether weights are fine-tuned.
 
     Raises:
-        ConfigError: There is no such recipe.
+        ConfigError: The recipe does not exist, or its file fails.
     """
     if isinstance(recipe, Recipe):
         return recipe
@@ -245,7 +246,7 @@ def choose(
     file, colon, name = recipe.rpartition(":")
     if not colon:
         raise ConfigError(
-            f"No recipe is called {recipe!r}. There are {', '.join(RECIPES)}; one's own is "
+            f"No recipe is called {recipe!r}. Available are {', '.join(RECIPES)}; give your own as "
             f"file.py:name."
         )
     if not Path(file).is_file():
@@ -254,11 +255,11 @@ def choose(
         function = runpy.run_path(file).get(name)
         if not callable(function):
             raise ConfigError(f"{file} has no function {name!r}.")
-        found = function(images)
+        result = function(images)
     except ConfigError:
         raise
-    except (Exception, SystemExit) as error:  # whatever somebody's own file ends with
+    except (Exception, SystemExit) as error:  # a user's file can raise anything
         raise ConfigError(f"{recipe} failed: {type(error).__name__}: {error}.") from error
-    if not isinstance(found, Recipe):
-        raise ConfigError(f"{recipe} must return a resnext.training.Recipe, not {found!r}.")
-    return found
+    if not isinstance(result, Recipe):
+        raise ConfigError(f"{recipe} must return a resnext.training.Recipe, not {result!r}.")
+    return result
