@@ -246,7 +246,7 @@ class Training:
 
     def __init__(self, name: Any, head_steps: int = 0) -> None:
         torch.manual_seed(3)
-        self.network = ResNeXt(TINY).to(memory_format=torch.channels_last)
+        self.network = ResNeXt(TINY).to(memory_format=torch.channels_last)  # pyright: ignore
         self.recipe = Recipe(
             epochs=2,
             batch_size=4,

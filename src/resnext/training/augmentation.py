@@ -254,7 +254,7 @@ def _standardize(x: Tensor, mean: Tensor, std: Tensor, colour: str) -> Tensor:
 
 
 def _erase_(x: Tensor, probability: float, rng: np.random.Generator) -> None:
-    """Set a rectangle to zero in some images. Ten tries to fit one, else none, as in torchvision."""
+    """Set a rectangle to zero in some images; ten tries to fit one, as in torchvision."""
     n, _, height, width = x.shape
     hit = rng.random(n) < probability
     area = rng.uniform(0.02, 0.33, (n, 10)) * height * width
