@@ -274,10 +274,10 @@ def overhead() -> None:
     shares: list[float] = []
     original = Trainer.close
 
-    def close(run: Trainer) -> None:
-        seconds = run.clock.seconds
+    def close(self: Trainer) -> None:
+        seconds = self.clock.seconds
         shares.append(seconds["checkpoints"] / sum(seconds.values()))
-        original(run)
+        original(self)
 
     Trainer.close = close
     with tempfile.TemporaryDirectory() as name:

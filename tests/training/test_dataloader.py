@@ -70,7 +70,7 @@ def plans(draw: st.DrawFn) -> tuple[ImageSet, Recipe, int]:
 # -- order ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(plan=plans(), seed=st.integers(0, 2**40), epoch=st.integers(1, 1000))
 def test_processes_share_every_batch(
     plan: tuple[ImageSet, Recipe, int], seed: int, epoch: int
@@ -88,7 +88,7 @@ def test_processes_share_every_batch(
         assert sorted(key for share in shares for key in share) == whole
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(plan=plans(), data=st.data())
 def test_starting_in_the_middle_gives_the_rest(
     plan: tuple[ImageSet, Recipe, int], data: st.DataObject
@@ -102,7 +102,7 @@ def test_starting_in_the_middle_gives_the_rest(
     assert keys(order, 2) == whole
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(plan=plans(), seed=st.integers(0, 2**40))
 def test_batches_are_the_epoch_cut_in_pieces(plan: tuple[ImageSet, Recipe, int], seed: int) -> None:
     """Accumulating must not change which images a step sees; only the last few are left over."""
@@ -131,7 +131,7 @@ def test_each_epoch_is_a_permutation_of_its_own() -> None:
     assert first.max() < 12  # of 20: no image is always the first
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(count=st.integers(4, 60), repeats=st.integers(1, 6))
 def test_images_are_repeated_in_neighbouring_places(count: int, repeats: int) -> None:
     """Repeats that lie far apart are other epochs; repeats beyond the epoch's length cost time."""
@@ -277,8 +277,11 @@ def test_views_are_cut_as_the_recipe_says() -> None:
 def test_what_cannot_be_read_is_replaced_and_told(flat: ImageSet) -> None:
     """One file that rots while a run goes on must not end it, nor be left out in silence."""
     whole = batches(flat)
-    Path(flat.images[3]).write_bytes(Path(flat.images[3]).read_bytes()[:60])
-    Path(flat.images[7]).unlink()
+    damaged, missing = flat.images[3], flat.images[7]
+    assert isinstance(damaged, Path)
+    assert isinstance(missing, Path)
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    missing.unlink()
     alone = batches(flat)
     told = dict(x for batch in alone for x in batch.bad)
     assert set(told) == {3, 7}
@@ -309,7 +312,8 @@ def test_an_image_that_stays_bad_is_told_each_time() -> None:
 def test_a_disk_that_is_gone_ends_the_run_in_one_line(flat: ImageSet, workers: int) -> None:
     """Searching for ever for an image that can be read looks like a hang."""
     for file in flat.images:
-        Path(file).unlink()
+        assert isinstance(file, Path)
+        file.unlink()
     with pytest.raises(DataError) as caught:
         batches(flat, workers=workers)
     text = str(caught.value)

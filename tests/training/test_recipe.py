@@ -12,7 +12,8 @@ import pytest
 from resnext.errors import ConfigError, ResNeXtError
 from resnext.training import RECIPES, Recipe
 from resnext.training.augmentation import Augmentation
-from resnext.training.recipe import choose, parse_changes
+from resnext.training.recipe import parse_changes
+from resnext.training.recipes import choose
 
 PLAIN = Recipe(epochs=3, batch_size=32, learning_rate=0.1)
 SIZES = (10, 1_000, 100_000, 1_000_000)
@@ -265,7 +266,7 @@ def test_every_field_is_checked() -> None:
 def test_what_does_not_go_together_is_refused() -> None:
     """Each value alone is fine."""
     refused("'step' needs milestones", schedule="step")
-    refused("less than two images for a part", accumulate=17)
+    refused("less than two images per part", accumulate=17)
     refused("head_epochs must be less than epochs, which is 3", head_epochs=3)
     refused("has no field 'nesterov'; it has epochs, batch_size", nesterov=True)
     assert PLAIN.changed(accumulate=16).accumulate == 16
@@ -357,13 +358,13 @@ def test_the_usual_recipe_fits_the_data(
     digits: bool, images: int, weights: bool, name: str
 ) -> None:
     """Ninety epochs with strong augmentation overfit nothing and learn nothing from 500 images."""
-    chosen = choose(None, usual="digits" if digits else None, images=images, weights=weights)
+    chosen = choose(None, default="digits" if digits else None, images=images, weights=weights)
     assert chosen == RECIPES[name](images)
 
 
 def pick(recipe: Any, images: int = 100) -> Recipe:
     """What is given, for photographs and from scratch."""
-    return choose(recipe, usual=None, images=images, weights=False)
+    return choose(recipe, default=None, images=images, weights=False)
 
 
 def test_a_recipe_or_its_name_is_taken_as_it_is() -> None:
@@ -384,7 +385,9 @@ def not_found(recipe: str, message: str) -> None:
 def test_unknown_names_list_what_there_is(tmp_path: Path) -> None:
     """A name from another library, or a file without function."""
     names = ", ".join(RECIPES)
-    not_found("best", f"No recipe is called 'best'. There are {names}; one's own is file.py:name")
+    not_found(
+        "best", f"No recipe is called 'best'. Available are {names}; give your own as file.py:name"
+    )
     not_found("", "No recipe is called ''")
     not_found(str(tmp_path / "own.py"), "No recipe is called")
     not_found("rsb_a1:", "rsb_a1 does not exist")

@@ -292,7 +292,7 @@ def test_the_template_is_in_the_wheel(tmp_path: Path) -> None:
     subprocess.run(pip, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        assert "resnext/training/report.html" in archive.namelist()
+        assert "resnext/training/report/report.html" in archive.namelist()
 
 
 # -- charts -----------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ def test_the_template_is_in_the_wheel(tmp_path: Path) -> None:
 finite = st.floats(-1e12, 1e12, allow_subnormal=False)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(finite, min_size=1, max_size=6))
 def test_axes_hold_their_values(values: list[float]) -> None:
     """Ticks are few, evenly spaced and around everything; one value alone has no range."""
@@ -459,7 +459,9 @@ def test_heat_is_grad_cam(changes: dict[str, Any]) -> None:
     network.eval()
     x = torch.randn(network.config.in_channels, 24, 24, generator=torch.Generator().manual_seed(0))
     kept: list[torch.Tensor] = []
-    hook = network.layer2.register_forward_hook(lambda _, __, out: kept.append(out))
+    hook = network.get_submodule("layer2").register_forward_hook(
+        lambda _, __, out: kept.append(out)
+    )
     logits = network(x[None])[0]
     hook.remove()
     for label in (0, 3):

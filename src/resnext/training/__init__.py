@@ -1,6 +1,27 @@
-"""Training: recipes, the loop, checkpoints, and the report at the end."""
+"""Training: from images to a model file with its report.
+
+launch.py        train(): from arguments to a run, phase by phase
+preparation.py   what the phases need: checks, network, batch size, execution, identity
+trainer.py       the loop over epochs and steps
+step.py          one optimizer step: augmentation, forward, backward, update
+run_state.py     settings and state of a run, and its clock
+divergence.py    when a loss counts as diverged, and what to say about it
+interrupts.py    SIGINT and SIGTERM: stop after the running step
+validation.py    logits and metrics of the validation images, over all processes
+recipe.py        Recipe: how to train, as data
+recipes.py       the named recipes, and which one fits the data
+dataloader.py    order and random views of the training images
+augmentation.py  augmentation of whole batches on the device
+optim.py         optimizers, learning rate schedule, weight average, loss
+checkpoint.py    checkpoint files: written in the background, checksummed
+distributed.py   several processes, as torchrun starts them
+finalize.py      calibration and report at the end of a run
+metrics_log.py   metrics.jsonl and TensorBoard events
+report/          the report as one HTML page
+"""
 
 from resnext.training.launch import train
-from resnext.training.recipe import RECIPES, Recipe
+from resnext.training.recipe import Recipe
+from resnext.training.recipes import RECIPES
 
 __all__ = ["RECIPES", "Recipe", "train"]

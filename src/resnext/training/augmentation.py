@@ -1,9 +1,8 @@
 """Augmentation of whole batches on the device: policies, erasing, mixup, cutmix, soft targets.
 
-Order of a call: policy on values from 0 to 1, normalisation, erasing, then mixup or cutmix.
-All chance is drawn on the CPU by a NumPy generator of the call's seed, and kornia's functions are
-called with the drawn values. So no global generator is read or changed, and every device gets the
-same draw.
+Order of a call: policy on values from 0 to 1, normalization, erasing, then mixup or cutmix.
+All random values are drawn on the CPU by a NumPy generator seeded by the call, and passed to
+kornia's functions. So no global generator is read or changed, and all devices use the same values.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ Whole = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How batches are varied in training. The defaults only normalise.
+    """How batches are augmented in training. The defaults only normalize.
 
     Args:
         policy: "none"; "rand", RandAugment (arXiv:1909.13719); or "trivial", TrivialAugment with
@@ -40,12 +39,13 @@ class Augmentation:
             1 ± 0.9, 4 of 8 bits, all solarized. This is torchvision's scale and kornia's. timm
             divides by 10 instead, so its `rand-m9` is as strong as 27 here.
         erasing: Probability that a rectangle of an image is erased (arXiv:1708.04896): 2 to 33 %
-            of its area, sides 0.3 to 3.3. It becomes 0 after normalisation, the mean colour.
+            of its area, aspect ratio 0.3 to 3.3. It is filled with 0 after normalization, the
+            mean colour.
         mixup: Both parameters of mixup's beta distribution (arXiv:1710.09412); 0 is off.
         cutmix: Both parameters of cutmix's beta distribution (arXiv:1905.04899); 0 is off.
-        mix_probability: Part of all batches that are mixed.
-        switch_probability: Part of the mixed batches that get cutmix, where both are on.
-        label_smoothing: Probability shared among all classes (arXiv:1512.00567).
+        mix_probability: Fraction of the batches that are mixed.
+        switch_probability: Fraction of the mixed batches that use cutmix, if both are on.
+        label_smoothing: Probability spread evenly over all classes (arXiv:1512.00567).
 
     Raises:
         ConfigError: A value is out of range.
@@ -62,7 +62,7 @@ class Augmentation:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be drawn."""
+        """Validate every field."""
         one_of("policy", self.policy, POLICIES)
         for field in fields(self)[1:]:
             low, high = _RANGES.get(field.name, (0, 1))
@@ -74,19 +74,19 @@ _RANGES = {"operations": (1, 16), "magnitude": (0, 30), "mixup": (0, 100), "cutm
 
 
 class Augment:
-    """Batches of images and labels as the network trains on them.
+    """Turns batches of images and classes into network input and soft targets.
 
     Args:
-        augmentation: What is varied.
+        augmentation: Which operations, how strong and how often.
         num_classes: Columns of the targets.
-        mean: Of each channel, of values from 0 to 1, in the network's order of channels.
-        std: Standard deviation of each channel, likewise.
-        device: Where the work is done and the results are.
-        colour: The network's order of channels: "RGB", "BGR" or "L". Images always come as RGB.
+        mean: Mean of each channel, for values from 0 to 1, in the network's channel order.
+        std: Standard deviation of each channel, for values from 0 to 1, in that order.
+        device: Where batches are augmented and returned.
+        colour: The network's channel order: "RGB", "BGR" or "L". Input is always RGB or grey.
 
     Raises:
-        ConfigError: The numbers make no sense, the policy does not know such channels, or it needs
-            kornia, which is not installed.
+        ConfigError: Mean, std and colour do not match, the policy does not support the number of
+            channels, or kornia is needed and not installed.
     """
 
     def __init__(
@@ -117,21 +117,21 @@ class Augment:
     def __call__(
         self, images: UInt8[Tensor, "n h w c"], targets: Integer[Tensor, " n"], seed: int
     ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n k"]]:
-        """Vary one batch. The same arguments give the same result, whatever happened before.
+        """Augment one batch. The result depends only on the arguments.
 
         Args:
             images: Pixels, RGB or grey.
             targets: Classes from 0.
-            seed: Decides all that is left to chance; from 0 upward.
+            seed: Random seed, at least 0.
 
         Returns:
-            Normalised images in channels-last memory, and the probability of each class.
+            Normalized images in channels-last memory, and the probability of each class.
 
         Raises:
             InputError: Shapes, types, classes or the seed are wrong.
         """
         self._check(images, targets, seed)
-        rng, how = np.random.default_rng(seed), self.augmentation
+        rng = np.random.default_rng(seed)
         images = images.to(self.device, non_blocking=True)
         soft = self._soft(targets.to(self.device, torch.int64, non_blocking=True))
         with torch.autocast(self.device.type, enabled=False):
@@ -139,8 +139,8 @@ class Augment:
             if self._policy is not None:
                 x = self._policy(x, rng)
             x = _standardize(x, self._mean, self._std, self._colour)
-            if how.erasing:
-                _erase_(x, how.erasing, rng)
+            if self.augmentation.erasing:
+                _erase_(x, self.augmentation.erasing, rng)
             return self._mix(x, soft, rng)
 
     def _check(self, images: Tensor, targets: Tensor, seed: int) -> None:
@@ -170,20 +170,20 @@ class Augment:
         return soft.scatter_(1, targets[:, None], 1 - smoothing + off)
 
     def _mix(self, x: Tensor, soft: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Each image with the one at the same place from the end, in one way for the batch."""
-        how = self.augmentation
-        if not (how.mixup or how.cutmix) or rng.random() >= how.mix_probability:
+        """Mix image `i` with image `n - 1 - i`, by one method and share for the batch."""
+        options = self.augmentation
+        if not (options.mixup or options.cutmix) or rng.random() >= options.mix_probability:
             return x, soft
-        if how.cutmix and (not how.mixup or rng.random() < how.switch_probability):
+        if options.cutmix and (not options.mixup or rng.random() < options.switch_probability):
             height, width = x.shape[-2:]
             top, bottom, left, right = _cutmix_box(
-                height, width, rng.beta(how.cutmix, how.cutmix), rng
+                height, width, rng.beta(options.cutmix, options.cutmix), rng
             )
             x[:, :, top:bottom, left:right] = x[:, :, top:bottom, left:right].flip(0)
             share = 1 - (bottom - top) * (right - left) / (height * width)
         else:
-            share = rng.beta(how.mixup, how.mixup)
-            x = torch.lerp(x.flip(0), x, share)  # an image mixed with itself stays what it is
+            share = rng.beta(options.mixup, options.mixup)
+            x = torch.lerp(x.flip(0), x, share)  # exact where an image is mixed with itself
         return x, torch.lerp(soft.flip(0), soft, share)
 
 
@@ -193,20 +193,20 @@ def plain(
     std: Sequence[float],
     colour: str = "RGB",
 ) -> Float[Tensor, "n c h w"]:
-    """A batch scaled, minus mean, over standard deviation, where it is; as `transforms.normalize`.
+    """Normalize a batch on its device, with the operations of `transforms.normalize`.
 
     Args:
         images: Pixels, RGB or grey.
-        mean: Of each channel, of values from 0 to 1, in the network's order of channels.
-        std: Standard deviation of each channel, likewise.
-        colour: The network's order of channels: "RGB", "BGR" or "L".
+        mean: Mean of each channel, for values from 0 to 1, in the network's channel order.
+        std: Standard deviation of each channel, for values from 0 to 1, in that order.
+        colour: The network's channel order: "RGB", "BGR" or "L".
 
     Returns:
-        Channels-last memory.
+        Normalized images in channels-last memory.
 
     Raises:
-        InputError: The images are not bytes of as many channels as `mean` has.
-        ConfigError: `mean`, `std` and `colour` do not fit each other.
+        InputError: The images are not bytes, or have another number of channels than `mean`.
+        ConfigError: `mean`, `std` and `colour` do not match.
     """
     _check_statistics(mean, std, colour)
     _check_images(images, len(mean))
@@ -230,7 +230,7 @@ def _check_statistics(mean: Sequence[float], std: Sequence[float], colour: str) 
     if len(mean) != len(std) or not mean or not all(0 < x < math.inf for x in std):
         raise ConfigError(f"mean and std need a number per channel, not {mean} and {std}.")
     if colour not in ("RGB", "BGR", "L") or (colour == "BGR" and len(mean) != 3):
-        raise ConfigError(f"colour {colour!r} does not go with {len(mean)} channels.")
+        raise ConfigError(f"colour {colour!r} does not match {len(mean)} channels.")
 
 
 def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:
@@ -240,11 +240,11 @@ def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:
 def _unit(images: Tensor) -> Tensor:
     """Bytes (n, h, w, c) as a new tensor (n, c, h, w) from 0 to 1, channels last in memory."""
     x = images.contiguous().permute(0, 3, 1, 2).float()
-    return x.div_(x.new_full((), 255))  # CUDA multiplies by 1/255 where it is given a plain number
+    return x.div_(x.new_full((), 255))  # with a Python number, CUDA multiplies by 1/255
 
 
 def _standardize(x: Tensor, mean: Tensor, std: Tensor, colour: str) -> Tensor:
-    """In place where the order of channels stays; the same operations as `transforms.normalize`."""
+    """Normalize, in place unless the channel order changes, as `transforms.normalize` does."""
     if colour == "BGR":
         x = x.flip(1)
     return x.contiguous(memory_format=torch.channels_last).sub_(mean).div_(std)
@@ -254,17 +254,17 @@ def _standardize(x: Tensor, mean: Tensor, std: Tensor, colour: str) -> Tensor:
 
 
 def _erase_(x: Tensor, probability: float, rng: np.random.Generator) -> None:
-    """Set a rectangle to zero in some images. As torchvision, ten tries to fit one, else none."""
+    """Set a rectangle to zero in some images; ten tries to fit one, as in torchvision."""
     n, _, height, width = x.shape
     hit = rng.random(n) < probability
     area = rng.uniform(0.02, 0.33, (n, 10)) * height * width
     ratio = np.exp(rng.uniform(math.log(0.3), math.log(3.3), (n, 10)))
-    place = rng.random((2, n))
+    position = rng.random((2, n))
     h, w = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
     fits = (h < height) & (w < width)
     first = np.arange(n), fits.argmax(1)
     h, w = (np.where(hit & fits[first], side[first], 0) for side in (h, w))
-    top, left = np.floor(place[0] * (height - h + 1)), np.floor(place[1] * (width - w + 1))
+    top, left = np.floor(position[0] * (height - h + 1)), np.floor(position[1] * (width - w + 1))
     box = torch.from_numpy(np.stack([top, top + h, left, left + w])).to(x.device, torch.int64)
     rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
     top, bottom, left, right = box[:, :, None]
@@ -276,9 +276,9 @@ def _erase_(x: Tensor, probability: float, rng: np.random.Generator) -> None:
 def _cutmix_box(
     height: int, width: int, share: float, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Top, bottom, left and right of a box around a random pixel, cut off at the borders."""
-    part = math.sqrt(1 - share)
-    h, w = int(height * part), int(width * part)
+    """Top, bottom, left and right of a box around a random pixel, clipped at the borders."""
+    scale = math.sqrt(1 - share)
+    h, w = int(height * scale), int(width * scale)
     y, x = int(rng.integers(height)), int(rng.integers(width))
     top, left = y - h // 2, x - w // 2
     return max(top, 0), min(top + h, height), max(left, 0), min(left + w, width)
@@ -295,10 +295,10 @@ _OPERATIONS = ("identity", *_GEOMETRY, *_VALUES)  # equally likely, as in torchv
 
 @dataclass(frozen=True)
 class _Limits:
-    """Far ends of the ranges."""
+    """Largest strength of each operation."""
 
     shear: float
-    shift: float  # part of the side, or pixels if above 1
+    shift: float  # fraction of the side, or pixels if above 1
     degrees: float
     blend: float
     bits: int  # how many of 8 are dropped
@@ -309,12 +309,12 @@ _TRIVIAL = _Limits(shear=0.99, shift=32, degrees=135, blend=0.99, bits=6)
 
 
 class _Policy:
-    """Each image with operations of its own.
+    """Random operations, drawn separately for each image.
 
-    kornia's own RandAugment and TrivialAugment give the whole batch the same operations, which
-    differ in range from the papers' too. Here images that drew the same operation are changed
-    together by kornia's function for it; all that move pixels share one warp. It is bilinear and
-    fills with black.
+    kornia's RandAugment and TrivialAugment apply the same operations to the whole batch, with
+    other ranges than the papers. Here, images that drew the same operation are changed together
+    by kornia's function for it. All geometric operations share one bilinear warp that fills with
+    black.
     """
 
     def __init__(self, augmentation: Augmentation) -> None:
@@ -347,7 +347,7 @@ class _Policy:
         return x.clamp_(0, 1)
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[Whole, Floats]:
-        """Operations and levels from -1 to 1, one row a round and one column an image."""
+        """Operations and levels from -1 to 1; one row per round, one column per image."""
         shape = (self._rounds, n)
         choices = rng.integers(len(_OPERATIONS), size=shape)
         sizes = rng.integers(31, size=shape) if self._magnitude is None else self._magnitude
@@ -359,28 +359,28 @@ class _Policy:
             _matrix(_OPERATIONS[index], value, self._limits, height, width)
             for index, value in zip(choice, level.tolist(), strict=True)
         ]
-        there = torch.tensor(matrices, dtype=torch.float32).to(x.device)
-        return self._warp(x, there, (height, width), align_corners=False)
+        matrix = torch.tensor(matrices, dtype=torch.float32).to(x.device)
+        return self._warp(x, matrix, (height, width), align_corners=False)
 
     def _change(self, x: Tensor, name: str, level: Floats) -> Tensor:
-        def put(values: Floats) -> Tensor:
+        def to_device(values: Floats) -> Tensor:
             return torch.from_numpy(values).to(x.device, torch.float32)
 
-        enhance, factor = self._enhance, put(1 + self._limits.blend * level)
+        enhance, factor = self._enhance, to_device(1 + self._limits.blend * level)
         match name:
             case "brightness":
                 return enhance.adjust_brightness_accumulative(x, factor)
-            case "colour":  # grey images stay what they are
+            case "colour":  # leaves grey images unchanged
                 return enhance.adjust_saturation_with_gray_subtraction(x, factor)
             case "contrast":
                 return enhance.adjust_contrast_with_mean_subtraction(x, factor)
             case "sharpness":  # its filter is 3×3
                 return x if min(x.shape[-2:]) < 3 else enhance.sharpness(x, factor)
             case "posterize":
-                bits = put(8 - np.rint(self._limits.bits * np.abs(level)))
+                bits = to_device(8 - np.rint(self._limits.bits * np.abs(level)))
                 return enhance.posterize(x, bits.to(torch.int64))
             case "solarize":  # from 256/255, so that level 0 does not invert white
-                return enhance.solarize(x, put((1 - np.abs(level)) * 256 / 255))
+                return enhance.solarize(x, to_device((1 - np.abs(level)) * 256 / 255))
             case "autocontrast":  # kornia makes flat channels black, Pillow leaves them
                 flat = x.amax((2, 3), keepdim=True) == x.amin((2, 3), keepdim=True)
                 return torch.where(flat, x, enhance.normalize_min_max(x))
@@ -389,7 +389,7 @@ class _Policy:
 
 
 def _matrix(name: str, level: float, limits: _Limits, height: int, width: int) -> list[list[float]]:
-    """Where pixels go, by their indices: shears fix the upper left corner, rotations the centre."""
+    """Matrix on pixel indices: shears fix the upper left corner, rotations the centre."""
     shear = -limits.shear * level  # torchvision's sign
     match name:
         case "shear_x":
@@ -406,5 +406,5 @@ def _matrix(name: str, level: float, limits: _Limits, height: int, width: int) -
 
 
 def _shift(level: float, limits: _Limits, side: int) -> int:
-    """Whole pixels, so that a shift does not blur."""
+    """Shift in whole pixels, which does not blur."""
     return int(level * limits.shift * (side if limits.shift <= 1 else 1))

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: complete, checksummed, written in the background, never half.
+"""Checkpoints of a run: complete, checksummed, written atomically and in the background.
 
-A file is a line of JSON with the SHA-256 of all that follows, then a safetensors file whose header
-carries what is not a tensor.
+A file is one line of JSON with the SHA-256 of the rest, then a safetensors file whose header holds
+all values that are not tensors.
 """
 
 from __future__ import annotations
@@ -22,43 +22,43 @@ from torch import Tensor
 from resnext.errors import CheckpointError
 from resnext.system.atomic import write_atomically
 
-_KEPT = 2  # the last one, and one before it in case that is damaged
+_KEPT = 2  # the newest, and the one before it in case the newest is damaged
 _PATTERN = "checkpoint-*.state"
 _ABOUT = "resnext"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything a run continues from.
+    """Everything a run needs to resume.
 
     Args:
-        tensors: Weights, averages, and what the optimizer remembers, by name.
-        about: The rest, as JSON has it: position, history, settings.
+        tensors: Weights, weight averages and optimizer state, by name.
+        about: All other values, as JSON has them: state of the run, identity, execution.
     """
 
     tensors: dict[str, Tensor]
     about: dict[str, Any]
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin with `prefix` and a dot, without it."""
+        """Tensors whose names begin with `prefix` and a dot; the prefix is removed."""
         start = f"{prefix}."
         return {k.removeprefix(start): x for k, x in self.tensors.items() if k.startswith(start)}
 
 
 def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in main memory, of which none changes any more."""
+    """Copies in main memory, which training does not change."""
     return {name: x.detach().to("cpu", copy=True).contiguous() for name, x in tensors.items()}
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What an optimizer remembers: tensors by name, and the rest as JSON has it."""
+    """State of an optimizer: tensors by name, and all other values as JSON has them."""
     whole = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     for index, entry in whole["state"].items():
         for name, value in entry.items():
-            place = tensors if isinstance(value, Tensor) else numbers
-            place[f"{index}.{name}"] = value
+            values = tensors if isinstance(value, Tensor) else numbers
+            values[f"{index}.{name}"] = value
     groups = [{k: v for k, v in g.items() if k != "params"} for g in whole["param_groups"]]
     return tensors, {"numbers": numbers, "groups": groups}
 
@@ -66,7 +66,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
 ) -> None:
-    """Let an optimizer remember that again, in the memory layout of its parameters."""
+    """Restore what `optimizer_state` returned, in the memory layout of the parameters."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in (*tensors.items(), *about["numbers"].items()):
@@ -75,11 +75,11 @@ def restore_optimizer(
         if isinstance(value, Tensor) and value.shape == parameter.shape:
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         elif isinstance(value, Tensor):
-            value = value.clone()  # a view of the file keeps all of it in memory
+            value = value.clone()  # a view would keep the whole file in memory
         state.setdefault(int(index), {})[name] = value
     groups = [
         {**saved, "betas": tuple(saved["betas"]), "params": now["params"]}
-        if "betas" in saved  # JSON has lists only
+        if "betas" in saved  # JSON has no tuples
         else {**saved, "params": now["params"]}
         for saved, now in zip(about["groups"], optimizer.state_dict()["param_groups"], strict=True)
     ]
@@ -90,12 +90,12 @@ def write_checkpoint(state: Checkpoint, folder: Path, position: int) -> Path:
     """Write a checkpoint, then remove all but the newest two.
 
     Raises:
-        CheckpointError: It cannot be written, or holds weights that are no numbers; those before
-            it are still there.
+        CheckpointError: It cannot be written, or its weights contain NaN or infinity. Earlier
+            checkpoints are kept.
     """
     for name, x in state.tensors.items():
         if not name.startswith("optimizer.") and not x.isfinite().all():
-            raise CheckpointError(f"{name} holds values that are no numbers.")
+            raise CheckpointError(f"{name} contains NaN or infinity.")
     content = save(state.tensors, metadata={_ABOUT: json.dumps(state.about)})
     first = json.dumps({"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)})
     path = folder / f"checkpoint-{position:010}.state"
@@ -108,7 +108,7 @@ def write_checkpoint(state: Checkpoint, folder: Path, position: int) -> Path:
     write_atomically(path, write)
     for old in sorted(folder.glob(_PATTERN))[:-_KEPT]:
         old.unlink(missing_ok=True)
-    for torn in folder.glob(f".{_PATTERN}.*"):  # what a killed process was writing
+    for torn in folder.glob(f".{_PATTERN}.*"):  # left by a killed process
         torn.unlink(missing_ok=True)
     return path
 
@@ -131,23 +131,23 @@ def read_state(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is damaged: {error}.") from error
 
 
-def latest_checkpoint(folder: Path, tell: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole; None if there is none at all.
+def latest_checkpoint(folder: Path, log: Callable[[str], None]) -> Checkpoint | None:
+    """The newest undamaged checkpoint; None if the folder has no checkpoints.
 
     Args:
-        folder: Of the run.
-        tell: Told of each damaged one.
+        folder: Folder of the run.
+        log: Called with one line for each damaged checkpoint.
 
     Raises:
-        CheckpointError: There are checkpoints, and all are damaged.
+        CheckpointError: All checkpoints are damaged.
     """
     files = sorted(folder.glob(_PATTERN), reverse=True)
     for path in files:
         try:
             return read_state(path)
         except CheckpointError as error:
-            tell(str(error))
-            if not isinstance(error.__cause__, OSError):  # it is not the disk that is away
+            log(str(error))
+            if not isinstance(error.__cause__, OSError):  # not for an unreachable disk
                 path.replace(path.with_suffix(".damaged"))
     if files:
         raise CheckpointError(
@@ -157,18 +157,21 @@ def latest_checkpoint(folder: Path, tell: Callable[[str], None]) -> Checkpoint |
 
 
 class CheckpointWriter:
-    """Writes in the background, one thing after the other.
+    """Writes models and states in the background, one after the other.
 
-    Of states that wait, only the newest is written. What cannot be written is told once and tried
-    again with the next one; a state is never written before the model it speaks of.
+    Of several waiting states, only the newest is written. A failed write is logged once and tried
+    again together with the next one. A state is never written before the model it refers to.
 
-    A thread lives only while there is something to write. One that stayed would keep the OpenMP
-    threads that torch gives each thread; with more of these than cores, GNU's OpenMP lets all of
-    them sleep between two operations, and small networks train up to a third slower.
+    The thread ends when everything is written. A permanent thread would keep the OpenMP threads
+    that torch creates for each thread. With more of these than cores, GNU OpenMP puts all of them
+    to sleep between two operations, and small networks train up to a third slower.
+
+    Args:
+        log: Called with one line when writing fails, and when it works again.
     """
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log = log
         self._model: Callable[[], object] | None = None
         self._state: Callable[[], object] | None = None
         self._problem = self._kind = ""
@@ -177,25 +180,25 @@ class CheckpointWriter:
         self._thread = threading.Thread()
 
     def model(self, write: Callable[[], object]) -> None:
-        """Write a model soon."""
+        """Write a model in the background."""
         with self._lock:
             self._model = write
             self._begin()
 
     def state(self, write: Callable[[], object]) -> None:
-        """Write a state soon, in place of one that still waits."""
+        """Write a state in the background; it replaces one that is still waiting."""
         with self._lock:
             self._state = write
             self._begin()
 
     def flush(self) -> None:
-        """Wait until everything is written.
+        """Wait until everything is written, with one more try for what failed before.
 
         Raises:
-            CheckpointError: It cannot be.
+            CheckpointError: A write failed again.
         """
         self.close()
-        if self._model or self._state:  # failed before: the last try
+        if self._model or self._state:
             with self._lock:
                 self._begin()
             self.close()
@@ -203,7 +206,7 @@ class CheckpointWriter:
             raise CheckpointError(f"{self._problem}.")
 
     def close(self) -> None:
-        """Wait for what is being written now."""
+        """Wait for the running write."""
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -226,24 +229,24 @@ class CheckpointWriter:
                 if state:
                     state()
                     self._done("_state", state)
-            except Exception as error:  # whatever it is, training must not end with it
+            except Exception as error:  # no error of any kind may end training
                 problem = (str(error) or type(error).__name__).rstrip(".")
                 kind = f"{type(error)} {getattr(error.__cause__, 'errno', '')}"
             again = kind != self._kind
             self._problem, self._kind = problem, kind
-            with suppress(Exception):  # a terminal that is gone
+            with suppress(Exception):  # the terminal may be closed
                 if problem and again:
-                    self._tell(
-                        f"Not saved: {problem}. Training goes on; the last good one is kept."
+                    self._log(
+                        f"Not saved: {problem}. Training continues; the last good one is kept."
                     )
                 elif again:
-                    self._tell("Saving works again.")
+                    self._log("Saving works again.")
             with self._lock:
                 newer = self._model is not model and self._model is not None
                 newer |= self._state is not state and self._state is not None
                 self._busy = newer
 
-    def _done(self, slot: str, what: Callable[[], object]) -> None:
+    def _done(self, slot: str, written: Callable[[], object]) -> None:
         with self._lock:
-            if getattr(self, slot) is what:
+            if getattr(self, slot) is written:
                 setattr(self, slot, None)

@@ -1,7 +1,7 @@
-"""Batches of training images: in which order, cut out by which chance, what if one is damaged.
+"""Batches of training images: their order, random views, and replacement of damaged ones.
 
-All chance follows from seed, epoch and place in the epoch, so a run can go on anywhere without
-knowing what happened before, with any number of workers and processes.
+Every random draw depends only on seed, epoch and position, so a run can resume anywhere without
+replaying history, with any number of workers and processes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from resnext.errors import DataError
 from resnext.training.distributed import ProcessGroup
 from resnext.training.recipe import Recipe
 
-_ORDER, _VIEW, BATCH = 1, 2, 3  # what a seed is used for, so that no two draw the same numbers
-_TRIES = 10  # for another image in place of one that cannot be read
+_ORDER, _VIEW, BATCH = 1, 2, 3  # purpose of a draw: part of its seed
+_TRIES = 10  # images tried in place of one that cannot be read
 
 
 class SampleKey(NamedTuple):
-    """Which view of which image: decides all chance in it."""
+    """One view of one image. Epoch and place (position in the epoch) seed its random crop."""
 
     epoch: int
     place: int
@@ -35,7 +35,7 @@ class SampleKey(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a worker sends: bytes `(n, s, s, c)`, classes `(n,)`, and what could not be read."""
+    """A worker's batch: bytes `(n, s, s, c)`, classes `(n,)`, unreadable images and reasons."""
 
     images: Tensor
     targets: Tensor
@@ -43,38 +43,38 @@ class Batch(NamedTuple):
 
 
 class TrainSampler(Sampler[list[SampleKey]]):
-    """Keys of each batch of one epoch, for one process.
+    """Sample keys of the batches of one epoch, for one process.
 
     Args:
-        images: What is drawn from.
-        recipe: How often and how balanced.
-        seed: Decides the order.
-        ranks: Each process gets every `world`-th image of each batch.
+        images: The training images.
+        recipe: Batch size, repeats and class balance.
+        seed: Random seed for the order.
+        group: Each process gets every `world`-th image of each batch.
     """
 
-    def __init__(self, images: ImageSet, recipe: Recipe, seed: int, ranks: ProcessGroup) -> None:
-        self.count, self.recipe, self.seed, self.ranks = len(images), recipe, seed, ranks
+    def __init__(self, images: ImageSet, recipe: Recipe, seed: int, group: ProcessGroup) -> None:
+        self.count, self.recipe, self.seed, self.group = len(images), recipe, seed, group
         self.epoch, self.start = 1, 0
-        self.chances: np.ndarray | None = None
+        self.probabilities: np.ndarray | None = None
         if recipe.balance == "sampling":
             targets = np.asarray(images.targets)
             weights = class_weights(targets, len(images.labels))[targets]
-            self.chances = weights / weights.sum()
+            self.probabilities = weights / weights.sum()
 
     @property
     def steps(self) -> int:
-        """Batches of an epoch; what is left over takes part in another epoch."""
+        """Batches of an epoch; the incomplete last one is dropped."""
         return self.count // self.recipe.batch_size
 
     def __len__(self) -> int:
         return (self.steps - self.start) * self.recipe.accumulate
 
     def whole(self, epoch: int) -> np.ndarray:
-        """Indices of an epoch in their order, for all processes."""
+        """Image indices of an epoch in order, for all processes."""
         rng = np.random.default_rng((_ORDER, self.seed, epoch))
         repeats, count = self.recipe.repeats, -(-self.count // self.recipe.repeats)
-        if self.chances is not None:
-            drawn = rng.choice(self.count, count, p=self.chances)
+        if self.probabilities is not None:
+            drawn = rng.choice(self.count, count, p=self.probabilities)
         else:
             drawn = rng.permutation(self.count)[:count]
         return np.repeat(drawn, repeats)[: self.count]
@@ -85,23 +85,38 @@ class TrainSampler(Sampler[list[SampleKey]]):
         for step in range(self.start, self.steps):
             for i in range(self.recipe.accumulate):
                 first = step * self.recipe.batch_size + i * part
-                places = range(first + self.ranks.rank, first + part, self.ranks.world)
+                places = range(first + self.group.rank, first + part, self.group.world)
                 yield [SampleKey(self.epoch, place, int(order[place])) for place in places]
 
 
 class TrainDataset(Dataset[tuple[Tensor, int, list[tuple[int, str]]]]):
-    """Random views of training images; another image stands in for one that cannot be read."""
+    """Random views of training images; an unreadable image is replaced by a random other one.
+
+    Args:
+        images: The training images.
+        preprocessing: Size and interpolation of the views.
+        recipe: Cropping, padding and flipping.
+        seed: Random seed for the views.
+        fast: Whether simplejpeg decodes JPEGs.
+    """
 
     def __init__(
-        self, images: ImageSet, how: Preprocessing, recipe: Recipe, seed: int, *, fast: bool
+        self,
+        images: ImageSet,
+        preprocessing: Preprocessing,
+        recipe: Recipe,
+        seed: int,
+        *,
+        fast: bool,
     ) -> None:
-        self.images, self.how, self.recipe, self.seed, self.fast = images, how, recipe, seed, fast
+        self.images, self.preprocessing, self.recipe = images, preprocessing, recipe
+        self.seed, self.fast = seed, fast
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, int, list[tuple[int, str]]]:
-        """A view, its class, and what could not be read on the way to it.
+        """A view, its class, and the images that could not be read before it, with reasons.
 
         Raises:
-            DataError: Nothing can be read any more.
+            DataError: Ten images in a row cannot be read.
         """
         bad: list[tuple[int, str]] = []
         index = key.image
@@ -113,7 +128,7 @@ class TrainDataset(Dataset[tuple[Tensor, int, list[tuple[int, str]]]]):
                 view = random_view(
                     self.images.read(index),
                     self.images.title(index),
-                    self.how,
+                    self.preprocessing,
                     rng,
                     min_area=self.recipe.min_area,
                     flip=self.recipe.flip,
@@ -127,38 +142,42 @@ class TrainDataset(Dataset[tuple[Tensor, int, list[tuple[int, str]]]]):
         raise DataError(f"{_TRIES} images in a row cannot be read; the last one: {bad[-1][1]}")
 
 
-def collate(parts: list[tuple[Tensor, int, list[tuple[int, str]]]]) -> Batch:
-    """One batch of several views."""
-    views, targets, bad = zip(*parts, strict=True)
+def collate(samples: list[tuple[Tensor, int, list[tuple[int, str]]]]) -> Batch:
+    """Join samples into one batch."""
+    views, targets, bad = zip(*samples, strict=True)
     return Batch(torch.stack(views), torch.tensor(targets), [x for each in bad for x in each])
 
 
 def training_loader(
-    views: TrainDataset, order: TrainSampler, *, workers: int, device: torch.device
+    views: TrainDataset, sampler: TrainSampler, *, workers: int, device: torch.device
 ) -> DataLoader[Any]:
-    """Batches in that order; workers live as long as the loader."""
+    """Batches in the sampler's order; worker processes live as long as the loader."""
     return DataLoader(
         views,
-        batch_sampler=order,
+        batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_undisturbed,
+        worker_init_fn=_ignore_interrupts,
     )
 
 
-def _undisturbed(_: int) -> None:
-    """Leave Ctrl-C to the main process, which ends the workers when it is done."""
+def _ignore_interrupts(_: int) -> None:
+    """Ignore Ctrl-C: the main process handles it and ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def unwrap_worker_errors(loader: DataLoader[Any]) -> Iterator[Batch]:
-    """A loader's batches; what a view fails with in a worker process is raised here as it was."""
+    """Batches of a loader; an error of a worker process is raised as in the main process.
+
+    Raises:
+        DataError: Ten images in a row cannot be read.
+    """
     try:
         yield from loader
-    except DataError as error:  # torch wraps the message of a worker's error in its traceback
-        error.__traceback__ = None  # torch's frames hold it and the workers, until they time out
+    except DataError as error:  # torch puts a worker's traceback into the message
+        error.__traceback__ = None  # its frames would keep the loader and its workers alive
         raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None

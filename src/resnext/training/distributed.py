@@ -1,4 +1,4 @@
-"""Several processes that train one network, as `torchrun` starts them."""
+"""Training in several processes, as `torchrun` starts them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from resnext.errors import InputError
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Which of how many processes this one is.
+    """This process and the number of processes that train together.
 
     Args:
-        rank: Number of this process, over all machines.
-        world: How many there are.
-        local: Number of this process on its machine, which is that of its GPU.
-        restarts: How often `torchrun` has started the processes again.
+        rank: Number of this process over all machines, from 0.
+        world: Number of processes.
+        local: Number of this process on its machine, and of its GPU.
+        restarts: Number of times `torchrun` restarted the processes.
     """
 
     rank: int = 0
@@ -34,11 +34,11 @@ class ProcessGroup:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes and shows."""
+        """Whether this process writes files and shows progress."""
         return self.rank == 0
 
     def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether it is set in any process. All processes must ask together."""
+        """For each flag, whether any process set it. All processes must call this together."""
         if self.world == 1:
             return list(flags)
         values = torch.tensor(flags, dtype=torch.uint8)
@@ -46,23 +46,23 @@ class ProcessGroup:
         return [bool(x) for x in values]
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, in their order, in each of them."""
+        """The values of all processes, by rank. All processes must call this together."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value, group=_control())
         return values
 
-    def share(self, value: Any) -> Any:
-        """The first process's value, in each of them."""
+    def broadcast(self, value: Any) -> Any:
+        """The value of the first process. All processes must call this together."""
         if self.world == 1:
             return value
         values = [value]
         dist.broadcast_object_list(values, src=0, group=_control())
         return values[0]
 
-    def share_tensors(self, tensors: Sequence[Tensor]) -> None:
-        """Give every process the first one's values."""
+    def broadcast_tensors(self, tensors: Sequence[Tensor]) -> None:
+        """Copy the first process's values into the tensors of all others."""
         if self.world > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
@@ -72,7 +72,7 @@ _groups: dict[str, Any] = {}
 
 
 def _control() -> Any:
-    """A group for small things on the CPU, beside the one for gradients."""
+    """A process group for small objects on the CPU, beside the one for gradients."""
     if dist.get_backend() == "gloo":
         return None
     if "control" not in _groups:
@@ -81,7 +81,7 @@ def _control() -> Any:
 
 
 def init_distributed(device: str) -> ProcessGroup:
-    """Meet the other processes, if `torchrun` has started several.
+    """Join the other processes if `torchrun` started several.
 
     Raises:
         InputError: There are more processes on this machine than GPUs.
@@ -94,7 +94,7 @@ def init_distributed(device: str) -> ProcessGroup:
     cuda = torch.cuda.is_available() and device in ("auto", "cuda")
     if cuda and local >= torch.cuda.device_count():
         raise InputError(
-            f"Process {local} of this machine has no GPU of its own; there are "
+            f"Process {local} of this machine has no GPU; there are "
             f"{torch.cuda.device_count()}. Lower --nproc-per-node."
         )
     if not dist.is_initialized():
@@ -103,13 +103,15 @@ def init_distributed(device: str) -> ProcessGroup:
 
 
 def _rendezvous(backend: str) -> None:
-    """Form the group, under names that no earlier start of these processes has used.
+    """Form the process group, under keys that no earlier start of these processes used.
 
-    Processes that `torchrun` has started again find the store as those before left it, and would
-    wait for those (pytorch/pytorch#135712).
+    After a restart by `torchrun`, the store still holds the keys of the previous processes, and
+    the new ones would wait for those (pytorch/pytorch#135712).
     """
     store, rank, world = next(rendezvous("env://"))
-    if os.environ.get("LOCAL_WORLD_SIZE") == str(world):  # one launcher, which counts for all
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(
+        world
+    ):  # one launcher, whose count all processes share
         start = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     else:
         start = store.add(f"resnext/{world}/{rank}", 1)
@@ -118,17 +120,17 @@ def _rendezvous(backend: str) -> None:
 
 
 def shutdown_distributed() -> None:
-    """Part from the other processes."""
+    """Leave the process group."""
     _groups.clear()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 class SyncedNorm(nn.BatchNorm2d):
-    """Batch norm over the images of all processes, also where torch's own needs a GPU."""
+    """Batch norm over the images of all processes; torch's SyncBatchNorm needs a GPU."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise with the mean and variance over all processes."""
+        """Normalize with mean and variance over all processes."""
         if not self.training or not dist.is_initialized():
             return super().forward(input)
         values = input.double() if input.dtype is torch.float64 else input.float()
@@ -140,15 +142,15 @@ class SyncedNorm(nn.BatchNorm2d):
         if self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             momentum = self.momentum
-            if momentum is None:  # the plain mean of all batches
+            if momentum is None:  # None means the average over all batches
                 momentum = 1.0 / float(self.num_batches_tracked)
             with torch.no_grad():
-                for kept, new in (
+                for running, new in (
                     (self.running_mean, mean),
                     (self.running_var, variance * (count / max(count - 1, 1))),
                 ):
-                    if kept is not None:
-                        kept.lerp_(new.to(kept.dtype), momentum)
+                    if running is not None:
+                        running.lerp_(new.to(running.dtype), momentum)
         result = centred * (variance + self.eps).rsqrt()[:, None, None]
         if self.affine:
             result = result * self.weight[:, None, None] + self.bias[:, None, None]
@@ -156,7 +158,7 @@ class SyncedNorm(nn.BatchNorm2d):
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """The sum over all processes; so is the gradient."""
+    """Sum over all processes; its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -172,7 +174,7 @@ class _AllReduceSum(torch.autograd.Function):
 
 
 def synchronize_norms(network: nn.Module) -> None:
-    """Let every batch norm see the images of all processes. Parameters stay the same objects."""
+    """Make every batch norm use the images of all processes. Parameters stay the same objects."""
     if next(network.parameters()).is_cuda:
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
         return

@@ -1,4 +1,4 @@
-"""The end of a run: calibration of the kept model, and the report."""
+"""The end of a run: calibration of the best model, and the report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from importlib.metadata import version
 
 import torch
 
-from resnext.data.scan import Scan
 from resnext.evaluation.calibration import fit_temperature, recommend_threshold
 from resnext.evaluation.classification import score
 from resnext.summary import summarize
@@ -22,29 +21,29 @@ from resnext.weights.load import load_classifier
 from resnext.weights.save import save
 
 
-def finalize(run: Trainer, found: Scan, *, command: str) -> None:
-    """Measure the kept model once more, calibrate it, write it and the report.
+def finalize(run: Trainer, *, command: str) -> None:
+    """Validate the best epoch's model once more, calibrate it, write it and the report.
 
     The temperature and the threshold are fitted on the validation images (arXiv:1706.04599).
     """
     settings, val = run.settings, run.splits.val
-    run.ranks.any(False)  # the first process has written the model before others read it
+    run.group.any(False)  # the others wait until the first process has written the model
     network = load_classifier(settings.out, device=run.device)
     network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    answers = run.answers(network, "Measuring the best epoch")
-    if not run.ranks.first:
+    outputs = run.validator.outputs(network, "Validating the best epoch")
+    if not run.group.first:
         return
-    raw = score(answers, val, keep_logits=True)
-    finite = bool(answers.logits.isfinite().all())
-    temperature = fit_temperature(answers.logits, answers.targets) if finite else 1.0
-    result = score(answers, val, temperature=temperature)
+    raw = score(outputs, val, keep_logits=True)
+    finite = bool(outputs.logits.isfinite().all())
+    temperature = fit_temperature(outputs.logits, outputs.targets) if finite else 1.0
+    result = score(outputs, val, temperature=temperature)
     threshold = recommend_threshold(result.confidence, result.right)
-    assert network.card is not None  # training writes one
+    assert network.card is not None  # the trainer writes it
     network.card = replace(
         network.card, metrics=result.metrics("val"), temperature=temperature, threshold=threshold
     )
     save(network, settings.out)
-    cost = summarize(network.config, settings.how.size)
+    cost = summarize(network.config, settings.preprocessing.size)
     facts = Facts(
         title=settings.out.stem,
         data=run.splits.train.name,
@@ -61,23 +60,23 @@ def finalize(run: Trainer, found: Scan, *, command: str) -> None:
             "torch": str(torch.__version__),
             "Python": platform.python_version(),
         },
-        seconds={**run.at.seconds, "total": sum(run.at.seconds.values())},
-        history=run.at.history,
+        seconds={**run.state.seconds, "total": sum(run.state.seconds.values())},
+        history=run.state.history,
         evaluation=raw,
         temperature=temperature,
         threshold=threshold,
-        summary=found.summary(),
-        findings=found.lines(),
+        summary=run.scan.summary(),
+        findings=run.scan.lines(),
         train_counts=run.splits.train.counts().tolist(),
         val_counts=val.counts().tolist(),
-        mistakes=confident_mistakes(network, val, result, settings.how),
-        events=run.at.resumes,
+        mistakes=confident_mistakes(network, val, result, settings.preprocessing),
+        events=run.state.resumes,
     )
     write_report(facts, settings.folder / "report.html")
 
 
 def _hardware(run: Trainer) -> dict[str, str]:
-    """The machine in words."""
+    """The machine and precision, for the report."""
     pages = (
         os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     )
@@ -85,10 +84,10 @@ def _hardware(run: Trainer) -> dict[str, str]:
         "processor": cpu_name(),
         "threads": str(torch.get_num_threads()),
         "memory": f"{pages / 2**30:.0f} GiB" if pages else "unknown",
-        "precision": run.settings.forms.dtype,
+        "precision": run.settings.execution.dtype,
     }
     if run.device.type == "cuda":
         parts["gpu"] = hardware(run.device)
-    if run.ranks.world > 1:
-        parts["processes"] = str(run.ranks.world)
+    if run.group.world > 1:
+        parts["processes"] = str(run.group.world)
     return parts

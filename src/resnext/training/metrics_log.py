@@ -1,4 +1,4 @@
-"""What each epoch came to, for other programs: metrics.jsonl and TensorBoard events."""
+"""Metrics of each epoch: metrics.jsonl, TensorBoard events, and a line for people."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ _TAGS = {
 
 
 class MetricsLog:
-    """Writes rows into the folder of a run.
+    """Writes metrics into the folder of a run.
 
     Args:
-        folder: Of the run.
-        tell: Told once of what cannot be written; that is no reason to stop.
+        folder: Folder of the run.
+        log: Called once if metrics cannot be written; training continues.
     """
 
-    def __init__(self, folder: Path, tell: Callable[[str], None]) -> None:
-        self.folder, self._tell = folder, tell
+    def __init__(self, folder: Path, log: Callable[[str], None]) -> None:
+        self.folder, self._log = folder, log
         self._board: Any = None
-        self._told = False
+        self._logged = False
 
     def write(self, rows: list[dict[str, Any]]) -> None:
-        """All rows so far, the newest of which is new."""
+        """Replace metrics.jsonl by all rows, and add the last one to TensorBoard."""
         path = self.folder / "metrics.jsonl"
         try:
             write_bytes_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
             self._add_events(rows[-1])
         except (OSError, CheckpointError) as error:
-            if not self._told:
-                self._tell(f"Not saved: {error}")
-            self._told = True
+            if not self._logged:
+                self._log(f"Not saved: {error}")
+            self._logged = True
 
     def _add_events(self, row: dict[str, Any]) -> None:
-        """To TensorBoard, if it is installed."""
+        """Add a row to TensorBoard, if it is installed."""
         if self._board is None:
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of what TensorBoard itself imports
+                    warnings.simplefilter("ignore")  # from TensorBoard's own imports
                     from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 self._board = False
@@ -63,6 +63,34 @@ class MetricsLog:
             self._board.flush()
 
     def close(self) -> None:
-        """Close the events."""
+        """Close the TensorBoard file."""
         if self._board:
             self._board.close()
+
+
+def epoch_line(
+    metrics: dict[str, Any], took: dict[str, float], *, epochs: int, left: float, best: bool
+) -> str:
+    """The line that is shown after an epoch.
+
+    Args:
+        metrics: The epoch's row of metrics.jsonl.
+        took: Seconds of the epoch, by part; one that took more than 10 % is named.
+        epochs: Epochs of the run.
+        left: Estimated seconds until the end of the run.
+        best: Whether the epoch is the best so far.
+    """
+    accuracy = f"val accuracy {metrics['val_accuracy']:.2%}"
+    if metrics["ema_accuracy"] is not None:
+        accuracy += f" (average {metrics['ema_accuracy']:.2%})"
+    waits = ""
+    for part, name in (("waiting for images", "images"), ("checkpoints", "checkpoints")):
+        share = took[part] / max(metrics["seconds"], 1e-9)
+        if share > 0.1:
+            waits += f"  {share:.0%} waiting for {name}"
+    remaining = f"{left / 60:.0f} min left" if left > 99 else f"{left:.0f} s left"
+    return (
+        f"epoch {metrics['epoch']:>3}/{epochs}  loss {metrics['loss']:.4f}  {accuracy}  "
+        f"{metrics['images_per_second']:,.0f} images/s  {remaining}"
+        f"{'  best' if best else ''}{waits}"
+    )

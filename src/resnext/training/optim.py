@@ -1,4 +1,4 @@
-"""Optimizers, the course of the rate, the average of the weights, and the loss."""
+"""Optimizers, learning rate schedule, weight average and loss."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from resnext.training.recipe import Recipe
 def parameter_groups(
     network: nn.Module, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Parameters for an optimizer: those of norms and biases without weight decay.
+    """Parameter groups for an optimizer, without weight decay on norms and biases.
 
-    Each group has a `scale` for its rate: 1 for the classifier, `layer_decay` for the last stage,
-    its square for the one before, and so on down to the stem. With a `layer_decay` of 1 there are
-    two groups.
+    Each group has a `scale` for its learning rate: 1 for the classifier, `layer_decay` for the last
+    stage, its square for the one before, and so on down to the stem. With a `layer_decay` of 1
+    there are two groups.
     """
     stages = sorted({name.split(".")[0] for name, _ in network.named_children()} & _STAGES)
     depth = {stage: len(stages) - i for i, stage in enumerate(stages)} | {"fc": 0}
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
-        below = depth.get(name.split(".")[0], len(stages) + 1)  # the stem has no number
+        below = depth.get(name.split(".")[0], len(stages) + 1)  # the stem has no stage name
         scale, decayed = layer_decay**below, parameter.ndim > 1
         group = groups.setdefault(
             (scale, decayed),
@@ -42,13 +42,13 @@ _STAGES = {f"layer{i}" for i in range(1, 10)}
 
 
 def optimizer(network: ResNeXt, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer, in its fused form where torch has one.
+    """The recipe's optimizer, fused where torch has a fused version.
 
     Raises:
-        ConfigError: It needs a library that is not installed.
+        ConfigError: It needs a package that is not installed.
     """
     groups = parameter_groups(network, recipe.weight_decay, recipe.layer_decay)
-    fused = not recipe.head_epochs  # fused steps want all parameters of a group to begin together
+    fused = not recipe.head_epochs  # fused optimizers need all parameters of a group to have state
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             groups,
@@ -63,27 +63,37 @@ def optimizer(network: ResNeXt, recipe: Recipe) -> torch.optim.Optimizer:
         from pytorch_optimizer import Lamb
     except ImportError as error:
         raise ConfigError(
-            "The optimizer lamb comes with pytorch_optimizer, which is not installed: "
+            "The optimizer lamb needs pytorch_optimizer, which is not installed: "
             'pip install "resnext[train]".'
         ) from error
     return Lamb(groups, lr=recipe.learning_rate)
 
 
 def lr_schedule(recipe: Recipe, step: int, steps: int) -> float:
-    """Learning rate of a step over its highest: a linear rise, then the schedule."""
-    rise = round(steps * recipe.warmup)
-    if step < rise:
-        return (step + 1) / rise
+    """Factor on the highest learning rate at a step: linear warm-up, then the schedule.
+
+    Args:
+        recipe: Warm-up, schedule and milestones.
+        step: Number of the step, from 0.
+        steps: Steps of the whole run.
+    """
+    warmup = round(steps * recipe.warmup)
+    if step < warmup:
+        return (step + 1) / warmup
     if recipe.schedule == "step":
         return 0.1 ** sum(step >= round(part * steps) for part in recipe.milestones)
-    return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(steps - rise, 1))
+    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))
 
 
 class EMA:
-    """A moving average of a network's weights and statistics.
+    """Exponential moving average of a network's weights and batch norm statistics.
 
-    Its decay starts small, as `(1 + step) / (10 + step)`, so that short runs forget how the
-    weights began.
+    The decay is `min(decay, (1 + step) / (10 + step))`: it starts low, so that the average of a
+    short run does not stay close to the initial weights.
+
+    Args:
+        network: Copied as the first average.
+        decay: Factor on the old average at each step.
     """
 
     def __init__(self, network: ResNeXt, decay: float) -> None:
@@ -92,15 +102,15 @@ class EMA:
 
     @torch.no_grad()
     def update(self, network: ResNeXt, step: int) -> None:
-        """Move towards the network as it is after `step` steps."""
+        """Update the average with the weights after step number `step`."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        mine, theirs = self.network.state_dict(), network.state_dict()
-        moving = [name for name, x in mine.items() if x.is_floating_point()]
+        average, current = self.network.state_dict(), network.state_dict()
+        moving = [name for name, x in average.items() if x.is_floating_point()]
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            [mine[name] for name in moving], [theirs[name] for name in moving], 1 - decay
+            [average[name] for name in moving], [current[name] for name in moving], 1 - decay
         )
-        for name in mine.keys() - set(moving):  # numbers of batches
-            mine[name].copy_(theirs[name])
+        for name in average.keys() - set(moving):  # counts of batches
+            average[name].copy_(current[name])
 
 
 def loss(
@@ -109,7 +119,14 @@ def loss(
     targets: Float[Tensor, "n k"],
     weights: Float[Tensor, " k"] | None,
 ) -> Float[Tensor, ""]:
-    """Mean loss of a batch for soft targets; `weights` weigh the classes."""
+    """Mean loss of a batch with soft targets.
+
+    Args:
+        recipe: Cross-entropy, or binary cross-entropy for each class.
+        logits: Output of the network.
+        targets: Probability of each class.
+        weights: Weight of each class; None weighs all equally.
+    """
     if recipe.loss == "binary":
         return nn.functional.binary_cross_entropy_with_logits(
             logits, targets, weight=weights, reduction="sum"
@@ -119,7 +136,7 @@ def loss(
 
 
 def freeze_norms(network: nn.Module) -> None:
-    """Let batch norms keep their statistics and weights."""
+    """Keep the statistics and weights of all batch norms fixed."""
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()

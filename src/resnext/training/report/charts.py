@@ -1,4 +1,4 @@
-"""Small charts as SVG, drawn for a page whose style sheet has the colours."""
+"""Small SVG charts; the style sheet of the page sets their colours."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Line:
     """One curve.
 
     Args:
-        name: What it shows.
-        points: Place and value; values that are not finite leave a gap.
-        style: Class of the style sheet.
+        name: Name of the curve.
+        points: Epoch and value; non-finite values leave a gap.
+        style: CSS class.
     """
 
     name: str
@@ -40,9 +40,9 @@ def curves(
     """Curves over epochs.
 
     Args:
-        lines: What to draw.
-        form: How a value is written.
-        mark: An epoch to point out.
+        lines: The curves.
+        form: Formats a value.
+        mark: An epoch to mark.
     """
     points = [point for line in lines for point in line.finite]
     if not points:
@@ -74,25 +74,25 @@ def curves(
             parts.append(f'<polyline class="line {line.style}" points="{path}"/>')
         dots = len(line.finite) <= 12
         for x, y in line.finite:
-            place = f'cx="{_n(across(x))}" cy="{_n(down(y))}"'
+            centre = f'cx="{_n(across(x))}" cy="{_n(down(y))}"'
             if dots:
-                parts.append(f'<circle class="dot {line.style}" {place} r="2.6"/>')
-            about = escape(f"{line.name}, epoch {x:g}: {form(y)}")
-            parts.append(f'<circle class="hit" {place} r="9"><title>{about}</title></circle>')
-    said = "; ".join(
+                parts.append(f'<circle class="dot {line.style}" {centre} r="2.6"/>')
+            tooltip = escape(f"{line.name}, epoch {x:g}: {form(y)}")
+            parts.append(f'<circle class="hit" {centre} r="9"><title>{tooltip}</title></circle>')
+    description = "; ".join(
         f"{line.name} from {form(line.finite[0][1])} to {form(line.finite[-1][1])}"
         for line in lines
         if line.finite
     )
-    return _svg(_WIDTH, _HEIGHT, f"{said}, over epochs {first:g} to {last:g}", parts)
+    return _svg(_WIDTH, _HEIGHT, f"{description}, over epochs {first:g} to {last:g}", parts)
 
 
 def reliability_diagram(bins: Sequence[Bin], name: str) -> Markup:
-    """Accuracy by confidence, and below how many answers there are of each confidence.
+    """Accuracy by confidence, with a histogram of confidence below.
 
     Args:
-        bins: Of equal width from 0 to 1.
-        name: What is shown.
+        bins: Bins of equal width from 0 to 1.
+        name: Name of the diagram.
     """
     side, left, top, low = 260, 44, 10, 54
     width = side / len(bins)
@@ -109,11 +109,11 @@ def reliability_diagram(bins: Sequence[Bin], name: str) -> Markup:
             continue
         x, high = left + i * width, side * row.accuracy
         tall = max(row.count / most * (low - 14), 1)
-        about = escape(
+        tooltip = escape(
             f"{row.count:,} answers with confidence {row.confidence:.1%} on average, "
             f"{row.accuracy:.1%} of them right"
         )
-        parts.append(f"<g><title>{about}</title>")
+        parts.append(f"<g><title>{tooltip}</title>")
         bar = f'x="{_n(x + 1)}" width="{_n(width - 2)}"'
         parts.append(
             f'<rect class="bar" {bar} y="{_n(top + side - high)}" height="{_n(high)}" rx="1.5"/>'
@@ -134,7 +134,7 @@ def bars(values: Sequence[int], name: str) -> Markup:
 
     Args:
         values: The counts.
-        name: What they are.
+        name: What is counted.
     """
     width, height = 720, 90
     most = max(values, default=0)
@@ -147,8 +147,8 @@ def bars(values: Sequence[int], name: str) -> Markup:
         tall = height * value / most
         size = f'width="{_n(step - gap)}" height="{_n(tall)}"'
         parts.append(f'<rect class="bar" x="{_n(i * step)}" y="{_n(height - tall)}" {size}/>')
-    said = f"{name}: from {max(values):,} to {min(values):,} in {len(values):,} classes"
-    return _svg(width, height, said, parts, stretch=True)
+    description = f"{name}: from {max(values):,} to {min(values):,} in {len(values):,} classes"
+    return _svg(width, height, description, parts, stretch=True)
 
 
 def nice(values: Sequence[float]) -> list[float]:
@@ -173,12 +173,12 @@ def whole(first: float, last: float) -> list[int]:
     start = math.ceil(first)
     ticks = [x for x in range(start, int(last) + 1) if x % step == 0 or x == start]
     if len(ticks) > 1 and ticks[1] - ticks[0] < step / 2:
-        del ticks[1]  # two numbers would touch
+        del ticks[1]  # its label would touch the first one
     return ticks
 
 
 def _runs(points: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:
-    """The points in parts without gaps, those that make a line."""
+    """The curve split at gaps; single points are dropped."""
     runs: list[list[tuple[float, float]]] = [[]]
     for x, y in points:
         if math.isfinite(x) and math.isfinite(y):
@@ -198,11 +198,13 @@ def _text(x: float, y: float, text: str, anchor: str) -> str:
 
 
 def _svg(
-    width: float, height: float, said: str, parts: Sequence[str], *, stretch: bool = False
+    width: float, height: float, description: str, parts: Sequence[str], *, stretch: bool = False
 ) -> Markup:
     fit = ' preserveAspectRatio="none"' if stretch else ""
     box = f'viewBox="0 0 {_n(width)} {_n(height)}"'
-    return Markup(f'<svg {box}{fit} role="img" aria-label="{escape(said)}">{"".join(parts)}</svg>')
+    return Markup(
+        f'<svg {box}{fit} role="img" aria-label="{escape(description)}">{"".join(parts)}</svg>'
+    )
 
 
 def _n(value: float) -> str:

@@ -35,15 +35,15 @@ _SIDE = 224  # of a picture in the gallery, at least
 
 @dataclass(frozen=True, eq=False)
 class Mistake:
-    """An image that was taken for something else.
+    """A misclassified image.
 
     Args:
-        image: What the network saw.
-        truth: Its class.
-        predicted: What it was taken for.
-        confidence: With which probability, from 0 to 1.
-        heat: The image with what spoke for the answer; None where the map has one pixel.
-        title: The image by name.
+        image: The image after preprocessing.
+        truth: True class.
+        predicted: Predicted class.
+        confidence: Probability of the predicted class, from 0 to 1.
+        heat: The image with its Grad-CAM overlay; None if the map has one pixel.
+        title: File or number of the image.
     """
 
     image: Image.Image
@@ -56,33 +56,35 @@ class Mistake:
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """What a report tells.
+    """Everything a report shows.
 
     Args:
         title: Headline.
-        data: The data set by name.
-        command: What to type to get the same network.
+        data: Name of the data set.
+        command: Command that repeats the run.
         created: Date and time.
-        model: The network by name.
-        config: Its config as text.
-        parameters: How many numbers it has.
-        gmacs: Multiply-accumulates for one image, billions.
-        recipe: How it was trained, by name.
-        hardware: What it was trained on: processor, cores, memory, GPU.
-        versions: Of the software.
-        seconds: Whole duration under "total"; beside it parts of that which do not overlap, such
-            as "training", "validating", "waiting for data" and "checkpoints".
-        history: A dictionary for each epoch: `epoch`, `loss`, `val_accuracy`, `val_nll`,
-            `ema_accuracy`, `rate`, `images_per_second` and whatever else. A value may be None.
-        evaluation: The best epoch on the validation images, uncalibrated, best with logits.
-        temperature: What was fitted on them.
-        threshold: Confidence, after the temperature, that makes an answer sure; None if none does.
-        summary: How many images there are, and how large they are.
-        findings: Problems of the data, a line each.
-        train_counts: Images of each class to learn from.
-        val_counts: Images of each class to validate with.
-        mistakes: The most confident ones.
-        events: When the run was stopped and taken up again, a line each.
+        model: Name of the network.
+        config: Config of the network, as text.
+        parameters: Number of parameters.
+        gmacs: Billions of multiply-accumulates per image.
+        recipe: Fields of the recipe.
+        hardware: Processor, threads, memory, GPU.
+        versions: Versions of the software.
+        seconds: Duration of the run under "total", and of its parts, which do not overlap:
+            "training", "validating", "waiting for images", "checkpoints".
+        history: One dictionary per epoch: `epoch`, `loss`, `val_accuracy`, `val_nll`,
+            `ema_accuracy`, `rate`, `images_per_second` and more. A value may be None.
+        evaluation: The best epoch on the validation images, without temperature, if possible with
+            logits.
+        temperature: Temperature fitted on the validation images.
+        threshold: Calibrated confidence from which a prediction counts as sure; None if there is
+            no reliable one.
+        summary: Number and size of the images.
+        findings: Problems found in the data, one line each.
+        train_counts: Training images of each class.
+        val_counts: Validation images of each class.
+        mistakes: The most confident mistakes.
+        events: Interruptions and retries of the run, one line each.
     """
 
     title: str
@@ -113,17 +115,17 @@ def write_report(facts: Facts, path: str | Path) -> None:
     """Write a report as one HTML file.
 
     Args:
-        facts: What it tells.
-        path: The file; one that exists is replaced.
+        facts: Content of the report.
+        path: The file; an existing one is replaced.
 
     Raises:
-        CheckpointError: It cannot be written; what was there before still is.
+        CheckpointError: It cannot be written; an existing file is unchanged.
     """
     write_bytes_atomically(Path(path), render(facts).encode())
 
 
 def render(facts: Facts) -> str:
-    """The report as HTML, without anything from elsewhere."""
+    """The report as HTML that loads nothing from elsewhere."""
     result = facts.evaluation
     calibrated = _calibrated(facts)
     chosen = _chosen_classes(result)
@@ -155,30 +157,30 @@ def confident_mistakes(
     network: ResNeXt,
     images: ImageSet,
     evaluation: Evaluation,
-    how: Preprocessing,
+    preprocessing: Preprocessing,
     count: int = 12,
 ) -> list[Mistake]:
-    """The mistakes made with the highest confidence, and what in the image spoke for them.
+    """The most confident mistakes, with Grad-CAM overlays.
 
     Args:
-        network: The classifier; its modes and gradients stay as they are.
-        images: What was evaluated on.
-        evaluation: Its answers.
-        how: Preprocessing.
-        count: How many, at most.
+        network: The classifier; its training mode is restored.
+        images: The evaluated images.
+        evaluation: Result on these images.
+        preprocessing: How images become input.
+        count: Largest number of mistakes.
     """
     wrong = np.flatnonzero(~evaluation.right)
     order = wrong[np.argsort(-evaluation.confidence[wrong], kind="stable")][:count]
-    found: list[Mistake] = []
+    mistakes: list[Mistake] = []
     with evaluating(network):
         for i in order.tolist():
             index, predicted = int(evaluation.indices[i]), int(evaluation.predicted[i])
             try:
-                x = prepare(images.open(index, how.colour), how)
+                x = prepare(images.open(index, preprocessing.colour), preprocessing)
             except DataError:
-                continue  # it was there a moment ago
-            heat, seen = grad_cam(network, x, predicted), _seen(x, how)
-            found.append(
+                continue  # became unreadable after the evaluation
+            heat, seen = grad_cam(network, x, predicted), _denormalize(x, preprocessing)
+            mistakes.append(
                 Mistake(
                     image=seen,
                     truth=evaluation.labels[int(evaluation.targets[i])],
@@ -188,23 +190,22 @@ def confident_mistakes(
                     title=images.title(index),
                 )
             )
-    return found
+    return mistakes
 
 
 @torch.no_grad()
 def grad_cam(
     network: ResNeXt, x: Float[torch.Tensor, "c h w"], label: int
 ) -> Float[np.ndarray, "h2 w2"]:
-    """Where the last stage's map speaks for a class, from 0 to 1 (Grad-CAM, arXiv:1610.02391).
+    """Grad-CAM of the last stage for a class, from 0 to 1 (arXiv:1610.02391).
 
-    Between that map and the logits there are only an average and the classifier, so that the
-    gradient that Grad-CAM weighs channels by is the classifier's row (section 3.1): no backward
-    pass is needed.
+    Only average pooling and the classifier follow that stage, so the gradient by which Grad-CAM
+    weights channels is the classifier's row (section 3.1), and no backward pass is needed.
 
     Args:
         network: The classifier, in evaluation mode.
-        x: One prepared image.
-        label: The class.
+        x: One preprocessed image.
+        label: Index of the class.
     """
     weights = network.fc.weight
     batch = x[None].to(weights.device, weights.dtype)
@@ -215,7 +216,7 @@ def grad_cam(
 
 
 def overlay(image: Image.Image, heat: Float[np.ndarray, "h w"]) -> Image.Image:
-    """An image in grey, coloured from violet to yellow where the heat is."""
+    """The image in grey, coloured from violet to yellow by the heat map."""
     width, height = (max(side, _SIDE) for side in image.size)
     small = max(image.size) < _SIDE
     resampling = Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC
@@ -224,8 +225,8 @@ def overlay(image: Image.Image, heat: Float[np.ndarray, "h w"]) -> Image.Image:
     smooth = values.resize((width, height), Image.Resampling.BICUBIC)
     warmth = np.asarray(smooth).clip(0, 1)[..., None]
     stops = np.array([[40, 18, 80], [168, 46, 104], [238, 110, 60], [255, 214, 102]], np.float32)
-    place = warmth[..., 0] * (len(stops) - 1)
-    colour = np.stack([np.interp(place, range(len(stops)), stops[:, c]) for c in range(3)], -1)
+    position = warmth[..., 0] * (len(stops) - 1)
+    colour = np.stack([np.interp(position, range(len(stops)), stops[:, c]) for c in range(3)], -1)
     amount = 0.72 * np.sqrt(warmth)
     mixed = 0.85 * grey * (1 - amount) + (0.35 * grey / 255 + 0.65) * colour * amount
     return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
@@ -244,7 +245,7 @@ def _template() -> Any:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as somebody would say them."""
+    """Seconds in readable units: seconds, minutes or hours."""
     if not math.isfinite(seconds):
         return "–"
     if seconds < 99.5:
@@ -254,7 +255,7 @@ def duration(seconds: float) -> str:
 
 
 def percent(part: float | None, digits: int = 1) -> str:
-    """A part as per cent."""
+    """A fraction as a percentage; "–" for None or NaN."""
     return (
         "–"
         if part is None or not math.isfinite(part)
@@ -270,7 +271,7 @@ def _count(value: float) -> str:
 
 
 def _calibrated(facts: Facts) -> np.ndarray:
-    """Confidence of each answer after temperature scaling."""
+    """Confidence of each prediction after temperature scaling."""
     logits = facts.evaluation.logits
     if logits is None or facts.temperature == 1:
         return facts.evaluation.confidence
@@ -290,7 +291,7 @@ def _diagram(confidence: np.ndarray, right: np.ndarray, name: str) -> dict[str, 
 
 
 def _sure(facts: Facts, confidence: np.ndarray) -> dict[str, Any] | None:
-    """What the threshold means on these images."""
+    """Predictions above the threshold on the validation images, and their accuracy."""
     if facts.threshold is None:
         return None
     accepted = confidence >= facts.threshold
@@ -311,7 +312,7 @@ def _values(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float,
 
 
 def _best_epoch(facts: Facts) -> int | None:
-    """The epoch whose accuracy is that of the evaluation, the last one if there are several."""
+    """The last epoch with the accuracy of the evaluation."""
     wanted = facts.evaluation.accuracy
     return next(
         (
@@ -347,7 +348,7 @@ def _charts(facts: Facts) -> list[tuple[str, list[Line], Any]]:
 
 
 def _chosen_classes(result: Evaluation) -> list[int]:
-    """All classes, or those most often mistaken or answered by mistake, in their order."""
+    """Indices of all classes, or of those with the most errors if there are many."""
     k = len(result.labels)
     if k <= _MOST_CLASSES:
         return list(range(k))
@@ -378,12 +379,12 @@ def _matrix(result: Evaluation, chosen: list[int]) -> list[tuple[str, list[dict[
 
 
 def _classes(facts: Facts) -> list[dict[str, Any]]:
-    """Numbers of each class, the worst first; classes without images last."""
+    """Metrics of each class, the worst first; classes without images last."""
     result = facts.evaluation
-    learnt = list(facts.train_counts) or [None] * len(result.labels)
-    columns = (result.labels, learnt, result.confusion.sum(1).tolist())
+    trained = list(facts.train_counts) or [None] * len(result.labels)
+    columns = (result.labels, trained, result.confusion.sum(1).tolist())
     scores = (result.precision(), result.recall(), result.f1())
-    names = ("label", "learnt", "images", "precision", "recall", "f1")
+    names = ("label", "trained", "images", "precision", "recall", "f1")
     rows: list[dict[str, Any]] = [
         dict(zip(names, row, strict=True)) for row in zip(*columns, *scores, strict=True)
     ]
@@ -391,7 +392,7 @@ def _classes(facts: Facts) -> list[dict[str, Any]]:
 
 
 def _time(seconds: Mapping[str, float]) -> list[tuple[str, float, float, float]]:
-    """Parts of the duration: name, seconds, part of all, and how strong their colour is."""
+    """Parts of the duration: name, seconds, fraction of the total, and opacity of the colour."""
     parts = {name: value for name, value in seconds.items() if name != "total"}
     total = max(seconds.get("total", 0.0), sum(parts.values()), 1e-9)
     rest = total - sum(parts.values())
@@ -409,17 +410,19 @@ def _speed(history: Sequence[Mapping[str, Any]]) -> float | None:
     return float(np.median(speeds)) if speeds else None
 
 
-def _seen(x: Float[torch.Tensor, "c h w"], how: Preprocessing) -> Image.Image:
-    """The image that a prepared one was made from."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (how.mean, how.std))
+def _denormalize(x: Float[torch.Tensor, "c h w"], preprocessing: Preprocessing) -> Image.Image:
+    """The image before normalization."""
+    mean, std = (
+        torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std)
+    )
     pixels = ((x * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    if how.colour == "BGR":
+    if preprocessing.colour == "BGR":
         pixels = pixels.flip(0)
     return Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
 
 
 def _uri(image: Image.Image | None) -> str:
-    """An image as an address that holds it."""
+    """An image as a data URI; empty for None."""
     if image is None:
         return ""
     kind = "png" if max(image.size) < 64 else "jpeg"

@@ -1,0 +1,345 @@
+"""What a run needs before its first step: checks, network, batch size, execution, identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from resnext.architectures import variant
+from resnext.card import Preprocessing
+from resnext.config import ResNeXtConfig
+from resnext.data.dataset import ImageSet, Splits
+from resnext.data.transforms import fast_decoder
+from resnext.errors import CheckpointError, ConfigError, DataError, InputError
+from resnext.grouped_conv import fastest_groups
+from resnext.network import ResNeXt
+from resnext.system.cpu import available_cores
+from resnext.system.device import pick_precision
+from resnext.system.progress import Reporter
+from resnext.training.checkpoint import Checkpoint, latest_checkpoint
+from resnext.training.distributed import ProcessGroup
+from resnext.training.recipe import Recipe
+from resnext.training.run_state import ExecutionConfig
+from resnext.weights.load import load
+
+_DEFAULT_NETWORK = "resnext50_32x4d"
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `train`, where they are documented."""
+
+    data: str | Path
+    model: str | ResNeXtConfig | None
+    weights: str | Path | None
+    out: Path
+    recipe: str | Recipe | None
+    size: int | None
+    seed: int
+    val_fraction: float
+    workers: int | None
+    device: str
+    precision: str
+    compile: bool | None
+    sync_norms: bool
+    resume: bool
+    retries: int
+    checkpoint_minutes: float
+    overwrite: bool
+    changes: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run, beside the model file."""
+        return self.out.with_name(f"{self.out.stem}.run")
+
+
+@dataclass(frozen=True)
+class Context:
+    """The environment of a run: its processes, the device of this one, and the progress display."""
+
+    group: ProcessGroup
+    device: torch.device
+    progress: Reporter
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Data, recipe, network and preprocessing, chosen before any file is changed."""
+
+    splits: Splits
+    recipe: Recipe
+    network: ResNeXt
+    preprocessing: Preprocessing
+
+
+def check_packages(recipe: Recipe) -> None:
+    """Check that the optional packages of a recipe are installed.
+
+    Raises:
+        ConfigError: A package is not installed.
+    """
+    for package, feature in recipe.required_packages().items():
+        if find_spec(package) is None:
+            raise ConfigError(
+                f'{feature} needs {package}, which is not installed: pip install "resnext[train]".'
+            )
+
+
+def chosen_preprocessing(network: ResNeXt, splits: Splits, size: int | None) -> Preprocessing:
+    """Preprocessing of the weights, else the default, at the requested size.
+
+    Raises:
+        ConfigError: The network's stride is larger than its images.
+    """
+    config, grey = network.config, splits.colour == "L"
+    default = Preprocessing()
+    if network.card is not None:
+        default = network.card.preprocessing
+    elif config.small_stem:
+        default = Preprocessing(32, 32)
+    size = splits.defaults.size if size is None else size
+    smallest = max(config.stride, config.min_size)
+    chosen = default.size if size is None else size
+    if type(chosen) is not int or chosen < smallest:
+        raise ConfigError(
+            f"size must be at least {smallest} pixels for this network, "
+            f"whose last map has one pixel for every {config.stride}, not {chosen!r}. Raise "
+            f"--size, or choose a network for small images such as resnext29_32x4d."
+        )
+    resize = default.resize
+    if chosen != default.size:
+        resize = chosen if chosen <= 64 else round(chosen * default.resize / default.size)
+    if grey and default.colour != "L":
+        return replace(default, size=chosen, resize=resize, mean=(0.5,), std=(0.25,), colour="L")
+    return replace(default, size=chosen, resize=resize)
+
+
+def build_network(request: Request, splits: Splits, recipe: Recipe, progress: bool) -> ResNeXt:
+    """The network as it is before the first step.
+
+    Raises:
+        ConfigError: The variant is unknown, or both a model and weights are given.
+        CheckpointError: The weights cannot be loaded.
+    """
+    labels, channels = splits.train.labels, 1 if splits.colour == "L" else 3
+    model, weights = request.model, request.weights
+    if weights is None:
+        initial = {
+            "zero_init_residual": recipe.zero_init_residual,
+            "drop_path_rate": recipe.drop_path,
+        }
+        config = (
+            model
+            if isinstance(model, ResNeXtConfig)
+            else variant(model or splits.defaults.network or _DEFAULT_NETWORK, **initial)
+        )
+        return ResNeXt(config.replace(num_classes=len(labels), in_channels=channels))
+    if model is not None:
+        raise ConfigError("Give a model or weights, not both: weights define their network.")
+    network = load(weights, num_classes=len(labels), in_channels=channels, progress=progress)
+    assert isinstance(network, ResNeXt), "a checkpoint that is given classes has a classifier"
+    if recipe.drop_path:
+        state, config = network.state_dict(), network.config
+        card, network = network.card, ResNeXt(config.replace(drop_path_rate=recipe.drop_path))
+        network.load_state_dict(state)
+        network.card = card
+    card = network.card
+    if card and card.labels != labels:  # the same number of classes, but other ones
+        network.reset_classifier(len(labels))
+        network.card = replace(card, labels=())
+    return network
+
+
+def network_title(request: Request, splits: Splits) -> str:
+    """Name of the network in the report."""
+    if request.weights is not None:
+        return Path(request.weights).name
+    if isinstance(request.model, ResNeXtConfig):
+        return "ResNeXt"
+    return request.model or splits.defaults.network or _DEFAULT_NETWORK
+
+
+def check_out(request: Request) -> None:
+    """Check that the model file can be written and replaces nothing.
+
+    Raises:
+        CheckpointError: Its folder does not exist, or a model or checkpoint would be lost.
+    """
+    out, folder = request.out, request.folder
+    if not out.parent.is_dir() or out.is_dir():
+        raise CheckpointError(f"{out} cannot be written: give a file in a folder that exists.")
+    if request.resume or request.overwrite:
+        return
+    unfinished = any(folder.glob("checkpoint-*.state"))
+    if out.exists() or unfinished:
+        existing = out if out.exists() else folder
+        advice = ", continue with --resume" if unfinished else ""
+        raise CheckpointError(
+            f"{existing} exists. Choose another name{advice}, or allow overwriting (--overwrite)."
+        )
+
+
+def fit_batch_size(recipe: Recipe, images: ImageSet, group: ProcessGroup) -> Recipe:
+    """The recipe with batches no larger than the data, divisible among all processes and parts.
+
+    Raises:
+        DataError: There are fewer than two images for each process.
+        InputError: The batch cannot be divided.
+    """
+    if len(images) < 2 * group.world:
+        raise DataError(
+            f"{images.name} has {len(images)} training images; at least "
+            f"{2 * group.world} are needed."
+        )
+    parts = group.world * recipe.accumulate
+    if recipe.batch_size > len(images):
+        recipe = recipe.changed(batch_size=len(images) // parts * parts)
+    if recipe.batch_size % parts or recipe.batch_size // parts < 2:
+        raise InputError(
+            f"A batch of {recipe.batch_size} images cannot be divided into {parts} equal parts of "
+            f"at least 2. Choose a --batch-size that can."
+        )
+    return recipe
+
+
+def open_folder(request: Request, progress: Reporter) -> Checkpoint | None:
+    """The newest checkpoint if the run resumes; else the folder is created or emptied.
+
+    Raises:
+        CheckpointError: A finished model would be lost, all checkpoints are damaged, or the
+            folder cannot be written.
+    """
+    out, folder = request.out, request.folder
+    if request.resume:
+        checkpoint = latest_checkpoint(folder, progress.line)
+        if checkpoint is None and out.exists() and not request.overwrite:
+            raise CheckpointError(
+                f"{out} exists, and there is no checkpoint to resume from. Choose another name, or "
+                f"allow overwriting (--overwrite)."
+            )
+        if checkpoint is None:
+            progress.line("There is no checkpoint to resume from; starting a new run.")
+    else:
+        checkpoint = None
+    try:
+        folder.mkdir(exist_ok=True)
+        for path in folder.iterdir() if checkpoint is None else []:
+            if path.is_file():
+                path.unlink()
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {error}.") from error
+    return checkpoint
+
+
+def run_identity(request: Request, plan: RunPlan) -> dict[str, Any]:
+    """What must be equal for a run to resume from a checkpoint, as JSON has it."""
+    splits, images = plan.splits, hashlib.sha256(plan.splits.fingerprint.encode())
+    for part in (splits.train, splits.val):
+        images.update(np.asarray(part.targets, np.int64).tobytes() + b"|")
+    identity = {
+        "seed": request.seed,
+        "val_fraction": request.val_fraction,
+        "weights": None if request.weights is None else str(request.weights),
+        "classes": splits.train.labels,
+        **{f"config.{k}": v for k, v in plan.network.config.to_dict().items()},
+        **{f"preprocessing.{k}": v for k, v in asdict(plan.preprocessing).items()},
+        **{f"recipe.{k}": v for k, v in asdict(plan.recipe).items()},
+        "images": images.hexdigest()[:16],
+    }
+    return json.loads(json.dumps(identity))
+
+
+def check_identity(saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Check that a checkpoint belongs to this run.
+
+    Raises:
+        CheckpointError: The checkpoint belongs to another run.
+    """
+    for name, value in current.items():
+        before = saved.get(name)
+        if before == value:
+            continue
+        if name == "images":
+            raise CheckpointError(
+                "The checkpoint is of a run on other images: some were added, removed, "
+                "repaired or damaged since. Restore them, or start again with --overwrite."
+            )
+        raise CheckpointError(
+            f"The checkpoint is of another run: {name.rpartition('.')[2]} was {before}, "
+            f"now {value}. Give the same arguments, or start again with --overwrite."
+        )
+
+
+def fastest_execution(request: Request, context: Context, plan: RunPlan) -> ExecutionConfig:
+    """The fastest way to compute the network on this machine."""
+    group, device, recipe = context.group, context.device, plan.recipe
+    dtype = pick_precision(request.precision, device)
+    merged: dict[str, int] = {}
+    if group.first:
+        images = recipe.batch_size // (group.world * recipe.accumulate)
+        side = recipe.train_size or plan.preprocessing.size
+        shape = (images, plan.network.config.in_channels, side, side)
+        merged = fastest_groups(plan.network, shape, device, dtype, context.progress.line)
+    compiled = request.compile
+    if compiled is None:
+        compiled = device.type == "cuda" and recipe.epochs >= 5
+    return ExecutionConfig(
+        str(dtype).removeprefix("torch."), merged, fast_decoder() is not None, compiled
+    )
+
+
+def resumed_execution(saved: ExecutionConfig, precision: str) -> ExecutionConfig:
+    """The execution the run was started with; it keeps this on any machine.
+
+    Raises:
+        CheckpointError: Another precision is asked for, or simplejpeg is missing.
+    """
+    names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+    if names.get(precision, saved.dtype) != saved.dtype:
+        raise CheckpointError(
+            f"The run was started in {saved.dtype}, not {precision}. Leave out --precision, or "
+            f"start again with --overwrite."
+        )
+    if saved.fast_jpeg and fast_decoder() is None:
+        raise CheckpointError(
+            "The run was started with simplejpeg, which is not installed: "
+            'pip install "resnext[train]".'
+        )
+    return saved
+
+
+def default_workers(images: ImageSet, device: torch.device) -> int:
+    """This process's share of the machine's cores, at most 8, or 16 for a GPU.
+
+    0 for small data in memory.
+    """
+    if isinstance(images.images[0], np.ndarray) and len(images) < 10_000:
+        return 0
+    share = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(min(share, 16 if device.type == "cuda" else 8), 1)
+
+
+def provenance_of(request: Request, plan: RunPlan) -> dict[str, Any]:
+    """Where the weights come from, for the model's card."""
+    provenance = {
+        "data": Path(plan.splits.train.name).resolve().name,
+        "fingerprint": plan.splits.fingerprint,
+        "val_fraction": plan.splits.val_fraction,
+        "seed": request.seed,
+        "recipe": asdict(plan.recipe),
+        "resnext": version("resnext"),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+    return provenance | ({} if request.weights is None else {"weights": Path(request.weights).name})

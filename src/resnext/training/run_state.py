@@ -1,0 +1,127 @@
+"""What a run is (settings), how far it is (state), and where its time goes (clock)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resnext.card import Preprocessing
+from resnext.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """How the network is computed. Chosen by measuring before the first step, then fixed.
+
+    Args:
+        dtype: "float32", "bfloat16" or "float16": compute precision.
+        merged: How many groups of a grouped convolution are computed as one, by layer name.
+        fast_jpeg: Whether simplejpeg decodes JPEGs.
+        compiled: Whether the network is compiled.
+    """
+
+    dtype: str
+    merged: dict[str, int]
+    fast_jpeg: bool
+    compiled: bool
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that defines a run, except its network and images.
+
+    Args:
+        title: Name of the network in the report.
+        out: The model file.
+        folder: Folder of the run: checkpoints, metrics, report.
+        recipe: How to train.
+        preprocessing: How images become input.
+        seed: Random seed for data order and augmentation.
+        workers: Processes that decode images.
+        device: Where the network runs.
+        execution: How the network is computed.
+        provenance: Origin of the model, as its card states it.
+        identity: What must be equal for a run to resume from a checkpoint.
+        retries: How many times to continue with half the rate after the loss diverged.
+        checkpoint_seconds: Seconds from one checkpoint to the next.
+        sync_norms: Whether batch norms see the images of all processes.
+    """
+
+    title: str
+    out: Path
+    folder: Path
+    recipe: Recipe
+    preprocessing: Preprocessing
+    seed: int
+    workers: int
+    device: torch.device
+    execution: ExecutionConfig
+    provenance: dict[str, Any]
+    identity: dict[str, Any]
+    retries: int
+    checkpoint_seconds: float
+    sync_norms: bool
+
+
+class Clock:
+    """Seconds spent in each part of a run. Parts do not overlap: an inner one pauses the outer."""
+
+    def __init__(self) -> None:
+        parts = ("training", "waiting for images", "validating", "checkpoints")
+        self.seconds: dict[str, float] = dict.fromkeys(parts, 0.0)
+        self._running: list[str] = []
+        self._since = 0.0
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        """Add the time spent inside the `with` block to a part."""
+        self._add()
+        self._running.append(part)
+        try:
+            yield
+        finally:
+            self._add()
+            self._running.pop()
+
+    def _add(self) -> None:
+        now = time.perf_counter()
+        if self._running:
+            self.seconds[self._running[-1]] += now - self._since
+        self._since = now
+
+
+@dataclass
+class TrainState:
+    """How far a run is. Every field is written into every checkpoint, under its name.
+
+    Args:
+        epoch: The running epoch, from 1.
+        step: Steps finished in it.
+        total: Sum of the losses of these steps.
+        factor: Factor on the learning rate, halved by every retry.
+        retries: Retries used.
+        first: Mean loss of the first steps of the run, the reference for divergence.
+        best: Epoch, accuracy and negative log-likelihood of the model that is kept.
+        history: Metrics of each finished epoch.
+        seconds: Time of the finished epochs, by part.
+        bad: Images that became unreadable during training: reason by index.
+        resumes: A line for each time the run was resumed.
+    """
+
+    epoch: int = 1
+    step: int = 0
+    total: float = 0.0
+    factor: float = 1.0
+    retries: int = 0
+    first: float | None = None
+    best: dict[str, Any] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: Clock().seconds)
+    bad: dict[str, str] = field(default_factory=dict)
+    resumes: list[str] = field(default_factory=list)

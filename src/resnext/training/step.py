@@ -1,0 +1,110 @@
+"""One optimizer step: augmentation, forward pass, loss, backward pass, update."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from resnext.data.dataset import ImageSet, class_weights
+from resnext.network import ResNeXt
+from resnext.training.augmentation import Augment
+from resnext.training.dataloader import BATCH, Batch
+from resnext.training.distributed import ProcessGroup
+from resnext.training.optim import freeze_norms, loss, optimizer
+from resnext.training.run_state import RunSettings
+
+
+class TrainStep:
+    """Computes gradients and updates the weights.
+
+    Args:
+        network: What is trained, on the device of the run.
+        images: The training images, for classes and their weights.
+        settings: Recipe, seed, preprocessing and execution.
+        group: The processes that train together.
+    """
+
+    def __init__(
+        self, network: ResNeXt, images: ImageSet, settings: RunSettings, group: ProcessGroup
+    ) -> None:
+        self.network, self.settings, self.group = network, settings, group
+        self.recipe, self.device = settings.recipe, settings.device
+        preprocessing, classes = settings.preprocessing, len(images.labels)
+        self.augment = Augment(
+            self.recipe.augmentation(),
+            num_classes=classes,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            device=self.device,
+            colour=preprocessing.colour,
+        )
+        self.class_weights: Tensor | None = None
+        if self.recipe.balance == "weights":
+            weights = class_weights(np.asarray(images.targets), classes)
+            self.class_weights = torch.tensor(weights, dtype=torch.float32, device=self.device)
+        self.optimizer = optimizer(network, self.recipe)
+        self.dtype = getattr(torch, settings.execution.dtype)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+
+    def model(self, epoch: int) -> nn.Module:
+        """The network as this epoch trains it: frozen parts, all processes, compiled."""
+        network = self.network.train().requires_grad_(True)
+        if epoch <= self.recipe.head_epochs:
+            network.eval().requires_grad_(False)
+            network.fc.train().requires_grad_(True)
+        elif self.recipe.frozen_norms:
+            freeze_norms(network)
+        model: nn.Module = network
+        if self.group.world > 1:
+            model = DistributedDataParallel(network)
+        if self.settings.execution.compiled:
+            model = torch.compile(model)  # pyright: ignore[reportAssignmentType]
+        return model
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate; each parameter group scales it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+
+    def backward(self, model: nn.Module, batch: Batch, number: int, part: int) -> Tensor:
+        """Add the gradients of one part of a batch.
+
+        Args:
+            model: As `model` returned it.
+            batch: The part's images.
+            number: Number of the step in the whole run.
+            part: Number of the part in the batch; processes exchange gradients in the last one.
+
+        Returns:
+            The part's share of the mean loss.
+        """
+        seeds = np.random.SeedSequence(
+            (BATCH, self.settings.seed, number, part, self.group.rank)
+        ).generate_state(2)
+        torch.manual_seed(int(seeds[1]))  # for dropout and stochastic depth
+        x, targets = self.augment(batch.images, batch.targets, int(seeds[0]))
+        exchange = nullcontext()
+        if isinstance(model, DistributedDataParallel) and part < self.recipe.accumulate - 1:
+            exchange = model.no_sync()
+        with exchange:
+            with torch.autocast(
+                self.device.type, self.dtype, enabled=self.dtype is not torch.float32
+            ):
+                logits = model(x)
+            value = loss(self.recipe, logits.float(), targets, self.class_weights)
+            value = value / self.recipe.accumulate
+            self.scaler.scale(value).backward()
+        return value.detach()
+
+    def update(self) -> None:
+        """Clip the gradients, update the weights, clear the gradients."""
+        if self.recipe.clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()

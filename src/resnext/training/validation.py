@@ -1,0 +1,94 @@
+"""Logits and metrics of the validation images, computed by all processes together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from resnext.data.dataset import ImageSet
+from resnext.data.loader import eval_loader
+from resnext.errors import DataError
+from resnext.evaluation.classification import (
+    EvalOutputs,
+    Evaluation,
+    collect_outputs,
+    merge_outputs,
+    score,
+)
+from resnext.network import ResNeXt
+from resnext.system.progress import Reporter
+from resnext.training.distributed import ProcessGroup
+from resnext.training.run_state import RunSettings
+
+
+@dataclass(frozen=True)
+class Validator:
+    """Runs networks on the validation images of a run.
+
+    Args:
+        images: The validation images.
+        settings: Preprocessing, batch size, precision and device.
+        group: The processes, which share the images.
+        progress: Shows how many images are done.
+        check_stop: Called before each batch where there is one process; raises to interrupt.
+    """
+
+    images: ImageSet
+    settings: RunSettings
+    group: ProcessGroup
+    progress: Reporter
+    check_stop: Callable[[], None]
+
+    def evaluate(self, network: ResNeXt, title: str) -> Evaluation:
+        """Metrics of a network, which is left in evaluation mode.
+
+        Raises:
+            DataError: More than 5 % of the images cannot be read any more.
+        """
+        network.eval()
+        result = score(self.outputs(network, title), self.images)
+        lost = len(self.images) - result.count
+        if lost > 0.05 * len(self.images):
+            raise DataError(
+                f"{lost} of {len(self.images)} validation images cannot be read any more, "
+                f"such as {result.skipped[0]}; that is more than 5 %."
+            )
+        if lost and self.group.first:
+            self.progress.line(
+                f"{lost} validation images cannot be read, such as {result.skipped[0]}."
+            )
+        return result
+
+    def outputs(self, network: ResNeXt, title: str) -> EvalOutputs:
+        """Logits of all images, each computed by exactly one process."""
+        group, settings = self.group, self.settings
+        if group.world > 1 and not settings.sync_norms:
+            group.broadcast_tensors(list(network.buffers()))
+        indices = range(group.rank, len(self.images), group.world)
+        self.progress.start(title, len(indices))
+        loader = eval_loader(
+            self.images,
+            settings.preprocessing,
+            batch_size=2 * settings.recipe.batch_size // group.world,
+            workers=settings.workers,
+            indices=indices,
+        )
+        own = collect_outputs(
+            self._classify(network), loader, settings.device, self.progress.advance
+        )
+        return merge_outputs(group.gather(own))
+
+    def _classify(self, network: ResNeXt) -> Callable[[Tensor], Tensor]:
+        dtype, device = getattr(torch, self.settings.execution.dtype), self.settings.device
+
+        def classify(x: Tensor) -> Tensor:
+            if self.group.world == 1:  # several processes can stop only where all ask together
+                self.check_stop()
+            x = x.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+                return network(x)
+
+        return classify

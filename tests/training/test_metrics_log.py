@@ -1,0 +1,48 @@
+"""The line of an epoch: what it shows, and from when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from resnext.training.metrics_log import epoch_line
+
+METRICS: dict[str, Any] = {
+    "epoch": 3,
+    "loss": 0.5,
+    "val_accuracy": 0.75,
+    "ema_accuracy": None,
+    "images_per_second": 1234.5,
+    "seconds": 100.0,
+}
+TOOK = {"waiting for images": 10.0, "checkpoints": 10.0}
+
+
+def line(left: float = 50.0, best: bool = False, took: Any = TOOK, **changes: Any) -> str:
+    """The line of one epoch of ten."""
+    return epoch_line(METRICS | changes, took, epochs=10, left=left, best=best)
+
+
+def test_a_plain_epoch() -> None:
+    """Programs and people read this line, so it stays as it is."""
+    wanted = "epoch   3/10  loss 0.5000  val accuracy 75.00%  1,234 images/s  50 s left"
+    assert line() == wanted
+    assert line(best=True) == f"{wanted}  best"
+    averaged = line(ema_accuracy=0.8)
+    assert averaged == wanted.replace("75.00%", "75.00% (average 80.00%)")
+
+
+@pytest.mark.parametrize(
+    ("left", "shown"), [(0.0, "0 s left"), (99.0, "99 s left"), (120.0, "2 min left")]
+)
+def test_the_time_that_is_left(left: float, shown: str) -> None:
+    """Up to 99 seconds are shown as seconds, more as minutes."""
+    assert line(left=left).endswith(f"  {shown}")
+
+
+def test_waiting_is_shown_above_a_tenth() -> None:
+    """It tells users to raise --workers, so it must not show on every epoch."""
+    assert "waiting" not in line()
+    assert line(took=TOOK | {"waiting for images": 11.0}).endswith("  11% waiting for images")
+    assert line(took=TOOK | {"checkpoints": 30.0}).endswith("  30% waiting for checkpoints")

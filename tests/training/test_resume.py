@@ -1,0 +1,121 @@
+"""Resuming: the file of an interrupted run equals that of a run that was left alone."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_runs import QUICK, TINY, quick, sha
+
+import resnext
+from resnext.errors import CheckpointError
+from resnext.training.trainer import Trainer
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"optimizer": "adamw", "learning_rate": 0.01, "clip": 1.0},
+    {"optimizer": "lamb", "learning_rate": 0.01, "loss": "binary", "repeats": 2},
+    {"ema": 0.9, "mixup": 0.3, "cutmix": 1.0, "policy": "trivial", "erasing": 0.5},
+    {"accumulate": 2, "balance": "sampling", "schedule": "step", "milestones": (0.5,)},
+    {"balance": "weights", "head_epochs": 1, "layer_decay": 0.5, "padding": 2},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o) or "plain")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_going_on_is_exact_for_every_option(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    workers: int,
+) -> None:
+    """What one option remembers between steps is easily left out of the checkpoint."""
+    quick(photos, tmp_path / "left_alone.safetensors", workers=workers, **options)
+    original, steps = Trainer._after_step, 0
+
+    def stopping(self: Any) -> None:
+        nonlocal steps
+        steps += 1
+        self.interrupts.requested = signal.SIGINT if steps in (2, 6) else None
+        original(self)
+
+    monkeypatch.setattr(Trainer, "_after_step", stopping)
+    out = tmp_path / "m.safetensors"
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            quick(photos, out, workers=workers, resume=True, **options)
+    quick(photos, out, workers=workers, resume=True, **options)
+    assert sha(out) == sha(tmp_path / "left_alone.safetensors")
+
+
+def test_dropout_and_stochastic_depth_go_on_exactly(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both draw from torch's own generator, whose state a checkpoint does not hold."""
+    config = TINY.replace(dropout=0.3, drop_path_rate=0.5)
+    given: dict[str, Any] = {"recipe": QUICK, "size": 16, "workers": 0, "progress": False}
+    resnext.train(photos, config, out=tmp_path / "left_alone.safetensors", **given)
+    original = Trainer._after_step
+
+    def stopping(self: Any) -> None:
+        stops = (self.state.epoch, self.state.step) == (1, 4)
+        self.interrupts.requested = signal.SIGINT if stops else None
+        original(self)
+
+    out = tmp_path / "m.safetensors"
+    monkeypatch.setattr(Trainer, "_after_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        resnext.train(photos, config, out=out, **given)
+    monkeypatch.setattr(Trainer, "_after_step", original)
+    torch.rand(17)  # whatever else the next process draws
+    resnext.train(photos, config, out=out, resume=True, **given)
+    assert sha(out) == sha(tmp_path / "left_alone.safetensors")
+
+
+def test_a_finished_run_is_not_trained_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that a scheduler starts once more must find its result, and leave it as it is."""
+    out = tmp_path / "m.safetensors"
+    quick(photos, out)
+    before = sha(out)
+    monkeypatch.setattr(Trainer, "_train_epoch", lambda self: pytest.fail("trained again"))
+    quick(photos, out, resume=True)
+    assert sha(out) == before
+
+
+def test_a_checkpoint_is_not_taken_for_another_run(photos: Path, tmp_path: Path) -> None:
+    """Going on with other images or another recipe gives a model nobody asked for."""
+    out = tmp_path / "m.safetensors"
+    quick(photos, out)
+    with pytest.raises(CheckpointError, match=r"epochs was 2, now 3\. Give the same"):
+        quick(photos, out, epochs=3, resume=True)
+    for name, value, was in (("seed", 1, 0), ("val_fraction", 0.25, 0.2)):
+        with pytest.raises(CheckpointError, match=rf"{name} was {was}, now {value}\. Give"):
+            quick(photos, out, **{name: value}, resume=True)
+    with pytest.raises(CheckpointError, match=r"resize was 18, now 23|size was 16, now 20"):
+        quick(photos, out, size=20, resume=True)
+    moved = photos.rename(photos.with_name("elsewhere"))
+    quick(moved, out, resume=True)
+    moved.rename(photos)
+    shutil.copy(photos / "red" / "0.png", photos / "red" / "new.png")
+    with pytest.raises(CheckpointError, match="run on other images"):
+        quick(photos, out, resume=True)
+
+
+def test_a_damaged_checkpoint_is_passed_over(photos: Path, tmp_path: Path) -> None:
+    """A disk that flips a bit costs the time since the checkpoint before, not the run."""
+    out = tmp_path / "m.safetensors"
+    quick(photos, out)
+    before = sha(out)
+    newest = max((tmp_path / "m.run").glob("*.state"))
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    quick(photos, out, resume=True)
+    assert sha(out) == before

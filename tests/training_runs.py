@@ -1,0 +1,62 @@
+"""Training runs of seconds, for the tests of training."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import resnext
+from resnext import ResNeXtConfig
+from resnext.evaluation.classification import Evaluation
+from resnext.training import Recipe, validation
+
+TINY = ResNeXtConfig((1, 1), 2, 8, num_classes=2, channels=(16, 32), num_stages=2, small_stem=True)
+QUICK = Recipe(epochs=2, batch_size=4, learning_rate=0.05)
+
+
+def scripted(
+    monkeypatch: pytest.MonkeyPatch, accuracies: list[float | type[BaseException]]
+) -> None:
+    """Let validation give these accuracies, one after the other."""
+    answers = iter(accuracies)
+
+    def judge(*args: Any, **options: Any) -> Evaluation:
+        answer = next(answers)
+        if isinstance(answer, type):
+            raise answer
+        return Evaluation("val", 4, answer, None, 1.0, np.zeros((2, 2), int), ("blue", "red"))
+
+    monkeypatch.setattr(validation, "score", judge)
+
+
+def quick(photos: Path, out: Path, **changes: Any) -> resnext.ResNeXt:
+    """Train `TINY` on a dozen photos of each class; `changes` are arguments of `train`."""
+    given = {"recipe": QUICK, "size": 16, "workers": 0, "progress": False, **changes}
+    return resnext.train(photos, TINY, out=out, **given)
+
+
+def sha(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command that must succeed."""
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def more_photos(photos: Path, count: int) -> None:
+    """So many images in each class, so that one is less than 5 %."""
+    for name in ("red", "blue"):
+        for i in range(12, count):
+            shutil.copy(photos / name / f"{i % 12}.png", photos / name / f"{i}.png")
+            with (photos / name / f"{i}.png").open("ab") as file:
+                file.write(bytes([i]))  # else they were duplicates
