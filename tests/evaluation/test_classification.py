@@ -393,11 +393,12 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert json.loads(numbers.read_text(encoding="utf-8")) == got.to_dict()
     low, high = got.a.interval()
     assert (
-        f"9 images, accuracy {got.a.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%})" in said
+        f"9 images, accuracy {got.a.accuracy:.2%} (95% interval {low:.2%} to {high:.2%})" in said
     )
     assert f"calibration error {got.a.ece:.2%}" in said
-    assert f"accuracy {got.b.accuracy:.2%}. Only" in said
-    assert f"right, only the other {got.only_b}" in said
+    assert f"{paths[1]}: accuracy {got.b.accuracy:.2%}" in said
+    assert f"Only {paths[0]} is right on {got.only_a} images" in said
+    assert f"only {paths[1]} on {got.only_b}; p = {got.p:.2g} (McNemar's exact test)" in said
     assert "2.png" in said.replace(" ", "")
     for right, predicted, times in got.a.confusions(5):
         assert f"{right} {predicted} {times}" in said
@@ -419,7 +420,7 @@ def test_many_classes_are_not_all_printed(
     )
     app(["evaluate", str(tmp_path / "a.safetensors"), str(folder), "--device", "cpu"])
     said = capsys.readouterr().out
-    assert "These are the 3 classes of 63 with the lowest F1" in said
+    assert "The 3 classes with the lowest F1, of 63" in said
     assert len(said.splitlines()) < 30
 
 

@@ -159,11 +159,11 @@ def decode(picture: Picture, colour: str) -> Image.Image:
     return convert(Image.fromarray(picture), colour)
 
 
-def held_out_images(model: Described, data: str, limit: int) -> list[Picture]:
-    """Some images of a data set that the model has not learnt from, spread over it."""
+def held_out_images(model: Described, data: str, limit: int | None = None) -> list[Picture]:
+    """Images of a data set that the model was not trained on: all, or `limit` spread over it."""
     card = card_of(model)
     images = open_for_evaluation(data, card.labels, card.provenance)
-    count = min(limit, len(images))
+    count = min(limit or len(images), len(images))
     pictures: list[Picture] = []
     for i in (i * len(images) // count for i in range(count)):
         image = images.images[i]
