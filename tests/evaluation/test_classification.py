@@ -392,9 +392,7 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     got = compare(*paths, folder, views=2, device="cpu")
     assert json.loads(numbers.read_text(encoding="utf-8")) == got.to_dict()
     low, high = got.a.interval()
-    assert (
-        f"9 images, accuracy {got.a.accuracy:.2%} (95% interval {low:.2%} to {high:.2%})" in said
-    )
+    assert f"9 images, accuracy {got.a.accuracy:.2%} (95% interval {low:.2%} to {high:.2%})" in said
     assert f"calibration error {got.a.ece:.2%}" in said
     assert f"{paths[1]}: accuracy {got.b.accuracy:.2%}" in said
     assert f"Only {paths[0]} is right on {got.only_a} images" in said

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from resnext.card import Preprocessing, card_of
+from resnext.checks import at_least
 from resnext.data.dataset import ImageSet
 from resnext.data.loader import Classifier, EvalLoader, average_views, eval_loader
 from resnext.data.open import open_for_evaluation
@@ -23,13 +24,12 @@ from resnext.evaluation.metrics import (
     Evaluation,
     score,
 )
-from resnext.inference.engines.torch import evaluating
-from resnext.inference.opener import open_planned
+from resnext.inference.opener import evaluation_mode, open_model
 from resnext.inference.optimized import Optimized
+from resnext.inference.runner import Runner
 from resnext.network import ResNeXt
 from resnext.system.device import pick_device
 from resnext.system.progress import reporter
-from resnext.weights.load import load_classifier
 
 Advance = Callable[[int], None]  # told how many images were just done
 
@@ -71,12 +71,10 @@ def evaluate(
         DataError: The data is missing, wholly unreadable, or has classes the model does not know.
         InputError: The model has no card with labels, or an argument makes no sense.
     """
-    place = pick_device(device)
-    network = _opened(model, device, batch_size, plan, progress)
-    card = card_of(network)
-    _check(batch_size, workers, views, card.preprocessing)
-    images = open_for_evaluation(data, card.labels, card.provenance)
-    return _evaluated(network, images, place, batch_size, workers, views, keep_logits, progress)
+    settings = _Settings(batch_size, workers, device, views, plan, progress)
+    with evaluation_mode(model):
+        classifier, images = _open(model, data, settings)
+        return _run(classifier, images, settings, keep_logits)
 
 
 def compare(
@@ -109,18 +107,12 @@ def compare(
         DataError: As for `evaluate`, or one has learnt from each image that the other has not.
         InputError: A model has no card with labels, or an argument makes no sense.
     """
-    place = pick_device(device)
-    networks, sets = [], []
-    for model in (model_a, model_b):
-        network = _opened(model, device, batch_size, plan, progress)
-        card = card_of(network)
-        _check(batch_size, workers, views, card.preprocessing)
-        networks.append(network)
-        sets.append(open_for_evaluation(data, card.labels, card.provenance))
-    a, b = (
-        _evaluated(network, images, place, batch_size, workers, views, False, progress)
-        for network, images in zip(networks, _in_common(*sets), strict=True)
-    )
+    settings = _Settings(batch_size, workers, device, views, plan, progress)
+    with evaluation_mode(model_a), evaluation_mode(model_b):
+        first, images_a = _open(model_a, data, settings)
+        second, images_b = _open(model_b, data, settings)
+        images_a, images_b = _in_common(images_a, images_b)
+        a, b = _run(first, images_a, settings), _run(second, images_b, settings)
     both = np.intersect1d(a.indices, b.indices)
     right = (x.right[np.isin(x.indices, both)] for x in (a, b))
     return Comparison(a, b, *mcnemar(*right))
@@ -179,60 +171,76 @@ def measure(
     return score(collect_outputs(classify, loader, device, advance), images)
 
 
-def _check(batch_size: int, workers: int, views: int, how: Preprocessing) -> None:
-    if batch_size < 1 or workers < 0:
-        raise InputError(
-            f"batch_size must be at least 1 and workers at least 0, not {batch_size} and {workers}."
-        )
-    if type(views) is not int or views not in (1, 2, 10):
-        raise InputError(f"views must be 1, 2 or 10, not {views!r}.")
-    if views == 10 and how.resize < how.size:
-        raise InputError(
-            f"10 views cut corners of {how.size} pixels out of images resized to {how.resize}, "
-            f"which have none. Use 1 or 2 views."
-        )
+class _Settings(NamedTuple):
+    """How to open and run models; fields as the arguments of `evaluate`."""
+
+    batch_size: int
+    workers: int
+    device: str
+    views: int
+    plan: bool
+    progress: bool
+
+    def check(self, preprocessing: Preprocessing) -> None:
+        """Refuse values that cannot work.
+
+        Raises:
+            InputError: One is out of range, or the images have no corners to cut views from.
+        """
+        at_least("batch_size", self.batch_size, 1, error=InputError)
+        at_least("workers", self.workers, 0, error=InputError)
+        if type(self.views) is not int or self.views not in (1, 2, 10):
+            raise InputError(f"views must be 1, 2 or 10, not {self.views!r}.")
+        size, resize = preprocessing.size, preprocessing.resize
+        if self.views == 10 and resize < size:
+            raise InputError(
+                f"10 views cut corners of {size} pixels out of images resized to {resize}, which "
+                f"are too small. Use 1 or 2 views."
+            )
 
 
-def _opened(
-    model: ResNeXt | Optimized | str | Path, device: str, batch: int, plan: bool, progress: bool
-) -> ResNeXt | Optimized:
-    if not isinstance(model, str | Path):
-        return model
-    found = open_planned(model, device, batch, progress) if plan else None
-    return found or load_classifier(model, progress=progress)
-
-
-def _evaluated(
-    model: ResNeXt | Optimized,
-    images: ImageSet,
-    device: torch.device,
-    batch_size: int,
-    workers: int,
-    views: int,
-    keep_logits: bool,
-    progress: bool,
-) -> Evaluation:
-    """A model with a complete card, measured."""
-    card = card_of(model)
-    at_once = max(batch_size // views, 1)
-    loader = eval_loader(
-        images, card.preprocessing, batch_size=at_once, workers=workers, views=views
+def _open(
+    model: ResNeXt | Optimized | str | Path, data: str | Path, settings: _Settings
+) -> tuple[ResNeXt | Optimized, ImageSet]:
+    """A classifier that is ready, and the images of the data that it was not trained on."""
+    pick_device(settings.device)  # a runner ignores it, but a typing error must not pass
+    classifier = open_model(
+        model,
+        device=settings.device,
+        batch=settings.batch_size,
+        plan=settings.plan,
+        progress=settings.progress,
     )
-    network = model if isinstance(model, ResNeXt) else None
-    dtype = torch.float32 if network is None else network.fc.weight.dtype
+    card = card_of(classifier)
+    settings.check(card.preprocessing)
+    return classifier, open_for_evaluation(data, card.labels, card.provenance)
+
+
+def _run(
+    model: ResNeXt | Optimized, images: ImageSet, settings: _Settings, keep_logits: bool = False
+) -> Evaluation:
+    """Run a classifier that is ready over images, and count."""
+    card = card_of(model)
+    loader = eval_loader(
+        images,
+        card.preprocessing,
+        batch_size=max(settings.batch_size // settings.views, 1),
+        workers=settings.workers,
+        views=settings.views,
+    )
+    dtype = torch.float32 if isinstance(model, Runner) else model.fc.weight.dtype
 
     def classify(x: Tensor) -> Tensor:
         return model(x.to(dtype))
 
-    report = reporter(progress)
-    report.start("Evaluating", len(images))
+    averaged = average_views(classify, card.temperature) if settings.views > 1 else classify
+    shown = reporter(settings.progress)
+    shown.start("Evaluating", len(images))
     try:
-        with evaluating(network.to(device)) if network else nullcontext():
-            one = classify if views == 1 else average_views(classify, card.temperature)
-            answers = collect_outputs(one, loader, device, report.advance)
+        outputs = collect_outputs(averaged, loader, pick_device(settings.device), shown.advance)
     finally:
-        report.stop()
-    return score(answers, images, temperature=card.temperature, keep_logits=keep_logits)
+        shown.stop()
+    return score(outputs, images, temperature=card.temperature, keep_logits=keep_logits)
 
 
 def _in_common(a: ImageSet, b: ImageSet) -> tuple[ImageSet, ImageSet]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +14,7 @@ from resnext.data.decoding import convert, open_image, pixels, resize_and_crop
 from resnext.data.open import open_for_evaluation
 from resnext.data.sources.folders import image_files
 from resnext.errors import DataError, InputError
-from resnext.inference.opener import open_runner
+from resnext.inference.opener import evaluation_mode, open_runner
 from resnext.inference.runner import Runner, top_classes
 from resnext.system.progress import reporter
 
@@ -77,7 +76,9 @@ def predict(
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}.")
     pictures = expand_images(images)
-    with as_runner(model, device, min(batch_size, len(pictures)), plan, progress) as runner:
+    batch = min(batch_size, len(pictures))
+    with evaluation_mode(model):
+        runner = open_runner(model, device=device, batch=batch, plan=plan, progress=progress)
         card = card_of(runner)
         if type(top) is not int or not 1 <= top <= len(card.labels):
             raise InputError(f"top must be from 1 to the {len(card.labels)} classes, not {top}.")
@@ -97,23 +98,6 @@ def predict(
         finally:
             report.stop()
     return found
-
-
-@contextmanager
-def as_runner(
-    model: ResNeXt | Runner | str | Path, device: str, batch: int, plan: bool, progress: bool
-) -> Iterator[Runner]:
-    """Something that predicts; a network is in evaluation mode for a while."""
-    if isinstance(model, str | Path):
-        yield open_runner(model, device=device, batch=batch, plan=plan, progress=progress)
-    elif isinstance(model, Runner):
-        yield model
-    else:
-        from resnext.inference.engines.torch import TorchRunner, evaluating
-        from resnext.system.device import pick_device
-
-        with evaluating(model.to(pick_device(device))):
-            yield TorchRunner(model)
 
 
 def expand_images(images: Picture | Sequence[Picture]) -> list[tuple[str, Picture]]:
