@@ -117,10 +117,8 @@ def test_images_and_arrays(model: ResNeXt, files: list[Path]) -> None:
     array = np.asarray(open_image(files[2], "RGB"))
     grey = np.asarray(open_image(files[3], "L"))
     for picture in (image, array, grey):
-        agree(
-            *predict(model, picture, device="cpu"),
-            naive(model, Image.fromarray(np.array(picture)).convert("RGB")),
-        )
+        (got,) = predict(model, picture, device="cpu")
+        agree(got, naive(model, Image.fromarray(np.array(picture)).convert("RGB")))
     files[4].rename(files[6].parent / "y.png")
     mixed = [array, str(files[0]), image, files[6].parent, grey]
     got = predict(model, mixed, device="cpu", batch_size=2)
@@ -162,7 +160,7 @@ def test_pillow_images_are_seen_upright(model: ResNeXt, files: list[Path]) -> No
 def test_inputs_are_left_alone(model: ResNeXt, files: list[Path]) -> None:
     """Modes, weights and pixels stay; training may go on after a look at some pictures."""
     model.train()
-    model.layer1.eval()
+    model.get_submodule("layer1").eval()
     modes = {name: module.training for name, module in model.named_modules()}
     before = {key: value.clone() for key, value in model.state_dict().items()}
     array = np.array(open_image(files[0], "RGB"))
@@ -350,11 +348,13 @@ def test_unseen_images_are_unseen_and_spread(model: ResNeXt, tmp_path: Path) -> 
     splits = open_splits(tmp_path, seed=3, val_fraction=0.5)
     note: dict[str, Any] = {"fingerprint": splits.fingerprint, "seed": 3, "val_fraction": 0.5}
     model.card = Card(LABELS, HOW, provenance=note)
+    held_out = {Path(str(path)) for path in open_for_evaluation(tmp_path, LABELS, note).images}
     for limit in (4, 7, 20, 1000):
-        chosen = held_out_images(model, str(tmp_path), limit)
-        assert len(chosen) == min(limit, 20)
-        assert {*chosen} <= {*open_for_evaluation(tmp_path, LABELS, note).images}
-        assert len({Path(str(path)).parent.name for path in chosen}) == 4
+        chosen = [Path(str(path)) for path in held_out_images(model, str(tmp_path), limit)]
+        assert len(chosen) == len({*chosen}) == min(limit, 20)
+        assert {*chosen} <= held_out
+        assert len({path.parent.name for path in chosen}) == 4
+    assert {Path(str(path)) for path in held_out_images(model, str(tmp_path))} == held_out
 
 
 # -- the sheet --------------------------------------------------------------------------------
