@@ -100,13 +100,13 @@ def test_mistakes_end_in_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A traceback helps nobody who mistyped a name, and nothing may be lost."""
+    """A traceback does not help with a mistyped name, and no file may be changed."""
     text = tmp_path / "notes.txt"
     text.write_text("not a model")
     (tmp_path / "empty").mkdir()
-    places = {"MODEL": model, "PHOTOS": photos, "TEXT": text, "EMPTY": tmp_path / "empty"}
-    for name, place in {**places, "FOLDER": tmp_path}.items():
-        command = command.replace(name, str(place))
+    paths = {"MODEL": model, "PHOTOS": photos, "TEXT": text, "EMPTY": tmp_path / "empty"}
+    for name, path in {**paths, "FOLDER": tmp_path}.items():
+        command = command.replace(name, str(path))
     monkeypatch.chdir(tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     code, _, err = run_cli(capsys, monkeypatch, *command.split())
@@ -119,7 +119,7 @@ def test_mistakes_end_in_one_line(
 def test_debug_shows_the_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever looks for our mistake needs the traceback."""
+    """To find a bug of ours, one needs the traceback."""
     with pytest.raises(resnext.ResNeXtError, match="No variant"):
         run_cli(capsys, monkeypatch, "info", "resnext5", "--debug")
 
@@ -182,7 +182,7 @@ def test_train_then_everything(
 def test_help_documents_every_option(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An option without a word of help is an option nobody finds."""
+    """Every option needs a help text."""
     monkeypatch.setenv("COLUMNS", "200")
     code, out, _ = run_cli(capsys, monkeypatch, *command.split(), "--help")
     assert code == 0
@@ -194,16 +194,13 @@ def test_help_documents_every_option(
 
 
 def children_seconds() -> float:
-    """What processes that have ended took of the processor."""
+    """CPU time of the child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def test_help_is_quick_and_runs_as_a_module() -> None:
-    """`resnext --help` takes under 0.4 s, so it must not import torch.
-
-    Of the processor's time: others may run beside it.
-    """
+    """`resnext --help` takes under 0.4 s of CPU time, so it must not import torch."""
     seconds: list[float] = []
     for _ in range(3):
         began = children_seconds()
@@ -211,7 +208,7 @@ def test_help_is_quick_and_runs_as_a_module() -> None:
             [sys.executable, "-m", "resnext", "--help"], capture_output=True, text=True, check=True
         )
         seconds.append(children_seconds() - began)
-    assert "evaluate" in done.stdout
+        assert "evaluate" in done.stdout
     assert min(seconds) < 0.4
 
 
@@ -241,7 +238,7 @@ def test_catalog(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
 def test_doctor_and_convert(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What doctor tells to type next must work when it is typed."""
+    """The commands that doctor recommends must work."""
     bare = tmp_path / "bare.pth"
     loaded = resnext.load(model)
     torch.save(loaded.state_dict(), bare)

@@ -1,4 +1,4 @@
-"""Prediction over folders: order, tables, going on after interruptions, bounds."""
+"""Folder prediction: order, tables, interruptions, bounds."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KINDS = (".csv", ".jsonl", ".parquet")
 
 
 class Fake:
-    """A model that answers with how bright an image is; it fails at the batch `fail`."""
+    """A model that classifies by brightness; it fails at the batch `fail`."""
 
     def __init__(self, card: Card | None = CARD, batch: int = 4, fail: int = -1) -> None:
         self.card, self.config, self.batch, self.fail = card, CONFIG, batch, fail
@@ -68,7 +68,7 @@ def fill(folder: Path, count: int = 23) -> Path:
 
 
 def naive(card: Card, names: list[Path], top: int) -> list[dict[str, Any]]:
-    """What must come out, by one image at a time and a softmax written down once more."""
+    """The expected rows, from one image at a time and a softmax of our own."""
     rows = []
     for name in names:
         how = card.preprocessing
@@ -94,7 +94,7 @@ def left(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-# -- answers ----------------------------------------------------------------------------------
+# -- rows ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("batch", "workers"), [(1, 8), (4, 3), (7, 1), (64, 4)])
@@ -120,7 +120,7 @@ def test_rows_stand_in_the_order_of_the_files(
 def test_every_kind_of_table_says_the_same(
     tmp_path: Path, top: int, threshold: float | None
 ) -> None:
-    """One kind lost a column, a row, or what is behind a comma or a new line."""
+    """One format lost a column, a row, or everything behind a comma or a new line."""
     from pyarrow import parquet
 
     fill(tmp_path / "in", 9)
@@ -298,8 +298,8 @@ def test_a_table_without_any_answer_is_an_error_but_kept(tmp_path: Path) -> None
     assert fake.sizes == []
 
 
-def test_an_answer_that_is_no_number_is_an_error_of_its_row(tmp_path: Path) -> None:
-    """A half-precision overflow became NaN, which is no JSON."""
+def test_outputs_that_are_not_finite_are_errors_of_their_rows(tmp_path: Path) -> None:
+    """A half-precision overflow became NaN, which is not JSON."""
 
     class Overflows(Fake):
         def pixels(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -333,7 +333,7 @@ def test_a_folder_that_may_not_be_listed_is_named(
     assert left(tmp_path) == {"in"}
 
 
-# -- going on ---------------------------------------------------------------------------------
+# -- continuing -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)

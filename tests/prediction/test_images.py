@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def model() -> ResNeXt:
-    """A network that answers differently to different pictures."""
+    """A network that gives different predictions for different pictures."""
     network = ResNeXt(TINY)
     fill(network)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def agree(got: Prediction, wanted: dict[str, float], top: int = 1) -> None:
     assert got.probabilities == pytest.approx([wanted[label] for label in ranked], rel=1e-5)
 
 
-# -- what it takes ----------------------------------------------------------------------------
+# -- inputs ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
@@ -158,7 +158,7 @@ def test_pillow_images_are_seen_upright(model: ResNeXt, files: list[Path]) -> No
 
 
 def test_inputs_are_left_alone(model: ResNeXt, files: list[Path]) -> None:
-    """Modes, weights and pixels stay; training may go on after a look at some pictures."""
+    """Modes, weights and pixels stay, so that training can continue afterwards."""
     model.train()
     model.get_submodule("layer1").eval()
     modes = {name: module.training for name, module in model.named_modules()}
@@ -327,7 +327,7 @@ def test_labels_must_fit(model: ResNeXt, files: list[Path], labels: tuple[str, .
 
 
 def test_models_that_are_none(files: list[Path], tmp_path: Path) -> None:
-    """A missing file is named; a network without card is told what it lacks."""
+    """A missing file is named, and so is what a network without a card lacks."""
     with pytest.raises(CheckpointError, match="does not exist"):
         predict(tmp_path / "a.safetensors", files)
     with pytest.raises(InputError, match="no labels"):
@@ -484,7 +484,7 @@ def test_sheets_of_files(files: list[Path]) -> None:
 )
 def test_sheets_that_cannot_be_drawn(pictures: int, predictions: int, columns: int) -> None:
     """Nothing to draw was a division by zero."""
-    with pytest.raises((DataError, InputError), match=r"columns|picture"):
+    with pytest.raises((DataError, InputError), match=r"columns must|A sheet needs"):
         draw_sheet([Image.new("RGB", (9, 9))] * pictures, answers(predictions), columns=columns)
 
 
@@ -503,7 +503,7 @@ def test_sheets_are_written(tmp_path: Path, ending: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a", "a.", "a.xyz", "a.txt", "a.psd", "a.fits", "a.h5", "a.xbm"])
-def test_endings_nobody_can_write(tmp_path: Path, name: str) -> None:
+def test_suffixes_that_cannot_be_written(tmp_path: Path, name: str) -> None:
     """Pillow raises ValueError, KeyError or OSError, after the predictions were made."""
     sheet = draw_sheet([Image.new("RGB", (9, 9))], answers(1))
     with pytest.raises(DataError, match=rf"{name} cannot be written"):

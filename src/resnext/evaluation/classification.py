@@ -1,4 +1,4 @@
-"""How good a classifier is on images with known classes."""
+"""`evaluate` and `compare`: run classifiers over images with known classes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ from resnext.network import ResNeXt
 from resnext.system.device import pick_device
 from resnext.system.progress import reporter
 
-Advance = Callable[[int], None]  # told how many images were just done
+Advance = Callable[[int], None]
+"""Called with the number of images just finished."""
 
 
 def evaluate(
@@ -46,30 +47,32 @@ def evaluate(
     plan: bool = True,
     progress: bool = False,
 ) -> Evaluation:
-    """Measure a classifier on images it has not learnt from.
+    """Measure a classifier on images it was not trained on.
 
-    Probabilities are calibrated as the model's card says. Images that cannot be read are named in
-    the result and left out.
+    Probabilities are calibrated with the temperature of the model's card. Images that cannot be
+    read are skipped and named in the result.
 
     Args:
-        model: A network with a card, or a model file.
-        data: A folder of class folders, one with `val` or `test` inside, or "digits". If it is
-            the folder the model was trained on, only what training held out is used.
-        batch_size: Images at a time.
-        workers: Processes that decode images.
+        model: A network with a card, the result of `resnext.optimize`, a model file or a catalog
+            name.
+        data: A folder with one folder of images per class, or with `val` or `test` folders of that
+            kind; any other data that `train` accepts; or "digits". From the data the model was
+            trained on, only the held-out images are used.
+        batch_size: Images per batch.
+        workers: Number of processes that decode images.
         device: "auto", or a torch device.
-        views: Test-time augmentation, which averages probabilities: 1 is none; 2 adds the mirror
-            image; 10 takes the four corners and the centre of the resized image, and the same of
-            its mirror image. Do not mirror what has a left and a right, such as digits and text.
+        views: Test-time augmentation, averaging probabilities: 1 is none; 2 adds the mirror image;
+            10 takes the four corners and the centre of the resized image and of its mirror image.
+            Do not mirror what has a left and a right, such as digits and text.
         keep_logits: Whether the result holds the logits.
-        plan: Whether to compute a model file as the plan says that `resnext optimize` left
-            beside it.
-        progress: Whether to show how far it is, on standard error.
+        plan: Whether to use the plan that `resnext optimize` saved beside a model file.
+        progress: Whether to show progress on standard error.
 
     Raises:
-        CheckpointError: The file is no model.
-        DataError: The data is missing, wholly unreadable, or has classes the model does not know.
-        InputError: The model has no card with labels, or an argument makes no sense.
+        CheckpointError: The file holds no usable model.
+        DataError: The data is missing, no image can be read, or it has classes unknown to the
+            model.
+        InputError: The model has no card with labels, or an argument is out of range.
     """
     settings = _Settings(batch_size, workers, device, views, plan, progress)
     with evaluation_mode(model):
@@ -89,23 +92,25 @@ def compare(
     plan: bool = True,
     progress: bool = False,
 ) -> Comparison:
-    """Measure two classifiers on the same images, which neither has learnt from.
+    """Measure two classifiers on the same images, which neither was trained on.
 
     Args:
-        model_a: A network with a card, or a model file.
-        model_b: Another. Its classes may be in another order.
-        data: As for `evaluate`.
-        batch_size: Images at a time.
-        workers: Processes that decode images.
+        model_a: A network with a card, the result of `resnext.optimize`, a model file or a catalog
+            name.
+        model_b: The model to compare with; its classes may be in another order.
+        data: Images with known classes, as for `evaluate`.
+        batch_size: Images per batch.
+        workers: Number of processes that decode images.
         device: "auto", or a torch device.
-        views: As for `evaluate`.
-        plan: As for `evaluate`.
-        progress: Whether to show how far it is, on standard error.
+        views: Views of each image to average over: 1, 2 or 10, as for `evaluate`.
+        plan: Whether to use the plans that `resnext optimize` saved beside model files.
+        progress: Whether to show progress on standard error.
 
     Raises:
-        CheckpointError: A file is no model.
-        DataError: As for `evaluate`, or one has learnt from each image that the other has not.
-        InputError: A model has no card with labels, or an argument makes no sense.
+        CheckpointError: A file holds no usable model.
+        DataError: The data is missing, no image can be read, it has classes unknown to a model, or
+            every image was used to train one of the models.
+        InputError: A model has no card with labels, or an argument is out of range.
     """
     settings = _Settings(batch_size, workers, device, views, plan, progress)
     with evaluation_mode(model_a), evaluation_mode(model_b):
@@ -124,14 +129,14 @@ def collect_outputs(
     device: torch.device,
     advance: Advance | None = None,
 ) -> EvalOutputs:
-    """Run a classifier over batches; the answers are in main memory, in single precision.
+    """Run a classifier over batches; the logits are returned on the CPU, in single precision.
 
     Args:
-        classify: Images to logits.
-        loader: Batches of images and targets. Those that `eval_loader` makes know which images they
-            hold; of others it is assumed that they hold all, in order.
-        device: Where the classifier wants images.
-        advance: Told how many images are done after each batch.
+        classify: Turns images into logits.
+        loader: Batches of images and targets. An `EvalLoader` knows which images it holds; any
+            other is assumed to hold all images, in order.
+        device: Device to move images to.
+        advance: Called after each batch with its number of images.
     """
     logits, targets = [torch.zeros(0, 0)], [torch.zeros(0, dtype=torch.int64)]
     with torch.inference_mode():
@@ -141,17 +146,17 @@ def collect_outputs(
             if advance:
                 advance(len(x))
     indices = loader.done if isinstance(loader, EvalLoader) else range(sum(map(len, targets)))
-    table = torch.cat(logits[1:] or logits).clone()  # no inference tensor
+    table = torch.cat(logits[1:] or logits).clone()  # a normal tensor, not an inference tensor
     return EvalOutputs(table, torch.cat(targets), torch.tensor([*indices], dtype=torch.int64))
 
 
 def merge_outputs(parts: Sequence[EvalOutputs]) -> EvalOutputs:
-    """The answers of several processes as those of one, each image once, in the set's order."""
-    some = [part for part in parts if len(part.indices)] or [*parts[:1]]
-    indices = torch.cat([part.indices for part in some])
+    """The outputs of several processes as those of one: each image once, in order."""
+    filled = [part for part in parts if len(part.indices)] or [*parts[:1]]
+    indices = torch.cat([part.indices for part in filled])
     order = torch.from_numpy(np.unique(indices.numpy(), return_index=True)[1])
     logits, targets = (
-        torch.cat([getattr(x, name) for x in some]) for name in ("logits", "targets")
+        torch.cat([getattr(x, name) for x in filled]) for name in ("logits", "targets")
     )
     return EvalOutputs(logits[order], targets[order], indices[order])
 
@@ -163,10 +168,10 @@ def measure(
     device: torch.device,
     advance: Advance | None = None,
 ) -> Evaluation:
-    """Run a classifier over batches of `images` and count: `collect_outputs`, then `score`.
+    """Evaluate a classifier on batches of `images`: `collect_outputs`, then `score`.
 
     Raises:
-        DataError: No image can be read.
+        DataError: No image could be read.
     """
     return score(collect_outputs(classify, loader, device, advance), images)
 
@@ -203,7 +208,7 @@ def _open(
     model: ResNeXt | Optimized | str | Path, data: str | Path, settings: _Settings
 ) -> tuple[ResNeXt | Optimized, ImageSet]:
     """A classifier that is ready, and the images of the data that it was not trained on."""
-    pick_device(settings.device)  # a runner ignores it, but a typing error must not pass
+    pick_device(settings.device)  # a runner ignores it, but a typo must not pass
     classifier = open_model(
         model,
         device=settings.device,
@@ -244,24 +249,26 @@ def _run(
 
 
 def _in_common(a: ImageSet, b: ImageSet) -> tuple[ImageSet, ImageSet]:
-    """The images of two sets that are in both, in the same order.
+    """Both sets reduced to the images they have in common, in the same order.
 
     Raises:
-        DataError: There are none.
+        DataError: They have none in common.
     """
     names = [[_identity(x, i) for i in range(len(x))] for x in (a, b)]
     if names[0] == names[1]:
         return a, b
-    place = {name: i for i, name in enumerate(names[1])}
-    pairs = [(i, place[name]) for i, name in enumerate(names[0]) if name in place]
+    position = {name: i for i, name in enumerate(names[1])}
+    pairs = [(i, position[name]) for i, name in enumerate(names[0]) if name in position]
     if not pairs:
-        raise DataError(f"Neither model is new to any image of {a.name}. Give them other images.")
-    name = f"{a.name}, unseen by both"
+        raise DataError(
+            f"Every image in {a.name} was used to train one of the models. Give other images."
+        )
+    name = f"{a.name}, held out from both"
     return a.select([i for i, _ in pairs], name), b.select([j for _, j in pairs], name)
 
 
 def _identity(images: ImageSet, index: int) -> str:
-    """The same for the same image in every set: its name, or its pixels where it has none."""
+    """What identifies an image in every set: its name, or a hash of its pixels if it has none."""
     image = images.images[index]
     if isinstance(image, np.ndarray):
         return hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()

@@ -20,23 +20,23 @@ _NONE = np.zeros(0, np.int32)
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What was measured, over `count` images of `data`.
+    """How well a classifier predicts `count` images of `data`.
 
     Args:
-        data: The images, by name.
-        count: How many.
-        accuracy: Part whose class had the highest logit.
-        top5: Part whose class was among the five highest; None with five classes or fewer.
-        nll: Mean negative log-likelihood of the right class, nats.
-        confusion: `(k, k)` counts: row the right class, column the predicted one.
+        data: Name of the images.
+        count: Number of images.
+        accuracy: Fraction whose right class has the highest logit.
+        top5: Fraction whose right class is among the five highest; None with five classes or fewer.
+        nll: Mean negative log-likelihood of the right class, in nats.
+        confusion: `(k, k)` counts: rows are right classes, columns predicted ones.
         labels: Names of the classes.
         ece: Expected calibration error over 15 bins; NaN if a logit is not finite.
         targets: Right class of each image.
-        predicted: Class with the highest logit.
-        confidence: Its probability.
-        indices: Position of each image in the set; those that could not be read are left out.
-        skipped: Images that could not be read, by name.
-        logits: Answers before any calibration, if they were asked for.
+        predicted: Class with the highest logit, for each image.
+        confidence: Probability of the predicted class, for each image.
+        indices: Position of each image in the set; unreadable ones are left out.
+        skipped: Names of the images that could not be read.
+        logits: Logits before calibration, if they were asked for.
     """
 
     data: str
@@ -66,19 +66,19 @@ class Evaluation:
         return interval(self.right)
 
     def recall(self) -> list[float]:
-        """Part of each class that was recognised; NaN for a class without images."""
-        return _parts(self.confusion, self.confusion.sum(1))
+        """Fraction of each class that is recognised; NaN for a class without images."""
+        return _fractions(self.confusion, self.confusion.sum(1))
 
     def precision(self) -> list[float]:
-        """Part of the answers with each class that is right; NaN for a class never answered."""
-        return _parts(self.confusion, self.confusion.sum(0))
+        """Fraction of each class's predictions that are right; NaN for a class never predicted."""
+        return _fractions(self.confusion, self.confusion.sum(0))
 
     def f1(self) -> list[float]:
-        """Harmonic mean of precision and recall; NaN for a class without images and answers."""
-        return _parts(2 * self.confusion, self.confusion.sum(0) + self.confusion.sum(1))
+        """Harmonic mean of precision and recall; NaN for a class without images and predictions."""
+        return _fractions(2 * self.confusion, self.confusion.sum(0) + self.confusion.sum(1))
 
     def confusions(self, limit: int | None = None) -> list[tuple[str, str, int]]:
-        """The most frequent mistakes: right class, predicted class, how often."""
+        """The most frequent mistakes: right class, predicted class, number of images."""
         wrong = self.confusion - np.diag(np.diag(self.confusion))
         rows, columns = np.nonzero(wrong)
         order = np.argsort(-wrong[rows, columns], kind="stable")[:limit]
@@ -88,7 +88,7 @@ class Evaluation:
         ]
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """The numbers by name, for a card."""
+        """The numbers by name, as a card holds them: `{prefix}_accuracy` and so on."""
         values = {"accuracy": self.accuracy, "nll": self.nll, "ece": self.ece}
         if self.top5 is not None:
             values["top5"] = self.top5
@@ -99,9 +99,9 @@ class Evaluation:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the answer to each image, as plain values; None where there is no number.
+        """Everything but the predictions of single images, as JSON values; None in place of NaN.
 
-        Classes have recall, precision and F1; `confusions` has every kind of mistake.
+        Each class has recall, precision and F1; `confusions` has every kind of mistake.
         """
         rows = zip(
             self.labels,
@@ -127,11 +127,12 @@ class Comparison:
     """Two classifiers on the same images.
 
     Args:
-        a: What one was measured to be.
-        b: The other.
-        only_a: Images that only the first has right.
-        only_b: Images that only the second has right.
-        p: How likely so uneven a division is if both are equally good (McNemar's exact test).
+        a: Evaluation of the first.
+        b: Evaluation of the second.
+        only_a: Number of images that only the first has right.
+        only_b: Number of images that only the second has right.
+        p: Probability of a split at least this uneven if both are equally good (McNemar's exact
+            test).
     """
 
     a: Evaluation
@@ -141,18 +142,18 @@ class Comparison:
     p: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Both evaluations and their difference, as plain values."""
+        """Both evaluations and their difference, as JSON values."""
         both = {"a": self.a.to_dict(), "b": self.b.to_dict()}
         return {**both, "only_a": self.only_a, "only_b": self.only_b, "p": self.p}
 
 
 @dataclass(frozen=True, eq=False)
 class EvalOutputs:
-    """Logits for images of a set, or for the part of it that one process measured.
+    """Logits for the images of a set, or for those that one of several processes computed.
 
     Args:
-        logits: A row for each image.
-        targets: Right class of each.
+        logits: `(n, k)`, one row per image.
+        targets: Right class of each image.
         indices: Position of each image in the set.
     """
 
@@ -164,27 +165,29 @@ class EvalOutputs:
 def score(
     answers: EvalOutputs, images: ImageSet, *, temperature: float = 1.0, keep_logits: bool = False
 ) -> Evaluation:
-    """Compare answers with the right classes.
+    """Compare predictions with the right classes.
 
     Args:
-        answers: Those to all of `images` that could be read.
-        images: What was measured on.
-        temperature: What logits are divided by before softmax.
+        answers: Outputs for all `images` that could be read.
+        images: The image set.
+        temperature: Divides the logits before the softmax.
         keep_logits: Whether the result holds the logits.
 
     Raises:
-        DataError: There is no answer.
+        DataError: No image could be read.
     """
     k, count = len(images.labels), len(answers.indices)
     missing = np.setdiff1d(np.arange(len(images)), answers.indices.numpy())
     skipped = tuple(images.title(i) for i in missing.tolist())
     if not count:
         first = f", such as {skipped[0]}" if skipped else ""
-        raise DataError(f"{images.name} has no image that can be read{first}. Nothing is measured.")
+        raise DataError(
+            f"{images.name} has no image that can be read{first}. There is nothing to evaluate."
+        )
     targets = answers.targets
     predicted = answers.logits.argmax(1)
     log_p = torch.cat(
-        [(part.double() / temperature).log_softmax(1) for part in answers.logits.split(4096)]
+        [(chunk.double() / temperature).log_softmax(1) for chunk in answers.logits.split(4096)]
     )
     confidence = log_p.gather(1, predicted[:, None])[:, 0].exp()
     confusion = torch.bincount(targets * k + predicted, minlength=k * k).view(k, k)
@@ -209,11 +212,11 @@ def score(
     )
 
 
-def _parts(numerator: np.ndarray, totals: np.ndarray) -> list[float]:
+def _fractions(numerator: np.ndarray, totals: np.ndarray) -> list[float]:
     with np.errstate(invalid="ignore"):
         return (np.diag(numerator) / totals).tolist()
 
 
 def _number(value: Any) -> Any:
-    """A value that JSON knows."""
+    """A JSON value: None in place of NaN or infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
