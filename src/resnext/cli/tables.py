@@ -38,8 +38,9 @@ def variants_table(summaries: Iterable[tuple[str, Summary]]) -> Table:
 
 def network_table(summary: Summary, *, classifier: bool = True) -> Table:
     """The stages of a network and their total; without the last row for a backbone."""
-    names = ("Output", "Blocks", "Width", "Groups", "Parameters", "GMACs", "Receptive field")
-    table = _table("Stage", *_right(*names))
+    output = Column("Output", justify="right", no_wrap=True)
+    names = ("Blocks", "Width", "Groups", "Parameters", "GMACs", "Receptive\nfield")
+    table = _table("Stage", output, *_right(*names))
     stages = summary.rows if classifier else summary.rows[:-1]
     for stage in stages:
         h, w = stage.size

@@ -66,7 +66,8 @@ def train(
         workers: Number of processes that decode images. Default: chosen by the number of cores.
         device: auto, cpu, cuda, cuda:1, …
         precision: Compute precision; auto uses bf16 where the hardware supports it.
-        compile: Compile the network with torch.compile. Default: only on GPUs.
+        compile: Compile the network with torch.compile. Default: on GPUs, for long
+            runs.
         sync_norms: Compute batch norm statistics over all processes.
         resume: Continue from the last checkpoint, bit for bit; start from scratch if there is none.
         retries: If the loss diverges, how many times to return to the last checkpoint and halve the
