@@ -471,6 +471,18 @@ def test_bars_are_as_long_as_their_probability(probability: float) -> None:
     assert (right - left) / (c - a) == pytest.approx(probability, abs=0.01)
 
 
+def test_bars_are_grey_where_the_model_is_not_sure() -> None:
+    """The table marks these predictions; the picture of them did not."""
+    bar, grey = (0x2F, 0x6F, 0xDE), (0x8B, 0x93, 0xA3)
+    picture, long = [Image.new("RGB", (9, 9), RED)], []
+    for threshold in (None, 0.5, 0.6):
+        sheet = draw_sheet(picture, [Prediction("0", ("",), (0.5,), threshold)])
+        boxes = places(sheet.crop((0, 200, *sheet.size)), {bar, grey})
+        long.append([boxes[c][2] - boxes[c][0] if c in boxes else 0 for c in (bar, grey)])
+    assert [blue > 80 for blue, _ in long] == [True, True, False]
+    assert long[2][1] > 80
+
+
 def test_sheets_of_files(files: list[Path]) -> None:
     """What `predict` was given can be drawn: paths, arrays and images."""
     pictures = [files[0], str(files[1]), open_image(files[2], "RGB"), np.zeros((8, 8), np.uint8)]

@@ -20,6 +20,8 @@ def draw_sheet(
 ) -> Image.Image:
     """Draw images in a grid, each with its most likely class and a bar of the probability.
 
+    The bar is grey where the model is not sure.
+
     Args:
         pictures: The images that `predict` was given; folders already expanded.
         predictions: The predictions for them.
@@ -55,7 +57,8 @@ def draw_sheet(
         draw.text((left, below), _fit(draw, prediction.label, right - left - 8, large), _INK, large)
         bar = below + 34
         draw.rectangle((left, bar, left + _SIDE - 1, bar + 4), fill="#e8ebf1")
-        draw.rectangle((left, bar, left + round(probability * (_SIDE - 1)), bar + 4), fill=_BAR)
+        filled = left + round(probability * (_SIDE - 1))
+        draw.rectangle((left, bar, filled, bar + 4), fill=_BAR if prediction.sure else _FAINT)
     return sheet
 
 
