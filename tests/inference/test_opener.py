@@ -26,6 +26,7 @@ from resnext.inference.plan import (
     engine_version,
     machine_id,
     save_beside,
+    write_plans,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -138,6 +139,17 @@ def test_a_plan_for_another_device_is_not_used(
     assert (open_planned(file, device, 1, False) is not None) == used
 
 
+@pytest.mark.parametrize("open_it", [open_model, open_runner])
+def test_a_plan_for_the_processor_is_not_used_on_a_gpu(
+    file: Path, open_it: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for a GPU, a model must not run on the processor because a plan was made for that."""
+    save_beside(file, plan())
+    monkeypatch.setattr("resnext.system.device.pick_device", lambda name: torch.device("cpu"))
+    assert open_planned(file, "cuda", 16, False) is None
+    assert not isinstance(open_it(file, device="cuda"), Optimized)
+
+
 def test_a_plan_for_another_machine_is_not_used_and_the_reason_is_shown(
     file: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +169,48 @@ def test_the_choice_of_plan_is_shown_once(file: Path, capfd: pytest.CaptureFixtu
     assert shown.endswith("a.plan.json: torch, bf16")
     open_runner(file)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("machine", [machine_id("cpu"), "Abacus"])
+def test_progress_ends(file: Path, machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bar that is not stopped garbles the terminal."""
+    calls: list[str] = []
+
+    class Keeps:
+        def line(self, text: str) -> None:
+            calls.append("line")
+
+        def stop(self) -> None:
+            calls.append("stop")
+
+    monkeypatch.setattr(opener, "reporter", lambda show: Keeps())
+    save_beside(file, plan(machine=machine))
+    open_planned(file, "auto", 16, True)
+    assert calls == ["line", "stop"]
+
+
+def test_without_a_plan_nothing_is_said_of_one(
+    file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Most models have none."""
+    open_runner(file, device="cpu", progress=True)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_downloads_are_shown_on_request(
+    network: ResNeXt, progress: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gigabyte takes minutes; a script may want silence."""
+    calls: list[Any] = []
+
+    def load(source: Any, **options: Any) -> ResNeXt:
+        calls.append((source, options))
+        return network
+
+    monkeypatch.setattr("resnext.weights.load.load_classifier", load)
+    open_model("some-name", device="cpu", progress=progress)
+    assert calls == [("some-name", {"progress": progress})]
 
 
 @pytest.mark.parametrize("open_it", [open_model, open_runner])
@@ -288,7 +342,7 @@ def test_files_that_cannot_be_opened(open_it: Any, tmp_path: Path) -> None:
 def test_names_and_folders_have_no_plan(tmp_path: Path) -> None:
     """A folder of weights can lie beside the plan of a file of nearly the same name."""
     (tmp_path / "pets").mkdir()
-    (tmp_path / "pets.plan.json").write_text("{}")
+    write_plans(tmp_path / "pets.plan.json", [plan()])
     for source in (tmp_path / "pets", "pets", tmp_path / "missing.safetensors", ""):
         assert open_planned(source, "auto", 1, False) is None
 
