@@ -11,7 +11,7 @@ FOLDER = Path("demo")
 
 
 def run(command: str) -> None:
-    """Show a command, then run it as a user would type it."""
+    """Print a command, then run it as a user would."""
     print(f"\n$ {command}", flush=True)
     arguments = shlex.split(command)
     tool = Path(sys.executable).with_name(arguments[0])
@@ -20,13 +20,13 @@ def run(command: str) -> None:
 
 
 def main() -> None:
-    """Train on 1,151 digits, choose on 287, test on 359 others, look at ten of them."""
+    """Train on 1,151 digits, validate on 287, test on 359 others and draw ten of those."""
     FOLDER.mkdir(exist_ok=True)
     model, sheet = FOLDER / "model.safetensors", FOLDER / "predictions.png"
     run(f"resnext train digits --model resnext11_8x16d --out {model} --overwrite")
     run(f"resnext evaluate {model} digits")
     run(f"resnext predict {model} digits --limit 10 --sheet {sheet}")
-    print(f"\nThe model is in {model}, ten digits it had not seen in {sheet}.")
+    print(f"\nThe model is in {model}, ten test digits with predictions in {sheet}.")
 
 
 if __name__ == "__main__":

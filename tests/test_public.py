@@ -140,12 +140,12 @@ def test_importing_touches_nothing() -> None:
 
 
 def test_importing_takes_no_time() -> None:
-    """Fifty milliseconds is what one notices; the least of several runs hides a busy machine."""
+    """Fifty milliseconds are noticed. It is CPU time, with a margin for a slow machine."""
     code = (
         "import time\n"
-        "start = time.perf_counter()\n"
+        "start = time.process_time()\n"
         "import resnext\n"
-        "print(1000 * (time.perf_counter() - start))\n"
+        "print(1000 * (time.process_time() - start))\n"
     )
     assert min(run(code) for _ in range(5)) < 50
 

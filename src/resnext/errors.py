@@ -10,6 +10,8 @@
         └── MissingFileError    also FileNotFoundError
 
 Each message says what was wanted, what came, and what to do.
+
+`Terminated` is not an error: SIGTERM raises it where Ctrl-C raises KeyboardInterrupt.
 """
 
 
@@ -45,3 +47,7 @@ class CheckpointError(ResNeXtError):
 
 class MissingFileError(CheckpointError, FileNotFoundError):
     """A model file does not exist."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM). The command line exits with code 143."""

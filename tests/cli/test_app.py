@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from helpers import run_cli
+from helpers import photo_folder, run_cli, tiny_network
 from PIL import Image
 
 import resnext
+from resnext.errors import Terminated
 
 REQUIRED = ("info", "train", "evaluate", "predict")
 
@@ -33,13 +34,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Two images of each of two kinds of pets."""
-    rng = np.random.default_rng(0)
-    for label in ("cat", "dog"):
-        (tmp_path / "photos" / label).mkdir(parents=True)
-        for i in range(2):
-            image = Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8))
-            image.save(tmp_path / "photos" / label / f"{i}.jpg")
-    return tmp_path / "photos"
+    return photo_folder(tmp_path / "photos", count=2)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +84,20 @@ def photos(tmp_path: Path) -> Path:
         ("predict MODEL PHOTOS --limit 0", "--limit must be at least 1"),
         ("predict MODEL PHOTOS --batch-size 0", "batch_size must be at least 1"),
         ("predict MODEL PHOTOS --sheet FOLDER/sheet.xyz", "cannot be written"),
+        ("predict MODEL digits", "the model has cat, dog, fish"),
+        ("predict MODEL digits --out FOLDER/a.csv", "--out takes files and folders"),
+        ("predict MODEL PHOTOS --out FOLDER/a.csv --limit 1", "--out takes files and folders"),
+        ("predict MODEL PHOTOS --out FOLDER/a.csv --sheet a.png", "--out takes files and folders"),
+        ("predict MODEL PHOTOS --out FOLDER/a.txt", "must end in .csv, .jsonl or .parquet"),
+        ("predict MODEL PHOTOS --out FOLDER/a.csv --ray --embeddings a.npy", "with --ray"),
+        ("predict MODEL PHOTOS --embeddings a.npy", "--embeddings needs --out FILE"),
+        ("predict MODEL PHOTOS --workers 1", "--workers needs --out FILE"),
+        ("predict MODEL PHOTOS --ray", "--ray needs --out FILE"),
+        ("evaluate MODEL PHOTOS --json FOLDER", "cannot be written: give a file in a folder"),
+        ("evaluate MODEL PHOTOS --json FOLDER/no/a.json", "cannot be written: give a file"),
+        ("bench MODEL --json FOLDER/no/a.json", "cannot be written: give a file in a folder"),
+        ("optimize nothing.safetensors", "is not a file. A plan is saved beside a model file"),
+        ("optimize FOLDER", "is not a file"),
     ],
 )
 def test_mistakes_end_in_one_line(
@@ -100,13 +109,13 @@ def test_mistakes_end_in_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A traceback helps nobody who mistyped a name, and nothing may be lost."""
+    """A traceback does not help with a mistyped name, and no file may be changed."""
     text = tmp_path / "notes.txt"
     text.write_text("not a model")
     (tmp_path / "empty").mkdir()
-    places = {"MODEL": model, "PHOTOS": photos, "TEXT": text, "EMPTY": tmp_path / "empty"}
-    for name, place in {**places, "FOLDER": tmp_path}.items():
-        command = command.replace(name, str(place))
+    paths = {"MODEL": model, "PHOTOS": photos, "TEXT": text, "EMPTY": tmp_path / "empty"}
+    for name, path in {**paths, "FOLDER": tmp_path}.items():
+        command = command.replace(name, str(path))
     monkeypatch.chdir(tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     code, _, err = run_cli(capsys, monkeypatch, *command.split())
@@ -119,7 +128,7 @@ def test_mistakes_end_in_one_line(
 def test_debug_shows_the_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever looks for our mistake needs the traceback."""
+    """To find a bug of ours, one needs the traceback."""
     with pytest.raises(resnext.ResNeXtError, match="No variant"):
         run_cli(capsys, monkeypatch, "info", "resnext5", "--debug")
 
@@ -173,7 +182,7 @@ def test_train_then_everything(
     assert code == 0, err
     assert "epoch   1/1" in err
     assert "images/s" in err
-    assert "of the validation images right" in text
+    assert "epoch 1, validation accuracy " in text
     assert run_cli(capsys, monkeypatch, "evaluate", out, photos)[0] == 0
     assert run_cli(capsys, monkeypatch, "predict", out, photos)[0] == 0
 
@@ -182,7 +191,7 @@ def test_train_then_everything(
 def test_help_documents_every_option(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An option without a word of help is an option nobody finds."""
+    """Every option needs a help text."""
     monkeypatch.setenv("COLUMNS", "200")
     code, out, _ = run_cli(capsys, monkeypatch, *command.split(), "--help")
     assert code == 0
@@ -194,16 +203,13 @@ def test_help_documents_every_option(
 
 
 def children_seconds() -> float:
-    """What processes that have ended took of the processor."""
+    """CPU time of the child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def test_help_is_quick_and_runs_as_a_module() -> None:
-    """`resnext --help` takes under 0.4 s, so it must not import torch.
-
-    Of the processor's time: others may run beside it.
-    """
+    """`resnext --help` takes under 0.4 s of CPU time, so it must not import torch."""
     seconds: list[float] = []
     for _ in range(3):
         began = children_seconds()
@@ -211,7 +217,7 @@ def test_help_is_quick_and_runs_as_a_module() -> None:
             [sys.executable, "-m", "resnext", "--help"], capture_output=True, text=True, check=True
         )
         seconds.append(children_seconds() - began)
-    assert "evaluate" in done.stdout
+        assert "evaluate" in done.stdout
     assert min(seconds) < 0.4
 
 
@@ -241,7 +247,7 @@ def test_catalog(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
 def test_doctor_and_convert(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What doctor tells to type next must work when it is typed."""
+    """The commands that doctor recommends must work."""
     bare = tmp_path / "bare.pth"
     loaded = resnext.load(model)
     torch.save(loaded.state_dict(), bare)
@@ -254,7 +260,7 @@ def test_doctor_and_convert(
     Path("classes.txt").write_text("cat\ndog\nfish\n")
     code, out, err = run_cli(capsys, monkeypatch, *command.split("resnext ")[1].split())
     assert (code, err) == (0, "")
-    assert "Largest difference of an answer 0 of" in out
+    assert "Logits differ by at most 0 (largest logit " in out
     converted = resnext.load("bare-own.safetensors")
     assert isinstance(converted, resnext.ResNeXt)
     assert converted.card is not None
@@ -312,3 +318,140 @@ def test_info_of_checkpoints(
     assert "classifier" not in out
     parameters = sum(x.numel() for n, x in trunk.items() if n.endswith(("weight", "bias")))
     assert f"{parameters:,}" in out
+
+
+def test_the_model_of_a_digits_prediction_needs_no_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without --limit, all held-out digits are classified, however many there are."""
+    card = resnext.Card(
+        tuple("0123456789"),
+        resnext.Preprocessing(8, 8, mean=(0.5,), std=(0.5,), colour="L"),
+    )
+    config = tiny_network().config.replace(in_channels=1, num_classes=10)
+    resnext.save(tiny_network(config, card), tmp_path / "digits.safetensors")
+    monkeypatch.setenv("COLUMNS", "100")
+    file = tmp_path / "digits.safetensors"
+    for options, count in (((), 359), (("--limit", 3), 3), (("--limit", 1000), 359)):
+        code, out, err = run_cli(capsys, monkeypatch, "predict", file, "digits", *options)
+        assert (code, err.count("Traceback")) == (0, 0)
+        assert len(out.splitlines()) == 1 + count
+
+
+def test_predictions_below_the_threshold_are_marked(
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The threshold in a card is of use only if it is shown."""
+    preprocessing = resnext.Preprocessing(12, 14)
+    monkeypatch.chdir(tmp_path)
+    for threshold, marked in ((0.0, 0), (1.0, 4)):
+        card = resnext.Card(("cat", "dog"), preprocessing, threshold=threshold)
+        resnext.save(tiny_network(card=card), tmp_path / f"{marked}.safetensors")
+        _, out, _ = run_cli(
+            capsys, monkeypatch, "predict", tmp_path / f"{marked}.safetensors", "photos"
+        )
+        assert sum(" ? " in line for line in out.splitlines()[1:5]) == marked
+        notice = (
+            f"? marks {marked} of 4 predictions below the model's confidence threshold of 100.00%"
+        )
+        assert (notice in out) == bool(marked)
+
+
+def test_predict_to_a_file(
+    model: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every image has a row, also one that cannot be read, and the summary counts them."""
+    (photos / "cat" / "000.jpg").write_text("no image")
+    out, array = tmp_path / "a.csv", tmp_path / "a.npy"
+    code, text, _ = run_cli(
+        capsys, monkeypatch, "predict", model, photos, "--out", out, "--embeddings", array
+    )
+    assert code == 0
+    assert re.fullmatch(
+        rf"{out}: 4 images, [\d,.]+ images/s; 1 could not be read\n{array}: embeddings\n", text
+    )
+    assert len(out.read_text().splitlines()) == 5
+    assert array.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(Terminated(), 143), (KeyboardInterrupt(), 130), (type("Other", (Terminated,), {})(), 143)],
+    ids=["SIGTERM", "Ctrl-C", "subclass"],
+)
+def test_interruptions_have_exit_codes(
+    error: KeyboardInterrupt,
+    code: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A scheduler tells a job that it ended itself from one that the user stopped."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("resnext.weights.catalog.catalog", stop)
+    assert run_cli(capsys, monkeypatch, "catalog") == (code, "", "")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: 10 bytes"),
+    ],
+    ids=["Python", "CUDA", "CPU"],
+)
+def test_a_full_memory_is_one_line(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what to change; any other RuntimeError is a bug and shows its traceback."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("resnext.weights.catalog.catalog", fail)
+    code, _, err = run_cli(capsys, monkeypatch, "catalog")
+    assert (code, err) == (2, "resnext: Out of memory. Lower --batch-size or --size.\n")
+    error = RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_cli(capsys, monkeypatch, "catalog")
+
+
+@pytest.mark.parametrize(("width", "top5"), [(80, False), (120, True)])
+def test_catalog_names_are_whole_in_a_narrow_terminal(
+    width: int, top5: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In 80 columns, names were broken in two, and could not be copied."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    _, out, _ = run_cli(capsys, monkeypatch, "catalog")
+    assert ("Top-5" in out) == top5
+    words = set(out.split())
+    assert all(row.name in words for row in resnext.catalog())
+    assert max(map(len, out.splitlines())) <= width
+
+
+@pytest.mark.parametrize("command", ["info resnext50_32x4d", "info resnext101_64x4d"])
+def test_info_fits_eighty_columns(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that is broken in two cannot be read."""
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = run_cli(capsys, monkeypatch, *command.split())
+    table = out.splitlines()[-8:]
+    assert [line.split()[0] for line in table] == [
+        "Stage",
+        "stem",
+        *["stage"] * 4,
+        "classifier",
+        "total",
+    ]
+    assert "1,024 × 14×14" in out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def softmax(z: np.ndarray) -> np.ndarray:
 # -- calibration error ------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=seeds, count=st.integers(1, 80), bins=st.integers(1, 20), digits=st.integers(1, 3))
 def test_bins_are_those_of_a_loop(seed: int, count: int, bins: int, digits: int) -> None:
     """A confidence on an edge belongs to the lower bin, in every bin and at both ends."""
@@ -100,7 +101,7 @@ def test_confidences_are_probabilities(confidence: np.ndarray, right: np.ndarray
 # -- temperature ------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=seeds, k=st.integers(2, 7), count=st.integers(2, 90), scale=st.floats(0.05, 40))
 def test_temperature_is_scipys(seed: int, k: int, count: int, scale: float) -> None:
     """The minimum, also where it lies at a bound, and whatever the logits' scale."""
@@ -189,7 +190,7 @@ def test_logits_that_fit_nothing(logits: np.ndarray, targets: np.ndarray, proble
 # -- threshold --------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     seed=seeds,
     count=st.integers(1, 40),
@@ -224,7 +225,7 @@ def test_thresholds_one_knows() -> None:
 # -- uncertainty ------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(count=st.integers(2, 2000), part=st.floats(0.01, 0.99), seed=st.integers(0, 9))
 def test_intervals_are_the_binomials(count: int, part: float, seed: int) -> None:
     """Percentiles of what is drawn, not of a normal curve that reaches past one."""
@@ -248,13 +249,14 @@ def test_intervals_without_a_mistake(count: int) -> None:
 
 def test_intervals_of_nothing() -> None:
     """The mean of no answers is no number."""
-    for arguments in ({}, {"rounds": 0}, {"level": 1.0}, {"level": 0.0}):
+    cases: list[dict[str, Any]] = [{}, {"rounds": 0}, {"level": 1.0}, {"level": 0.0}]
+    for arguments in cases:
         right = np.ones(3, bool) if arguments else NOTHING
-        with pytest.raises(InputError, match="An interval needs answers"):
+        with pytest.raises(InputError, match="An interval needs predictions"):
             interval(right, **arguments)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     only_a=st.integers(0, 60),
     only_b=st.integers(0, 60),
@@ -279,5 +281,5 @@ def test_mcnemar_of_many_images() -> None:
     a = np.arange(5000) < 2600
     got = mcnemar(a, ~a)
     assert got[2] == pytest.approx(binomtest(2400, 5000).pvalue, rel=1e-9)
-    with pytest.raises(InputError, match="an answer for each image"):
+    with pytest.raises(InputError, match="a prediction for each image"):
         mcnemar(a, a[1:])

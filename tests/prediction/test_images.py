@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def model() -> ResNeXt:
-    """A network that answers differently to different pictures."""
+    """A network that gives different predictions for different pictures."""
     network = ResNeXt(TINY)
     fill(network)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def agree(got: Prediction, wanted: dict[str, float], top: int = 1) -> None:
     assert got.probabilities == pytest.approx([wanted[label] for label in ranked], rel=1e-5)
 
 
-# -- what it takes ----------------------------------------------------------------------------
+# -- inputs ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
@@ -117,10 +117,8 @@ def test_images_and_arrays(model: ResNeXt, files: list[Path]) -> None:
     array = np.asarray(open_image(files[2], "RGB"))
     grey = np.asarray(open_image(files[3], "L"))
     for picture in (image, array, grey):
-        agree(
-            *predict(model, picture, device="cpu"),
-            naive(model, Image.fromarray(np.array(picture)).convert("RGB")),
-        )
+        (got,) = predict(model, picture, device="cpu")
+        agree(got, naive(model, Image.fromarray(np.array(picture)).convert("RGB")))
     files[4].rename(files[6].parent / "y.png")
     mixed = [array, str(files[0]), image, files[6].parent, grey]
     got = predict(model, mixed, device="cpu", batch_size=2)
@@ -160,9 +158,9 @@ def test_pillow_images_are_seen_upright(model: ResNeXt, files: list[Path]) -> No
 
 
 def test_inputs_are_left_alone(model: ResNeXt, files: list[Path]) -> None:
-    """Modes, weights and pixels stay; training may go on after a look at some pictures."""
+    """Modes, weights and pixels stay, so that training can continue afterwards."""
     model.train()
-    model.layer1.eval()
+    model.get_submodule("layer1").eval()
     modes = {name: module.training for name, module in model.named_modules()}
     before = {key: value.clone() for key, value in model.state_dict().items()}
     array = np.array(open_image(files[0], "RGB"))
@@ -329,7 +327,7 @@ def test_labels_must_fit(model: ResNeXt, files: list[Path], labels: tuple[str, .
 
 
 def test_models_that_are_none(files: list[Path], tmp_path: Path) -> None:
-    """A missing file is named; a network without card is told what it lacks."""
+    """A missing file is named, and so is what a network without a card lacks."""
     with pytest.raises(CheckpointError, match="does not exist"):
         predict(tmp_path / "a.safetensors", files)
     with pytest.raises(InputError, match="no labels"):
@@ -350,11 +348,13 @@ def test_unseen_images_are_unseen_and_spread(model: ResNeXt, tmp_path: Path) -> 
     splits = open_splits(tmp_path, seed=3, val_fraction=0.5)
     note: dict[str, Any] = {"fingerprint": splits.fingerprint, "seed": 3, "val_fraction": 0.5}
     model.card = Card(LABELS, HOW, provenance=note)
+    held_out = {Path(str(path)) for path in open_for_evaluation(tmp_path, LABELS, note).images}
     for limit in (4, 7, 20, 1000):
-        chosen = held_out_images(model, str(tmp_path), limit)
-        assert len(chosen) == min(limit, 20)
-        assert {*chosen} <= {*open_for_evaluation(tmp_path, LABELS, note).images}
-        assert len({Path(str(path)).parent.name for path in chosen}) == 4
+        chosen = [Path(str(path)) for path in held_out_images(model, str(tmp_path), limit)]
+        assert len(chosen) == len({*chosen}) == min(limit, 20)
+        assert {*chosen} <= held_out
+        assert len({path.parent.name for path in chosen}) == 4
+    assert {Path(str(path)) for path in held_out_images(model, str(tmp_path))} == held_out
 
 
 # -- the sheet --------------------------------------------------------------------------------
@@ -471,6 +471,18 @@ def test_bars_are_as_long_as_their_probability(probability: float) -> None:
     assert (right - left) / (c - a) == pytest.approx(probability, abs=0.01)
 
 
+def test_bars_are_grey_where_the_model_is_not_sure() -> None:
+    """The table marks these predictions; the picture of them did not."""
+    bar, grey = (0x2F, 0x6F, 0xDE), (0x8B, 0x93, 0xA3)
+    picture, long = [Image.new("RGB", (9, 9), RED)], []
+    for threshold in (None, 0.5, 0.6):
+        sheet = draw_sheet(picture, [Prediction("0", ("",), (0.5,), threshold)])
+        boxes = places(sheet.crop((0, 200, *sheet.size)), {bar, grey})
+        long.append([boxes[c][2] - boxes[c][0] if c in boxes else 0 for c in (bar, grey)])
+    assert [blue > 80 for blue, _ in long] == [True, True, False]
+    assert long[2][1] > 80
+
+
 def test_sheets_of_files(files: list[Path]) -> None:
     """What `predict` was given can be drawn: paths, arrays and images."""
     pictures = [files[0], str(files[1]), open_image(files[2], "RGB"), np.zeros((8, 8), np.uint8)]
@@ -484,7 +496,7 @@ def test_sheets_of_files(files: list[Path]) -> None:
 )
 def test_sheets_that_cannot_be_drawn(pictures: int, predictions: int, columns: int) -> None:
     """Nothing to draw was a division by zero."""
-    with pytest.raises((DataError, InputError), match=r"columns|picture"):
+    with pytest.raises((DataError, InputError), match=r"columns must|A sheet needs"):
         draw_sheet([Image.new("RGB", (9, 9))] * pictures, answers(predictions), columns=columns)
 
 
@@ -503,7 +515,7 @@ def test_sheets_are_written(tmp_path: Path, ending: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a", "a.", "a.xyz", "a.txt", "a.psd", "a.fits", "a.h5", "a.xbm"])
-def test_endings_nobody_can_write(tmp_path: Path, name: str) -> None:
+def test_suffixes_that_cannot_be_written(tmp_path: Path, name: str) -> None:
     """Pillow raises ValueError, KeyError or OSError, after the predictions were made."""
     sheet = draw_sheet([Image.new("RGB", (9, 9))], answers(1))
     with pytest.raises(DataError, match=rf"{name} cannot be written"):

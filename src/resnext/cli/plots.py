@@ -1,4 +1,4 @@
-"""Pictures of numbers. They need matplotlib."""
+"""Charts of the catalog and of benchmarks. They need matplotlib."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ _COLOURS = {"apache-2.0": "#1f6f8b", "bsd-3-clause": "#3a8f5c", "cc-by-nc-4.0": 
 
 
 def plot_catalog(rows: Sequence[Checkpoint], path: str | Path) -> None:
-    """Draw accuracy against cost, with the line that nothing cheaper beats.
+    """Draw accuracy against cost, and a line through the checkpoints that nothing cheaper beats.
 
     Args:
         rows: Checkpoints; those without a published accuracy are left out.
         path: File to write: .png, .svg or .pdf.
 
     Raises:
-        InputError: matplotlib is not installed, the file is of another kind, or nothing is left.
+        InputError: matplotlib is not installed, the suffix is another one, the file cannot be
+            written, or no checkpoint has a published accuracy.
     """
     path = Path(path)
     _check_suffix(path)
     rows = [row for row in rows if row.top1 is not None]
     if not rows:
-        raise InputError("No checkpoint with a published accuracy is left to draw.")
+        raise InputError("No checkpoint here has a published accuracy to draw.")
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(11.5, 6), layout="constrained")
     for licence, colour in _COLOURS.items():
@@ -47,12 +48,12 @@ def plot_catalog(rows: Sequence[Checkpoint], path: str | Path) -> None:
     axes.set_xlim(low, high)
     axes.minorticks_off()
     for i, row in enumerate(best):
-        place = (row.gmacs, row.top1 or 0)
-        axes.annotate(str(i + 1), place, (-9, 4), textcoords="offset points", ha="center", size=9)
+        point = (row.gmacs, row.top1 or 0)
+        axes.annotate(str(i + 1), point, (-9, 4), textcoords="offset points", ha="center", size=9)
     names = "\n".join(f"{i + 1}  {row.name}" for i, row in enumerate(best))
-    text = f"Nothing cheaper is better than\n\n{names}"
+    text = f"Best accuracy for the cost\n\n{names}"
     axes.text(1.02, 1, text, transform=axes.transAxes, va="top", size=8.5, linespacing=1.6)
-    axes.set_xlabel("GMACs for one image")
+    axes.set_xlabel("GMACs per image")
     axes.set_ylabel("ImageNet-1k top-1, %")
     axes.set_title("Public ResNeXt checkpoints", loc="left", fontweight="bold")
     axes.grid(color="#e6e6e6", zorder=0)
@@ -75,20 +76,21 @@ _OURS = {"fp32": "#e8a87c", "bf16": "#d9773f", "int8": "#a8501f"}
 
 
 def plot_benchmark(benchmark: Benchmark, path: str | Path) -> None:
-    """Draw images per second of every contender, a chart for each number of images at a time.
+    """Draw the images per second of every contender, one chart per batch size.
 
     Args:
-        benchmark: What was measured; rows that could not run, or answered wrong, are left out.
+        benchmark: The measurements; contenders that failed or gave wrong outputs are left out.
         path: File to write: .png, .svg or .pdf.
 
     Raises:
-        InputError: matplotlib is not installed, the file is of another kind, or nothing is left.
+        InputError: matplotlib is not installed, the suffix is another one, the file cannot be
+            written, or there is nothing to draw.
     """
     path = Path(path)
     _check_suffix(path)
     rows = [row for row in benchmark.rows if not row.note]
     if not rows:
-        raise InputError("Nothing was measured that could be drawn.")
+        raise InputError("Nothing to draw: no contender ran.")
     plt = _pyplot()
     batches = sorted({row.batch for row in rows})
     charts = [[row for row in rows if row.batch == batch] for batch in batches]
@@ -105,13 +107,13 @@ def plot_benchmark(benchmark: Benchmark, path: str | Path) -> None:
     axes[-1, 0].set_xlabel("Images per second")
     title = f"{benchmark.name}, {benchmark.size}×{benchmark.size} pixels"
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-    about = f"{benchmark.machine}, {benchmark.threads} threads. Milliseconds: the median batch"
-    figure.supxlabel(about, x=0.01, ha="left", fontsize=8.5, color="#777777")
+    footer = f"{benchmark.machine}, {benchmark.threads} threads. ms: median time per batch"
+    figure.supxlabel(footer, x=0.01, ha="left", fontsize=8.5, color="#777777")
     _write(figure, path)
 
 
 def _bars(ax: Axes, benchmark: Benchmark, batch: int, rows: list[BenchmarkRow]) -> None:
-    """One chart: the fastest on top, ours in colour and with how it compares."""
+    """One chart: the fastest on top, resnext highlighted and compared with the best peer."""
     rows = sorted(rows, key=lambda row: row.images_per_second)
     ratios = {(r.batch, r.precision): r.times for r in benchmark.ratios()}
     speeds = [row.images_per_second for row in rows]
@@ -122,11 +124,11 @@ def _bars(ax: Axes, benchmark: Benchmark, batch: int, rows: list[BenchmarkRow]) 
         text = f"{row.images_per_second:,.1f}   {row.p50:,.1f} ms"
         times = ratios.get((batch, row.precision)) if ours else None
         text += f"   {times:.2f}× the best peer" if times is not None else ""
-        place = (row.images_per_second, i)
+        end = (row.images_per_second, i)
         weight = "bold" if ours else "normal"
         ax.annotate(
             text,
-            place,
+            end,
             (6, 0),
             textcoords="offset points",
             va="center",
@@ -142,8 +144,7 @@ def _bars(ax: Axes, benchmark: Benchmark, batch: int, rows: list[BenchmarkRow]) 
     ax.tick_params(length=0)
     ax.grid(axis="x", color="#e6e6e6", zorder=0)
     ax.spines[["top", "right", "left", "bottom"]].set_visible(False)
-    images = "1 image" if batch == 1 else f"{batch} images"
-    ax.set_title(f"{images} at a time", loc="left", size=10)
+    ax.set_title(f"Batch size {batch}", loc="left", size=10)
 
 
 def _check_suffix(path: Path) -> None:

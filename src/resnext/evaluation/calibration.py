@@ -1,4 +1,4 @@
-"""How far confidences can be trusted, and how sure a measured accuracy is."""
+"""Calibration of confidences, and the uncertainty of a measured accuracy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from resnext.errors import InputError
 
 _BOUNDS = 0.05, 20.0  # of a fitted temperature
-_ROWS = 4096  # of logits that are in memory in double precision at a time
+_ROWS = 4096  # rows of logits converted to double precision at a time
 
 Numbers = Float[np.ndarray, " n"]
 Right = Bool[np.ndarray, " n"]
@@ -20,12 +20,12 @@ Right = Bool[np.ndarray, " n"]
 
 @dataclass(frozen=True)
 class Bin:
-    """Answers of similar confidence. Without answers, both means are NaN.
+    """Predictions of similar confidence. Without any, both means are NaN.
 
     Args:
-        confidence: Their mean confidence.
-        accuracy: Part of them that is right.
-        count: How many.
+        confidence: Mean confidence.
+        accuracy: Fraction that is right.
+        count: Number of predictions.
     """
 
     confidence: float
@@ -34,61 +34,64 @@ class Bin:
 
 
 def reliability(confidence: Numbers, right: Right, bins: int = 15) -> list[Bin]:
-    """Accuracy by confidence, in bins of equal width from 0 to 1, each with its upper end.
+    """Accuracy by confidence, in bins of equal width from 0 to 1; each includes its upper edge.
 
     Args:
-        confidence: Probability of each answer.
-        right: Whether each answer is right.
-        bins: How many.
+        confidence: Probability of each prediction.
+        right: Whether each prediction is right.
+        bins: Number of bins.
 
     Raises:
-        InputError: The arrays do not fit each other or are empty, or a confidence is not a
+        InputError: The arrays are empty or of different lengths, or a confidence is not a
             probability.
     """
     confidence, right = _checked(confidence, right)
     if bins < 1:
         raise InputError(f"bins must be at least 1, not {bins}.")
     edges = np.arange(1, bins) / bins
-    place = np.searchsorted(edges, confidence, side="left")
-    counts = np.bincount(place, minlength=bins)
+    bin_of = np.searchsorted(edges, confidence, side="left")
+    counts = np.bincount(bin_of, minlength=bins)
     with np.errstate(invalid="ignore"):
-        means = np.bincount(place, confidence, bins) / counts
-        parts = np.bincount(place, right, bins) / counts
-    return [Bin(*row) for row in zip(means.tolist(), parts.tolist(), counts.tolist(), strict=True)]
+        confidences = np.bincount(bin_of, confidence, bins) / counts
+        accuracies = np.bincount(bin_of, right, bins) / counts
+    columns = confidences.tolist(), accuracies.tolist(), counts.tolist()
+    return [Bin(*values) for values in zip(*columns, strict=True)]
 
 
 def expected_calibration_error(confidence: Numbers, right: Right, bins: int = 15) -> float:
-    """Mean distance of confidence and accuracy over bins, weighted by count (arXiv:1706.04599).
+    """Mean gap between confidence and accuracy over bins, weighted by count (arXiv:1706.04599).
 
     Args:
-        confidence: Probability of each answer.
-        right: Whether each answer is right.
-        bins: How many.
+        confidence: Probability of each prediction.
+        right: Whether each prediction is right.
+        bins: Number of bins.
 
     Raises:
-        InputError: As `reliability`.
+        InputError: The arrays are empty or of different lengths, or a confidence is not a
+            probability.
     """
-    rows = [row for row in reliability(confidence, right, bins) if row.count]
-    distance = sum(row.count * abs(row.accuracy - row.confidence) for row in rows)
-    return distance / sum(row.count for row in rows)
+    filled = [x for x in reliability(confidence, right, bins) if x.count]
+    gap = sum(x.count * abs(x.accuracy - x.confidence) for x in filled)
+    return gap / sum(x.count for x in filled)
 
 
 def fit_temperature(
     logits: Float[Tensor, "n k"] | Float[np.ndarray, "n k"],
     targets: Int[Tensor, " n"] | Int[np.ndarray, " n"],
 ) -> float:
-    """The temperature between 0.05 and 20 whose softmax(logits / temperature) fits best.
+    """The temperature between 0.05 and 20 with the best softmax(logits / temperature).
 
-    It minimises the negative log-likelihood (arXiv:1706.04599, section 4.2), which is convex in
-    1 / temperature. If every answer is right there is no minimum, only ever more confidence; the
-    temperature is 1 then, which leaves the logits as they are.
+    It minimizes the negative log-likelihood (arXiv:1706.04599, section 4.2), which is convex in
+    1 / temperature. If every prediction is right, the likelihood only grows with confidence and has
+    no maximum; the result is then 1, which leaves the logits unchanged.
 
     Args:
-        logits: Answers to images that were not learnt from.
-        targets: The right class of each.
+        logits: `(n, k)`, on images that were not trained on.
+        targets: `(n,)`, the right class of each image.
 
     Raises:
-        InputError: There are none, they do not fit each other, or a logit is not finite.
+        InputError: The arrays are empty or their shapes do not match, a target is not a class, or a
+            logit is not finite.
     """
     z = _array(logits)
     y = _array(targets).astype(np.int64)
@@ -102,7 +105,7 @@ def fit_temperature(
         return 1.0
     low, high = 1 / _BOUNDS[1], 1 / _BOUNDS[0]
     scale = 1.0
-    for _ in range(60):  # Newton's steps, halving the bracket where one would leave it
+    for _ in range(60):  # Newton's method; a step that would leave the bracket halves it instead
         slope, curvature = _derivatives(z, y, scale)
         low, high = (scale, high) if slope < 0 else (low, scale)
         step = scale - slope / curvature if curvature > 0 else math.inf
@@ -114,22 +117,24 @@ def fit_temperature(
 
 
 def recommend_threshold(confidence: Numbers, right: Right, wanted: float = 0.95) -> float | None:
-    """The lowest confidence from which on upwards at least `wanted` of the answers are right.
+    """The lowest threshold at which at least `wanted` of the accepted predictions are right.
 
-    Answers of equal confidence are accepted together. The more are accepted the better, so a
-    higher confidence below which accuracy dips for a while is passed over.
+    A prediction is accepted if its confidence is at least the threshold, so predictions of equal
+    confidence are accepted together. The lowest threshold accepts the most, even if accuracy dips
+    below `wanted` at some higher one.
 
     Args:
-        confidence: Probability of each answer.
-        right: Whether each answer is right.
-        wanted: Part that must be right.
+        confidence: Probability of each prediction.
+        right: Whether each prediction is right.
+        wanted: Fraction of the accepted predictions that must be right.
 
     Returns:
-        A threshold to compare confidences with by `>=`; 0 if all answers together are right often
-        enough, None if not even the most confident ones are.
+        The threshold; 0 if all predictions together are accurate enough, None if not even the most
+        confident ones are.
 
     Raises:
-        InputError: As `reliability`, or `wanted` is not between 0 and 1.
+        InputError: The arrays are empty or of different lengths, a confidence is not a probability,
+            or `wanted` is not above 0 and at most 1.
     """
     confidence, right = _checked(confidence, right)
     if not 0 < wanted <= 1:
@@ -138,36 +143,36 @@ def recommend_threshold(confidence: Numbers, right: Right, wanted: float = 0.95)
     falling = confidence[order]
     accepted = np.arange(1, len(falling) + 1)
     enough = np.cumsum(right[order]) >= wanted * accepted - 1e-9
-    enough &= np.append(falling[1:] < falling[:-1], True)  # at the last one of its confidence
+    enough &= np.append(falling[1:] < falling[:-1], True)  # the last of equal confidence
     if enough[-1]:
         return 0.0
-    places = np.flatnonzero(enough)
-    return float(falling[places[-1]]) if len(places) else None
+    good = np.flatnonzero(enough)
+    return float(falling[good[-1]]) if len(good) else None
 
 
 def interval(
     right: Right, seed: int = 0, rounds: int = 2000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Bootstrap interval of the part that is right (Efron's percentiles).
+    """Bootstrap confidence interval of the accuracy (Efron's percentile method).
 
-    To draw as many answers as there are with replacement, and to count the right ones, is to draw
-    from a binomial distribution, so that is what happens. Where all answers are right, or all
-    wrong, every draw is the same; then the bound is the exact one (Clopper and Pearson's).
+    Resampling the predictions with replacement and counting the right ones is the same as drawing
+    from a binomial distribution, which is what this does. If all predictions are right, or all are
+    wrong, every resample is the same; the exact bound (Clopper and Pearson) is used instead.
 
     Args:
-        right: Whether each answer is right.
-        seed: Where chance starts.
-        rounds: How many draws.
-        level: Part of the draws inside.
+        right: Whether each prediction is right.
+        seed: Random seed.
+        rounds: Number of resamples.
+        level: Fraction of the resamples inside the interval.
 
     Raises:
-        InputError: There are no answers, or an argument makes no sense.
+        InputError: There are no predictions, or an argument is out of range.
     """
     right = np.asarray(right, dtype=bool)
     count, good = len(right), int(right.sum())
     if not count or rounds < 1 or not 0 < level < 1:
         raise InputError(
-            f"An interval needs answers, at least one round and a level between 0 and 1, not "
+            f"An interval needs predictions, at least one round and a level between 0 and 1, not "
             f"{count}, {rounds} and {level}."
         )
     outside = (1 - level) / 2
@@ -180,22 +185,22 @@ def interval(
 
 
 def mcnemar(right_a: Right, right_b: Right) -> tuple[int, int, float]:
-    """Whether two classifiers differ by more than chance, on the same images (exact test).
+    """McNemar's exact test: whether two classifiers differ significantly on the same images.
 
     Args:
-        right_a: Whether each answer of one is right.
-        right_b: The same for the other.
+        right_a: Whether each prediction of the first is right.
+        right_b: Whether each prediction of the second is right.
 
     Returns:
-        Images that only the first has right, those that only the second has right, and the
-        two-sided p-value: how likely so uneven a division is if both are equally good.
+        How many images only the first has right, how many only the second has right, and the
+        two-sided p-value: the probability of a split at least this uneven if both are equally good.
 
     Raises:
-        InputError: They are not over the same number of images.
+        InputError: The arrays do not cover the same number of images.
     """
     a, b = np.asarray(right_a, dtype=bool), np.asarray(right_b, dtype=bool)
     if a.ndim != 1 or a.shape != b.shape:
-        raise InputError(f"Both need an answer for each image, not {a.shape} and {b.shape}.")
+        raise InputError(f"Both need a prediction for each image, not {a.shape} and {b.shape}.")
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     count, term, tail = only_a + only_b, 1, 0
     for i in range(min(only_a, only_b) + 1):
@@ -207,16 +212,16 @@ def mcnemar(right_a: Right, right_b: Right) -> tuple[int, int, float]:
 def _derivatives(
     z: Float[np.ndarray, "n k"], y: Int[np.ndarray, " n"], scale: float
 ) -> tuple[float, float]:
-    """First and second derivative of the summed likelihood loss with respect to the scale."""
+    """First and second derivative of the summed negative log-likelihood by the scale."""
     slope = curvature = 0.0
     for start in range(0, len(y), _ROWS):
-        part = z[start : start + _ROWS].astype(np.float64)
-        part -= part.max(1, keepdims=True)
-        p = np.exp(scale * part)
+        rows = z[start : start + _ROWS].astype(np.float64)
+        rows -= rows.max(1, keepdims=True)
+        p = np.exp(scale * rows)
         p /= p.sum(1, keepdims=True)
-        mean = (p * part).sum(1)
-        slope += float((mean - part[np.arange(len(part)), y[start : start + _ROWS]]).sum())
-        curvature += float((p * (part - mean[:, None]) ** 2).sum())
+        mean = (p * rows).sum(1)
+        slope += float((mean - rows[np.arange(len(rows)), y[start : start + _ROWS]]).sum())
+        curvature += float((p * (rows - mean[:, None]) ** 2).sum())
     return slope, curvature
 
 
@@ -231,7 +236,7 @@ def _checked(confidence: Numbers, right: Right) -> tuple[Numbers, Right]:
     confidence, right = np.asarray(confidence, np.float64), np.asarray(right, dtype=bool)
     if confidence.ndim != 1 or not len(confidence) or confidence.shape != right.shape:
         raise InputError(
-            f"Each answer needs a confidence and whether it is right, not arrays of "
+            f"Each prediction needs a confidence and whether it is right, not arrays of "
             f"{confidence.shape} and {right.shape}."
         )
     if not ((confidence >= 0) & (confidence <= 1)).all():

@@ -1,11 +1,13 @@
-"""From a model's file or name to something that predicts, as fast as is known."""
+"""From a network, a model file or a name to something that predicts, the fastest way known."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
-from resnext.errors import CheckpointError
+from resnext.errors import CheckpointError, InputError
 from resnext.inference.optimized import Optimized
 from resnext.inference.plan import find_plan, plan_path
 from resnext.inference.runner import Runner
@@ -15,45 +17,102 @@ from resnext.weights.header import read_header
 if TYPE_CHECKING:
     from resnext.network import ResNeXt
 
+R = TypeVar("R", bound=Runner)
+
 
 def open_runner(
-    source: str | Path,
+    model: ResNeXt | Runner | str | Path,
     *,
     device: str = "auto",
     batch: int = 64,
     plan: bool = True,
     progress: bool = False,
 ) -> Runner:
-    """A model, ready to predict: by the plan beside its file, else in torch as it is.
+    """A model, ready to classify pixels.
 
     Args:
-        source: As for `resnext.load`.
-        device: "auto", or a torch device. A plan is used if it was made for that device.
-        batch: Images that will come at a time.
-        plan: Whether to look for a plan.
-        progress: Whether to show downloads, and what becomes of the plan, on standard error.
+        model: As for `open_model`.
+        device: "auto", or a torch device; a plan is used only if it was made for that device.
+        batch: Batch size to expect; of several plans, the nearest is used.
+        plan: Whether to use the plan that `resnext optimize` saved beside a model file.
+        progress: Whether to show downloads and the choice of plan on standard error.
 
     Raises:
-        CheckpointError: It is no model, or damaged.
-        InputError: It has no labels; or there is no such device.
+        CheckpointError: The file does not exist, is damaged or holds no classifier.
+        InputError: The model has no labels or no classifier, or the device does not exist.
     """
-    if plan and (found := open_planned(source, device, batch, progress)):
-        return found
+    opened = open_model(model, device=device, batch=batch, plan=plan, progress=progress)
+    if isinstance(opened, Runner):
+        return opened
     from resnext.inference.engines.torch import TorchRunner
+
+    return TorchRunner(opened)
+
+
+def open_model(
+    model: ResNeXt | R | str | Path,
+    *,
+    device: str = "auto",
+    batch: int = 64,
+    plan: bool = True,
+    progress: bool = False,
+) -> ResNeXt | Optimized | R:
+    """A network in evaluation mode on its device, or a runner.
+
+    Args:
+        model: A network, which is moved to the device and put in evaluation mode
+            (`evaluation_mode` restores it); a runner, which is returned as it is; or a model file
+            or name, as for `resnext.load`.
+        device: "auto", or a torch device; a plan is used only if it was made for that device.
+        batch: Batch size to expect; of several plans, the nearest is used.
+        plan: Whether to use the plan that `resnext optimize` saved beside a model file.
+        progress: Whether to show downloads and the choice of plan on standard error.
+
+    Raises:
+        CheckpointError: The file does not exist, is damaged or holds no classifier.
+        InputError: The model has no classifier, or the device does not exist.
+    """
+    if isinstance(model, Runner):
+        return model
+    if isinstance(model, str | Path):
+        if plan and (planned := open_planned(model, device, batch, progress)):
+            return planned
+    elif not hasattr(model, "fc"):
+        raise InputError(
+            f"A model must be a ResNeXt with a classifier, an optimized model, a file or a name, "
+            f"not {type(model).__name__}."
+        )
     from resnext.system.device import pick_device
 
     place = pick_device(device)
-    return TorchRunner(_network(source, progress).to(place))
+    network = _load(model, progress) if isinstance(model, str | Path) else model
+    return network.to(place).eval()
+
+
+@contextmanager
+def evaluation_mode(model: object) -> Iterator[None]:
+    """Evaluation mode for a network inside a `with` block; afterwards it is as it was.
+
+    Args:
+        model: A network; a runner, file or name is ignored.
+    """
+    if not hasattr(model, "modules"):
+        yield
+        return
+    from resnext.inference.engines.torch import evaluating
+
+    with evaluating(cast("ResNeXt", model)):
+        yield
 
 
 def open_planned(source: str | Path, device: str, batch: int, progress: bool) -> Optimized | None:
-    """A model by the plan beside its file; None if there is none for this machine.
+    """A model that runs by the plan beside its file; None if no plan is for this machine.
 
     Args:
-        source: As for `open_runner`; only files can have a plan.
-        device: Likewise.
-        batch: Likewise.
-        progress: Likewise.
+        source: A model file; names and folders have no plan.
+        device: "auto", or a torch device; a plan is used only if it was made for that device.
+        batch: Batch size to expect; of several plans, the nearest is used.
+        progress: Whether to show the choice of plan on standard error.
     """
     file = Path(source)
     if not plan_path(file).exists() or not file.is_file():
@@ -70,12 +129,12 @@ def open_planned(source: str | Path, device: str, batch: int, progress: bool) ->
     try:
         config, card = read_header(file)
     except CheckpointError:  # a file of another library
-        network = _network(file, progress)
+        network = _load(file, progress)
         return Optimized(plan, network.card, network.config, lambda: network)
-    return Optimized(plan, card, config, lambda: _network(file, progress))
+    return Optimized(plan, card, config, lambda: _load(file, progress))
 
 
-def _network(source: str | Path, progress: bool) -> ResNeXt:
+def _load(source: str | Path, progress: bool) -> ResNeXt:
     from resnext.weights.load import load_classifier
 
     return load_classifier(source, progress=progress)

@@ -1,10 +1,10 @@
-"""What a classifier sees in images. Importing this package loads no torch.
+"""Classify images. Importing this package loads no torch.
 
-images.py         `predict`: images in memory or in files, answers in memory
-files.py          `predict_files`: folders of any size, resumable
-output.py         CSV, JSON Lines and Parquet, and the journal behind them
-ray.py            the same on a Ray cluster
-contact_sheet.py  predictions as one picture
+images.py         `predict`: images in memory or in files, predictions in memory
+files.py          `predict_files`: folders of any size, to a table, resumable
+output.py         tables (CSV, JSON Lines, Parquet) and the journal behind them
+ray.py            `predict_files_with_ray`: folders on a Ray cluster
+contact_sheet.py  images and their predictions as one picture
 """
 
 from resnext.prediction.files import predict_files

@@ -1,4 +1,4 @@
-"""Predictions as one picture: a contact sheet of the images with what was seen in each."""
+"""Contact sheets: images in a grid, each with its prediction below."""
 
 from __future__ import annotations
 
@@ -11,30 +11,33 @@ from PIL import Image, ImageDraw, ImageFont
 from resnext.errors import DataError, InputError
 from resnext.prediction.images import Picture, Prediction, decode
 
-_SIDE, _GAP, _TEXT = 168, 20, 52  # pixels: a picture, the space around it, the two lines below
+_SIDE, _GAP, _TEXT = 168, 20, 52  # pixels: an image, the space around it, text and bar below
 _PAPER, _INK, _FAINT, _BAR = "#ffffff", "#1d2330", "#8b93a3", "#2f6fde"
 
 
 def draw_sheet(
     pictures: Sequence[Picture], predictions: Sequence[Prediction], *, columns: int = 5
 ) -> Image.Image:
-    """Draw pictures in a grid, each with its most likely class and a bar of its probability.
+    """Draw images in a grid, each with its most likely class and a bar of the probability.
+
+    The bar is grey where the model is not sure.
 
     Args:
-        pictures: What `predict` was given.
-        predictions: What it answered.
-        columns: Pictures in a row.
+        pictures: The images that `predict` was given; folders already expanded.
+        predictions: The predictions for them.
+        columns: Images per row.
 
     Raises:
-        DataError: There are no pictures, or not as many as predictions.
+        DataError: There are no images, their number differs from that of the predictions, or one
+            cannot be read.
         InputError: `columns` is less than 1.
     """
     if columns < 1:
         raise InputError(f"columns must be at least 1, not {columns}.")
     if not pictures or len(pictures) != len(predictions):
         raise DataError(
-            f"A sheet takes a prediction for each of at least one picture, not "
-            f"{len(predictions)} for {len(pictures)}."
+            f"A sheet needs at least one image and a prediction for each, not "
+            f"{len(pictures)} images and {len(predictions)} predictions."
         )
     columns = min(columns, len(pictures))
     rows = math.ceil(len(pictures) / columns)
@@ -54,15 +57,16 @@ def draw_sheet(
         draw.text((left, below), _fit(draw, prediction.label, right - left - 8, large), _INK, large)
         bar = below + 34
         draw.rectangle((left, bar, left + _SIDE - 1, bar + 4), fill="#e8ebf1")
-        draw.rectangle((left, bar, left + round(probability * (_SIDE - 1)), bar + 4), fill=_BAR)
+        filled = left + round(probability * (_SIDE - 1))
+        draw.rectangle((left, bar, filled, bar + 4), fill=_BAR if prediction.sure else _FAINT)
     return sheet
 
 
 def save_sheet(sheet: Image.Image, path: str | Path) -> None:
-    """Write a sheet.
+    """Write a contact sheet to an image file; the suffix decides the format.
 
     Raises:
-        DataError: The ending names no image format, or the file cannot be written.
+        DataError: The suffix is not that of an image format, or the file cannot be written.
     """
     try:
         sheet.save(path)
@@ -71,7 +75,7 @@ def save_sheet(sheet: Image.Image, path: str | Path) -> None:
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:
-    """A square of the right size; tiny images keep their pixels visible."""
+    """The middle square of an image, resized; the pixels of a tiny image stay sharp."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))
@@ -86,6 +90,7 @@ def _fit(
     width: float,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> str:
+    """Text on one line, shortened with an ellipsis to fit a width in pixels."""
     text = " ".join(text.split())
     while len(text) > 1 and draw.textlength(text, font=font) > width:
         text = text[:-2] + "…"

@@ -1,21 +1,30 @@
-"""What a classifier sees in images without known classes."""
+"""Classify images in memory or in files; and what folder prediction shares with that."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
-from resnext.card import Described, card_of
-from resnext.data.decoding import convert, open_image, pixels, resize_and_crop
+from resnext.card import Card, Described, Preprocessing, card_of
+from resnext.checks import at_least
+from resnext.data.decoding import (
+    convert,
+    decoding_error,
+    open_image,
+    open_lazily,
+    pixels,
+    resize_and_crop,
+)
 from resnext.data.open import open_for_evaluation
-from resnext.data.sources.folders import image_files
+from resnext.data.sources.folders import walk_images
 from resnext.errors import DataError, InputError
-from resnext.inference.opener import open_runner
+from resnext.inference.opener import evaluation_mode, open_runner
 from resnext.inference.runner import Runner, top_classes
 from resnext.system.progress import reporter
 
@@ -23,17 +32,18 @@ if TYPE_CHECKING:
     from resnext.network import ResNeXt
 
 Picture = str | Path | Image.Image | np.ndarray
+"""A file, a Pillow image, or an array `(h, w)` or `(h, w, 3)` of 8-bit values."""
 
 
 class Prediction(NamedTuple):
     """The most likely classes of one image, most likely first."""
 
     name: str
-    """File, or position in the input."""
+    """File name, or position in the input."""
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
     threshold: float | None = None
-    """Lowest probability that counts as sure, as the model's card has it."""
+    """Lowest probability that counts as sure, from the model's card."""
 
     @property
     def label(self) -> str:
@@ -59,85 +69,149 @@ def predict(
     """Classify images.
 
     Args:
-        model: A network with a card, what `resnext.optimize` gives, or a model file.
+        model: A network with a card, the result of `resnext.optimize`, a model file or a catalog
+            name.
         images: A file, a folder (searched for images at any depth), a Pillow image, an array
-            `(h, w)` or `(h, w, 3)` of 8-bit values, or several of these.
+            `(h, w)` or `(h, w, 3)` of 8-bit values, or a sequence of these.
         top: Number of classes to report for each image.
-        batch_size: Images at a time.
+        batch_size: Images per batch.
         device: "auto", or a torch device.
-        plan: Whether to compute a model file as the plan says that `resnext optimize` left
-            beside it.
-        progress: Whether to show how far it is, on standard error.
+        plan: Whether to use the plan that `resnext optimize` saved beside a model file.
+        progress: Whether to show progress on standard error.
+
+    Returns:
+        A prediction for each image, in order.
 
     Raises:
-        CheckpointError: The file is no model.
-        DataError: An image cannot be read, or there is none.
-        InputError: The model has no card with labels, or an argument makes no sense.
+        CheckpointError: The file holds no usable model.
+        DataError: An image cannot be read, or there are no images.
+        InputError: The model has no card with labels, or an argument is out of range.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, not {batch_size}.")
-    pictures = expand_images(images)
-    with as_runner(model, device, min(batch_size, len(pictures)), plan, progress) as runner:
+    at_least("batch_size", batch_size, 1, error=InputError)
+    named = expand_images(images)
+    batch = min(batch_size, len(named))
+    with evaluation_mode(model):
+        runner = open_runner(model, device=device, batch=batch, plan=plan, progress=progress)
         card = card_of(runner)
-        if type(top) is not int or not 1 <= top <= len(card.labels):
-            raise InputError(f"top must be from 1 to the {len(card.labels)} classes, not {top}.")
-        how, report = card.preprocessing, reporter(progress)
-        report.start("Predicting", len(pictures))
-        found: list[Prediction] = []
+        check_top(top, card)
+        predictions: list[Prediction] = []
+        shown = reporter(progress)
+        shown.start("Predicting", len(named))
         try:
-            for start in range(0, len(pictures), batch_size):
-                part = pictures[start : start + batch_size]
-                decoded = [decode(picture, how.colour) for _, picture in part]
-                x = np.stack([pixels(resize_and_crop(image, how), how) for image in decoded])
-                likely, values = top_classes(runner.pixels(x)[0], card.temperature, top)
-                for (name, _), p, i in zip(part, values, likely, strict=True):
-                    labels = tuple(card.labels[j] for j in i)
-                    found.append(Prediction(name, labels, tuple(p.tolist()), card.threshold))
-                report.advance(len(part))
+            for start in range(0, len(named), batch_size):
+                names, pictures = zip(*named[start : start + batch_size], strict=True)
+                x = np.stack([to_pixels(picture, card.preprocessing) for picture in pictures])
+                predictions += rank(names, runner.pixels(x)[0], card, top)
+                shown.advance(len(names))
         finally:
-            report.stop()
-    return found
+            shown.stop()
+    return predictions
 
 
-@contextmanager
-def as_runner(
-    model: ResNeXt | Runner | str | Path, device: str, batch: int, plan: bool, progress: bool
-) -> Iterator[Runner]:
-    """Something that predicts; a network is in evaluation mode for a while."""
-    if isinstance(model, str | Path):
-        yield open_runner(model, device=device, batch=batch, plan=plan, progress=progress)
-    elif isinstance(model, Runner):
-        yield model
-    else:
-        from resnext.inference.engines.torch import TorchRunner, evaluating
-        from resnext.system.device import pick_device
-
-        with evaluating(model.to(pick_device(device))):
-            yield TorchRunner(model)
-
-
-def expand_images(images: Picture | Sequence[Picture]) -> list[tuple[str, Picture]]:
-    """Every picture with its name; folders become their files.
-
-    Raises:
-        DataError: There is none, or something is no picture.
-    """
-    several = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
-    pictures: list[tuple[str, Picture]] = []
-    for i, picture in enumerate(several):
-        if isinstance(picture, str | Path):
-            path = Path(picture)
-            files = image_files(path) if path.is_dir() else [path]
-            pictures += [(str(file), file) for file in files]
-        else:
-            pictures.append((str(i), picture))
-    if not pictures:
-        raise DataError("There are no images to classify.")
+def held_out_images(model: Described, data: str, limit: int | None = None) -> list[Picture]:
+    """Images of a data set that the model was not trained on: all, or `limit` spread over it."""
+    card = card_of(model)
+    images = open_for_evaluation(data, card.labels, card.provenance)
+    count = min(limit or len(images), len(images))
+    pictures: list[Picture] = []
+    for i in (i * len(images) // count for i in range(count)):
+        image = images.images[i]
+        usual = isinstance(image, Path | np.ndarray)
+        pictures.append(image if usual else images.open(i, card.preprocessing.colour))
     return pictures
 
 
+# -- shared with folder prediction and the contact sheet --------------------------------------
+
+
+def check_top(top: int, card: Card) -> None:
+    """Require a number of classes that the model has.
+
+    Raises:
+        InputError: It has not.
+    """
+    if type(top) is not int or not 1 <= top <= len(card.labels):
+        raise InputError(f"top must be from 1 to the {len(card.labels)} classes, not {top}.")
+
+
+def expand_images(images: Picture | Sequence[Picture]) -> list[tuple[str, Picture]]:
+    """Every image with its name: the file name, or the position in `images`.
+
+    Raises:
+        DataError: There are no images, or a file does not exist.
+    """
+    pictures = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
+    named: list[tuple[str, Picture]] = []
+    for i, picture in enumerate(pictures):
+        if isinstance(picture, str | Path):
+            named += ((name, name) for name in image_names([picture]))
+        else:
+            named.append((str(i), picture))
+    if not named:
+        raise DataError("There are no images to classify.")
+    return named
+
+
+def image_names(paths: Iterable[str | Path]) -> Iterator[str]:
+    """Names of image files: those given, and all in the folders given, in order, one by one.
+
+    Raises:
+        DataError: A file does not exist, or a folder holds no image or cannot be listed.
+    """
+    for path in map(Path, paths):
+        if not path.is_dir():
+            if not path.exists():
+                raise DataError(f"{path}: no such file.")
+            yield str(path)
+            continue
+        above, name = str(path / "_")[:-1], None
+        for name in walk_images(path):
+            yield above + name
+        if name is None:
+            raise DataError(f"{path} holds no image. Images have endings such as .jpg or .png.")
+
+
+def to_pixels(picture: Picture, preprocessing: Preprocessing) -> UInt8[np.ndarray, "h w c"]:
+    """An image as a runner takes it: resized, cropped, with channels in the network's order.
+
+    Raises:
+        DataError: It is a damaged file, or an array of the wrong shape or type.
+    """
+    if isinstance(picture, str | Path):
+        return read_pixels(picture, preprocessing)
+    return _network_input(decode(picture, preprocessing.colour), preprocessing)
+
+
+def read_pixels(
+    file: str | Path,
+    preprocessing: Preprocessing,
+    reserve: Callable[[int], AbstractContextManager[object]] = nullcontext,
+) -> UInt8[np.ndarray, "h w c"]:
+    """An image file as a runner takes it.
+
+    Args:
+        file: The image file.
+        preprocessing: Size, crop and colours.
+        reserve: Called with the number of pixels once it is known; they are decoded inside.
+
+    Raises:
+        DataError: It is missing, damaged, not an image or unreasonably large.
+    """
+    try:
+        with open_lazily(Path(file), str(file)) as image:
+            resized = preprocessing.resize**2 * max(image.size) // max(min(image.size), 1)
+            with reserve(image.width * image.height + resized), closing(image):
+                image.load()
+                ImageOps.exif_transpose(image, in_place=True)
+                ready = image.mode == "RGB" and preprocessing.colour != "L" and min(image.size) > 0
+                converted = image if ready else convert(image, preprocessing.colour)
+                return _network_input(converted, preprocessing)
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged files
+        raise decoding_error(str(file), error) from error
+
+
 def decode(picture: Picture, colour: str) -> Image.Image:
-    """A picture as a Pillow image of the wanted colours.
+    """A picture as a whole Pillow image, upright, in mode "L" or "RGB".
 
     Raises:
         DataError: It is a damaged file, or an array of the wrong shape or type.
@@ -159,14 +233,16 @@ def decode(picture: Picture, colour: str) -> Image.Image:
     return convert(Image.fromarray(picture), colour)
 
 
-def held_out_images(model: Described, data: str, limit: int) -> list[Picture]:
-    """Some images of a data set that the model has not learnt from, spread over it."""
-    card = card_of(model)
-    images = open_for_evaluation(data, card.labels, card.provenance)
-    count = min(limit, len(images))
-    pictures: list[Picture] = []
-    for i in (i * len(images) // count for i in range(count)):
-        image = images.images[i]
-        usual = isinstance(image, Path | np.ndarray)
-        pictures.append(image if usual else images.open(i, card.preprocessing.colour))
-    return pictures
+def rank(
+    names: Iterable[str], logits: Float32[np.ndarray, "n k"], card: Card, top: int
+) -> list[Prediction]:
+    """Calibrated predictions from logits: the `top` most likely classes of each image."""
+    classes, probabilities = top_classes(logits, card.temperature, top)
+    return [
+        Prediction(name, tuple(card.labels[i] for i in likely), tuple(p), card.threshold)
+        for name, likely, p in zip(names, classes.tolist(), probabilities.tolist(), strict=True)
+    ]
+
+
+def _network_input(image: Image.Image, preprocessing: Preprocessing) -> UInt8[np.ndarray, "h w c"]:
+    return pixels(resize_and_crop(image, preprocessing), preprocessing)

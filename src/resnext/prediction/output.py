@@ -1,7 +1,7 @@
-"""Where predictions over folders go: a journal while they are made, then a table.
+"""Where folder predictions are written: to a journal while they are made, then to a table.
 
-OUT.part    a line of settings, then one line of JSON for each image, in order
-X.npy.part  embeddings, one row for each image, written before its line
+OUT.part    a line of settings, then one line of JSON per image, in order
+X.npy.part  embeddings, one row per image, written before its line
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ except ImportError:  # Windows
 
 KINDS = (".csv", ".jsonl", ".parquet")
 _FORMAT = 1
-_SETTLE = 30.0  # seconds after which even a power cut loses nothing
-_GROUP = 20_000  # rows of Parquet held at a time
+_SYNC_SECONDS = 30.0  # between fsyncs: as much as a power cut can lose
+_GROUP = 20_000  # rows per Parquet row group, held in memory
 
 
 class Journal:
-    """What is answered so far. It is there after whatever ends the program.
+    """The predictions made so far, on disk: a call that is killed continues from them.
 
     Args:
         out: The table it is for.
-        settings: What answers depend on; "count" is the number of images.
-        embeddings: File of the embeddings, if wanted.
-        width: Numbers of one embedding.
-        step: What is kept of an earlier journal is a multiple of this many images, or all.
-        overwrite: Whether a journal of other settings may be thrown away.
+        settings: Everything that predictions depend on; "count" is the number of images.
+        embeddings: File of the embeddings, or None.
+        width: Length of an embedding.
+        step: Of an earlier journal, a multiple of this many images is kept, or all.
+        overwrite: Whether a journal with other settings may be discarded.
 
     Raises:
         CheckpointError: It cannot be written.
-        InputError: It has other settings, or somebody writes it at this moment.
+        InputError: It has other settings, or another process is writing it.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Journal:
         self.first = ""
         """The first problem."""
         self._array: IO[bytes] | None = None
-        self._settled = time.monotonic()
+        self._synced = time.monotonic()
         with _writing(self.path):
             self._file = self.path.open("a+b")
         try:
@@ -91,7 +91,7 @@ class Journal:
 
     @staticmethod
     def begun(out: Path) -> bool:
-        """Whether there is a journal for this table."""
+        """Whether a journal for this table exists."""
         path = journal_of(out)
         return path.is_file() and path.stat().st_size > 0
 
@@ -101,7 +101,7 @@ class Journal:
         problems: list[str | None],
         embeddings: Float32[np.ndarray, "n d"] | None,
     ) -> None:
-        """The next images. Once this returns, only a power cut can lose them.
+        """Append the next images. Once this returns, only a power cut can lose them.
 
         Raises:
             CheckpointError: They cannot be written.
@@ -113,48 +113,48 @@ class Journal:
         with _writing(self.path):
             self._file.write("".join(f"{row}\n" for row in rows).encode())
             self._file.flush()
-            if time.monotonic() - self._settled > _SETTLE:
-                self._settle()
+            if time.monotonic() - self._synced > _SYNC_SECONDS:
+                self._fsync()
         self.done += len(rows)
         for row, problem in zip(rows, problems, strict=True):
             if problem is not None:
-                self._count(json.loads(row))
+                self._count_error(json.loads(row))
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """All rows again."""
+        """Read all rows."""
         with self.path.open("rb") as file:
             file.readline()
             yield from map(json.loads, file)
 
     def end(self) -> None:
-        """Put the embeddings in their place and remove the journal."""
+        """Give the embeddings their final name and remove the journal."""
         with _writing(self.path):
-            self._settle()
+            self._fsync()
             self.close()
             if self._array:
-                part = Path(self._array.name)
-                part.replace(part.with_suffix(""))
+                unfinished = Path(self._array.name)
+                unfinished.replace(unfinished.with_suffix(""))
             self.path.unlink()
 
     def close(self) -> None:
-        """Leave everything as it is."""
+        """Close the files and leave them as they are."""
         for file in (self._array, self._file):
             if file:
-                with suppress(OSError):  # said when it was written
+                with suppress(OSError):  # reported when it was written
                     file.close()
 
-    def _settle(self) -> None:
-        """Have the disk hold it: embeddings first, as no row may be without."""
+    def _fsync(self) -> None:
+        """Make both files survive a power cut: embeddings first, as every row needs its own."""
         for file in (self._array, self._file):
             if file:
                 os.fsync(file.fileno())
-        self._settled = time.monotonic()
+        self._synced = time.monotonic()
 
     def _resumes(self, settings: dict[str, Any], overwrite: bool) -> bool:
-        """Whether what is there was begun with these settings.
+        """Whether the journal was started with these settings; False if it is to be discarded.
 
         Raises:
-            InputError: It was not.
+            InputError: It has other settings and may not be discarded.
         """
         self._file.seek(0)
         line = self._file.readline()
@@ -162,66 +162,71 @@ class Journal:
             return False
         old = _parsed(line)
         if old is None or "resnext" not in old:
-            wrong = "is no beginning of predictions"
+            wrong = "is not a file of unfinished predictions"
         elif old["resnext"] != _FORMAT:
-            wrong = "was begun by another version of resnext"
+            wrong = "was started by another version of resnext"
         else:
             other = [name for name in settings if old.get(name) != settings[name]]
             if not other:
                 return True
             names = [_NAMES[name].format(old.get(name)) for name in other if name in _NAMES]
-            wrong = f"was begun with {' and '.join(names)}"
+            wrong = f"was started with {' and '.join(names)}"
         if overwrite:
             return False
         raise InputError(
-            f"{self.path} {wrong}. To continue, give what it was begun with; --overwrite begins "
-            f"again, and so does another output file."
+            f"{self.path} {wrong}. To continue, use the same arguments; to start over, use "
+            f"--overwrite or another output file."
         )
 
     def _open_array(self, path: Path | None, header: bytes, width: int, resumed: bool) -> int:
-        """Open the embeddings; returns how many there are, a great many if none are wanted."""
+        """Open the file of embeddings; returns how many are usable, `count` if none are wanted."""
         if path is None:
             return self.count
-        part = path.with_name(f"{path.name}.part")
-        with _writing(part):
+        unfinished = path.with_name(f"{path.name}.part")
+        with _writing(unfinished):
             size = len(header) + self.count * width * 4
-            if resumed and not part.exists() and path.exists() and path.stat().st_size == size:
-                return self.count  # it was ended just before the journal was to be removed
-            self._array = part.open("a+b")
+            if (
+                resumed
+                and not unfinished.exists()
+                and path.exists()
+                and path.stat().st_size == size
+            ):
+                return self.count  # killed just before the journal was removed
+            self._array = unfinished.open("a+b")
             self._array.seek(0)
             if resumed and self._array.read(len(header)) == header:
-                return (part.stat().st_size - len(header)) // (width * 4)
+                return (unfinished.stat().st_size - len(header)) // (width * 4)
             self._array.truncate(0)
             self._array.write(header)
             self._array.flush()
         return 0
 
     def _keep(self, limit: int, step: int) -> None:
-        """Read the first `limit` rows and cut off what is after the last whole batch."""
+        """Count the first `limit` rows, and cut off everything after the last whole batch."""
         self._file.seek(0)
         end = kept = len(self._file.readline())
-        found = list[dict[str, Any]]()
+        errors = list[dict[str, Any]]()
         for done, line in enumerate(islice(self._file, min(limit, self.count)), 1):
             row = _parsed(line)
             if row is None:
                 break
             end += len(line)
             if "error" in row:
-                found.append(row)
+                errors.append(row)
             if done % step == 0 or done == self.count:
                 self.done, kept = done, end
-                for bad in found:
-                    self._count(bad)
-                found.clear()
+                for bad in errors:
+                    self._count_error(bad)
+                errors.clear()
         self._file.truncate(kept)
 
-    def _count(self, row: dict[str, Any]) -> None:
+    def _count_error(self, row: dict[str, Any]) -> None:
         self.unreadable += 1
         self.first = self.first or f"{row['path']}: {row['error']}"
 
 
 def journal_of(out: Path) -> Path:
-    """Where predictions are kept while they are made."""
+    """The journal of a table."""
     return out.with_name(f"{out.name}.part")
 
 
@@ -234,7 +239,7 @@ _NAMES = {
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """A whole line, or None."""
+    """A row from a whole line; None if the line is torn or damaged."""
     try:
         row = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:  # a power cut can leave anything
@@ -244,23 +249,25 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 def _header(count: int, width: int) -> bytes:
     file = io.BytesIO()
-    about = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
-    np.lib.format.write_array_header_1_0(file, about)
+    array = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
+    np.lib.format.write_array_header_1_0(file, array)
     return file.getvalue()
 
 
 def _lock(file: IO[bytes], path: Path) -> None:
-    """See to it that nobody else writes, until the file is closed.
+    """Lock the file against other processes until it is closed.
 
     Raises:
-        InputError: Somebody does.
+        InputError: Another process holds the lock.
     """
     if fcntl is None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise InputError(f"{path} is being written by another call. Wait for its end.") from error
+        raise InputError(
+            f"{path} is being written by another process. Wait until it ends."
+        ) from error
     except OSError:  # a file system without locks
         return
 
@@ -272,8 +279,8 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as error:
         name = path if error.filename is None else error.filename
         raise CheckpointError(
-            f"{name} cannot be written: {error.strerror or error}. What is answered so far is "
-            f"kept; the same call continues there."
+            f"{name} cannot be written: {error.strerror or error}. Finished predictions are kept; "
+            f"the same command continues from there."
         ) from error
 
 
@@ -281,10 +288,10 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def needs(kind: str) -> None:
-    """Refuse a kind of table whose library is missing.
+    """Require the library that a kind of table needs.
 
     Raises:
-        InputError: It is.
+        InputError: It is not installed.
     """
     if kind != ".parquet":
         return
@@ -295,16 +302,16 @@ def needs(kind: str) -> None:
 
 
 def finish(journal: Journal, out: Path, top: int, sure: bool) -> None:
-    """Make the table of a journal that is complete, and remove it.
+    """Write the table of a complete journal, and remove the journal.
 
     Args:
-        journal: With all rows.
-        out: The table; its ending tells the kind.
-        top: Number of classes of each row.
-        sure: Whether there is such a column.
+        journal: A journal with all rows.
+        out: The table; its suffix decides the format.
+        top: Number of classes in each row.
+        sure: Whether to write the column `sure`.
 
     Raises:
-        CheckpointError: It cannot be written; the journal stays.
+        CheckpointError: The table cannot be written; the journal stays.
     """
     write = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[out.suffix]
     write_atomically(out, lambda temporary: write(journal, temporary, top, sure))
@@ -318,7 +325,7 @@ def _jsonl(journal: Journal, temporary: str, top: int, sure: bool) -> None:
 
 
 def _csv(journal: Journal, temporary: str, top: int, sure: bool) -> None:
-    """As RFC 4180 has it."""
+    """Write CSV as RFC 4180 defines it."""
     with Path(temporary).open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(_columns(top, sure))
@@ -352,7 +359,7 @@ def _columns(top: int, sure: bool) -> list[str]:
 
 
 def _cells(row: dict[str, Any], top: int, sure: bool) -> list[Any]:
-    """A row as it stands in a table; None where it says nothing."""
+    """The cells of a row; None where it has no value."""
     cells = [row["path"], row.get("error")]
     pairs = zip(
         row.get("labels", [None] * top), row.get("probabilities", [None] * top), strict=True

@@ -1,6 +1,6 @@
-"""The same over a cluster: Ray's actors decode and answer, the caller writes.
+"""Folder prediction on a Ray cluster: actors decode and compute, the caller writes the table.
 
-Every machine must see the images and the model under the same names.
+Every machine must find the images and the model under the same paths.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from resnext.checks import at_least
 from resnext.errors import InputError
 from resnext.inference.runner import Runner
-from resnext.prediction.files import AnsweredBatch, PredictionSummary, answers, run
+from resnext.prediction.files import AnsweredBatch, PredictionSummary, answers, predict_table
 
-_BLOCK = 1024  # images of one task, at least
+_BLOCK = 1024  # images per task, at least
 
 
 def _open(model: str, plan: bool) -> Runner:
@@ -39,31 +40,34 @@ def predict_files_with_ray(
     plan: bool = True,
     opener: Callable[[str, bool], Runner] = _open,
 ) -> PredictionSummary:
-    """Do what `bulk.predict_files` does, on each GPU of a Ray cluster, or each machine without.
+    """Classify image files on a Ray cluster, and write a table with one row for each, in order.
 
-    Ray is started on this machine unless it runs, or RAY_ADDRESS names a cluster.
+    One actor runs on each GPU of the cluster, or on each machine if there are no GPUs. The table
+    is that of `predict_files`, and an interrupted call is continued in the same way. Ray is started
+    on this machine unless it runs already or RAY_ADDRESS names a cluster.
 
     Args:
-        model: Name of the model.
+        model: A model file or name that every machine can open.
         images: Files, and folders that are searched at any depth.
-        out: A file that ends in .csv, .jsonl or .parquet.
+        out: A file ending in .csv, .jsonl or .parquet.
         top: Number of classes to report for each image.
-        embeddings: Must be None: they are not collected from a cluster.
-        batch_size: Images at a time; None for what the model is fastest with.
-        overwrite: Whether `out` may be there already.
-        progress: Whether to show how far it is, on standard error.
-        plan: Whether each machine looks for its plan beside the model file.
+        embeddings: Must be None: embeddings are not collected from a cluster.
+        batch_size: Images per batch; None for the runner's own.
+        overwrite: Whether `out` may exist.
+        progress: Whether to show progress on standard error.
+        plan: Whether each machine uses the plan for it beside the model file.
         opener: Opens a model by name; the second argument is `plan`. Must be picklable.
 
     Raises:
         CheckpointError: A file cannot be written. Call again to continue.
-        DataError: There is no image, or none that can be read.
-        InputError: As there, or Ray is missing.
+        DataError: There are no images, or none can be read.
+        InputError: Ray is not installed, the model has no card with labels, an argument is out of
+            range, or `out` exists or was started with other arguments.
     """
     if embeddings is not None:
         raise InputError("embeddings are not collected from a cluster: leave them out.")
-    if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
-        raise InputError(f"batch_size must be at least 1, not {batch_size!r}.")
+    if batch_size is not None:
+        at_least("batch_size", batch_size, 1, error=InputError)
     try:
         ray = import_module("ray")
         import_module("ray.data")
@@ -72,7 +76,7 @@ def predict_files_with_ray(
     described = opener(model, False)
     batch = batch_size or described.batch
     block = -(-_BLOCK // batch) * batch
-    how = {
+    actor = {
         "model": model,
         "opener": opener,
         "plan": plan,
@@ -81,9 +85,9 @@ def predict_files_with_ray(
     }
 
     def answer(names: Iterator[str]) -> Generator[AnsweredBatch]:
-        return _spread(ray, names, block, how)
+        return _answers_from_cluster(ray, names, block, actor)
 
-    return run(
+    return predict_table(
         described,
         images,
         Path(out),
@@ -96,10 +100,10 @@ def predict_files_with_ray(
     )
 
 
-def _spread(
-    ray: Any, names: Iterator[str], block: int, how: dict[str, Any]
+def _answers_from_cluster(
+    ray: Any, names: Iterator[str], block: int, actor: dict[str, Any]
 ) -> Generator[AnsweredBatch]:
-    """Answers from the cluster, in order."""
+    """Predictions for files in order; `actor` holds the arguments of `_Actor`."""
     import pyarrow as pa
 
     context = ray.data.DataContext.get_current()
@@ -107,17 +111,17 @@ def _spread(
     log = logging.getLogger("ray.data")
     before = options.preserve_order, context.enable_progress_bars, log.level
     options.preserve_order, context.enable_progress_bars = True, False
-    log.setLevel(logging.ERROR)  # progress is told by us
+    log.setLevel(logging.ERROR)  # we show the progress
     try:
         tables = []
-        while part := [os.fsencode(name) for name in islice(names, block)]:
-            tables.append(ray.put(pa.table({"name": pa.array(part, pa.binary())})))
+        while encoded := [os.fsencode(name) for name in islice(names, block)]:
+            tables.append(ray.put(pa.table({"name": pa.array(encoded, pa.binary())})))
         done = ray.data.from_arrow_refs(tables).map_batches(
             _Actor,
             batch_size=None,
             batch_format="pyarrow",
-            fn_constructor_kwargs=how,
-            **_places(ray),
+            fn_constructor_kwargs=actor,
+            **_actor_pool(ray),
         )
         for table in done.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield AnsweredBatch(table["row"].to_pylist(), table["problem"].to_pylist())
@@ -126,8 +130,8 @@ def _spread(
         log.setLevel(before[2])
 
 
-def _places(ray: Any) -> dict[str, Any]:
-    """One actor for each GPU; if there are none, one for each machine, with all its cores."""
+def _actor_pool(ray: Any) -> dict[str, Any]:
+    """One actor per GPU; if there are none, one per machine, with all its cores."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if gpus := int(sum(has.get("GPU", 0) for has in machines)):
         return {"compute": ray.data.ActorPoolStrategy(size=gpus), "num_gpus": 1}
@@ -139,7 +143,7 @@ def _places(ray: Any) -> dict[str, Any]:
 
 
 class _Actor:
-    """A model that is open on some machine."""
+    """A model, opened on one machine of the cluster."""
 
     def __init__(
         self,
@@ -153,13 +157,13 @@ class _Actor:
         self.batch = batch or self.runner.batch
 
     def __call__(self, table: Any) -> Any:
-        """From a table of names to one of rows."""
+        """Turn a table of file names into one of rows."""
         import pyarrow as pa
 
         names = map(os.fsdecode, table["name"].to_pylist())
-        parts = list(answers(self.runner, names, self.top, self.batch))
-        rows = [row for part in parts for row in part.rows]
-        problems = [problem for part in parts for problem in part.problems]
+        batches = list(answers(self.runner, names, self.top, self.batch))
+        rows = [row for batch in batches for row in batch.rows]
+        problems = [problem for batch in batches for problem in batch.problems]
         return pa.table(
             {"row": pa.array(rows, pa.string()), "problem": pa.array(problems, pa.string())}
         )

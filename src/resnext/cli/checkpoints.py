@@ -1,0 +1,119 @@
+"""`resnext catalog`, `convert`, `doctor` and `push`: find, convert, check and publish weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from resnext.cli.options import Flag, Several
+
+
+def catalog(
+    *,
+    licence: str | None = None,
+    min_top1: float | None = None,
+    max_gmacs: float | None = None,
+    variant: str | None = None,
+    plot: Path | None = None,
+) -> None:
+    """List public checkpoints, most accurate first; ● marks the best accuracy for the cost.
+
+    Args:
+        licence: `commercial` for all that allow commercial use, or one of apache-2.0,
+            bsd-3-clause, cc-by-nc-4.0.
+        min_top1: Minimum published ImageNet-1k accuracy in percent.
+        max_gmacs: Maximum cost per image, in billions of multiply-accumulates.
+        variant: Only checkpoints of this variant.
+        plot: Draw a chart of accuracy against cost (.png, .svg or .pdf).
+    """
+    from rich.console import Console
+
+    from resnext.cli.tables import catalog_table
+    from resnext.weights.catalog import catalog
+
+    rows = catalog(licence=licence, min_top1=min_top1, max_gmacs=max_gmacs, variant=variant)
+    if plot is not None:
+        from resnext.cli.plots import plot_catalog
+
+        plot_catalog(rows, plot)
+    console = Console()
+    console.print(catalog_table(rows, console.width))
+    console.print(f"\n{len(rows)} checkpoints. To use one: resnext predict NAME photos/")
+    if plot is not None:
+        print(f"{plot}: accuracy against cost")
+
+
+def convert(
+    source: str,
+    path: Path,
+    /,
+    *,
+    to: Literal["torchvision", "timm", "mmcls", "mmdet", "lucid", "resnext"] = "resnext",
+    images: Annotated[tuple[Path, ...], Several] = (),
+    labels: str | None = None,
+    overwrite: Flag = False,
+) -> None:
+    """Convert a checkpoint for another library, and verify that its outputs are the same.
+
+    Args:
+        source: A file of any library, a catalog name, hf://owner/repo or a URL.
+        path: File to write; its suffix chooses the format.
+        to: Library to convert for.
+        images: Photos to compare outputs on, in addition to random images.
+        labels: Class names, if the source has none: `imagenet-1k`, or a text file with one name
+            per line.
+        overwrite: Replace the file if it exists.
+    """
+    from resnext.weights.catalog import read_labels
+    from resnext.weights.conversion import convert
+
+    names = None if labels is None else read_labels(labels)
+    done = convert(
+        source, path, to=to, images=images, labels=names, overwrite=overwrite, progress=True
+    )
+    parity = done.parity
+    photos = f", {parity.photographs} of them photos" if parity.photographs else ""
+    print(
+        f"{done.path}: {done.source} → {done.target}. Logits differ by at most "
+        f"{parity.difference:.2g} (largest logit {parity.largest:.2g}) on {parity.images} images"
+        f"{photos}, as computed by {parity.through}"
+    )
+
+
+def doctor(file: Path, /) -> None:
+    """Describe a checkpoint file: what it holds, what is wrong and what to do next.
+
+    No code in the file is executed. The exit code is 1 if there is a problem.
+
+    Args:
+        file: A checkpoint file of any library, or a folder that contains one.
+    """
+    from rich.console import Console
+
+    from resnext.cli.tables import diagnosis_table
+    from resnext.weights.diagnosis import diagnose
+
+    diagnosis = diagnose(file)
+    Console().print(diagnosis_table(diagnosis))
+    sys.exit(1 if diagnosis.problems else 0)
+
+
+def push(
+    file: str,
+    repo: str,
+    /,
+    *,
+    private: Flag = False,
+) -> None:
+    """Upload a model to the Hugging Face Hub, with a generated model card.
+
+    Args:
+        file: A model file.
+        repo: Repository to upload to: owner/name.
+        private: Make a newly created repository private.
+    """
+    from resnext.weights.hub import push
+    from resnext.weights.load import load_classifier
+
+    print(push(load_classifier(file, progress=True), repo, private=private))

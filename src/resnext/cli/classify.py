@@ -1,0 +1,174 @@
+"""`resnext evaluate` and `resnext predict`: run a classifier over images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from resnext.cli.options import Flag, check_json_path, write_json
+from resnext.errors import ResNeXtError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from resnext.prediction.images import Picture
+
+
+def evaluate(
+    file: str,
+    data: str,
+    /,
+    *,
+    views: Literal[1, 2, 10] = 1,
+    against: str | None = None,
+    json: Path | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str = "auto",
+    plan: bool = True,
+) -> None:
+    """Measure accuracy and calibration on labelled images that were not trained on.
+
+    Args:
+        file: A model file of any library that contains the class names, or a catalog name.
+        data: A folder with one folder of images per class, or with val or test folders of that
+            kind; any other data that train accepts; or `digits`. From the data the model was
+            trained on, only the held-out images are used.
+        views: Test-time augmentation, the number of views averaged per image: 2 adds the mirror
+            image; 10 takes the corners and the centre, each also mirrored. Do not mirror digits or
+            text.
+        against: A second model to compare with on the same images.
+        json: Also write the results to this JSON file.
+        batch_size: Images per batch.
+        workers: Number of processes that decode images.
+        device: auto, cpu, cuda, cuda:1, …
+        plan: Use the plan that `resnext optimize` saved beside the model file.
+    """
+    from resnext.cli.tables import print_evaluation
+    from resnext.evaluation.classification import Comparison, compare, evaluate
+
+    check_json_path(json)
+    options: dict[str, Any] = {"views": views, "batch_size": batch_size, "workers": workers}
+    options |= {"device": device, "plan": plan, "progress": True}
+    result = compare(file, against, data, **options) if against else evaluate(file, data, **options)
+    print_evaluation(result.a if isinstance(result, Comparison) else result)
+    if isinstance(result, Comparison):
+        print(
+            f"\n{against}: accuracy {result.b.accuracy:.2%}\n"
+            f"Only {file} is right on {result.only_a:,} images, only {against} on "
+            f"{result.only_b:,}; p = {result.p:.2g} (McNemar's exact test)"
+        )
+    if json is not None:
+        write_json(json, result.to_dict())
+        print(f"{json}: all results, with every class")
+
+
+def predict(
+    file: str,
+    /,
+    *images: str,
+    top: int = 1,
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
+    embeddings: Path | None = None,
+    sheet: Path | None = None,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    plan: bool = True,
+    ray: Flag = False,
+    overwrite: Flag = False,
+) -> None:
+    """Classify images, and print a table or write the predictions to a file.
+
+    With --out, the number of images is unlimited, and an interrupted run continues when the same
+    command is run again.
+
+    Args:
+        file: A model file of any library that contains the class names, or a catalog name.
+        images: Image files and folders, searched at any depth; or `digits` for handwritten digits
+            that the model was not trained on.
+        top: Number of classes to show for each image.
+        out: Write the predictions to this file (.csv, .jsonl or .parquet) instead of printing a
+            table. An image that cannot be read gets a row with the error.
+        embeddings: With --out, also write the embeddings to this file (.npy).
+        sheet: Draw the images with their predictions as one picture (.png).
+        limit: Classify at most this many images.
+        batch_size: Images per batch. Default: 64, or the batch size of the plan.
+        workers: With --out, number of threads that decode images. Default: one per core, at most
+            16.
+        device: auto, cpu, cuda, cuda:1, …
+        plan: Use the plan that `resnext optimize` saved beside the model file.
+        ray: With --out, run on a cluster with Ray Data.
+        overwrite: With --out, replace the file if it exists.
+    """
+    if limit is not None and limit < 1:
+        raise ResNeXtError(f"--limit must be at least 1, not {limit}.")
+    from resnext.data.open import BUILT_IN
+
+    built_in = images[0] if len(images) == 1 and images[0] in BUILT_IN else None
+    if out is not None:
+        if sheet is not None or limit is not None or built_in:
+            raise ResNeXtError("--out takes files and folders, without --sheet and --limit.")
+        options: dict[str, Any] = {"top": top, "batch_size": batch_size, "overwrite": overwrite}
+        if not ray:
+            options |= {"embeddings": embeddings, "workers": workers, "device": device}
+        elif embeddings is not None:
+            raise ResNeXtError("--embeddings cannot be written with --ray.")
+        _predict_files(file, images, out, plan, ray, options)
+        if embeddings is not None:
+            print(f"{embeddings}: embeddings")
+        return
+    only_with_out = {"--embeddings": embeddings, "--workers": workers, "--ray": ray or None}
+    if given := [name for name, value in only_with_out.items() if value is not None]:
+        raise ResNeXtError(f"{given[0]} needs --out FILE, the file to write the predictions to.")
+    from rich.console import Console
+
+    from resnext.cli.tables import predictions_table
+    from resnext.inference.opener import open_runner
+    from resnext.prediction.images import expand_images, held_out_images, predict
+
+    pictures: Sequence[Picture] = []
+    if not built_in:
+        pictures = [picture for _, picture in expand_images(images)][:limit]
+    batch = 64 if batch_size is None else batch_size
+    most = min(batch, len(pictures) or limit or batch)  # choose a plan for so many at a time
+    model = open_runner(file, device=device, batch=most, plan=plan, progress=True)
+    if built_in:
+        pictures = held_out_images(model, built_in, limit)
+    predictions = predict(model, pictures, top=top, batch_size=batch, progress=True)
+    Console().print(predictions_table(predictions))
+    if unsure := sum(not prediction.sure for prediction in predictions):
+        print(
+            f"? marks {unsure:,} of {len(predictions):,} predictions below the model's confidence "
+            f"threshold of {predictions[0].threshold:.2%}"
+        )
+    if sheet is not None:
+        from resnext.prediction.contact_sheet import draw_sheet, save_sheet
+
+        save_sheet(draw_sheet(pictures, predictions), sheet)
+        print(f"{sheet}: {len(predictions):,} images with their predictions")
+
+
+def _predict_files(
+    file: str, images: tuple[str, ...], out: Path, plan: bool, ray: bool, options: dict[str, Any]
+) -> None:
+    """Run `predict --out` on this machine or on a cluster, and print a summary."""
+    if ray:
+        from resnext.prediction.ray import predict_files_with_ray
+
+        done = predict_files_with_ray(file, images, out, plan=plan, progress=True, **options)
+    else:
+        from resnext.inference.opener import open_runner
+        from resnext.prediction.files import predict_files
+
+        batch = 64 if options["batch_size"] is None else options["batch_size"]
+        device = options.pop("device")
+        runner = open_runner(file, device=device, batch=batch, plan=plan, progress=True)
+        done = predict_files(runner, images, out, progress=True, **options)
+    earlier = f" ({done.resumed:,} from an earlier run)" if done.resumed else ""
+    unreadable = f"; {done.unreadable:,} could not be read" if done.unreadable else ""
+    speed = f"{done.images_per_second:,.1f} images/s"
+    print(f"{out}: {done.count:,} images{earlier}, {speed}{unreadable}")

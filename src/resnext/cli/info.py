@@ -1,0 +1,42 @@
+"""`resnext info`: the parameters, cost and receptive field of a network."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def info(
+    name: str | None = None,
+    /,
+    *,
+    size: Annotated[int | None, Parameter(name=["--size", "-s"])] = None,
+) -> None:
+    """Show the parameters, GMACs and receptive field of a network by stage, or list all variants.
+
+    Args:
+        name: A variant (`resnext50_32x4d`, spelled as in torchvision, timm, Lucid or mmcls), a
+            catalog name, or a model file of any library. Without a name, all variants are listed.
+        size: Image size in pixels. By default the model's own; for a variant 224, or 32 if it is
+            made for small images.
+    """
+    from rich.console import Console
+
+    from resnext.architectures import variant, variants
+    from resnext.cli.models import describe
+    from resnext.cli.tables import network_table, plain, variants_table
+    from resnext.summary import summarize
+
+    console = Console()
+    if name is None:
+        console.print(variants_table([(x, summarize(variant(x), size)) for x in variants()]))
+        return
+    model = describe(name)
+    if size is None and model.card is not None:
+        size = model.card.preprocessing.size
+    summary = summarize(model.config, size)
+    height, width = summary.size
+    console.print(f"[bold]{plain(name)}[/] for images of {width}×{height} pixels")
+    console.print(f"{model.config!r}\n", highlight=False)
+    console.print(network_table(summary, classifier=model.classifier))

@@ -1,0 +1,99 @@
+"""`resnext optimize` and `resnext bench`: the fastest way to run a model, and how fast it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from resnext.cli.options import Flag, Several, check_json_path, write_json
+from resnext.errors import ResNeXtError
+
+
+def optimize(
+    file: str,
+    /,
+    *,
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto",
+    engine: Literal["auto", "torch", "compile", "tensorrt", "onnxruntime", "openvino"] = "auto",
+    batch_size: Annotated[int, Parameter(name=["--batch-size", "-b"])] = 16,
+    data: str | None = None,
+    device: str = "auto",
+    again: Flag = False,
+) -> None:
+    """Find the fastest way to run a model on this machine, and save it as a plan beside the file.
+
+    Every candidate must give the same predictions as the network. evaluate and predict use the
+    plan from then on.
+
+    Args:
+        file: A model file.
+        precision: Compute precision; auto takes the fastest that agrees with the network.
+        engine: Inference engine; auto times all that are installed.
+        batch_size: Batch size to optimize for; the result accepts any batch size.
+        data: Labelled images that were not trained on, as for evaluate: to compare predictions on,
+            and to calibrate int8 with.
+        device: auto, cpu, cuda, cuda:1, …
+        again: Measure again even if a result is cached.
+    """
+    if not Path(file).is_file():
+        raise ResNeXtError(f"{file} is not a file. A plan is saved beside a model file.")
+    from resnext.inference.optimize import optimize
+
+    optimized = optimize(
+        file,
+        precision=precision,
+        engine=engine,
+        batch=batch_size,
+        data=data,
+        device=device,
+        again=again,
+        progress=True,
+    )
+    print(optimized.explain())
+    print(f"\n{optimized.save_plan(file)}: the plan; predict and evaluate now use it")
+
+
+def bench(
+    model: str = "resnext50_32x4d",
+    /,
+    *,
+    batch_size: Annotated[tuple[int, ...], Several] = (),
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
+    data: str | None = None,
+    compiled: Flag = False,
+    plot: Path | None = None,
+    json: Path | None = None,
+) -> None:
+    """Time a model in resnext, torchvision, timm, ONNX Runtime and OpenVINO side by side.
+
+    Args:
+        model: A variant or a model file.
+        batch_size: Batch size to time; repeat the option for several. Default: 1 and 16.
+        precision: Compute precision of resnext.
+        data: Labelled images to calibrate int8 with.
+        compiled: Also time torch.compile, which takes minutes.
+        plot: Draw a chart of the results (.png, .svg or .pdf).
+        json: Write the results to this JSON file.
+    """
+    from resnext.benchmark.timing import bench
+
+    check_json_path(json)
+    result = bench(
+        model,
+        batches=batch_size or (1, 16),
+        precision=precision,
+        data=data,
+        compiled=compiled,
+        progress=True,
+    )
+    print(result.table())
+    if json is not None:
+        write_json(json, result.to_dict())
+        print(f"{json}: the results")
+    if plot is not None:
+        from resnext.cli.plots import plot_benchmark
+
+        plot_benchmark(result, plot)
+        print(f"{plot}: a chart of the results")

@@ -1,0 +1,171 @@
+"""The tables that commands print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+if TYPE_CHECKING:
+    from resnext.evaluation.metrics import Evaluation
+    from resnext.prediction.images import Prediction
+    from resnext.summary import Summary
+    from resnext.weights.catalog import Checkpoint
+    from resnext.weights.diagnosis import Diagnosis
+
+_ALL_CLASSES = 40  # as many are printed; of more, only the worst
+_WORST_CLASSES = 20
+_NARROW = 90  # columns of a terminal in which the catalog leaves one out
+
+
+def plain(text: str) -> str:
+    """Text that may come from anywhere, made safe to print: no markup, no terminal commands."""
+    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
+
+
+def variants_table(summaries: Iterable[tuple[str, Summary]]) -> Table:
+    """All variants, with the size of their images, parameters and cost."""
+    table = _table("Variant", *_right("Size", "Parameters", "GMACs"))
+    for name, summary in summaries:
+        macs = f"{summary.macs / 1e9:.2f}"
+        table.add_row(name, str(summary.size[0]), f"{summary.parameters:,}", macs)
+    return table
+
+
+def network_table(summary: Summary, *, classifier: bool = True) -> Table:
+    """The stages of a network and their total; without the last row for a backbone."""
+    output = Column("Output", justify="right", no_wrap=True)
+    names = ("Blocks", "Width", "Groups", "Parameters", "GMACs", "Receptive\nfield")
+    table = _table("Stage", output, *_right(*names))
+    stages = summary.rows if classifier else summary.rows[:-1]
+    for stage in stages:
+        h, w = stage.size
+        table.add_row(
+            stage.name,
+            f"{stage.channels:,} × {h}×{w}",
+            str(stage.blocks or ""),
+            f"{stage.width:,}" if stage.width else "",
+            str(stage.groups if stage.blocks else ""),
+            f"{stage.parameters:,}",
+            f"{stage.macs / 1e9:.3f}",
+            str(stage.receptive_field or "image"),
+        )
+    table.add_section()
+    parameters = sum(stage.parameters for stage in stages)
+    totals = f"{parameters:,}", f"{summary.macs / 1e9:.2f}", str(summary.receptive_field)
+    table.add_row("total", "", "", "", "", *totals, style="bold")
+    return table
+
+
+def print_evaluation(result: Evaluation) -> None:
+    """Print the classes, the most frequent confusions and the overall numbers."""
+    console = Console()
+    classes, shown = _classes_table(result)
+    console.print(classes)
+    if shown < len(result.labels):
+        print(f"The {shown} classes with the lowest F1, of {len(result.labels):,}")
+    if frequent := result.confusions(5):
+        confusions = _table("Actual", "Predicted", *_right("Images"))
+        for actual, predicted, count in frequent:
+            confusions.add_row(plain(actual), plain(predicted), f"{count:,}")
+        console.print("\nMost frequent confusions", style="bold")
+        console.print(confusions)
+    low, high = result.interval()
+    top5 = "" if result.top5 is None else f", top-5 {result.top5:.2%}"
+    console.print(
+        f"\n{plain(result.data)}: {result.count:,} images, accuracy "
+        f"[bold]{result.accuracy:.2%}[/] (95% interval {low:.2%} to {high:.2%}){top5}, "
+        f"negative log-likelihood {result.nll:.4f}, calibration error {result.ece:.2%}",
+        highlight=False,
+    )
+    if result.skipped:
+        more = f" and {len(result.skipped) - 5:,} more" if len(result.skipped) > 5 else ""
+        names = ", ".join(plain(name) for name in result.skipped[:5])
+        console.print(f"Skipped, could not be read: {names}{more}", highlight=False)
+
+
+def _classes_table(result: Evaluation) -> tuple[Table, int]:
+    """The scores of all classes, or of the worst if there are many; and how many are shown."""
+    confusion = result.confusion
+    columns = ("Images", "Recall", "Precision", "F1")
+    table = _table("Class", *_right(*columns), "Mostly confused with")
+    scores = [*zip(result.recall(), result.precision(), result.f1(), strict=True)]
+    shown = list(range(len(scores)))
+    if len(shown) > _ALL_CLASSES:
+        with_images = (i for i in shown if confusion[i].any())
+        shown = sorted(with_images, key=lambda i: scores[i][2])[:_WORST_CLASSES]
+    for i in shown:
+        wrong = confusion[i].copy()
+        wrong[i] = 0
+        other = f"{plain(result.labels[wrong.argmax()])} ({wrong.max():,})" if wrong.any() else ""
+        numbers = ["–" if math.isnan(x) else f"{x:.1%}" for x in scores[i]]
+        table.add_row(plain(result.labels[i]), f"{confusion[i].sum():,}", *numbers, other)
+    return table, len(shown)
+
+
+def predictions_table(predictions: Sequence[Prediction]) -> Table:
+    """The most likely classes of each image; a question mark where the model is not sure."""
+    table = _table(Column("Image", overflow="fold"), "Class", *_right("Probability"))
+    for prediction in predictions:
+        pairs = zip(prediction.labels, prediction.probabilities, strict=True)
+        for i, (label, probability) in enumerate(pairs):
+            name = "" if i else plain(prediction.name)
+            mark = " ?" if i == 0 and not prediction.sure else ""
+            table.add_row(name, plain(label) + mark, f"{probability:.2%}")
+    return table
+
+
+def catalog_table(checkpoints: Sequence[Checkpoint], width: int) -> Table:
+    """Public checkpoints, with a mark at those that nothing cheaper beats.
+
+    Names are never cut, because they are copied; a narrow terminal shows no top-5 accuracy.
+    """
+    from resnext.weights.catalog import frontier
+
+    best = {checkpoint.name for checkpoint in frontier(checkpoints)}
+    accuracies = ("Top-1", "Top-5") if width >= _NARROW else ("Top-1",)
+    name = Column("Name", overflow="fold")
+    table = _table("", name, *_right(*accuracies, "GMACs", "Size"), "Licence")
+    for checkpoint in checkpoints:
+        values = (checkpoint.top1, checkpoint.top5)[: len(accuracies)]
+        table.add_row(
+            "●" if checkpoint.name in best else "",
+            checkpoint.name,
+            *("–" if x is None else f"{x:.2f}" for x in values),
+            f"{checkpoint.gmacs:.1f}",
+            str(checkpoint.size),
+            checkpoint.licence or "not stated",
+        )
+    return table
+
+
+def diagnosis_table(diagnosis: Diagnosis) -> Table:
+    """The facts about a file, then notes, problems and what to do next."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in diagnosis.facts():
+        table.add_row(name, plain(value))
+    if not diagnosis.problems:
+        table.add_row("Health", "✓ every number is finite, every norm is alive")
+    for title, lines, mark in (
+        ("Notes", diagnosis.notes, "·"),
+        ("Problems", diagnosis.problems, "✗"),
+        ("Next", diagnosis.advice, "→"),
+    ):
+        for i, line in enumerate(lines):
+            table.add_row("" if i else title, f"{mark} {plain(line)}")
+    return table
+
+
+def _table(*columns: str | Column) -> Table:
+    return Table(*columns, box=None, header_style="bold", pad_edge=False)
+
+
+def _right(*names: str) -> list[Column]:
+    """Columns of numbers."""
+    return [Column(name, justify="right") for name in names]

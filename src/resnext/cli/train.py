@@ -1,0 +1,109 @@
+"""`resnext train`: train a classifier on a folder or another data set."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from resnext.cli.options import Flag, Several
+
+
+def train(
+    data: str,
+    /,
+    *,
+    model: Annotated[str | None, Parameter(name=["--model", "-m"])] = None,
+    weights: Annotated[str | None, Parameter(name=["--weights", "-w"])] = None,
+    out: Annotated[Path, Parameter(name=["--out", "-o"])] = Path("model.safetensors"),
+    recipe: Annotated[str | None, Parameter(name=["--recipe", "-r"])] = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: Annotated[float | None, Parameter(name=["--learning-rate", "--lr"])] = None,
+    set: Annotated[tuple[str, ...], Several] = (),
+    size: int | None = None,
+    seed: int = 0,
+    val_fraction: float = 0.2,
+    workers: int | None = None,
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    compile: bool | None = None,
+    sync_norms: Flag = False,
+    resume: Flag = False,
+    retries: int = 0,
+    checkpoint_minutes: float = 5.0,
+    overwrite: Flag = False,
+) -> None:
+    """Train a classifier, and write a model file and a report.
+
+    The model file holds weights, labels and preprocessing. To train on several GPUs:
+    `torchrun --nproc-per-node 2 -m resnext train …`
+
+    Args:
+        data: A folder with one folder of images per class, or with train and val folders of that
+            kind; tar shards (`shards/train-{000..009}.tar`, also https:// and s3://); a folder of
+            idx files; a CSV file with the columns path and label; a folder of Parquet files from
+            Hugging Face; or `digits`.
+        model: Variant to train from scratch; `resnext info` lists them. Default: depends on the
+            data, mostly resnext50_32x4d.
+        weights: Checkpoint to fine-tune, instead of a variant: a file of any library, a catalog
+            name, hf://owner/repo or a URL.
+        out: Model file to write; it always holds the best epoch so far. A folder of the same name
+            ending in .run gets checkpoints, metrics and report.html.
+        recipe: Training recipe: small, large, finetune, paper, torchvision_v2, rsb_a1, rsb_a2,
+            rsb_a3, cifar, digits, or your own as file.py:name. Default: chosen by the data.
+        epochs: Number of epochs. Default: the recipe's.
+        batch_size: Images per step, summed over all processes; the learning rate scales with it.
+            Default: the recipe's.
+        learning_rate: Peak learning rate. Default: the recipe's.
+        set: Change any other field of the recipe: `--set mixup=0.2 --set ema=0.999`.
+        size: Image size in pixels. Default: depends on the data and the weights.
+        seed: Random seed for initialization, data order and augmentation.
+        val_fraction: Fraction of each class to hold out for validation if the data has no val
+            folder.
+        workers: Number of processes that decode images. Default: chosen by the number of cores.
+        device: auto, cpu, cuda, cuda:1, …
+        precision: Compute precision; auto uses bf16 where the hardware supports it.
+        compile: Compile the network with torch.compile. Default: on GPUs, for long
+            runs.
+        sync_norms: Compute batch norm statistics over all processes.
+        resume: Continue from the last checkpoint, bit for bit; start from scratch if there is none.
+        retries: If the loss diverges, how many times to return to the last checkpoint and halve the
+            learning rate.
+        checkpoint_minutes: Minutes between checkpoints; one is also written after every epoch.
+        overwrite: Replace the model file if it exists.
+    """
+    from resnext.training import train
+    from resnext.training.recipe import parse_changes
+
+    fields = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    changes = [f"{name}={value}" for name, value in fields.items() if value is not None]
+    network = train(
+        data,
+        model,
+        weights=weights,
+        out=out,
+        recipe=recipe,
+        size=size,
+        seed=seed,
+        val_fraction=val_fraction,
+        workers=workers,
+        device=device,
+        precision=precision,
+        compile=compile,
+        sync_norms=sync_norms,
+        resume=resume,
+        retries=retries,
+        checkpoint_minutes=checkpoint_minutes,
+        overwrite=overwrite,
+        **parse_changes([*changes, *set]),
+    )
+    if int(os.environ.get("RANK", "0")):
+        return
+    card = network.card
+    assert card is not None  # training always writes one
+    accuracy, epoch = card.metrics["val_accuracy"], card.provenance["epoch"]
+    print(f"{out}: epoch {epoch}, validation accuracy {accuracy:.2%}")
+    print(f"{out.with_name(out.stem + '.run') / 'report.html'}: training report")
