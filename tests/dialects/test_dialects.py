@@ -15,13 +15,14 @@ from torch import Tensor
 from resnext.architectures import differences, variant, variants
 from resnext.backbone import Backbone
 from resnext.config import ResNeXtConfig
+from resnext.dialects.table import DIALECTS
 from resnext.dialects.timm import original as timms
 from resnext.dialects.torchvision import original as torchvisions
 from resnext.errors import CheckpointError
 from resnext.network import ResNeXt
 from resnext.weights.catalog import catalog
 from resnext.weights.infer_config import infer_config
-from resnext.weights.recognise import DIALECTS, recognise
+from resnext.weights.recognise import recognise
 
 WRITTEN = ("torchvision", "timm", "mmcls", "mmdet", "lucid")
 MMDET: dict[str, Any] = manifest("mmdet")["cases"]

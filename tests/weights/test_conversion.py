@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,8 @@ from torch import nn
 from resnext import ResNeXt, ResNeXtConfig, convert, load, save
 from resnext.architectures import variant
 from resnext.card import Card, Preprocessing
+from resnext.dialects.table import DIALECTS
 from resnext.errors import CheckpointError, DataError
-from resnext.weights import conversion as module
-from resnext.weights.recognise import DIALECTS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = ResNeXtConfig(
@@ -113,7 +113,8 @@ def test_parity_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         return network
 
     own_file(tmp_path / "a.safetensors", CLASSIC)
-    monkeypatch.setitem(module._ORIGINALS, "torchvision", other)
+    dialect = replace(DIALECTS["torchvision"], original=other)
+    monkeypatch.setitem(DIALECTS, "torchvision", dialect)
     with pytest.raises(CheckpointError, match="answers differently: by up to"):
         convert(tmp_path / "a.safetensors", tmp_path / "b.pth", to="torchvision")
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
@@ -194,7 +195,7 @@ def test_mistakes(tmp_path: Path) -> None:
     for path, to, said in (
         (source, "resnext", "exists"),
         (tmp_path / "d.safetensors", "resnext", "exists"),
-        (tmp_path / "no" / "b.pth", "timm", "is no folder"),
+        (tmp_path / "no" / "b.pth", "timm", "is not a folder. Create it first"),
         (tmp_path / "b.pth", "lucid", r"must end in \.safetensors or \.lcd or \.npz"),
         (tmp_path / "b.safetensors", "mmcls", r"must end in \.pth or \.pt"),
         (tmp_path / "b.pth", "keras", "to must be"),

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from resnext import Backbone, ResNeXt, ResNeXtConfig, load, load_backbone, predict, save, variant
+from resnext.dialects.table import DIALECTS
 from resnext.errors import CheckpointError, ConfigError, MissingFileError, UnknownNameError
 from resnext.weights import resolve as understanding
 from resnext.weights.catalog import labels
-from resnext.weights.recognise import DIALECTS
 
 TINY = ResNeXtConfig((1, 1, 1, 1), 4, 8, num_classes=5, channels=(16, 32, 64, 128))
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -317,7 +317,7 @@ def test_folders_of_transformers(tmp_path: Path) -> None:
         }
         (folder / "config.json").write_text(json.dumps(about))
         if name == "plain":
-            with pytest.raises(CheckpointError, match="plain ResNet"):
+            with pytest.raises(CheckpointError, match="Transformers wrote a plain ResNet"):
                 load(folder)
             continue
         loaded = classifier(folder)

@@ -541,7 +541,7 @@ def convert(
     path: Path,
     /,
     *,
-    to: Literal["torchvision", "timm", "mmcls", "mmdet", "lucid", "resnext"] = "resnext",
+    to: str = "resnext",
     images: Annotated[tuple[Path, ...], Parameter(negative="", show_default=False)] = (),
     labels: str | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
@@ -551,7 +551,7 @@ def convert(
     Args:
         source: A file of any library, a name of the catalog, hf://owner/repo or a URL.
         path: File to write; its suffix chooses the format.
-        to: The library it is for.
+        to: The library it is for: torchvision, timm, mmcls, mmdet, lucid or resnext.
         images: Photographs to compare the answers on, beside random images.
         labels: Names of the classes, where the source has none: a text file with one in each
             line, or `imagenet-1k`.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from resnext.architectures import unsupported_reason
 from resnext.config import ResNeXtConfig
-from resnext.dialects.dialect import Dialect, NameRule
+from resnext.dialects.dialect import Dialect, NameRule, ParameterNames
+from resnext.errors import CheckpointError
 
 _STEM = (NameRule("conv1.", "stem.0."), NameRule("bn1.", "stem.1."))
 _BLOCK = (
@@ -21,14 +22,17 @@ _BLOCK = (
 )
 
 
+def _differs(what: str) -> str:
+    return (
+        f"computes networks with {what} differently (no norm after the stem's last convolution, "
+        f"other padding in pooling), so weights of one give wrong answers in the other. Its "
+        f"classic networks convert exactly."
+    )
+
+
 def _problem(config: ResNeXtConfig) -> str:
     if config.stem_type == "deep" or config.avg_down:
-        what = "a deep stem" if config.stem_type == "deep" else "avg_down"
-        return (
-            f"computes networks with {what} differently (no norm after the stem's last "
-            f"convolution, other padding in pooling), so weights of one give wrong answers in the "
-            f"other. Its classic networks convert exactly."
-        )
+        return _differs("a deep stem" if config.stem_type == "deep" else "avg_down")
     blocks = {name: x for name, x in config.block_args.items() if name != "dilation"}
     if config.gate == "se" and not blocks.get("se"):
         out = config.stages[0].out_channels
@@ -49,6 +53,22 @@ def _problem(config: ResNeXtConfig) -> str:
     return unsupported_reason(config, nearest)
 
 
+def _is_lucid2(names: ParameterNames) -> bool:
+    """Always, because no other library has its anchor.
+
+    Raises:
+        CheckpointError: The file is of a network with a deep stem.
+    """
+    if "stem.3.weight" in names.network:
+        raise CheckpointError(f"Lucid 2 {_differs('a deep stem')}")
+    return True
+
+
+def _is_lucid3(names: ParameterNames) -> bool:
+    """A stem in a sequence, which has one convolution."""
+    return "stem.0.weight" in names.network and "stem.3.weight" not in names.network
+
+
 LUCID = Dialect(
     "lucid",
     "Lucid 2",
@@ -56,11 +76,16 @@ LUCID = Dialect(
     block=_BLOCK,
     counters=False,
     linear_squeeze=True,
+    suffixes=(".safetensors", ".lcd", ".npz"),
+    recognises=_is_lucid2,
     problem=_problem,
+    unreadable=_problem,
 )
 LUCID3 = Dialect(
     "lucid3",
     "Lucid 3",
     network=(*_STEM, NameRule("fc.", "classifier.")),
+    recognises=_is_lucid3,
     problem=_problem,
+    unreadable=_problem,
 )

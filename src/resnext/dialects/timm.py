@@ -6,13 +6,24 @@ attention; and its table of pretrained weights.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from resnext.architectures import unsupported_reason
+from resnext.architectures import nearest_variant, unsupported_reason, variant, variants
+from resnext.card import Card, Preprocessing
 from resnext.config import ResNeXtConfig
-from resnext.dialects.dialect import Dialect
+from resnext.dialects.dialect import (
+    CheckpointMetadata,
+    Dialect,
+    Documents,
+    ParameterNames,
+    Values,
+    label_names,
+)
+from resnext.errors import CheckpointError, ResNeXtError
 
 NAMES = {  # architectures that timm can create by our name
     "resnext50_32x4d",
@@ -34,6 +45,9 @@ NAMES = {  # architectures that timm can create by our name
     "ecaresnext26t_32x4d",
     "ecaresnext50t_32x4d",
 }
+# Arguments that concern training only
+_TRAINING = ("drop_rate", "drop_path_rate", "drop_block_rate", "pretrained", "zero_init_last")
+_ONLY_TIMM = re.compile(r"conv1\.0\.|layer1\.0\.se\.|.*\.downsample\.2\.")
 
 
 def original(config: ResNeXtConfig) -> nn.Module:
@@ -99,4 +113,117 @@ def _problem(config: ResNeXtConfig) -> str:
     return unsupported_reason(config, nearest)
 
 
-TIMM = Dialect("timm", "timm", problem=_problem)
+def _is_timm(names: ParameterNames) -> bool:
+    """A deep stem, attention or pooled shortcuts, which torchvision does not have."""
+    return any(_ONLY_TIMM.match(name) for name in names.network)
+
+
+def _hub_config(config: ResNeXtConfig, card: Card) -> dict[str, Any]:
+    """`config.json` as timm writes it; empty for an architecture that timm cannot create."""
+    name, other = nearest_variant(config)
+    if other or name not in NAMES:
+        return {}
+    preprocessing = card.preprocessing
+    return {
+        "architecture": name,
+        "num_classes": config.num_classes,
+        "num_features": config.stages[-1].out_channels,
+        "model_args": {"in_chans": config.in_channels},
+        "pretrained_cfg": {
+            "input_size": [config.in_channels, preprocessing.size, preprocessing.size],
+            "crop_pct": preprocessing.size / preprocessing.resize,
+            "interpolation": preprocessing.interpolation,
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+            "num_classes": config.num_classes,
+            "license": card.licence,
+            "first_conv": "conv1.0" if config.stem_type == "deep" else "conv1",
+            "classifier": "fc",
+        },
+    }
+
+
+def _metadata(documents: Documents) -> CheckpointMetadata:
+    """From `config.json` as timm writes it.
+
+    Raises:
+        CheckpointError: It names another network, or one that is not built here.
+    """
+    config = documents.config
+    count = config.get("num_classes")
+    if count is not None and type(count) is not int:
+        raise CheckpointError(f"config.json: num_classes must be an integer, not {count!r}.")
+    name = config.get("architecture")
+    pretrained = config.get("pretrained_cfg")
+    pretrained = pretrained if isinstance(pretrained, Mapping) else {}
+    notes, preprocessing = list[str](), None
+    if pretrained.get("mean") is not None:
+        preprocessing = _preprocessing(pretrained)
+        if preprocessing is None:
+            notes.append("the preprocessing in config.json is of another kind and not used")
+    names, descriptions = config.get("label_names"), config.get("label_descriptions")
+    if isinstance(names, list) and isinstance(descriptions, Mapping):
+        names = [descriptions.get(x, x) if isinstance(x, str) else x for x in names]
+    licence = pretrained.get("license")
+    return CheckpointMetadata(
+        label_names(names),
+        preprocessing,
+        provenance={"architecture": name} if isinstance(name, str) else {},
+        licence=licence if isinstance(licence, str) else "",
+        config=_network(str(name), config, count) if name is not None else None,
+        num_classes=count,
+        notes=tuple(notes),
+    )
+
+
+def _network(name: str, config: Values, count: int | None) -> ResNeXtConfig:
+    """The architecture that timm was asked for.
+
+    Raises:
+        CheckpointError: It is not built here, or with arguments that are not.
+    """
+    if name not in variants():
+        raise CheckpointError(f"config.json names {name}, which is no ResNeXt that is built here.")
+    args = config.get("model_args") or {}
+    args = dict(args) if isinstance(args, Mapping) else {"model_args": args}
+    pool = args.pop("global_pool", config.get("global_pool"))
+    if pool not in (None, "avg"):
+        raise CheckpointError(f"config.json: global_pool {pool!r} is not built here, only 'avg'.")
+    fields = {"num_classes": args.pop("num_classes", count), "in_channels": args.pop("in_chans", 3)}
+    if other := [key for key, value in args.items() if key not in _TRAINING and value is not None]:
+        raise CheckpointError(f"config.json: the argument {other[0]!r} of timm is not built here.")
+    try:
+        return variant(name, **{key: x for key, x in fields.items() if x is not None})
+    except ResNeXtError as error:
+        raise CheckpointError(f"config.json: {error}") from error
+
+
+def _preprocessing(about: Values) -> Preprocessing | None:
+    """From `pretrained_cfg`, at the size for testing; None for another kind."""
+    try:
+        channels, height, width = about.get("test_input_size") or about["input_size"]
+        part = about.get("test_crop_pct") or about.get("crop_pct") or 1.0
+        if height != width or about.get("crop_mode") not in (None, "center"):
+            return None
+        return Preprocessing(
+            size=height,
+            resize=int(height / part),
+            interpolation=about.get("interpolation", "bilinear"),
+            mean=tuple(about["mean"]),
+            std=tuple(about["std"]),
+            colour="L" if channels == 1 else "RGB",
+        )
+    except (ResNeXtError, TypeError, KeyError, ValueError, ArithmeticError):
+        return None
+
+
+TIMM = Dialect(
+    "timm",
+    "timm",
+    suffixes=(".pth", ".pt", ".safetensors", ".npz"),
+    hub_config=_hub_config,
+    metadata=_metadata,
+    recognises=_is_timm,
+    problem=_problem,
+    original=original,
+)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from resnext.dialects.dialect import Dialect
 from resnext.errors import CheckpointError
 
 
+@runtime_checkable
 class Module(Protocol):
     """A module of Lua's nn."""
 
@@ -37,12 +39,14 @@ _CONV = re.compile(r"(nn|cudnn|ccn2)\.SpatialConvolution(MM)?$")
 _NORM = re.compile(r"(nn|cudnn|fbnn)\.(Spatial)?BatchNormalization$")
 
 
-def from_torch7(root: Module) -> dict[str, np.ndarray[Any, Any]]:
-    """The arrays of a network under our names.
+def _unpack(root: object) -> dict[str, np.ndarray[Any, Any]] | None:
+    """The arrays of a network under our names; None if the object is not a module.
 
     Raises:
-        CheckpointError: It is built otherwise than the original ResNeXt.
+        CheckpointError: The network is not built like the original ResNeXt.
     """
+    if not isinstance(root, Module):
+        return None
     while root.kind in ("nn.DataParallelTable", "nn.Sequential") and len(root.children()) == 1:
         root = root.children()[0]
     parts = root.children()
@@ -108,3 +112,6 @@ def _array(name: str, module: Module, part: str) -> np.ndarray[Any, Any]:
     if not isinstance(value, np.ndarray) or not value.size:
         raise CheckpointError(f"{name} ({module.kind}) has no {part}.")
     return value
+
+
+TORCH7 = Dialect("torch7", "Torch7", unpack=_unpack, recognises=lambda names: False)

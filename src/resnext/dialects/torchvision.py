@@ -43,4 +43,10 @@ def _problem(config: ResNeXtConfig) -> str:
     return unsupported_reason(config, nearest)
 
 
-TORCHVISION = Dialect("torchvision", "torchvision", problem=_problem)
+TORCHVISION = Dialect(
+    "torchvision",
+    "torchvision",
+    suffixes=(".pth", ".pt", ".safetensors", ".npz"),
+    problem=_problem,
+    original=original,
+)

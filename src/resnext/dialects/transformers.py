@@ -6,7 +6,20 @@ files come from forks; plain ones are ResNets.
 
 from __future__ import annotations
 
-from resnext.dialects.dialect import Dialect, NameRule
+from collections.abc import Mapping
+from typing import Any
+
+from resnext.card import Preprocessing
+from resnext.config import ResNeXtConfig
+from resnext.dialects.dialect import (
+    CheckpointMetadata,
+    Dialect,
+    Documents,
+    NameRule,
+    Values,
+    label_names,
+)
+from resnext.errors import CheckpointError, ResNeXtError
 
 _BLOCK = (
     *(NameRule(f"conv{i + 1}.", f"layer.{i}.convolution.") for i in range(3)),
@@ -14,6 +27,80 @@ _BLOCK = (
     NameRule("downsample.0.", "shortcut.convolution."),
     NameRule("downsample.1.", "shortcut.normalization."),
 )
+
+
+def _metadata(documents: Documents) -> CheckpointMetadata:
+    """From `config.json` and `preprocessor_config.json` as Transformers writes them.
+
+    Raises:
+        CheckpointError: They describe a ResNet that is not built here.
+    """
+    config, preprocessor = documents.config, documents.preprocessor
+    count = config.get("num_labels")
+    if count is not None and type(count) is not int:
+        raise CheckpointError(f"config.json: num_labels must be an integer, not {count!r}.")
+    _check(config)
+    preprocessing = _preprocessing(preprocessor) if preprocessor else None
+    unused = "the preprocessing in preprocessor_config.json is of another kind and not used"
+    return CheckpointMetadata(
+        _labels(config),
+        preprocessing,
+        num_classes=count,
+        notes=(unused,) if preprocessor and preprocessing is None else (),
+    )
+
+
+def _check(config: Values) -> None:
+    """Refuse variations of its ResNet that names and shapes do not show."""
+    for name, usual in (
+        ("hidden_act", "relu"),
+        ("downsample_in_first_stage", False),
+        ("downsample_in_bottleneck", False),
+    ):
+        if (value := config.get(name, usual)) != usual:
+            raise CheckpointError(f"config.json: {name} {value!r} is not built here, only {usual}.")
+
+
+def _labels(config: Values) -> tuple[str, ...]:
+    numbered = config.get("id2label")
+    if not isinstance(numbered, Mapping):
+        return ()
+    order = [str(i) for i in range(len(numbered))]
+    if sorted(order) != sorted(map(str, numbered)):
+        raise CheckpointError("config.json: id2label must number the classes 0, 1, 2, …")
+    by_number = {str(number): name for number, name in numbered.items()}
+    return label_names([by_number[number] for number in order])
+
+
+def _preprocessing(about: Values) -> Preprocessing | None:
+    """From Transformers' image processor, as ConvNeXt's reads it; None for another kind."""
+    kinds = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+    usual = ("do_resize", "do_normalize", "do_rescale", "do_center_crop")
+    if not all(about.get(name, True) for name in usual):
+        return None
+    if abs(about.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
+        return None
+    size, crop = about.get("size"), about.get("crop_size")
+    edge: Any = size.get("shortest_edge") if isinstance(size, Mapping) else size
+    inner: Any = crop.get("height") if isinstance(crop, Mapping) else crop
+    try:
+        part = about.get("crop_pct")
+        return Preprocessing(
+            size=inner or edge,
+            resize=int(edge / part) if part and not inner else edge,
+            interpolation=kinds[about.get("resample", 2)],  # type: ignore[arg-type]
+            mean=tuple(about["image_mean"]),
+            std=tuple(about["image_std"]),
+        )
+    except (ResNeXtError, TypeError, KeyError, ValueError, ArithmeticError):
+        return None
+
+
+def _unreadable(config: ResNeXtConfig) -> str:
+    if config.cardinality > 1:
+        return ""
+    return "wrote a plain ResNet: its 3×3 convolutions have no groups."
+
 
 TRANSFORMERS = Dialect(
     "transformers",
@@ -23,6 +110,8 @@ TRANSFORMERS = Dialect(
         NameRule("bn1.", "embedder.embedder.normalization."),
     ),
     block=_BLOCK,
-    place="encoder.stages.{stage}.layers.{block}.",
+    block_prefix="encoder.stages.{stage}.layers.{block}.",
     first_stage=0,
+    metadata=_metadata,
+    unreadable=_unreadable,
 )

@@ -272,6 +272,20 @@ def exact(name: str) -> Checkpoint | None:
     return next((row for row in _TABLE if row.name.lower() == key), None)
 
 
+def from_repository(owner: str, repo: str) -> Checkpoint | None:
+    """The checkpoint that a repository on the Hugging Face Hub holds; None if none does.
+
+    timm's repositories have the names of its checkpoints.
+    """
+    return exact(repo) if owner == "timm" else None
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is a URL, and not a name of the catalog that looks like one."""
+    scheme, separator, _ = text.partition("://")
+    return bool(separator) and scheme not in ("open-mmlab", "mmcls")
+
+
 def is_path(text: str) -> bool:
     """Whether a name that is no file was meant to be one."""
     if re.search(r"\.(safetensors|pth|pt|bin|lcd|npz|t7|pkl|ckpt|tar)$", text, re.IGNORECASE):

@@ -14,10 +14,11 @@ from torch import Tensor
 from resnext.architectures import nearest_variant, variant, variants
 from resnext.card import Card
 from resnext.config import ResNeXtConfig
+from resnext.dialects.dialect import Documents
 from resnext.errors import CheckpointError, MissingFileError, ResNeXtError
 from resnext.network import ResNeXt
-from resnext.weights.formats.reading import Contents, read
-from resnext.weights.recognise import DetectedNetwork, recognise
+from resnext.weights.formats.reading import read
+from resnext.weights.recognise import ChosenWeights, DetectedNetwork, choose_weights, recognise
 from resnext.weights.resolve import ResolvedCheckpoint, SkipInit, in_folder, resolve_contents
 
 _SHOWN = 4
@@ -101,16 +102,17 @@ def diagnose(path: str | Path) -> Diagnosis:
     if not path.exists():
         raise MissingFileError(f"{path} does not exist. `doctor` examines files and folders.")
     try:
-        file, told = in_folder(path) if path.is_dir() else (path, None)
+        file, documents = in_folder(path) if path.is_dir() else (path, Documents())
         contents = read(file)
+        weights = choose_weights(contents)
     except CheckpointError as error:
         if path.is_dir():
             return _of_folder(path, error)
         damaged = any(word in str(error) for word in ("damaged", "cut off", "empty", "web page"))
         advice = _DAMAGED if damaged else _ELSEWHERE
         return Diagnosis(path, path.stat().st_size, problems=_short([error]), advice=advice)
-    state = contents.state
-    about = Diagnosis(
+    state = weights.state
+    diagnosis = Diagnosis(
         path,
         file.stat().st_size,
         format=contents.format,
@@ -119,12 +121,12 @@ def diagnose(path: str | Path) -> Diagnosis:
         dtypes=tuple(f"{n} × {kind}" for kind, n in Counter(map(_kind, state.values())).items()),
     )
     try:
-        found = resolve_contents(file, contents, told=told)
+        checkpoint = resolve_contents(contents, documents=documents)
     except ResNeXtError as error:
         if path.is_dir():
             return _of_folder(path, error)
-        return _misunderstood(about, contents, str(error))
-    return _understood(about, found)
+        return _unresolved(diagnosis, weights, str(error))
+    return _resolved(diagnosis, checkpoint)
 
 
 _DAMAGED = ("Get the file again, from where it was published, and compare its SHA-256.",)
@@ -135,26 +137,27 @@ def _of_folder(path: Path, error: ResNeXtError) -> Diagnosis:
     return Diagnosis(path, 0, problems=_short([error]), advice=("Examine a file in it.",))
 
 
-def _understood(about: Diagnosis, found: ResolvedCheckpoint) -> Diagnosis:
-    problems = _health(found.state)
-    name, own = _typed(str(about.path)), _typed(f"{about.path.resolve().stem}-own.safetensors")
+def _resolved(diagnosis: Diagnosis, checkpoint: ResolvedCheckpoint) -> Diagnosis:
+    """The diagnosis of a checkpoint that can be loaded."""
+    problems, path = _health(checkpoint.state), diagnosis.path
+    name, own = _typed(str(path)), _typed(f"{path.resolve().stem}-own.safetensors")
     advice: list[str] = []
     if problems:
         advice.append("Get weights that were trained to the end, and saved before they diverged.")
-    elif not found.classifier:
-        advice.append(f"resnext.load_backbone({str(about.path)!r})")
-    elif not found.card.labels:
+    elif not checkpoint.classifier:
+        advice.append(f"resnext.load_backbone({str(path)!r})")
+    elif not checkpoint.card.labels:
         advice.append(f"resnext convert {name} {own} --labels classes.txt")
     else:
-        advice += [f"resnext convert {name} {own}"] if found.dialect else []
+        advice += [f"resnext convert {name} {own}"] if checkpoint.dialect else []
         advice.append(f"resnext predict {name} photos/")
-    notes = found.card.provenance.get("notes", ())
-    return about._replace(
-        dialect=found.dialect.title if found.dialect else "resnext",
-        architecture=nearest(found.config)[0],
-        config=found.config,
-        classifier=found.classifier,
-        card=found.card,
+    notes = checkpoint.card.provenance.get("notes", ())
+    return diagnosis._replace(
+        dialect=checkpoint.dialect.title if checkpoint.dialect else "resnext",
+        architecture=nearest(checkpoint.config)[0],
+        config=checkpoint.config,
+        classifier=checkpoint.classifier,
+        card=checkpoint.card,
         notes=_short(notes) if isinstance(notes, list) else (),
         problems=_short(problems),
         advice=tuple(advice),
@@ -172,28 +175,28 @@ def _typed(path: str) -> str:
     return shlex.quote(f"./{path}" if path.startswith("-") else path)
 
 
-def _misunderstood(about: Diagnosis, contents: Contents, reason: str) -> Diagnosis:
-    """What can still be told of weights that make no network."""
-    problems = [reason.removeprefix(f"{about.path}: ")]
-    names = list(contents.state)
+def _unresolved(diagnosis: Diagnosis, weights: ChosenWeights, reason: str) -> Diagnosis:
+    """The diagnosis of weights that are not those of a network."""
+    problems = [reason.removeprefix(f"{diagnosis.path}: ")]
+    names = list(weights.state)
     problems += dict.fromkeys(why for part, why in _CAUSES if any(part in name for name in names))
     if any(".conv2." in x for x in names) and not any(".conv3." in x for x in names):
         problems.append("Its blocks have two convolutions: it is a ResNet-18 or -34.")
     try:
-        found = recognise(contents.state)
+        detected = recognise(weights.state, weights.dialect)
     except CheckpointError:
-        return about._replace(problems=_short(problems), advice=_ELSEWHERE)
-    problems += _compared(found)
-    return about._replace(
-        dialect=found.dialect.title,
+        return diagnosis._replace(problems=_short(problems), advice=_ELSEWHERE)
+    problems += _compared(detected)
+    return diagnosis._replace(
+        dialect=detected.dialect.title,
         problems=_short(problems),
         advice=("If you know its architecture: resnext.load(file, config=…).",),
     )
 
 
-def _compared(found: DetectedNetwork) -> list[str]:
-    """How the weights differ from those of the variant that they are most alike."""
-    shapes = {name: tuple(value.shape) for name, value in found.state.items()}
+def _compared(detected: DetectedNetwork) -> list[str]:
+    """How the weights differ from those of the variant with the most tensors in common."""
+    shapes = {name: tuple(value.shape) for name, value in detected.state.items()}
     best, wanted = "", {}
     for name in variants():
         theirs = _shapes(variant(name))
@@ -206,11 +209,11 @@ def _compared(found: DetectedNetwork) -> list[str]:
         for name in wanted
         if name in shapes and shapes[name] != wanted[name] and not name.startswith("fc.")
     ]
-    told = (("missing", missing), ("unexpected", unexpected), ("of another shape", other))
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", other))
     return [
-        f"Beside {best}, {len(names)} {what}: {', '.join(names[:_SHOWN])}"
+        f"Beside {best}, {len(names)} {kind}: {', '.join(names[:_SHOWN])}"
         + ("…" if len(names) > _SHOWN else "")
-        for what, names in told
+        for kind, names in kinds
         if names
     ]
 

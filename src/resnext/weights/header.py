@@ -51,7 +51,7 @@ def read_header(path: str | Path) -> tuple[ResNeXtConfig, Card]:
 
 def is_own(metadata: Mapping[str, Any]) -> bool:
     """Whether a file's metadata are those that `header` makes."""
-    return _KEY in metadata
+    return isinstance(metadata.get(_KEY), str)
 
 
 def parse_header(metadata: Mapping[str, Any], path: Path) -> tuple[ResNeXtConfig, Card]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from resnext.architectures import nearest_variant
 from resnext.card import Card, card_of
-from resnext.dialects.timm import NAMES
+from resnext.dialects.table import DIALECTS
 from resnext.errors import CheckpointError, InputError
 from resnext.network import ResNeXt
 from resnext.summary import summarize
@@ -35,8 +35,8 @@ def save_pretrained(model: ResNeXt, folder: str | Path, *, repo: str = "owner/na
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save(model, folder / "model.safetensors")
-        about = _timm_config(model, card)
-        (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        values = _config(model, card)
+        (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(model_card(model, repo), encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}.") from error
@@ -91,7 +91,7 @@ def model_card(model: ResNeXt, repo: str = "owner/name") -> str:
     header = ["library_name: resnext", "pipeline_tag: image-classification"]
     header += [f"license: {card.licence}"] if card.licence else []
     header += ["tags:", "- image-classification", "- resnext", "- pytorch"]
-    header += ["- timm"] if architecture in NAMES else []
+    header += [f"- {x.name}" for x in DIALECTS.values() if x.hub_config(config, card)]
     facts = [
         ("Architecture", architecture),
         ("Parameters", f"{cost.parameters:,}"),
@@ -123,30 +123,13 @@ def _variant_name(model: ResNeXt) -> str:
     return "" if other else name
 
 
-def _timm_config(model: ResNeXt, card: Card) -> dict[str, Any]:
-    """config.json as timm writes it; for an architecture that timm does not have, labels only."""
-    how, name = card.preprocessing, _variant_name(model)
-    about: dict[str, Any] = {"library": "resnext", "label_names": list(card.labels)}
-    if name not in NAMES:
-        return {**about, "num_classes": model.config.num_classes}
-    return {
-        "architecture": name,
-        "num_classes": model.config.num_classes,
-        "num_features": model.num_features,
-        "model_args": {"in_chans": model.config.in_channels},
-        "pretrained_cfg": {
-            "input_size": [model.config.in_channels, how.size, how.size],
-            "crop_pct": how.size / how.resize,
-            "interpolation": how.interpolation,
-            "mean": list(how.mean),
-            "std": list(how.std),
-            "num_classes": model.config.num_classes,
-            "license": card.licence,
-            "first_conv": "conv1.0" if model.config.stem_type == "deep" else "conv1",
-            "classifier": "fc",
-        },
-        **about,
-    }
+def _config(model: ResNeXt, card: Card) -> dict[str, Any]:
+    """config.json: our labels, and what each library that has the architecture reads."""
+    values: dict[str, Any] = {}
+    for dialect in DIALECTS.values():
+        values |= dialect.hub_config(model.config, card)
+    values |= {"library": "resnext", "label_names": list(card.labels)}
+    return {**values, "num_classes": model.config.num_classes}
 
 
 def _shown(labels: tuple[str, ...]) -> str:

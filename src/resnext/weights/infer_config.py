@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-from resnext.config import ResNeXtConfig, eca_kernel_size
+from resnext.config import ResNeXtConfig, SERounding, eca_kernel_size
 from resnext.errors import CheckpointError, ConfigError
 
 Shape = tuple[int, ...]
@@ -135,7 +135,7 @@ def _attention(shapes: Mapping[str, Shape], outs: list[int]) -> dict[str, Any]:
     squeezed = [_shape(shapes, f"{first}.fc1.weight", 4)[0] for first in firsts]
     ratios = [16, *(out // max(s, 1) for out, s in zip(outs, squeezed, strict=True))]
     for reduction in dict.fromkeys(ratios):
-        for rounding in ("timm", "mmcls", "floor"):
+        for rounding in get_args(SERounding):
             fields = {"attention": "se", "se_reduction": reduction, "se_rounding": rounding}
             if reduction < 1:
                 continue

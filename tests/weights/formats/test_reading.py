@@ -23,10 +23,16 @@ from torch import Tensor
 from resnext.config import ResNeXtConfig
 from resnext.errors import CheckpointError, MissingFileError
 from resnext.network import ResNeXt
-from resnext.weights.formats.reading import read
+from resnext.weights.formats import reading
+from resnext.weights.recognise import ChosenWeights, choose_weights
 
 TINY = ResNeXtConfig((1,), 2, 8, num_stages=1, channels=(16,), num_classes=3)
 STATE = ResNeXt(TINY).state_dict()
+
+
+def read(path: Path) -> ChosenWeights:
+    """The weights that are chosen from a file."""
+    return choose_weights(reading.read(path))
 
 
 def zipped(content: Any, path: Path) -> None:
@@ -119,7 +125,7 @@ def test_where_the_weights_are(
     inside[last] = marked
     write(content, tmp_path / "a")
     found = read(tmp_path / "a")
-    assert found.place == place
+    assert found.key == place
     assert same(found.state)
 
 
@@ -168,9 +174,12 @@ def test_harmless_foreign_objects(tmp_path: Path, write: Callable[[Any, Path], N
     write(content, tmp_path / "a")
     for name in set(sys.modules) - before:
         del sys.modules[name]
-    found = read(tmp_path / "a")
-    assert same(found.state)
-    assert found.metadata == {"meta": {"epoch": 7}}
+    assert same(read(tmp_path / "a").state)
+    metadata = reading.read(tmp_path / "a").metadata
+    assert set(metadata) == {"state_dict", "message_hub", "cfg", "counts", "meta"}
+    assert metadata["meta"] == {"epoch": 7}
+    assert metadata["cfg"] == {"type": "ResNeXt"}
+    assert metadata["counts"] == {"a": [1]}
     assert not any(name.startswith("mmengine") for name in sys.modules)
 
 

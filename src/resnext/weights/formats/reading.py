@@ -1,6 +1,7 @@
-"""Files of weights: which format they are in, and the tensors that are in them.
+"""Files of weights: which format they are in, and the dictionaries of tensors in them.
 
-Nothing in a file is ever executed. Pickles are read with torch's `weights_only`, or by `inert.py`.
+Nothing in a file is ever executed. Pickles are read with torch's `weights_only`, or by
+`pickles.py`. Nothing here knows a library or a network.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 import struct
 import threading
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +21,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from resnext.dialects.torch7 import from_torch7
 from resnext.errors import CheckpointError, MissingFileError
 from resnext.weights.formats.pickles import STUBS, InertObject, brief, read_pickle, revived
 from resnext.weights.formats.torch7 import Module, read_torch7
-from resnext.weights.recognise import is_candidate
 
 _SAFETENSORS = {
     "F64": torch.float64,
@@ -38,31 +37,29 @@ _SAFETENSORS = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-# Where weights are in a dictionary, best first: averages are what was evaluated. mmengine swaps:
-# its `state_dict` holds the average and `ema_state_dict` the raw weights.
-_PLACES = ("model_ema", "state_dict_ema", "ema", "", "state_dict", "model", "model_state_dict")
-_PLACES += ("net", "network", "weights", "content", "params", "ema_state_dict")
-
 _READERS_AT_ONCE = 4
 _LOCK = threading.Lock()  # torch's list of harmless names is one for all threads
+
+
+Arrays = Mapping[str, Tensor | np.ndarray[Any, Any]]
 
 
 class Contents(NamedTuple):
     """What a file holds."""
 
+    path: Path
     format: str
     """safetensors, torch, torch (legacy), Torch7, Lucid (.lcd), pickle of arrays or NumPy."""
-    place: str
-    """Entry of the file's dictionary that holds the weights; empty for the file itself."""
-    state: dict[str, Tensor]
-    metadata: dict[str, Any]
-    """Everything beside the weights that could be read, harmless."""
-    passed_over: tuple[str, ...] = ()
-    """Entries that hold other networks."""
+    dictionaries: Mapping[str, Arrays]
+    """Every dictionary in the file with the arrays in it, by the path of keys that leads to it."""
+    metadata: Mapping[str, Any]
+    """Plain values and dictionaries at the top of the file, all harmless."""
+    root: object = None
+    """What the file holds if it is not a dictionary: the module of a Torch7 file."""
 
 
 def read(path: Path) -> Contents:
-    """The tensors of a file, whatever its format.
+    """The contents of a file, whatever its format.
 
     Raises:
         MissingFileError: There is no such file.
@@ -92,7 +89,7 @@ def _format(path: Path, start: bytes) -> str:
     if start[:4] == b"PK\x03\x04":
         return "torch"  # cut off: its table is at the end
     if start[:4] in (b"\x03\0\0\0", b"\x04\0\0\0"):
-        return "torch7"
+        return "lua"
     if start[:1] == b"\x80":
         return "legacy" if b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19" in start[:16] else "pickle"
     raise CheckpointError(f"{path} is no file of weights: {_guess(start)}.")
@@ -182,7 +179,7 @@ def read_safetensors(path: Path) -> Contents:
     with ThreadPoolExecutor(_READERS_AT_ONCE) as pool:
         parts = [places[i::_READERS_AT_ONCE] for i in range(_READERS_AT_ONCE)]
         list(pool.map(lambda part: _fill(path, part), parts))
-    return Contents("safetensors", "", state, metadata)
+    return Contents(path, "safetensors", {"": state}, metadata)
 
 
 def _fill(path: Path, places: Iterable[tuple[int, Tensor]]) -> None:
@@ -266,10 +263,7 @@ def _read_lua(path: Path) -> Contents:
         content = next((x for x in content.values() if isinstance(x, Module)), content)
     if not isinstance(content, Module):
         raise CheckpointError(f"{path} holds no network of Torch7.")
-    try:
-        return _contents("Torch7", path, dict(from_torch7(content)))
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    return Contents(path, "Torch7", {}, {}, content)
 
 
 _READERS = {
@@ -278,47 +272,27 @@ _READERS = {
     "legacy": _read_legacy,
     "pickle": _read_pickle,
     "numpy": _read_numpy,
-    "torch7": _read_lua,
+    "lua": _read_lua,
 }
 
 
 def _contents(format: str, path: Path, content: Any) -> Contents:
-    """The best dictionary of tensors in what was read, and everything beside it."""
+    """Every dictionary of arrays in what was read, and everything beside them."""
     if not isinstance(content, dict):
         kind = "object" if isinstance(content, InertObject) else type(content).__name__
         raise CheckpointError(f"{path} holds one {kind}, not a dictionary of tensors.")
-    places = dict(_dictionaries(content))
-    found = {place: names for place, names in places.items() if is_candidate(names)}
-
-    def rank(place: str) -> int:
-        first = place.partition(".")[0]
-        return _PLACES.index(first) if first in _PLACES else len(_PLACES)
-
-    if not found:
-        place = max(places, key=lambda place: len(places[place]))
-        found = {place: places[place]}
-    ranked = sorted(found, key=rank)
-    if len(ranked) > 1 and rank(ranked[0]) == rank(ranked[1]):
-        names = " and ".join(repr(place) for place in ranked)
-        raise CheckpointError(f"{path}: several networks are in it, under {names}. Save one.")
-    place, inner = ranked[0], content
-    for part in found[ranked[0]].at:
-        inner = inner[part]
-    state = {name: _tensor(path, name, inner[name]) for name in found[place]}
-    return Contents(format, place, state, _metadata(content), tuple(ranked[1:]))
+    plain = {
+        key: value
+        for key, value in dict.items(content)
+        if isinstance(value, str | int | float | bool | dict)
+    }
+    return Contents(path, format, _dictionaries(content), plain)
 
 
-class _Names(list[str]):
-    """Names of the arrays in a dictionary, and the keys that lead to it."""
-
-    def __init__(self, names: Iterable[str], at: tuple[str, ...]) -> None:
-        super().__init__(names)
-        self.at = at
-
-
-def _dictionaries(content: dict[Any, Any]) -> Iterator[tuple[str, _Names]]:
+def _dictionaries(content: dict[Any, Any]) -> dict[str, Arrays]:
     """Every dictionary in a dictionary, each once, however often it is in it."""
     seen: set[int] = set()
+    dictionaries: dict[str, Arrays] = {}
     waiting: list[tuple[tuple[str, ...], dict[Any, Any]]] = [((), content)]
     while waiting:
         at, inner = waiting.pop(0)
@@ -326,9 +300,18 @@ def _dictionaries(content: dict[Any, Any]) -> Iterator[tuple[str, _Names]]:
             continue
         seen.add(id(inner))
         items = [(key, value) for key, value in dict.items(inner) if isinstance(key, str)]
-        arrays = (key for key, value in items if isinstance(value, Tensor | np.ndarray))
-        yield ".".join(at), _Names(arrays, at)
+        dictionaries[".".join(at)] = {k: v for k, v in items if isinstance(v, Tensor | np.ndarray)}
         waiting += [((*at, key), value) for key, value in items if isinstance(value, dict)]
+    return dictionaries
+
+
+def to_tensors(path: Path, arrays: Arrays) -> dict[str, Tensor]:
+    """Arrays as tensors, each in memory of its own.
+
+    Raises:
+        CheckpointError: One is not of a kind that weights have; the message names file and array.
+    """
+    return {name: _tensor(path, name, value) for name, value in arrays.items()}
 
 
 def _tensor(path: Path, name: str, value: Tensor | np.ndarray) -> Tensor:
@@ -356,10 +339,3 @@ def _tensor(path: Path, name: str, value: Tensor | np.ndarray) -> Tensor:
     if size > value.numel() * value.element_size() or not value.is_contiguous():
         value = value.clone(memory_format=torch.contiguous_format)
     return value
-
-
-def _metadata(content: dict[Any, Any]) -> dict[str, Any]:
-    """Plain values beside the weights, and what OpenMMLab keeps under `meta`."""
-    plain = {k: v for k, v in dict.items(content) if isinstance(v, str | int | float | bool)}
-    meta = content.get("meta")
-    return {**plain, **({"meta": meta} if isinstance(meta, dict) else {})}
