@@ -30,9 +30,10 @@ from resnext.dialects.dialect import (
     label_names,
 )
 from resnext.errors import CheckpointError, ResNeXtError
-from resnext.mmcls.backbone import DEPTHS, LETTERS
-from resnext.mmcls.classifier import build
+from resnext.mmcls.backbone import DEPTHS
 from resnext.mmcls.config_file import parse_config
+from resnext.mmcls.layer_cfg import LETTERS
+from resnext.mmcls.registry import build
 
 # Arguments of a backbone that do not change what it computes
 _UNUSED = ("pretrained", "init_cfg", "dcn", "plugins", "stage_with_dcn", "with_cp", "norm_eval")
