@@ -17,6 +17,7 @@ from resnext.errors import CheckpointError, ResNeXtError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cyclopts import Token
     from rich.table import Column
 
     from resnext.evaluation.classification import Evaluation
@@ -535,13 +536,27 @@ def catalog(
         print(f"{plot}: accuracy against cost")
 
 
+def _target(kind: object, tokens: Sequence[Token]) -> str:
+    """Check the name of a library against the table of dialects."""
+    from resnext.weights.conversion import find_target
+
+    try:
+        find_target(tokens[0].value)
+    except CheckpointError as error:
+        raise ValueError(str(error)) from error
+    return tokens[0].value
+
+
 @_command
 def convert(
     source: str,
     path: Path,
     /,
     *,
-    to: str = "resnext",
+    to: Annotated[
+        Literal["torchvision", "timm", "mmcls", "mmdet", "lucid", "resnext"],
+        Parameter(converter=_target),  # takes what was added to the table of dialects too
+    ] = "resnext",
     images: Annotated[tuple[Path, ...], Parameter(negative="", show_default=False)] = (),
     labels: str | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
@@ -551,7 +566,7 @@ def convert(
     Args:
         source: A file of any library, a name of the catalog, hf://owner/repo or a URL.
         path: File to write; its suffix chooses the format.
-        to: The library it is for: torchvision, timm, mmcls, mmdet, lucid or resnext.
+        to: The library it is for.
         images: Photographs to compare the answers on, beside random images.
         labels: Names of the classes, where the source has none: a text file with one in each
             line, or `imagenet-1k`.

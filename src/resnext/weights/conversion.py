@@ -90,7 +90,7 @@ def convert(
         DataError: A photograph cannot be read.
     """
     path = Path(path)
-    target = _target(to)
+    target = find_target(to)
     if target is None and path.suffix != ".safetensors":
         raise CheckpointError(f"{path} must end in .safetensors for resnext.")
     if not path.parent.is_dir():
@@ -121,7 +121,7 @@ def convert(
     return Conversion(path, dialect, to, checkpoint.config, parity)
 
 
-def _target(to: str) -> Dialect | None:
+def find_target(to: str) -> Dialect | None:
     """The dialect to write; None for our own files.
 
     Raises:
