@@ -481,10 +481,10 @@ def test_incomplete_files(tmp_path: Path, change: Any, said: str) -> None:
 @pytest.mark.parametrize(
     ("about", "said"),
     [
-        ({"model_args": {"output_stride": 8}}, "'output_stride' of timm is not built"),
-        ({"model_args": {"global_pool": "max"}}, "global_pool 'max' is not built"),
-        ({"global_pool": "avgmax"}, "global_pool 'avgmax' is not built"),
-        ({"architecture": "resnetaa50d"}, "names resnetaa50d, which is no ResNeXt"),
+        ({"model_args": {"output_stride": 8}}, "'output_stride' of timm is not supported"),
+        ({"model_args": {"global_pool": "max"}}, "global_pool 'max' is not supported"),
+        ({"global_pool": "avgmax"}, "global_pool 'avgmax' is not supported"),
+        ({"architecture": "resnetaa50d"}, "names resnetaa50d, which is not a ResNeXt"),
         ({"architecture": "vit_base_patch16_224"}, "names vit_base_patch16_224"),
         ({"num_classes": "3"}, "num_classes must be an integer, not '3'"),
         ({"model_args": {"in_chans": -3}}, "in_channels must be greater than 0"),

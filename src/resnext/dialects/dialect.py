@@ -1,4 +1,4 @@
-"""The type of a dialect: everything that the library knows about one other library.
+"""The type of a dialect: everything this package knows about one other library.
 
 Our own parameter names are torchvision's, so the rows of a dialect list only what differs. They
 are prefixes, read in both directions.
@@ -135,7 +135,7 @@ class Dialect:
         hub_config: Makes the library's entries of a repository's `config.json`; empty if the
             library cannot load the architecture by name.
         metadata: Reads what accompanies weights. Every dialect is asked about every checkpoint,
-            because parameter names do not tell who wrote `config.json`; the first row of the table
+            because parameter names do not show who wrote `config.json`; the first row of the table
             that states something wins. May raise `CheckpointError`.
         unpack: Makes arrays under our names from an object that is not a dictionary of arrays;
             None if it is another kind of object. May raise `CheckpointError`.

@@ -1,7 +1,7 @@
-"""Lucid 2 and 3: names of their parameters.
+"""Lucid 2 and 3.
 
-Source: the released code of Lucid 2, run with random weights, whose arguments are those of
-`ResNeXtConfig`; and the source of Lucid 3, which has classic ResNeXts only.
+Source: the released code of Lucid 2, run with random weights; its arguments are the first ones of
+`ResNeXtConfig`. The source code of Lucid 3, which has classic ResNeXts only.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _BLOCK = (
 
 
 def _differs(what: str) -> str:
+    """Why networks with a deep stem or `avg_down` do not convert."""
     return (
         f"computes networks with {what} differently (no norm after the stem's last convolution, "
         f"other padding in pooling), so weights of one give wrong answers in the other. Its "
@@ -31,6 +32,7 @@ def _differs(what: str) -> str:
 
 
 def _problem(config: ResNeXtConfig) -> str:
+    """Why Lucid cannot build a network, or builds another one; empty if it builds the same."""
     if config.stem_type == "deep" or config.avg_down:
         return _differs("a deep stem" if config.stem_type == "deep" else "avg_down")
     blocks = {name: x for name, x in config.block_args.items() if name != "dilation"}
@@ -65,7 +67,7 @@ def _is_lucid2(names: ParameterNames) -> bool:
 
 
 def _is_lucid3(names: ParameterNames) -> bool:
-    """A stem in a sequence, which has one convolution."""
+    """A stem that is a sequence with one convolution."""
     return "stem.0.weight" in names.network and "stem.3.weight" not in names.network
 
 

@@ -83,7 +83,7 @@ _MMDET_NETWORK = (
 
 
 def _nearest(config: ResNeXtConfig) -> ResNeXtConfig:
-    """The network that comes out if a config is told to mmcls as well as it can be."""
+    """The most similar network that mmcls's arguments can describe."""
     stages, stem = config.stages, config.stem_out
     base, half = stages[0].out_channels // config.expansion, max(stem[-1] // 2, 1)
     width = base if stages[0].groups == 1 else stages[0].width
@@ -120,14 +120,16 @@ def _nearest(config: ResNeXtConfig) -> ResNeXtConfig:
 
 
 def _mmcls_problem(config: ResNeXtConfig) -> str:
+    """Why mmcls cannot build a network; empty if it can."""
     return unsupported_reason(config, _nearest(config))
 
 
 def _mmdet_problem(config: ResNeXtConfig) -> str:
+    """Why mmdet cannot build a network; empty if it can."""
     if config.gate:
-        return f"has no networks with {config.gate.upper()} attention."
+        return f"does not support {config.gate.upper()} attention."
     if config.expansion != 4:
-        return "has networks of expansion 4 only."
+        return "supports only expansion 4."
     return unsupported_reason(config, _nearest(config))
 
 
@@ -246,7 +248,11 @@ def _metadata(documents: Documents) -> CheckpointMetadata:
 
 
 def _network(model: Values) -> ResNeXtConfig | None:
-    """The config of its backbone if that is a ResNeXt, else None."""
+    """Our config for the backbone in `model`; None if it is not a ResNeXt.
+
+    Raises:
+        CheckpointError: It is a ResNeXt that cannot be built.
+    """
     backbone = model.get("backbone")
     kind = str(backbone.get("type")).rpartition(".")[2] if isinstance(backbone, Mapping) else ""
     if not isinstance(backbone, Mapping) or kind not in ("ResNeXt", "SEResNeXt"):
@@ -255,7 +261,7 @@ def _network(model: Values) -> ResNeXtConfig | None:
     args = {**backbone, "type": kind}
     for name in ("dcn", "plugins"):
         if args.get(name):
-            raise CheckpointError(f"Its config has {name}, which are not built here.")
+            raise CheckpointError(f"Its config has {name}, which are not supported.")
     for name in _UNUSED:
         args.pop(name, None)
     stages = args.get("num_stages", 4)
@@ -270,14 +276,16 @@ def _network(model: Values) -> ResNeXtConfig | None:
     try:
         network = build({**args, "init_cfg": None}).config
     except (ResNeXtError, TypeError, KeyError) as error:
-        raise CheckpointError(f"The config in it is of no network that exists: {error}") from error
+        raise CheckpointError(
+            f"The config in it does not describe a valid network: {error}"
+        ) from error
     assert isinstance(network, ResNeXtConfig)
     classes = head.get("num_classes") if isinstance(head, Mapping) and classifier else None
     return network.replace(num_classes=classes) if isinstance(classes, int) else network
 
 
 def _preprocessing(settings: Values, notes: list[str]) -> Preprocessing | None:
-    """From the pipeline for testing: Resize, CenterCrop, Normalize."""
+    """Resize, CenterCrop and Normalize of the test pipeline; None if it is of another kind."""
     model = settings.get("model")
     inner = model.get("data_preprocessor") if isinstance(model, Mapping) else None
     processor = settings.get("data_preprocessor") or inner
@@ -296,7 +304,7 @@ def _preprocessing(settings: Values, notes: list[str]) -> Preprocessing | None:
     try:
         if not by_edge:
             raise TypeError
-        how = Preprocessing(
+        preprocessing = Preprocessing(
             size=crop["crop_size"],
             resize=edge,
             interpolation=resize.get("interpolation", "bilinear"),
@@ -305,19 +313,20 @@ def _preprocessing(settings: Values, notes: list[str]) -> Preprocessing | None:
             colour="RGB" if normal.get("to_rgb", rgb) else "BGR",
         )
     except (ResNeXtError, TypeError, KeyError):
-        notes.append("the preprocessing in the file's config is of another kind and not used")
+        notes.append("the preprocessing in the file's config is of another kind, so it is not used")
         return None
     if resize.get("backend", "cv2") != "pillow":
-        notes.append("images were resized by OpenCV there, without antialiasing; here by Pillow")
-    return how
+        notes.append("images were resized by OpenCV without antialiasing; here Pillow resizes them")
+    return preprocessing
 
 
 def _pipeline(settings: Values) -> Iterable[Values]:
+    """Steps of the test pipeline, wherever the version of the config keeps them."""
     data, loader = settings.get("data"), settings.get("test_dataloader")
     test = data.get("test") if isinstance(data, Mapping) else None
     inner = loader.get("dataset") if isinstance(loader, Mapping) else None
-    for place in (test, inner, {"pipeline": settings.get("test_pipeline")}):
-        steps = place.get("pipeline") if isinstance(place, Mapping) else None
+    for dataset in (test, inner, {"pipeline": settings.get("test_pipeline")}):
+        steps = dataset.get("pipeline") if isinstance(dataset, Mapping) else None
         if isinstance(steps, list):
             return [step for step in steps if isinstance(step, Mapping)]
     return []

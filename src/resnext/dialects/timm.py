@@ -1,4 +1,4 @@
-"""timm: our names are its names too. This file says which of our networks it can build.
+"""timm: its names are ours. This file says which networks it can build, and reads its metadata.
 
 Source: `timm.models.resnet`, version 1.0, whose `ResNet` takes stem, shortcut, anti-aliasing and
 attention; and its table of pretrained weights.
@@ -51,7 +51,7 @@ _ONLY_TIMM = re.compile(r"conv1\.0\.|layer1\.0\.se\.|.*\.downsample\.2\.")
 
 
 def original(config: ResNeXtConfig) -> nn.Module:
-    """timm's own network of a config that it can build.
+    """timm's own network for a config that timm can build.
 
     Raises:
         ImportError: timm is not installed.
@@ -66,7 +66,7 @@ def original(config: ResNeXtConfig) -> nn.Module:
 
 
 def arguments(config: ResNeXtConfig) -> dict[str, Any]:
-    """What timm's `ResNet` is called with, apart from block and layers."""
+    """Arguments of timm's `ResNet`, except for block and layers."""
     args: dict[str, Any] = {
         "num_classes": config.num_classes,
         "in_chans": config.in_channels,
@@ -86,12 +86,13 @@ def arguments(config: ResNeXtConfig) -> dict[str, Any]:
 
 
 def _base_width(config: ResNeXtConfig) -> int:
-    """Width of a group where a stage has 64 channels, rounded up: it is rounded down again."""
+    """Width of a group at 64 channels, rounded up because timm rounds it down again."""
     first = config.stages[0]
     return max(-(-first.width // first.groups * 64 // (first.out_channels // 4 or 1)), 1)
 
 
 def _problem(config: ResNeXtConfig) -> str:
+    """Why timm cannot build a network; empty if it can."""
     if config.num_stages != 4:
         return f"has networks of four stages, not {config.num_stages}."
     half = config.stem_out[-1] // 2
@@ -147,7 +148,7 @@ def _metadata(documents: Documents) -> CheckpointMetadata:
     """From `config.json` as timm writes it.
 
     Raises:
-        CheckpointError: It names another network, or one that is not built here.
+        CheckpointError: It names an architecture or an argument that is not supported here.
     """
     config = documents.config
     count = config.get("num_classes")
@@ -160,7 +161,7 @@ def _metadata(documents: Documents) -> CheckpointMetadata:
     if pretrained.get("mean") is not None:
         preprocessing = _preprocessing(pretrained)
         if preprocessing is None:
-            notes.append("the preprocessing in config.json is of another kind and not used")
+            notes.append("the preprocessing in config.json is of another kind, so it is not used")
     names, descriptions = config.get("label_names"), config.get("label_descriptions")
     if isinstance(names, list) and isinstance(descriptions, Mapping):
         names = [descriptions.get(x, x) if isinstance(x, str) else x for x in names]
@@ -177,40 +178,42 @@ def _metadata(documents: Documents) -> CheckpointMetadata:
 
 
 def _network(name: str, config: Values, count: int | None) -> ResNeXtConfig:
-    """The architecture that timm was asked for.
+    """Our config for a timm architecture and its arguments.
 
     Raises:
-        CheckpointError: It is not built here, or with arguments that are not.
+        CheckpointError: The architecture or an argument is not supported here.
     """
     if name not in variants():
-        raise CheckpointError(f"config.json names {name}, which is no ResNeXt that is built here.")
+        raise CheckpointError(
+            f"config.json names {name}, which is not a ResNeXt that is built here."
+        )
     args = config.get("model_args") or {}
     args = dict(args) if isinstance(args, Mapping) else {"model_args": args}
     pool = args.pop("global_pool", config.get("global_pool"))
     if pool not in (None, "avg"):
-        raise CheckpointError(f"config.json: global_pool {pool!r} is not built here, only 'avg'.")
+        raise CheckpointError(f"config.json: global_pool {pool!r} is not supported, only 'avg'.")
     fields = {"num_classes": args.pop("num_classes", count), "in_channels": args.pop("in_chans", 3)}
     if other := [key for key, value in args.items() if key not in _TRAINING and value is not None]:
-        raise CheckpointError(f"config.json: the argument {other[0]!r} of timm is not built here.")
+        raise CheckpointError(f"config.json: the argument {other[0]!r} of timm is not supported.")
     try:
         return variant(name, **{key: x for key, x in fields.items() if x is not None})
     except ResNeXtError as error:
         raise CheckpointError(f"config.json: {error}") from error
 
 
-def _preprocessing(about: Values) -> Preprocessing | None:
-    """From `pretrained_cfg`, at the size for testing; None for another kind."""
+def _preprocessing(pretrained: Values) -> Preprocessing | None:
+    """From `pretrained_cfg`, at its test size; None if it is of another kind."""
     try:
-        channels, height, width = about.get("test_input_size") or about["input_size"]
-        part = about.get("test_crop_pct") or about.get("crop_pct") or 1.0
-        if height != width or about.get("crop_mode") not in (None, "center"):
+        channels, height, width = pretrained.get("test_input_size") or pretrained["input_size"]
+        fraction = pretrained.get("test_crop_pct") or pretrained.get("crop_pct") or 1.0
+        if height != width or pretrained.get("crop_mode") not in (None, "center"):
             return None
         return Preprocessing(
             size=height,
-            resize=int(height / part),
-            interpolation=about.get("interpolation", "bilinear"),
-            mean=tuple(about["mean"]),
-            std=tuple(about["std"]),
+            resize=int(height / fraction),
+            interpolation=pretrained.get("interpolation", "bilinear"),
+            mean=tuple(pretrained["mean"]),
+            std=tuple(pretrained["std"]),
             colour="L" if channels == 1 else "RGB",
         )
     except (ResNeXtError, TypeError, KeyError, ValueError, ArithmeticError):

@@ -1,7 +1,7 @@
-"""Transformers: names of its `ResNetForImageClassification`, read where its 3×3 is grouped.
+"""Transformers: its `ResNetForImageClassification`, which is only read, and only if grouped.
 
-Source: its `models/resnet/modeling_resnet.py`. The class has no groups of its own, so grouped
-files come from forks; plain ones are ResNets.
+Source: its `models/resnet/modeling_resnet.py`. The class itself has no groups: files with groups
+come from forks, files without are plain ResNets.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _metadata(documents: Documents) -> CheckpointMetadata:
     """From `config.json` and `preprocessor_config.json` as Transformers writes them.
 
     Raises:
-        CheckpointError: They describe a ResNet that is not built here.
+        CheckpointError: They describe a ResNet that is not supported here.
     """
     config, preprocessor = documents.config, documents.preprocessor
     count = config.get("num_labels")
@@ -41,7 +41,7 @@ def _metadata(documents: Documents) -> CheckpointMetadata:
         raise CheckpointError(f"config.json: num_labels must be an integer, not {count!r}.")
     _check(config)
     preprocessing = _preprocessing(preprocessor) if preprocessor else None
-    unused = "the preprocessing in preprocessor_config.json is of another kind and not used"
+    unused = "the preprocessing in preprocessor_config.json is of another kind, so it is not used"
     return CheckpointMetadata(
         _labels(config),
         preprocessing,
@@ -58,10 +58,15 @@ def _check(config: Values) -> None:
         ("downsample_in_bottleneck", False),
     ):
         if (value := config.get(name, usual)) != usual:
-            raise CheckpointError(f"config.json: {name} {value!r} is not built here, only {usual}.")
+            raise CheckpointError(f"config.json: {name} {value!r} is not supported, only {usual}.")
 
 
 def _labels(config: Values) -> tuple[str, ...]:
+    """Names of the classes in `id2label`.
+
+    Raises:
+        CheckpointError: The numbers are not 0, 1, 2, …
+    """
     numbered = config.get("id2label")
     if not isinstance(numbered, Mapping):
         return ()
@@ -72,31 +77,32 @@ def _labels(config: Values) -> tuple[str, ...]:
     return label_names([by_number[number] for number in order])
 
 
-def _preprocessing(about: Values) -> Preprocessing | None:
-    """From Transformers' image processor, as ConvNeXt's reads it; None for another kind."""
+def _preprocessing(processor: Values) -> Preprocessing | None:
+    """From an image processor's settings, as ConvNeXt's reads them; None for another kind."""
     kinds = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
     usual = ("do_resize", "do_normalize", "do_rescale", "do_center_crop")
-    if not all(about.get(name, True) for name in usual):
+    if not all(processor.get(name, True) for name in usual):
         return None
-    if abs(about.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
+    if abs(processor.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
         return None
-    size, crop = about.get("size"), about.get("crop_size")
+    size, crop = processor.get("size"), processor.get("crop_size")
     edge: Any = size.get("shortest_edge") if isinstance(size, Mapping) else size
     inner: Any = crop.get("height") if isinstance(crop, Mapping) else crop
     try:
-        part = about.get("crop_pct")
+        fraction = processor.get("crop_pct")
         return Preprocessing(
             size=inner or edge,
-            resize=int(edge / part) if part and not inner else edge,
-            interpolation=kinds[about.get("resample", 2)],  # type: ignore[arg-type]
-            mean=tuple(about["image_mean"]),
-            std=tuple(about["image_std"]),
+            resize=int(edge / fraction) if fraction and not inner else edge,
+            interpolation=kinds[processor.get("resample", 2)],  # type: ignore[arg-type]
+            mean=tuple(processor["image_mean"]),
+            std=tuple(processor["image_std"]),
         )
     except (ResNeXtError, TypeError, KeyError, ValueError, ArithmeticError):
         return None
 
 
 def _unreadable(config: ResNeXtConfig) -> str:
+    """Why a network cannot be used; empty if it can."""
     if config.cardinality > 1:
         return ""
     return "wrote a plain ResNet: its 3×3 convolutions have no groups."

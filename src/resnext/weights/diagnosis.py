@@ -1,4 +1,4 @@
-"""`diagnose`: what a file of weights is, what is wrong with it, and what to do next."""
+"""`diagnose`: identifies a file of weights, names its problems and advises what to do next."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from resnext.weights.recognise import ChosenWeights, DetectedNetwork, choose_wei
 from resnext.weights.resolve import ResolvedCheckpoint, SkipInit, in_folder, resolve_contents
 
 _SHOWN = 4
-_LONGEST = 800  # letters of a text
-# What names mean that no ResNeXt has
+_LONGEST = 800  # characters of a text
+# Parts of names that a ResNeXt does not have, and their meaning
 _CAUSES = (
-    ("conv_offset", "It has deformable convolutions (DCN), which are not built here."),
+    ("conv_offset", "It has deformable convolutions (DCN), which are not supported."),
     ("context_block", "It has GCNet's context blocks, a plugin of mmdet."),
     ("nonlocal_block", "It has non-local blocks, a plugin of mmdet."),
     ("gen_attention_block", "It has generalized attention, a plugin of mmdet."),
@@ -44,14 +44,14 @@ _CAUSES = (
 
 
 class Diagnosis(NamedTuple):
-    """What was found out about a file."""
+    """The result of examining a file."""
 
     path: Path
     bytes: int
     format: str = ""
     dialect: str = ""
     architecture: str = ""
-    """A named variant, or what it differs in from the nearest."""
+    """A named variant, or the nearest one and what differs."""
     config: ResNeXtConfig | None = None
     classifier: bool = False
     card: Card | None = None
@@ -61,12 +61,12 @@ class Diagnosis(NamedTuple):
     notes: tuple[str, ...] = ()
     """What was left out or assumed."""
     problems: tuple[str, ...] = ()
-    """Why it cannot be used, or should not; empty if all is well."""
+    """Why it cannot or should not be used; empty if nothing is wrong."""
     advice: tuple[str, ...] = ()
-    """What to type next."""
+    """Commands or steps to take next."""
 
     def facts(self) -> list[tuple[str, str]]:
-        """What is known, as names and texts for people."""
+        """What is known about the file, as pairs of a name and a text."""
         facts = [("File", f"{self.path}, {self.bytes:,} bytes" if self.bytes else str(self.path))]
         if self.format:
             facts.append(("Format", self.format))
@@ -82,9 +82,9 @@ class Diagnosis(NamedTuple):
             shown = ": " + ", ".join(labels[:5]) + ("…" if len(labels) > 5 else "")
             facts.append(("Classes", classes + (shown if labels else "")))
         if self.card is not None and self.classifier:
-            how = self.card.preprocessing
-            sizes = f"shorter side {how.resize} {how.interpolation}, centre {how.size}"
-            facts.append(("Preprocessing", f"{sizes}, {how.colour}"))
+            x = self.card.preprocessing
+            sizes = f"shorter side {x.resize} {x.interpolation}, centre {x.size}"
+            facts.append(("Preprocessing", f"{sizes}, {x.colour}"))
             facts.append(("Licence", self.card.licence or "not stated"))
         return facts
 
@@ -165,13 +165,13 @@ def _resolved(diagnosis: Diagnosis, checkpoint: ResolvedCheckpoint) -> Diagnosis
 
 
 def _short(texts: Iterable[object]) -> tuple[str, ...]:
-    """Texts that can be read, though a name in a damaged file may be endless."""
+    """Texts cut to a readable length, because names in a damaged file can be endless."""
     whole = map(str, texts)
     return tuple(x if len(x) <= _LONGEST else f"{x[:_LONGEST]}…" for x in whole)
 
 
 def _typed(path: str) -> str:
-    """A path as it can be typed in a shell, and is not taken for an option."""
+    """A path quoted for a shell, and not mistaken for an option."""
     return shlex.quote(f"./{path}" if path.startswith("-") else path)
 
 
@@ -179,7 +179,7 @@ def _unresolved(diagnosis: Diagnosis, weights: ChosenWeights, reason: str) -> Di
     """The diagnosis of weights that are not those of a network."""
     problems = [reason.removeprefix(f"{diagnosis.path}: ")]
     names = list(weights.state)
-    problems += dict.fromkeys(why for part, why in _CAUSES if any(part in name for name in names))
+    problems += dict.fromkeys(why for word, why in _CAUSES if any(word in name for name in names))
     if any(".conv2." in x for x in names) and not any(".conv3." in x for x in names):
         problems.append("Its blocks have two convolutions: it is a ResNet-18 or -34.")
     try:
@@ -229,7 +229,7 @@ def _shapes(config: ResNeXtConfig) -> dict[str, tuple[int, ...]]:
 
 
 def nearest(config: ResNeXtConfig) -> tuple[str, list[str]]:
-    """The named variant that a config is, or is most alike, and what differs."""
+    """The named variant that equals a config or is most similar to it, and what differs."""
     name, other = nearest_variant(config)
     if len(other) > 3:
         return "none of the named variants", other
@@ -237,7 +237,7 @@ def nearest(config: ResNeXtConfig) -> tuple[str, list[str]]:
 
 
 def _health(state: Mapping[str, Tensor]) -> list[str]:
-    """What is wrong with the numbers themselves."""
+    """Problems of the values: NaN, dead channels, untrained norms."""
     bad = [name for name, x in state.items() if x.is_floating_point() and not x.isfinite().all()]
     problems = [f"{_several(bad)} not finite (NaN or infinite)."] if bad else []
     still = [name for name, x in state.items() if name.endswith("running_var") and (x <= 0).any()]

@@ -1,4 +1,4 @@
-"""Sharing on the Hugging Face Hub: a folder that timm reads too, and its upload."""
+"""Sharing on the Hugging Face Hub: writes a folder that timm can load too, and uploads it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def save_pretrained(model: ResNeXt, folder: str | Path, *, repo: str = "owner/na
     Args:
         model: A network with a card.
         folder: Where to write model.safetensors, config.json and README.md, the model card.
-        repo: `owner/name` that the model card tells readers to load.
+        repo: `owner/name` in the model card's example.
 
     Returns:
         The folder.
@@ -48,7 +48,7 @@ def push(model: ResNeXt, repo: str, *, private: bool = False, token: str | None 
 
     Args:
         model: A network with a card.
-        repo: `owner/name`; made if it does not exist.
+        repo: `owner/name`; created if it does not exist.
         private: Whether a new repository is private.
         token: An access token; by default that of `hf auth login` or `HF_TOKEN`.
 
@@ -58,7 +58,7 @@ def push(model: ResNeXt, repo: str, *, private: bool = False, token: str | None 
     Raises:
         InputError: `repo` is not `owner/name`, the model has no labels, or huggingface_hub is not
             installed.
-        CheckpointError: The Hub refuses it.
+        CheckpointError: The upload fails.
     """
     if repo.count("/") != 1 or not all(repo.split("/")):
         raise InputError(f"The repository must be owner/name, not {repo!r}.")
@@ -78,14 +78,14 @@ def push(model: ResNeXt, repo: str, *, private: bool = False, token: str | None 
 
 
 def model_card(model: ResNeXt, repo: str = "owner/name") -> str:
-    """The model card: what the network is, how good, how to use it, as Markdown with a header.
+    """The model card as Markdown with a header: architecture, cost, accuracy, use, origin.
 
     Raises:
         InputError: The model has no card with labels.
     """
     card, config = card_of(model), model.config
-    how = card.preprocessing
-    cost = summarize(config, how.size)
+    preprocessing = card.preprocessing
+    cost = summarize(config, preprocessing.size)
     architecture = _variant_name(model) or "a ResNeXt"
     title = architecture if repo == "owner/name" else repo.partition("/")[2]
     header = ["library_name: resnext", "pipeline_tag: image-classification"]
@@ -95,12 +95,13 @@ def model_card(model: ResNeXt, repo: str = "owner/name") -> str:
     facts = [
         ("Architecture", architecture),
         ("Parameters", f"{cost.parameters:,}"),
-        ("Cost", f"{cost.macs / 1e9:.2f} GMACs for {how.size}×{how.size}"),
+        ("Cost", f"{cost.macs / 1e9:.2f} GMACs for {preprocessing.size}×{preprocessing.size}"),
         ("Classes", f"{len(card.labels):,}: {_shown(card.labels)}"),
         (
             "Preprocessing",
-            f"shorter side to {how.resize} ({how.interpolation}), centre {how.size}, "
-            f"{how.colour}, mean {_numbers(how.mean)}, deviation {_numbers(how.std)}",
+            f"shorter side to {preprocessing.resize} ({preprocessing.interpolation}), "
+            f"centre {preprocessing.size}, {preprocessing.colour}, mean "
+            f"{_numbers(preprocessing.mean)}, deviation {_numbers(preprocessing.std)}",
         ),
         ("Licence", card.licence or "not stated"),
     ]

@@ -141,7 +141,7 @@ def in_folder(folder: Path) -> tuple[Path, Documents]:
     """The file of weights in a folder, and the documents beside it.
 
     Raises:
-        CheckpointError: There is no file of weights, or a document is not JSON.
+        CheckpointError: There is not a file of weights, or a document is not JSON.
     """
     names = ("model.safetensors", "pytorch_model.bin", "model.bin")
     path = next((folder / name for name in names if (folder / name).is_file()), None)
@@ -322,7 +322,7 @@ def match_network(
         with torch.device("meta"), SkipInit():
             network = ResNeXt(config) if classifier else Backbone(config)
     except (RuntimeError, TypeError, ConfigError) as error:
-        return None, f"no network has such sizes ({str(error).partition(chr(10))[0]})"
+        return None, f"no network can have these sizes ({str(error).partition(chr(10))[0]})"
     wanted = network.state_dict()
     for key in wanted | dict(state):
         a, b = _shape_of(wanted.get(key)), _shape_of(state.get(key))

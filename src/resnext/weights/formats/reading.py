@@ -38,14 +38,14 @@ _SAFETENSORS = {
     "BOOL": torch.bool,
 }
 _READERS_AT_ONCE = 4
-_LOCK = threading.Lock()  # torch's list of harmless names is one for all threads
+_LOCK = threading.Lock()  # torch has one list of safe names for all threads
 
 
 Arrays = Mapping[str, Tensor | np.ndarray[Any, Any]]
 
 
 class Contents(NamedTuple):
-    """What a file holds."""
+    """The content of a file."""
 
     path: Path
     format: str
@@ -67,7 +67,7 @@ def read(path: Path) -> Contents:
     """
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise CheckpointError(f"{path} is no ordinary file.")
+            raise CheckpointError(f"{path} is not a regular file.")
         with path.open("rb") as file:
             start = file.read(64)
         if not start:
@@ -92,7 +92,7 @@ def _format(path: Path, start: bytes) -> str:
         return "lua"
     if start[:1] == b"\x80":
         return "legacy" if b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19" in start[:16] else "pickle"
-    raise CheckpointError(f"{path} is no file of weights: {_guess(start)}.")
+    raise CheckpointError(f"{path} is not a file of weights: {_guess(start)}.")
 
 
 def _is_zip(path: Path) -> bool:
@@ -103,7 +103,7 @@ def _is_zip(path: Path) -> bool:
 
 
 def _entries(path: Path) -> list[zipfile.ZipInfo]:
-    """What a zip says it holds.
+    """The entries of a zip file, as its table states them.
 
     Raises:
         CheckpointError: Its table is damaged.
@@ -116,21 +116,21 @@ def _entries(path: Path) -> list[zipfile.ZipInfo]:
 
 
 def _bounded(path: Path) -> list[zipfile.ZipInfo]:
-    """What a zip holds, unless it would unpack to far more than it is.
+    """The entries of a zip file that does not unpack to far more than its size.
 
     Raises:
-        CheckpointError: It would, or is damaged.
+        CheckpointError: It does, or is damaged.
     """
     entries = _entries(path)
     size = sum(entry.file_size for entry in entries)
     if size > 20 * path.stat().st_size + (1 << 20):
-        raise CheckpointError(f"{path} unpacks to {size:,} bytes, which no weights do.")
+        raise CheckpointError(f"{path} unpacks to {size:,} bytes, far more than weights need.")
     return entries
 
 
 def _guess(start: bytes) -> str:
     text = start.lstrip().lower()
-    for head, what in (
+    for head, guess in (
         (b"<!doctype", "it is a web page; the download went wrong"),
         (b"<html", "it is a web page; the download went wrong"),
         (b"version https://git-lfs", "it is a pointer of Git LFS; run git lfs pull"),
@@ -140,7 +140,7 @@ def _guess(start: bytes) -> str:
         (b"{", "it is JSON, perhaps the config of the file beside it"),
     ):
         if text.startswith(head):
-            return what
+            return guess
     return f"it starts with {start[:8]!r}"
 
 
@@ -148,44 +148,44 @@ def _guess(start: bytes) -> str:
 
 
 def read_safetensors(path: Path) -> Contents:
-    """A safetensors file, each tensor read into aligned memory of its own.
+    """The contents of a safetensors file, each tensor in its own aligned memory.
 
-    The library checks the header; it maps the file into memory, which counts twice while its
-    tensors are copied, so the values are read here.
+    The safetensors library checks the header. Values are read here, because the library maps the
+    file into memory, which would be counted twice while tensors are copied.
     """
     try:
         with safe_open(path, framework="np") as file:
             metadata = dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} is no safetensors file, or damaged: {brief(error)}."
+            f"{path} is not a safetensors file, or is damaged: {brief(error)}."
         ) from error
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header: dict[str, Any] = json.loads(file.read(length))
     header.pop("__metadata__", None)
     state: dict[str, Tensor] = {}
-    places: list[tuple[int, Tensor]] = []
-    for name, about in header.items():
-        if about["dtype"] not in _SAFETENSORS:
+    targets: list[tuple[int, Tensor]] = []
+    for name, entry in header.items():
+        if entry["dtype"] not in _SAFETENSORS:
             raise CheckpointError(
-                f"{path}: {name} has type {about['dtype']}; weights of that type are not read."
+                f"{path}: {name} has type {entry['dtype']}; weights of that type are not read."
             )
         try:
-            state[name] = torch.empty(about["shape"], dtype=_SAFETENSORS[about["dtype"]])
+            state[name] = torch.empty(entry["shape"], dtype=_SAFETENSORS[entry["dtype"]])
         except RuntimeError as error:
-            raise CheckpointError(f"{path}: {name} has shape {about['shape']}.") from error
-        places.append((8 + length + about["data_offsets"][0], state[name]))
+            raise CheckpointError(f"{path}: {name} has shape {entry['shape']}.") from error
+        targets.append((8 + length + entry["data_offsets"][0], state[name]))
     with ThreadPoolExecutor(_READERS_AT_ONCE) as pool:
-        parts = [places[i::_READERS_AT_ONCE] for i in range(_READERS_AT_ONCE)]
-        list(pool.map(lambda part: _fill(path, part), parts))
+        shares = [targets[i::_READERS_AT_ONCE] for i in range(_READERS_AT_ONCE)]
+        list(pool.map(lambda share: _fill(path, share), shares))
     return Contents(path, "safetensors", {"": state}, metadata)
 
 
-def _fill(path: Path, places: Iterable[tuple[int, Tensor]]) -> None:
-    """Read tensors' bytes into them, each from its place in the file."""
+def _fill(path: Path, targets: Iterable[tuple[int, Tensor]]) -> None:
+    """Read the bytes of tensors, each from its offset in the file."""
     with path.open("rb", buffering=0) as file:
-        for start, tensor in places:
+        for start, tensor in targets:
             if not tensor.numel():
                 continue
             file.seek(start)
@@ -216,7 +216,7 @@ def _read_legacy(path: Path) -> Contents:
 
 
 def _unpickled(path: Path) -> Any:
-    """What torch reads with `weights_only`; harmless foreign objects stand in for themselves."""
+    """The content that torch reads with `weights_only`, with stand-ins for harmless objects."""
     stubs: list[Any] = [(stub, name) for name, stub in STUBS.items()]
     try:
         with _LOCK, torch.serialization.safe_globals(stubs):
@@ -277,7 +277,7 @@ _READERS = {
 
 
 def _contents(format: str, path: Path, content: Any) -> Contents:
-    """Every dictionary of arrays in what was read, and everything beside them."""
+    """Every dictionary of arrays in the content of a file, and everything beside them."""
     if not isinstance(content, dict):
         kind = "object" if isinstance(content, InertObject) else type(content).__name__
         raise CheckpointError(f"{path} holds one {kind}, not a dictionary of tensors.")
@@ -290,7 +290,7 @@ def _contents(format: str, path: Path, content: Any) -> Contents:
 
 
 def _dictionaries(content: dict[Any, Any]) -> dict[str, Arrays]:
-    """Every dictionary in a dictionary, each once, however often it is in it."""
+    """Every dictionary in a dictionary, each once even if it occurs several times."""
     seen: set[int] = set()
     dictionaries: dict[str, Arrays] = {}
     waiting: list[tuple[tuple[str, ...], dict[Any, Any]]] = [((), content)]
@@ -306,7 +306,7 @@ def _dictionaries(content: dict[Any, Any]) -> dict[str, Arrays]:
 
 
 def to_tensors(path: Path, arrays: Arrays) -> dict[str, Tensor]:
-    """Arrays as tensors, each in memory of its own.
+    """Arrays as tensors, each in its own memory.
 
     Raises:
         CheckpointError: One is not of a kind that weights have; the message names file and array.
@@ -315,14 +315,16 @@ def to_tensors(path: Path, arrays: Arrays) -> dict[str, Tensor]:
 
 
 def _tensor(path: Path, name: str, value: Tensor | np.ndarray) -> Tensor:
-    """The tensor, in memory of its own.
+    """The tensor in its own memory.
 
     Raises:
-        CheckpointError: It is of another kind than weights are.
+        CheckpointError: It is of a kind that weights do not have.
     """
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "fiub" or value.dtype.itemsize > 8:
-            raise CheckpointError(f"{path}: {name} has type {value.dtype}, which no weights have.")
+            raise CheckpointError(
+                f"{path}: {name} has type {value.dtype}, which is not a type of weights."
+            )
         native = np.array(value, dtype=value.dtype.newbyteorder("="), order="C")
         return torch.from_numpy(native)
     for kind, is_so in (

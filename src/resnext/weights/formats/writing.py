@@ -1,4 +1,4 @@
-"""Files as other libraries write them."""
+"""Writes files for other libraries."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ def write(
 
     Args:
         path: File to write; its suffix chooses the format.
-        dialect: Of the library.
+        dialect: The library.
         state: The weights, under our names.
         config: The architecture.
-        card: Its labels go into the file where the library keeps them there.
+        card: Labels and preprocessing, for libraries that keep them in the file.
 
     Raises:
-        CheckpointError: The library has no such network or format, or the file cannot be written.
+        CheckpointError: The library does not have the network or the format, or the file cannot be
+            written.
     """
     if path.suffix not in dialect.suffixes:
         raise CheckpointError(
