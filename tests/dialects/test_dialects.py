@@ -299,7 +299,7 @@ def test_what_is_no_resnext(change: Any, said: str | None) -> None:
     assert said in str(caught.value)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     layers=st.lists(st.integers(1, 3), min_size=1, max_size=4),
     cardinality=st.sampled_from([1, 2, 8]),

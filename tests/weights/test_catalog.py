@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles.originals import timm, torchvision
+from oracles.originals import ImageNetInfo, create_transform, timm, torchvision
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -21,7 +21,10 @@ from resnext.weights.catalog import (
     catalog,
     find,
     from_file_name,
+    from_repository,
     frontier,
+    is_address,
+    is_path,
     labels,
     read_labels,
 )
@@ -67,7 +70,9 @@ def test_torchvisions_entries(name: str) -> None:
 @pytest.mark.parametrize("name", TIMM)
 def test_timms_entries(name: str) -> None:
     """Address, licence and preprocessing are timm's own, at its size for testing."""
-    row, about = find(name), timm.models.get_pretrained_cfg(name)
+    row, published = find(name), timm.models.get_pretrained_cfg(name)
+    assert published is not None
+    about: Any = published
     url = (about.url or f"hf://{about.hf_hub_id}").replace(
         "rwightman/pytorch-im", "huggingface/pytorch-im"
     )
@@ -79,7 +84,7 @@ def test_timms_entries(name: str) -> None:
     if name.endswith("in12k_ft_in1k_288"):
         assert (size, part) == (320, 1.0)
     assert (row.size, row.resize) == (size, math.floor(size / part))
-    theirs = timm.data.create_transform(
+    theirs = create_transform(
         (3, size, size),
         crop_pct=part,
         interpolation=about.interpolation,
@@ -112,7 +117,7 @@ def test_the_others_preprocessing(row: Checkpoint) -> None:
         ]
     )
     for photo in PHOTOGRAPHS:
-        wanted = theirs(photo)
+        wanted: Any = theirs(photo)
         wanted = wanted.flip(0) if row.colour == "BGR" else wanted
         assert torch.equal(prepare(photo, row.preprocessing), wanted)
 
@@ -197,11 +202,41 @@ def test_names_of_files() -> None:
     assert from_file_name("seresnextaa101d_32x8d_ah-83c8ae13.pth") is None
 
 
+def test_repositories_of_timm() -> None:
+    """They have the names of its checkpoints; the same name of another owner is other weights."""
+    assert from_repository("timm", "resnext50_32x4d.a1_in1k") == find("resnext50_32x4d.a1_in1k")
+    assert from_repository("someone", "resnext50_32x4d.a1_in1k") is None
+    assert from_repository("timm", "resnext50_32x4d") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "path"),
+    [
+        ("resnext50_32x4d.a1_in1k", False, False),
+        ("open-mmlab://resnext50_32x4d", False, False),
+        ("mmcls://resnext50_32x4d", False, False),
+        ("lucid/resnext_50_32x4d.in1k", False, False),
+        ("fb/resnext_50_32x4d", False, False),
+        ("hf://owner/repo", True, False),
+        ("https://example.org/a", True, False),
+        ("https://example.org/a.pth", True, True),
+        ("a.safetensors", False, True),
+        ("a.PTH", False, True),
+        ("folder/a", False, True),
+        ("https", False, False),
+    ],
+)
+def test_names_addresses_and_paths(text: str, address: bool, path: bool) -> None:
+    """Two of the catalog's forms of names look like addresses, two like paths."""
+    assert is_address(text) == address
+    assert is_path(text) == path
+
+
 def test_labels(tmp_path: Any) -> None:
     """One different name for each class, in the order of the logits."""
     assert len(set(labels("imagenet-1k"))) == 1000
     assert labels("imagenet-1k")[281] == "tabby"
-    info = timm.data.ImageNetInfo("imagenet-12k")
+    info = ImageNetInfo("imagenet-12k")
     twelve = labels("imagenet-12k")
     assert len(set(twelve)) == len(twelve) == info.num_classes()
     for i in np.linspace(0, len(twelve) - 1, 200).astype(int):

@@ -76,8 +76,8 @@ def test_there_and_back(tmp_path: Path, to: str, config: ResNeXtConfig, suffix: 
     done = convert(tmp_path / "a.safetensors", tmp_path / f"b{suffix}", to=to)
     assert done.parity.difference <= 1e-4 * done.parity.largest
     assert done.parity.images >= 2
-    known = {} if to in ("mmcls", "resnext") else {"config": config}
-    back = convert(tmp_path / f"b{suffix}", tmp_path / "c.safetensors", **known)
+    known = None if to in ("mmcls", "resnext") else config
+    back = convert(tmp_path / f"b{suffix}", tmp_path / "c.safetensors", config=known)
     assert back.source in (to, "torchvision")  # timm's and mmdet's names may be torchvision's
     state = load_file(tmp_path / "c.safetensors")
     counters = to == "lucid"
@@ -102,7 +102,7 @@ def test_parity_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """A report that cannot fail proves nothing; nothing is left behind."""
 
     def other(config: ResNeXtConfig) -> nn.Module:
-        network = torchvision.models.ResNet(
+        network: Any = torchvision.models.ResNet(
             torchvision.models.resnet.Bottleneck,
             list(config.layers),
             num_classes=3,

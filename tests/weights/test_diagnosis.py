@@ -228,7 +228,7 @@ def loads(path: Path) -> bool:
     return True
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=ONE_FOLDER)
+@settings(max_examples=150, suppress_health_check=ONE_FOLDER)
 @given(seed=st.integers(0, 2**32), kind=st.integers(0, 7))
 def test_damaged_files(tmp_path: Path, originals: list[Path], seed: int, kind: int) -> None:
     """Downloads that stopped, disks that failed, files that were edited."""
@@ -236,7 +236,7 @@ def test_damaged_files(tmp_path: Path, originals: list[Path], seed: int, kind: i
     examined(tmp_path / "a")
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=ONE_FOLDER)
+@settings(max_examples=100, suppress_health_check=ONE_FOLDER)
 @given(content=st.binary(max_size=300), start=st.sampled_from([b"", b"\x80\x02", b"PK\x03\x04"]))
 def test_any_bytes(tmp_path: Path, content: bytes, start: bytes) -> None:
     """Files that were never weights."""
@@ -245,7 +245,7 @@ def test_any_bytes(tmp_path: Path, content: bytes, start: bytes) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=12_000, deadline=None, suppress_health_check=[*ONE_FOLDER])
+@settings(max_examples=12_000, suppress_health_check=[*ONE_FOLDER])
 @given(seed=st.integers(0, 2**63), kind=st.integers(0, 7))
 def test_ten_thousand_damaged_files(
     tmp_path: Path, originals: list[Path], seed: int, kind: int

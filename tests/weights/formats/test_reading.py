@@ -43,12 +43,15 @@ def legacy(content: Any, path: Path) -> None:
     torch.save(content, path, _use_new_zipfile_serialization=False)
 
 
-def arrays(state: dict[str, Tensor]) -> dict[str, np.ndarray]:
+def arrays(state: dict[str, Tensor]) -> dict[str, Any]:
     return {name: value.numpy() for name, value in state.items()}
 
 
 def pickled(protocol: int) -> Callable[[Any, Path], None]:
-    return lambda content, path: path.write_bytes(pickle.dumps(arrays(content), protocol)) and None
+    def write(content: Any, path: Path) -> None:
+        path.write_bytes(pickle.dumps(arrays(content), protocol))
+
+    return write
 
 
 def same(got: dict[str, Tensor], wanted: dict[str, Tensor] = STATE) -> bool:
@@ -323,7 +326,7 @@ def test_special_files(tmp_path: Path) -> None:
     """A pipe would be waited for, a device read for ever."""
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", Path("/dev/zero")):
-        with pytest.raises(CheckpointError, match="no ordinary file"):
+        with pytest.raises(CheckpointError, match="is not a regular file"):
             read(path)
 
 
