@@ -148,7 +148,7 @@ def test_filters() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"licence": "gpl"}, {"min_top1": -1}, {"max_gmacs": float("nan")}], ids=str
 )
-def test_bounds_that_make_no_sense(wrong: dict[str, Any]) -> None:
+def test_bounds_that_are_not_valid(wrong: dict[str, Any]) -> None:
     """A misspelt licence would list nothing, as if there were none."""
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         catalog(**wrong)
@@ -168,15 +168,15 @@ def test_frontier_by_a_naive_loop() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "found"),
+    ("name", "wanted"),
     [
         ("RESNEXT50_32X4D.A1_IN1K", "resnext50_32x4d.a1_in1k"),
         ("mmcls://resnext152_32x4d", "resnext152-32x4d_8xb32_in1k"),
     ],
 )
-def test_names(name: str, found: str) -> None:
-    """Capitals do not matter, and mmcls has a name of its own."""
-    assert find(name).name == found
+def test_names(name: str, wanted: str) -> None:
+    """Case does not matter, and mmcls's form of a name is accepted."""
+    assert find(name).name == wanted
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ CASES = [
 
 @pytest.mark.parametrize(("to", "config", "suffix"), CASES, ids=lambda x: str(x)[:60])
 def test_there_and_back(tmp_path: Path, to: str, config: ResNeXtConfig, suffix: str) -> None:
-    """The weights come back bit for bit; where the format tells it, the network does too."""
+    """Weights come back bit for bit, and so does the network if the format states it."""
     model = own_file(tmp_path / "a.safetensors", config)
     done = convert(tmp_path / "a.safetensors", tmp_path / f"b{suffix}", to=to)
     assert done.parity.difference <= 1e-4 * done.parity.largest
@@ -156,7 +156,7 @@ def test_parity_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_a_library_has_not_is_refused(
     tmp_path: Path, to: str, changes: dict[str, Any], said: str
 ) -> None:
-    """A file that loads there and answers otherwise is worse than none."""
+    """A file that loads in the other library and answers differently is worse than an error."""
     own_file(tmp_path / "a.safetensors", CLASSIC.replace(**changes))
     suffix = ".pth" if to != "lucid" else ".lcd"
     with pytest.raises(CheckpointError, match=said):

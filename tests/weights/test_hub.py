@@ -39,7 +39,7 @@ def answers(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["resnext50_32x4d", "seresnext26t_32x4d"])
 def test_timm_reads_the_folder(tmp_path: Path, name: str) -> None:
-    """The same answers and preprocessing, without a word about us."""
+    """timm gives the same answers and finds the same preprocessing, without our package."""
     model = network(variant(name, num_classes=2))
     save_pretrained(model, tmp_path / "f", repo="someone/cats")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'f'}", pretrained=True).eval()
@@ -94,7 +94,7 @@ def test_the_model_card() -> None:
 
 
 def test_without_labels_nothing_is_shared(tmp_path: Path) -> None:
-    """A model whose answers have no names helps nobody."""
+    """A shared model is useless if its classes have no names."""
     model = network()
     model.card = None
     for share in (lambda: save_pretrained(model, tmp_path / "f"), lambda: push(model, "a/b")):

@@ -136,7 +136,7 @@ def test_channels_last(tmp_path: Path) -> None:
 
 
 def test_saving_changes_nothing(tmp_path: Path) -> None:
-    """Training goes on after each save: mode, type, order and gradients have to stay."""
+    """Training continues after each save: mode, type, order and gradients must not change."""
     model = channels_last(network()).train()
     model(images(model)).sum().backward()
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -380,7 +380,7 @@ def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
-    """A missing file is told apart, as `except FileNotFoundError` expects."""
+    """A missing file is an error of its own class, as `except FileNotFoundError` expects."""
     with pytest.raises(MissingFileError, match=r"a.safetensors does not exist"):
         load(tmp_path / "a.safetensors")
     with pytest.raises(FileNotFoundError):
@@ -435,7 +435,7 @@ def test_files_with_something_behind_are_refused(tmp_path: Path, file: Path) -> 
 @with_one_folder
 @given(data=st.data())
 def test_flipped_bits_in_the_header(tmp_path: Path, file: Path, data: st.DataObject) -> None:
-    """Whatever the damage, there is one kind of error; a letter of a label is none."""
+    """Damage raises one kind of error, unless it only changes a letter of a label."""
     content = bytearray(file.read_bytes())
     header_end = 8 + struct.unpack("<Q", content[:8])[0]
     for _ in range(data.draw(st.integers(1, 3))):
@@ -586,7 +586,7 @@ def test_a_config_of_another_network(tmp_path: Path, file: Path) -> None:
 def test_headers_with_wrong_values(
     tmp_path: Path, file: Path, part: str, field: str, value: Any
 ) -> None:
-    """Somebody edited the file, or a later version wrote it; either way it must be said."""
+    """A file that was edited, or written by a later version, must raise an error that says so."""
 
     def change(state: dict[str, Tensor], about: Any) -> None:
         about[part][field] = value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -199,7 +200,7 @@ def _compared(detected: DetectedNetwork) -> list[str]:
     shapes = {name: tuple(value.shape) for name, value in detected.state.items()}
     best, wanted = "", {}
     for name in variants():
-        theirs = _shapes(variant(name))
+        theirs = _shapes(name)
         if not best or _alike(shapes, theirs) > _alike(shapes, wanted):
             best, wanted = name, theirs
     missing = [name for name in wanted if name not in shapes]
@@ -223,9 +224,11 @@ def _alike(shapes: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int
     return 2 * same - len(theirs) - len(shapes)
 
 
-def _shapes(config: ResNeXtConfig) -> dict[str, tuple[int, ...]]:
+@cache
+def _shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a named variant."""
     with torch.device("meta"), SkipInit():
-        return {name: tuple(x.shape) for name, x in ResNeXt(config).state_dict().items()}
+        return {name: tuple(x.shape) for name, x in ResNeXt(variant(name)).state_dict().items()}
 
 
 def nearest(config: ResNeXtConfig) -> tuple[str, list[str]]:

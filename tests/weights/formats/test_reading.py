@@ -104,7 +104,7 @@ def test_unknown_types_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "place"),
+    ("content", "key"),
     [
         ({"model": STATE}, "model"),
         ({"state_dict": STATE, "epoch": 3}, "state_dict"),
@@ -117,19 +117,19 @@ def test_unknown_types_are_named(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("write", [zipped, legacy])
 def test_where_the_weights_are(
-    tmp_path: Path, content: Any, place: str, write: Callable[[Any, Path], None]
+    tmp_path: Path, content: Any, key: str, write: Callable[[Any, Path], None]
 ) -> None:
     """Averages are what was evaluated, so they are taken where there are some."""
     marked = {name: value.clone() for name, value in STATE.items()}
-    outer, _, last = place.rpartition(".")
+    outer, _, last = key.rpartition(".")
     inside = content
     for part in outer.split(".") if outer else []:
         inside = inside[part]
     inside[last] = marked
     write(content, tmp_path / "a")
-    found = read(tmp_path / "a")
-    assert found.key == place
-    assert same(found.state)
+    weights = read(tmp_path / "a")
+    assert weights.key == key
+    assert same(weights.state)
 
 
 def test_views_and_parameters(tmp_path: Path) -> None:
@@ -138,11 +138,11 @@ def test_views_and_parameters(tmp_path: Path) -> None:
     state = {"layer1.0.conv2.weight": large[10:14].view(1, 1, 2, 2), "p": large[:4].view(2, 2).t()}
     state["q"] = torch.nn.Parameter(torch.ones(3))
     torch.save(state, tmp_path / "a")
-    found = read(tmp_path / "a").state
-    assert torch.equal(found["layer1.0.conv2.weight"].flatten(), large[10:14])
-    assert found["p"].tolist() == [[0, 2], [1, 3]]
-    assert all(x.untyped_storage().nbytes() == x.numel() * 4 for x in found.values())
-    assert not found["q"].requires_grad
+    state = read(tmp_path / "a").state
+    assert torch.equal(state["layer1.0.conv2.weight"].flatten(), large[10:14])
+    assert state["p"].tolist() == [[0, 2], [1, 3]]
+    assert all(x.untyped_storage().nbytes() == x.numel() * 4 for x in state.values())
+    assert not state["q"].requires_grad
 
 
 def foreign(name: str, base: type = object) -> type:
@@ -205,7 +205,7 @@ class Evaluates:
 def test_code_is_refused_by_name(
     tmp_path: Path, kind: type, write: Callable[[Any, Path], None] | None
 ) -> None:
-    """Whoever is to trust a file must be told what it wants to call."""
+    """The error names what the file wants to call, so that users can decide whether to trust it."""
     content = {"state_dict": STATE, "x": kind()}
     if write:
         write(content, tmp_path / "a.pth")

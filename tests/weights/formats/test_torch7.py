@@ -125,7 +125,7 @@ def changed(change: Any) -> Lua:
     ],
 )
 def test_other_networks(tmp_path: Path, change: Any, said: str) -> None:
-    """Form B, plain ResNets and old norms are told, not taken for what they are not."""
+    """Form B, plain ResNets and old norms are refused, not misread."""
     written(tmp_path / "a.t7", changed(change))
     with pytest.raises(CheckpointError, match=said):
         load(tmp_path / "a.t7")
