@@ -49,6 +49,7 @@ def head(name: str, dimensions: int = 2) -> dict[str, Tensor]:
         ((*PLAIN, "layer1.0.in1.weight"), "mmcls"),
         ((*PLAIN, "layer1.0.ln1.weight"), "mmcls"),
         ((*PLAIN, "head.fc.weight"), "mmcls"),
+        ((*PLAIN, "fc.weight"), "torchvision"),
         ((*PLAIN, "stem.0.weight", "stem.3.weight"), "mmdet"),
         ((*PLAIN, "stem.0.weight", "stem.3.weight", "head.fc.weight"), "mmdet"),
         ((*PLAIN, "stem.0.weight"), "lucid3"),
