@@ -1,6 +1,6 @@
 """Loading resnext101_32x8d: time and peak memory, beside reading the file and torchvision.
 
-Every measurement runs in a process of its own, several times; the least counts.
+Every measurement runs several times in a new process; the smallest value counts.
 Run alone on the machine: `python benchmarks/loading.py`.
 """
 
@@ -40,7 +40,7 @@ base = resident()
 watcher = threading.Thread(target=watch)
 watcher.start()
 began = time.perf_counter()
-{what}
+{code}
 seconds = time.perf_counter() - began
 running = False
 watcher.join()
@@ -73,19 +73,19 @@ def main() -> None:
         resnext.save(model, files[2])
         del model, state
         for path in files:
-            torchs = path.suffix == ".pth"
+            is_torch = path.suffix == ".pth"
             read = "torch.load(path, weights_only=True)"
-            if not torchs:
+            if not is_torch:
                 read = "__import__('safetensors.torch').torch.load_file(path)"
             rows = {
-                "reading into tensors": _READ_TORCH if torchs else _READ_SAFETENSORS,
+                "reading into tensors": _READ_TORCH if is_torch else _READ_SAFETENSORS,
                 "resnext.load": "model = load(path)",
                 "torchvision, load_state_dict": _TORCHVISION.format(read=read),
-                **({} if torchs else {"(mapped into memory, not read)": _MAPPED}),
+                **({} if is_torch else {"(mapped into memory, not read)": _MAPPED}),
             }
             reading = 0.0
-            for name, what in rows.items():
-                seconds, peak = measure(what, path)
+            for name, code in rows.items():
+                seconds, peak = measure(code, path)
                 reading = reading or seconds
                 print(
                     f"{path.name:20}{name:>31}{seconds:8.3f} s{seconds / reading:9.2f}×"
@@ -93,12 +93,12 @@ def main() -> None:
                 )
 
 
-def measure(what: str, path: Path) -> tuple[float, float]:
-    """Least seconds and peak bytes over the process's baseline."""
+def measure(code: str, path: Path) -> tuple[float, float]:
+    """Smallest number of seconds, and of bytes above the memory before loading."""
     results: list[tuple[float, float]] = []
     for _ in range(_REPEATS):
         out = subprocess.run(
-            [sys.executable, "-c", _PREPARE.replace("{what}", what), str(path)],
+            [sys.executable, "-c", _PREPARE.replace("{code}", code), str(path)],
             check=True,
             capture_output=True,
             text=True,

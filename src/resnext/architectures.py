@@ -1,4 +1,4 @@
-"""The named variants, and how their names are spelled. Nothing here needs torch."""
+"""The named variants, their spellings, and what differs between two networks. Needs no torch."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ _VARIANTS: dict[str, ResNeXtConfig] = {
 
 
 def variants() -> tuple[str, ...]:
-    """Names that `create` and `variant` know, in the order of the table."""
+    """Names that `create` and `variant` accept, in the order of the table."""
     return tuple(_VARIANTS)
 
 
@@ -92,7 +92,7 @@ def variant(name: str, **overrides: Any) -> ResNeXtConfig:
 
     Raises:
         UnknownNameError: No variant has that name; the message names the nearest.
-        ConfigError: An override is wrong.
+        ConfigError: An override is not valid.
     """
     key = canonical_name(name)
     if key not in _VARIANTS:
@@ -103,10 +103,10 @@ def variant(name: str, **overrides: Any) -> ResNeXtConfig:
 
 
 def canonical_name(name: str) -> str:
-    """Our spelling of a variant's name, whichever library's spelling came.
+    """Our spelling of a variant's name that is spelled as by us or another library.
 
-    timm adds a tag after a dot and once had prefixes for the origin of the weights, Lucid writes
-    an underscore before the depth, mmcls hyphens and the training schedule.
+    timm adds a tag after a dot and formerly a prefix for the origin of the weights, Lucid writes
+    an underscore before the depth, mmcls writes hyphens and the training schedule.
     """
     key = str(name).strip().lower().replace("-", "_").split(".")[0]
     key = re.sub(r"^(tv|ig|ssl|swsl|gluon)_", "", key)
@@ -116,35 +116,39 @@ def canonical_name(name: str) -> str:
 
 
 def differences(config: ResNeXtConfig, other: ResNeXtConfig) -> list[str]:
-    """What two networks compute differently, as names of fields; empty if nothing."""
+    """Names of the properties in which two networks compute differently; empty if they do not."""
     mine, theirs = _computed(config), _computed(other)
     return [name for name in mine if mine[name] != theirs[name]]
 
 
 def unsupported_reason(config: ResNeXtConfig, nearest: ResNeXtConfig) -> str:
-    """Why a library whose nearest network is `nearest` does not have the network of `config`.
+    """Why a library cannot build a network.
+
+    Args:
+        config: The network.
+        nearest: The most similar network that the library can build.
 
     Returns:
-        The end of a sentence that starts with the library; empty if it has the network.
+        The end of a sentence that starts with the library; empty if it can build the network.
     """
     names = differences(config, nearest)
-    return f"has no networks with such {' and '.join(names)}." if names else ""
+    return f"does not support this network's {' and '.join(names)}." if names else ""
 
 
 def nearest_variant(config: ResNeXtConfig) -> tuple[str, list[str]]:
-    """The named variant that a config is most alike, and what differs beside classes and images."""
-    usual = ("num_classes", "in_channels")
+    """The most similar named variant, and what differs besides classes and input channels."""
+    ignored = ("num_classes", "in_channels")
     ranked = [
-        ([x for x in differences(config, variant(name)) if x not in usual], name)
+        ([x for x in differences(config, variant(name)) if x not in ignored], name)
         for name in variants()
     ]
-    other, name = min(ranked, key=lambda row: (len(row[0]), row[1]))
+    other, name = min(ranked, key=lambda candidate: (len(candidate[0]), candidate[1]))
     return name, other
 
 
 def _computed(config: ResNeXtConfig) -> dict[str, Any]:
     stages = config.stages
-    standardised = config.conv in ("weight_standardized", "affine_weight_standardized")
+    standardized = config.conv in ("weight_standardized", "affine_weight_standardized")
     squeezed = [config.squeezed(s.out_channels) for s in stages if config.gate == "se"]
     return {
         "num_stages": config.num_stages,
@@ -163,7 +167,7 @@ def _computed(config: ResNeXtConfig) -> dict[str, Any]:
         "norm_groups": config.norm_groups if config.norm == "group" else None,
         "norm_affine": config.norm_affine,
         "norm_track": config.norm_track,
-        "conv": (config.conv, config.conv_eps if standardised else None),
+        "conv": (config.conv, config.conv_eps if standardized else None),
         "padding_mode": config.padding_mode,
         "attention": (config.gate, squeezed),
         "anti_alias": config.anti_alias,

@@ -15,19 +15,20 @@ from torch import Tensor
 from resnext.architectures import differences, variant, variants
 from resnext.backbone import Backbone
 from resnext.config import ResNeXtConfig
+from resnext.dialects.table import DIALECTS
 from resnext.dialects.timm import original as timms
 from resnext.dialects.torchvision import original as torchvisions
 from resnext.errors import CheckpointError
 from resnext.network import ResNeXt
 from resnext.weights.catalog import catalog
 from resnext.weights.infer_config import infer_config
-from resnext.weights.recognise import DIALECTS, recognise
+from resnext.weights.recognise import recognise
 
 WRITTEN = ("torchvision", "timm", "mmcls", "mmdet", "lucid")
 MMDET: dict[str, Any] = manifest("mmdet")["cases"]
 MMPRETRAIN: dict[str, Any] = manifest("mmpretrain")["cases"]
 PLUGINS = ("ctxblock", "nonlocal_ga")
-HIDDEN = {  # what names and shapes cannot tell, by a part of the case's name
+HIDDEN = {  # what names and shapes do not show, by a part of the case's name
     "caffe": {"style": "caffe"},
     "dilated": {"strides": (1, 2, 1, 1), "dilations": (1, 1, 2, 4)},
 }
@@ -55,18 +56,18 @@ def test_round_trip_of_every_variant(name: str, dialect: str) -> None:
     except CheckpointError:
         assert DIALECTS[dialect].problem(config)
         return
-    found = recognise(theirs)
-    assert shapes(found.state) == shapes(state)
-    assert list(found.state) == list(state)
-    rebuilt = infer_config(shapes(found.state), found.norm)
+    detected = recognise(theirs)
+    assert shapes(detected.state) == shapes(state)
+    assert list(detected.state) == list(state)
+    rebuilt = infer_config(shapes(detected.state), detected.norm)
     assert rebuilt.classifier
     assert set(differences(rebuilt.config, config)) <= {"anti_alias"}  # pooling has no weights
-    assert not found.heads
-    assert not found.left
+    assert not detected.heads
+    assert not detected.left
 
 
 def test_what_can_be_written() -> None:
-    """A refusal too many would make the test above pass with nothing compared."""
+    """If everything were refused, the round trip would pass without comparing anything."""
     able = {
         dialect: {name for name in variants() if not DIALECTS[dialect].problem(variant(name))}
         for dialect in WRITTEN
@@ -112,8 +113,8 @@ def test_every_checkpoint_of_the_catalog(row: Any) -> None:
     else:
         assert row.dialect in {"mmcls", "mmdet", "lucid", "lucid3"} or "48d" in row.name
         theirs = DIALECTS[row.dialect].write(state_of(config), config)
-    found = recognise(theirs)
-    assert shapes(found.state) == shapes(state_of(config))
+    detected = recognise(theirs)
+    assert shapes(detected.state) == shapes(state_of(config))
 
 
 def filled(case: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
@@ -126,33 +127,33 @@ def test_mmdet(name: str) -> None:
     """Backbones of detectors give mmdet's own maps, to the precision they were recorded in."""
     case = MMDET[name]
     state = filled(case, "module.backbone.")
-    found = recognise({**state, "module.neck.lateral_convs.0.conv.weight": torch.zeros(1)})
-    if found.norm == "group":
+    detected = recognise({**state, "module.neck.lateral_convs.0.conv.weight": torch.zeros(1)})
+    if detected.norm == "group":
         config = ResNeXtConfig(
             (3, 4, 6, 3), 8, 4, norm="group", norm_groups=8, conv="weight_standardized"
         )
     else:
-        config = infer_config(shapes(found.state)).config
+        config = infer_config(shapes(detected.state)).config
     hidden = [fields for part, fields in HIDDEN.items() if part in name]
     config = config.replace(**hidden[0]) if hidden else config
-    check(config, found.state, case, name, "mmdet")
-    assert found.dialect.name in ("mmdet", "mmcls")
-    assert found.prefix == "module.backbone."
-    assert "fc.weight" not in found.state
+    check(config, detected.state, case, name, "mmdet")
+    assert detected.dialect.name in ("mmdet", "mmcls")
+    assert detected.prefix == "module.backbone."
+    assert "fc.weight" not in detected.state
 
 
 @pytest.mark.parametrize("name", [x for x in MMPRETRAIN if "se_ratio8" not in x])
 def test_mmpretrain(name: str) -> None:
     """mmpretrain's deep stems and shortcuts are mmcls's."""
     case = MMPRETRAIN[name]
-    found = recognise(filled(case))
-    if found.norm == "group":
+    detected = recognise(filled(case))
+    if detected.norm == "group":
         config = ResNeXtConfig(
             (3, 4, 6, 3), 8, 4, norm="group", norm_groups=8, conv="weight_standardized"
         )
     else:
-        config = infer_config(shapes(found.state)).config
-    check(config, found.state, case, name, "mmpretrain")
+        config = infer_config(shapes(detected.state)).config
+    check(config, detected.state, case, name, "mmpretrain")
 
 
 def check(
@@ -174,10 +175,10 @@ def check(
 
 @pytest.mark.parametrize("name", PLUGINS)
 def test_plugins_are_not_dropped(name: str) -> None:
-    """A context block left out would change every answer without a word."""
-    found = recognise(filled(MMDET[name]))
-    config = infer_config(shapes(found.state)).config
-    extra = set(found.state) - set(state_of(config))
+    """Leaving out a context block would silently change every answer."""
+    detected = recognise(filled(MMDET[name]))
+    config = infer_config(shapes(detected.state)).config
+    extra = set(detected.state) - set(state_of(config))
     assert any("block" in key or "attention" in key for key in extra)
 
 
@@ -202,11 +203,11 @@ def test_wrappers(prefix: str, extra: dict[str, tuple[int, ...]]) -> None:
     """Data parallelism, compiling and Lightning put words before every name."""
     state = state_of(ResNeXtConfig(**TINY))
     others = {name: torch.zeros(shape) for name, shape in extra.items()}
-    found = recognise({**{prefix + name: x for name, x in state.items()}, **others})
+    detected = recognise({**{prefix + name: x for name, x in state.items()}, **others})
     if prefix:
-        assert list(found.state) == list(state)
-        assert set(found.left) == set(extra)
-    assert found.prefix == prefix
+        assert list(detected.state) == list(state)
+        assert set(detected.left) == set(extra)
+    assert detected.prefix == prefix
 
 
 @pytest.mark.parametrize("head", ["head.fc", "classifier", "classifier.1", "head", "last_linear"])
@@ -217,22 +218,22 @@ def test_classifiers_beside_the_backbone(head: str) -> None:
         name.replace("fc.", f"{head}.") if name.startswith("fc.") else f"backbone.{name}": x
         for name, x in state.items()
     }
-    found = recognise(moved)
-    assert shapes(found.state) == shapes(state)
+    detected = recognise(moved)
+    assert shapes(detected.state) == shapes(state)
 
 
-def test_a_classifier_of_two_layers_is_told() -> None:
-    """Taking one of them would give answers of the right shape and no sense."""
+def test_a_classifier_of_two_layers_is_reported() -> None:
+    """Taking one of them would give wrong answers of the right shape."""
     state = state_of(ResNeXtConfig(**TINY))
     state["fc.0.weight"], state["fc.2.weight"] = torch.zeros(64, 512), torch.zeros(5, 64)
     del state["fc.weight"], state["fc.bias"]
-    found = recognise(state)
-    assert found.heads == ("fc.0.weight", "fc.2.weight")
-    assert "fc.weight" not in found.state
+    detected = recognise(state)
+    assert detected.heads == ("fc.0.weight", "fc.2.weight")
+    assert "fc.weight" not in detected.state
 
 
 def test_two_networks_are_not_mixed() -> None:
-    """Of a student and a teacher nobody knows which is meant; a plain one beside them is."""
+    """Nothing shows whether student or teacher is meant; one without a prefix is preferred."""
     state = state_of(ResNeXtConfig(**TINY))
     two = {f"{who}.{name}": x for who in ("student", "teacher") for name, x in state.items()}
     with pytest.raises(CheckpointError, match=r"'student\.' and 'teacher\.'"):
@@ -250,9 +251,9 @@ def test_other_norms(norm: Any) -> None:
     state = state_of(config)
     theirs = DIALECTS["mmcls"].write(state, config)
     assert f"backbone.layer1.0.{LETTERS[norm]}2.weight" in theirs
-    found = recognise(theirs)
-    assert found.norm == norm
-    assert shapes(found.state) == shapes(state)
+    detected = recognise(theirs)
+    assert detected.norm == norm
+    assert shapes(detected.state) == shapes(state)
 
 
 def test_group_norms_are_not_guessed() -> None:
@@ -286,7 +287,7 @@ def test_group_norms_are_not_guessed() -> None:
         ),
     ],
 )
-def test_what_is_no_resnext(change: Any, said: str | None) -> None:
+def test_what_is_not_a_resnext(change: Any, said: str | None) -> None:
     """Each message must say what is wrong, because nothing else can."""
     state = shapes(state_of(ResNeXtConfig(**TINY)))
     change(state)
@@ -298,7 +299,7 @@ def test_what_is_no_resnext(change: Any, said: str | None) -> None:
     assert said in str(caught.value)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     layers=st.lists(st.integers(1, 3), min_size=1, max_size=4),
     cardinality=st.sampled_from([1, 2, 8]),
@@ -327,14 +328,14 @@ def test_any_config_is_rebuilt(
         layers, cardinality, per_group, channels=channels, num_stages=len(layers), **fields
     )
     state = state_of(config)
-    found = recognise(dict(state))
-    rebuilt = infer_config(shapes(found.state)).config
+    detected = recognise(dict(state))
+    rebuilt = infer_config(shapes(detected.state)).config
     assert shapes(state_of(rebuilt)) == shapes(state)
     same_stride = {"avg_down"} if len(layers) == 1 else set()
     assert set(differences(rebuilt, config)) <= same_stride
 
 
 def test_originals_are_the_libraries_own() -> None:
-    """The parity report is worth nothing if both sides are ours."""
+    """The parity report would prove nothing if both sides were ours."""
     assert type(timms(variant("resnext26d_32x4d"))).__module__.startswith("timm")
     assert type(torchvisions(variant("resnext26_32x4d"))).__module__.startswith("torchvision")

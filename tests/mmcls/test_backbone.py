@@ -132,7 +132,9 @@ def test_training_outputs_and_statistics(name: str) -> None:
     x = images(case["train_input"], torch.float64).requires_grad_()
     outputs = maps(network(x))
     agree(name, "train64", outputs, tolerance=1e-9)
-    sum(output.sum() for output in outputs).backward()  # recomputes what with_cp left out
+    torch.stack(
+        [output.sum() for output in outputs]
+    ).sum().backward()  # recomputes what with_cp left out
     state = network.state_dict()
     for key, (mean, absolute) in case["train_running_stats_mean_absmean"].items():
         assert state[key].mean().item() == pytest.approx(mean, rel=1e-7, abs=1e-12), key
@@ -149,7 +151,8 @@ def test_gradients(name: str) -> None:
     shape = case.get("train_input", [2, *case["input"][1:]])
     x = images(shape, torch.float64).requires_grad_()
     outputs = maps(network(x))
-    loss = sum((o * probe(f"out{i}", o)).sum() / o.numel() ** 0.5 for i, o in enumerate(outputs))
+    losses = [(o * probe(f"out{i}", o)).sum() / o.numel() ** 0.5 for i, o in enumerate(outputs)]
+    loss = torch.stack(losses).sum()
     assert loss.item() == pytest.approx(case["grad_loss"], rel=1e-9)
     loss.backward()
     tensors = {**dict(network.named_parameters()), "<input>": x}
@@ -167,7 +170,7 @@ def test_gradients(name: str) -> None:
 def test_initial_weights(name: str) -> None:
     """With mmcls's seed, `init_weights` draws mmcls's numbers in mmcls's order."""
     case = CASES[name]
-    network = mmcls.build(case["cfg"])
+    network: Any = mmcls.build(case["cfg"])
     torch.manual_seed(0)
     network.init_weights()
     exact = case["cfg"].get("init_cfg", "default") is not None  # else torch's, of unknown seed
@@ -182,6 +185,7 @@ def test_initial_weights(name: str) -> None:
 def test_classifier() -> None:
     """The classifier's logits, probabilities, features and loss are mmcls's."""
     case, network = CASES["cls50"], built("cls50").eval()
+    assert isinstance(network, mmcls.ImageClassifier)
     x = images(case["input"], torch.float64)
     wanted = {k.partition("/")[2]: v for k, v in samples("mmcls").items() if "cls50/" in k}
     with torch.no_grad():
@@ -251,7 +255,7 @@ def test_one_stage_gives_a_tensor_and_several_a_tuple() -> None:
 
 def test_unused_stages_are_not_computed() -> None:
     """mmcls computed all four stages whatever was asked for."""
-    network = mmcls.ResNeXt(50, groups=1, out_indices=(0,)).eval()
+    network: Any = mmcls.ResNeXt(50, groups=1, out_indices=(0,)).eval()
     network.layer2 = nn.Identity()
     network.layer3 = None
     network(torch.rand(1, 3, 32, 32))
@@ -266,9 +270,9 @@ def test_train_and_eval_return_self() -> None:
 
 def test_se_ratio_and_drop_path_are_honoured() -> None:
     """mmcls ignored both in SE blocks."""
-    narrow = mmcls.SEResNeXt(50, groups=1, se_ratio=32)
+    narrow: Any = mmcls.SEResNeXt(50, groups=1, se_ratio=32)
     assert narrow.layer1[0].se_layer.conv1.conv.out_channels == 8
-    dropping = mmcls.SEResNeXt(50, groups=1, drop_path_rate=0.2)
+    dropping: Any = mmcls.SEResNeXt(50, groups=1, drop_path_rate=0.2)
     assert dropping.layer1[0].drop_path.rate == dropping.layer4[2].drop_path.rate == 0.2
 
 
@@ -298,7 +302,7 @@ def test_affine_standardised_convolutions_take_plain_checkpoints() -> None:
 @pytest.mark.parametrize("style", ["pytorch", "caffe"])
 def test_block_alone(groups: int, style: str) -> None:
     """A block built by itself is the block inside a network."""
-    network = mmcls.ResNeXt(50, groups=groups, style=style).eval()
+    network: Any = mmcls.ResNeXt(50, groups=groups, style=style).eval()
     inside = network.layer2[0]
     block = mmcls.Bottleneck(
         256, 512, groups=groups, stride=2, style=style, downsample=inside.downsample

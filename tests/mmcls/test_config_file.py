@@ -429,7 +429,7 @@ VALUES = st.recursive(
     max_leaves=20,
 )
 NAMES = st.text(string.ascii_lowercase, min_size=2, max_size=6).map("v_".__add__)
-in_one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+in_one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @in_one_folder

@@ -38,8 +38,19 @@ _LIBRARY = _declare_missing_operators()  # what it declares goes away with it
 
 import timm  # noqa: E402
 import torchvision  # noqa: E402
+from timm.data.config import resolve_model_data_config  # noqa: E402
+from timm.data.imagenet_info import ImageNetInfo  # noqa: E402
+from timm.data.transforms_factory import create_transform  # noqa: E402
 
-__all__ = ["has_operators", "randomize", "timm", "torchvision"]
+__all__ = [
+    "ImageNetInfo",
+    "create_transform",
+    "has_operators",
+    "randomize",
+    "resolve_model_data_config",
+    "timm",
+    "torchvision",
+]
 
 
 def has_operators() -> bool:

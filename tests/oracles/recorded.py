@@ -1,6 +1,6 @@
 """Outputs recorded from mmcls 0.25 and Lucid 2, and the rule their weights were filled by.
 
-`tests/golden/README.md` tells how the files were made.
+`tests/golden/README.md` says how the files were made.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles.originals import timm, torchvision
+from oracles.originals import ImageNetInfo, create_transform, timm, torchvision
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -21,7 +21,10 @@ from resnext.weights.catalog import (
     catalog,
     find,
     from_file_name,
+    from_repository,
     frontier,
+    is_address,
+    is_path,
     labels,
     read_labels,
 )
@@ -67,7 +70,9 @@ def test_torchvisions_entries(name: str) -> None:
 @pytest.mark.parametrize("name", TIMM)
 def test_timms_entries(name: str) -> None:
     """Address, licence and preprocessing are timm's own, at its size for testing."""
-    row, about = find(name), timm.models.get_pretrained_cfg(name)
+    row, published = find(name), timm.models.get_pretrained_cfg(name)
+    assert published is not None
+    about: Any = published
     url = (about.url or f"hf://{about.hf_hub_id}").replace(
         "rwightman/pytorch-im", "huggingface/pytorch-im"
     )
@@ -79,7 +84,7 @@ def test_timms_entries(name: str) -> None:
     if name.endswith("in12k_ft_in1k_288"):
         assert (size, part) == (320, 1.0)
     assert (row.size, row.resize) == (size, math.floor(size / part))
-    theirs = timm.data.create_transform(
+    theirs = create_transform(
         (3, size, size),
         crop_pct=part,
         interpolation=about.interpolation,
@@ -112,7 +117,7 @@ def test_the_others_preprocessing(row: Checkpoint) -> None:
         ]
     )
     for photo in PHOTOGRAPHS:
-        wanted = theirs(photo)
+        wanted: Any = theirs(photo)
         wanted = wanted.flip(0) if row.colour == "BGR" else wanted
         assert torch.equal(prepare(photo, row.preprocessing), wanted)
 
@@ -143,7 +148,7 @@ def test_filters() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"licence": "gpl"}, {"min_top1": -1}, {"max_gmacs": float("nan")}], ids=str
 )
-def test_bounds_that_make_no_sense(wrong: dict[str, Any]) -> None:
+def test_bounds_that_are_not_valid(wrong: dict[str, Any]) -> None:
     """A misspelt licence would list nothing, as if there were none."""
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         catalog(**wrong)
@@ -163,15 +168,15 @@ def test_frontier_by_a_naive_loop() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "found"),
+    ("name", "wanted"),
     [
         ("RESNEXT50_32X4D.A1_IN1K", "resnext50_32x4d.a1_in1k"),
         ("mmcls://resnext152_32x4d", "resnext152-32x4d_8xb32_in1k"),
     ],
 )
-def test_names(name: str, found: str) -> None:
-    """Capitals do not matter, and mmcls has a name of its own."""
-    assert find(name).name == found
+def test_names(name: str, wanted: str) -> None:
+    """Case does not matter, and mmcls's form of a name is accepted."""
+    assert find(name).name == wanted
 
 
 @pytest.mark.parametrize(
@@ -197,11 +202,41 @@ def test_names_of_files() -> None:
     assert from_file_name("seresnextaa101d_32x8d_ah-83c8ae13.pth") is None
 
 
+def test_repositories_of_timm() -> None:
+    """They have the names of its checkpoints; the same name of another owner is other weights."""
+    assert from_repository("timm", "resnext50_32x4d.a1_in1k") == find("resnext50_32x4d.a1_in1k")
+    assert from_repository("someone", "resnext50_32x4d.a1_in1k") is None
+    assert from_repository("timm", "resnext50_32x4d") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "path"),
+    [
+        ("resnext50_32x4d.a1_in1k", False, False),
+        ("open-mmlab://resnext50_32x4d", False, False),
+        ("mmcls://resnext50_32x4d", False, False),
+        ("lucid/resnext_50_32x4d.in1k", False, False),
+        ("fb/resnext_50_32x4d", False, False),
+        ("hf://owner/repo", True, False),
+        ("https://example.org/a", True, False),
+        ("https://example.org/a.pth", True, True),
+        ("a.safetensors", False, True),
+        ("a.PTH", False, True),
+        ("folder/a", False, True),
+        ("https", False, False),
+    ],
+)
+def test_names_addresses_and_paths(text: str, address: bool, path: bool) -> None:
+    """Two of the catalog's forms of names look like addresses, two like paths."""
+    assert is_address(text) == address
+    assert is_path(text) == path
+
+
 def test_labels(tmp_path: Any) -> None:
     """One different name for each class, in the order of the logits."""
     assert len(set(labels("imagenet-1k"))) == 1000
     assert labels("imagenet-1k")[281] == "tabby"
-    info = timm.data.ImageNetInfo("imagenet-12k")
+    info = ImageNetInfo("imagenet-12k")
     twelve = labels("imagenet-12k")
     assert len(set(twelve)) == len(twelve) == info.num_classes()
     for i in np.linspace(0, len(twelve) - 1, 200).astype(int):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,8 @@ from torch import nn
 from resnext import ResNeXt, ResNeXtConfig, convert, load, save
 from resnext.architectures import variant
 from resnext.card import Card, Preprocessing
+from resnext.dialects.table import DIALECTS
 from resnext.errors import CheckpointError, DataError
-from resnext.weights import conversion as module
-from resnext.weights.recognise import DIALECTS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = ResNeXtConfig(
@@ -71,13 +71,13 @@ CASES = [
 
 @pytest.mark.parametrize(("to", "config", "suffix"), CASES, ids=lambda x: str(x)[:60])
 def test_there_and_back(tmp_path: Path, to: str, config: ResNeXtConfig, suffix: str) -> None:
-    """The weights come back bit for bit; where the format tells it, the network does too."""
+    """Weights come back bit for bit, and so does the network if the format states it."""
     model = own_file(tmp_path / "a.safetensors", config)
     done = convert(tmp_path / "a.safetensors", tmp_path / f"b{suffix}", to=to)
     assert done.parity.difference <= 1e-4 * done.parity.largest
     assert done.parity.images >= 2
-    known = {} if to in ("mmcls", "resnext") else {"config": config}
-    back = convert(tmp_path / f"b{suffix}", tmp_path / "c.safetensors", **known)
+    known = None if to in ("mmcls", "resnext") else config
+    back = convert(tmp_path / f"b{suffix}", tmp_path / "c.safetensors", config=known)
     assert back.source in (to, "torchvision")  # timm's and mmdet's names may be torchvision's
     state = load_file(tmp_path / "c.safetensors")
     counters = to == "lucid"
@@ -102,7 +102,7 @@ def test_parity_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """A report that cannot fail proves nothing; nothing is left behind."""
 
     def other(config: ResNeXtConfig) -> nn.Module:
-        network = torchvision.models.ResNet(
+        network: Any = torchvision.models.ResNet(
             torchvision.models.resnet.Bottleneck,
             list(config.layers),
             num_classes=3,
@@ -113,7 +113,8 @@ def test_parity_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         return network
 
     own_file(tmp_path / "a.safetensors", CLASSIC)
-    monkeypatch.setitem(module._ORIGINALS, "torchvision", other)
+    dialect = replace(DIALECTS["torchvision"], original=other)
+    monkeypatch.setitem(DIALECTS, "torchvision", dialect)
     with pytest.raises(CheckpointError, match="answers differently: by up to"):
         convert(tmp_path / "a.safetensors", tmp_path / "b.pth", to="torchvision")
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
@@ -122,28 +123,40 @@ def test_parity_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("to", "changes", "said"),
     [
-        ("torchvision", {"stem_type": "deep"}, "such stem"),
-        ("torchvision", {"attention": "se"}, "such attention"),
-        ("torchvision", {"in_channels": 1}, "such in_channels"),
-        ("torchvision", {"channels": (8, 16, 32, 64)}, "such .*channels"),
+        ("torchvision", {"stem_type": "deep"}, "does not support this network's stem"),
+        ("torchvision", {"attention": "se"}, "does not support this network's attention"),
+        ("torchvision", {"in_channels": 1}, "does not support this network's in_channels"),
+        (
+            "torchvision",
+            {"channels": (8, 16, 32, 64)},
+            "does not support this network's .*channels",
+        ),
         ("torchvision", {"num_stages": 3, "layers": (1, 1, 1), "channels": (64, 128, 256)}, "four"),
-        ("timm", {"norm": "group"}, "such norm"),
-        ("timm", {"style": "caffe"}, "such style"),
-        ("timm", {"small_stem": True}, "such stem"),
-        ("mmcls", {}, "such layers"),
-        ("mmcls", {"layers": (3, 4, 6, 3), "attention": "eca"}, "such attention"),
-        ("mmcls", {"layers": (3, 4, 6, 3), "anti_alias": "avg"}, "such anti_alias"),
+        ("timm", {"norm": "group"}, "does not support this network's norm"),
+        ("timm", {"style": "caffe"}, "does not support this network's style"),
+        ("timm", {"small_stem": True}, "does not support this network's stem"),
+        ("mmcls", {}, "does not support this network's layers"),
+        (
+            "mmcls",
+            {"layers": (3, 4, 6, 3), "attention": "eca"},
+            "does not support this network's attention",
+        ),
+        (
+            "mmcls",
+            {"layers": (3, 4, 6, 3), "anti_alias": "avg"},
+            "does not support this network's anti_alias",
+        ),
         ("mmdet", {"layers": (3, 4, 6, 3), "attention": "se"}, "SE attention"),
         ("lucid", {"stem_type": "deep"}, "deep stem differently"),
         ("lucid", {"avg_down": True}, "avg_down differently"),
-        ("lucid", {"norm_eps": 1e-3}, "such norm"),
+        ("lucid", {"norm_eps": 1e-3}, "does not support this network's norm"),
     ],
     ids=str,
 )
 def test_what_a_library_has_not_is_refused(
     tmp_path: Path, to: str, changes: dict[str, Any], said: str
 ) -> None:
-    """A file that loads there and answers otherwise is worse than none."""
+    """A file that loads in the other library and answers differently is worse than an error."""
     own_file(tmp_path / "a.safetensors", CLASSIC.replace(**changes))
     suffix = ".pth" if to != "lucid" else ".lcd"
     with pytest.raises(CheckpointError, match=said):
@@ -194,7 +207,7 @@ def test_mistakes(tmp_path: Path) -> None:
     for path, to, said in (
         (source, "resnext", "exists"),
         (tmp_path / "d.safetensors", "resnext", "exists"),
-        (tmp_path / "no" / "b.pth", "timm", "is no folder"),
+        (tmp_path / "no" / "b.pth", "timm", "is not a folder. Create it first"),
         (tmp_path / "b.pth", "lucid", r"must end in \.safetensors or \.lcd or \.npz"),
         (tmp_path / "b.safetensors", "mmcls", r"must end in \.pth or \.pt"),
         (tmp_path / "b.pth", "keras", "to must be"),

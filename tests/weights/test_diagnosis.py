@@ -39,7 +39,7 @@ def network(config: ResNeXtConfig = TINY) -> ResNeXt:
 
 
 def saved(path: Path, change: Callable[[dict[str, Tensor]], Any], config: Any = TINY) -> Diagnosis:
-    """What is found out about a network's file after a change."""
+    """The diagnosis of a network's file after a change."""
     state = dict(network(config).state_dict())
     change(state)
     torch.save(state, path / "a.pth")
@@ -50,15 +50,15 @@ def saved(path: Path, change: Callable[[dict[str, Tensor]], Any], config: Any = 
 def test_recorded_files(tmp_path: Path, name: str) -> None:
     """Dialect, format, classes and the next thing to type, of files that originals wrote."""
     (tmp_path / name).write_bytes(file_bytes(name))
-    found = diagnose(tmp_path / name)
-    assert found.dialect == ("Lucid 2" if "lucid" in name else "MMClassification")
-    assert found.classifier
-    assert not found.problems
-    assert found.advice[0].startswith(f"resnext convert {tmp_path / name}")
-    assert found.tensors == (87 if "lucid" in name else 320)
-    assert found.card is not None
-    assert len(found.card.labels) == (0 if "lucid" in name else 3)
-    assert any("assumed" in note for note in found.notes)
+    diagnosis = diagnose(tmp_path / name)
+    assert diagnosis.dialect == ("Lucid 2" if "lucid" in name else "MMClassification")
+    assert diagnosis.classifier
+    assert not diagnosis.problems
+    assert diagnosis.advice[0].startswith(f"resnext convert {tmp_path / name}")
+    assert diagnosis.tensors == (87 if "lucid" in name else 320)
+    assert diagnosis.card is not None
+    assert len(diagnosis.card.labels) == (0 if "lucid" in name else 3)
+    assert any("assumed" in note for note in diagnosis.notes)
 
 
 def test_named_variants(tmp_path: Path) -> None:
@@ -85,14 +85,14 @@ def test_named_variants(tmp_path: Path) -> None:
     ],
 )
 def test_health(tmp_path: Path, change: Any, said: str) -> None:
-    """Such a network loads and answers, and every answer is worth nothing."""
-    found = saved(tmp_path, change)
-    assert any(said in problem for problem in found.problems), found.problems
-    assert found.config == load(tmp_path / "a.pth").config
+    """These networks load and answer, and all their answers are useless."""
+    diagnosis = saved(tmp_path, change)
+    assert any(said in problem for problem in diagnosis.problems), diagnosis.problems
+    assert diagnosis.config == load(tmp_path / "a.pth").config
 
 
 def test_a_healthy_network_has_no_problems(tmp_path: Path) -> None:
-    """The checks above must not find fault with everything."""
+    """The health checks must not report every network."""
     assert not saved(tmp_path, lambda state: None).problems
 
 
@@ -115,22 +115,24 @@ def test_a_healthy_network_has_no_problems(tmp_path: Path) -> None:
 )
 def test_what_differs_from_the_nearest(tmp_path: Path, change: Any, said: str) -> None:
     """Which names, beside which variant, and why."""
-    found = saved(tmp_path, change, variant("resnext26_32x4d"))
-    assert any(said in problem for problem in found.problems), found.problems
+    diagnosis = saved(tmp_path, change, variant("resnext26_32x4d"))
+    assert any(said in problem for problem in diagnosis.problems), diagnosis.problems
     assert (
-        any("resnext26_32x4d" in p for p in found.problems) or "blocks" in said or "1" not in said
+        any("resnext26_32x4d" in p for p in diagnosis.problems)
+        or "blocks" in said
+        or "1" not in said
     )
-    assert found.advice
+    assert diagnosis.advice
 
 
 def test_other_networks(tmp_path: Path) -> None:
-    """A ResNet-18 and something else altogether are told apart."""
+    """A ResNet-18 is named as one; other files are not."""
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "a.pth")
     assert any("ResNet-18" in problem for problem in diagnose(tmp_path / "a.pth").problems)
     save_file({"encoder.weight": torch.ones(2)}, tmp_path / "b.safetensors")
-    found = diagnose(tmp_path / "b.safetensors")
-    assert "No ResNeXt is in it" in found.problems[0]
-    assert "encoder.weight" in found.problems[0]
+    diagnosis = diagnose(tmp_path / "b.safetensors")
+    assert "No ResNeXt is in it" in diagnosis.problems[0]
+    assert "encoder.weight" in diagnosis.problems[0]
 
 
 def test_folders_and_missing_files(tmp_path: Path) -> None:
@@ -138,10 +140,10 @@ def test_folders_and_missing_files(tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     assert "without model.safetensors" in diagnose(tmp_path / "f").problems[0]
     save(network(), tmp_path / "f" / "model.safetensors")
-    found = diagnose(tmp_path / "f")
-    assert not found.problems
-    assert found.dialect == "resnext"
-    assert found.path == tmp_path / "f"
+    diagnosis = diagnose(tmp_path / "f")
+    assert not diagnosis.problems
+    assert diagnosis.dialect == "resnext"
+    assert diagnosis.path == tmp_path / "f"
     with pytest.raises(MissingFileError):
         diagnose(tmp_path / "g")
 
@@ -211,13 +213,13 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
 
 def examined(path: Path) -> None:
     """It ends in a diagnosis whose texts say something, and `load` agrees with it."""
-    found = diagnose(path)
-    for text in (*found.problems, *found.advice, *found.notes):
+    diagnosis = diagnose(path)
+    for text in (*diagnosis.problems, *diagnosis.advice, *diagnosis.notes):
         assert text.strip()
         assert len(text) < 2000
-    assert found.problems or found.config is not None
-    assert found.facts()
-    assert bool(found.problems) or loads(path)
+    assert diagnosis.problems or diagnosis.config is not None
+    assert diagnosis.facts()
+    assert bool(diagnosis.problems) or loads(path)
 
 
 def loads(path: Path) -> bool:
@@ -228,7 +230,7 @@ def loads(path: Path) -> bool:
     return True
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=ONE_FOLDER)
+@settings(max_examples=150, suppress_health_check=ONE_FOLDER)
 @given(seed=st.integers(0, 2**32), kind=st.integers(0, 7))
 def test_damaged_files(tmp_path: Path, originals: list[Path], seed: int, kind: int) -> None:
     """Downloads that stopped, disks that failed, files that were edited."""
@@ -236,7 +238,7 @@ def test_damaged_files(tmp_path: Path, originals: list[Path], seed: int, kind: i
     examined(tmp_path / "a")
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=ONE_FOLDER)
+@settings(max_examples=100, suppress_health_check=ONE_FOLDER)
 @given(content=st.binary(max_size=300), start=st.sampled_from([b"", b"\x80\x02", b"PK\x03\x04"]))
 def test_any_bytes(tmp_path: Path, content: bytes, start: bytes) -> None:
     """Files that were never weights."""
@@ -245,7 +247,7 @@ def test_any_bytes(tmp_path: Path, content: bytes, start: bytes) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=12_000, deadline=None, suppress_health_check=[*ONE_FOLDER])
+@settings(max_examples=12_000, suppress_health_check=[*ONE_FOLDER])
 @given(seed=st.integers(0, 2**63), kind=st.integers(0, 7))
 def test_ten_thousand_damaged_files(
     tmp_path: Path, originals: list[Path], seed: int, kind: int

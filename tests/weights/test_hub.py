@@ -10,7 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from oracles.originals import randomize, timm
+from oracles.originals import randomize, resolve_model_data_config, timm
 
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig, load, variant
 from resnext.errors import CheckpointError, InputError
@@ -39,15 +39,15 @@ def answers(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["resnext50_32x4d", "seresnext26t_32x4d"])
 def test_timm_reads_the_folder(tmp_path: Path, name: str) -> None:
-    """The same answers and preprocessing, without a word about us."""
+    """timm gives the same answers and finds the same preprocessing, without our package."""
     model = network(variant(name, num_classes=2))
     save_pretrained(model, tmp_path / "f", repo="someone/cats")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'f'}", pretrained=True).eval()
     assert torch.allclose(answers(theirs), answers(model), rtol=1e-4, atol=1e-4)
-    about = timm.data.resolve_model_data_config(theirs)
-    assert about["input_size"] == (3, 96, 96)
-    assert tuple(about["mean"]) == (0.5, 0.4, 0.3)
-    assert int(96 / about["crop_pct"]) == 110
+    settings = resolve_model_data_config(theirs)
+    assert settings["input_size"] == (3, 96, 96)
+    assert tuple(settings["mean"]) == (0.5, 0.4, 0.3)
+    assert int(96 / settings["crop_pct"]) == 110
 
 
 def test_we_read_the_folder(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_the_model_card() -> None:
 
 
 def test_without_labels_nothing_is_shared(tmp_path: Path) -> None:
-    """A model whose answers have no names helps nobody."""
+    """A shared model is useless if its classes have no names."""
     model = network()
     model.card = None
     for share in (lambda: save_pretrained(model, tmp_path / "f"), lambda: push(model, "a/b")):

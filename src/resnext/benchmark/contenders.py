@@ -125,7 +125,7 @@ def _torch(entry: Contender) -> tuple[Run, str]:
     from safetensors.torch import load_file, save_file
 
     from resnext.dialects import timm, torchvision
-    from resnext.weights.recognise import DIALECTS
+    from resnext.dialects.table import DIALECTS
 
     original = {"torchvision": torchvision.original, "timm": timm.original}[library]
     config, _ = read_header(entry.folder / NETWORK)

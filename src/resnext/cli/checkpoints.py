@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from resnext.cli.options import Flag, Several
+from resnext.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cyclopts import Token
 
 
 def catalog(
@@ -44,12 +52,26 @@ def catalog(
         print(f"{plot}: accuracy against cost")
 
 
+def _target(_: object, tokens: Sequence[Token]) -> str:
+    """Check the name of a library against the table of dialects."""
+    from resnext.weights.conversion import find_target
+
+    try:
+        find_target(tokens[0].value)
+    except CheckpointError as error:
+        raise ValueError(str(error)) from error
+    return tokens[0].value
+
+
 def convert(
     source: str,
     path: Path,
     /,
     *,
-    to: Literal["torchvision", "timm", "mmcls", "mmdet", "lucid", "resnext"] = "resnext",
+    to: Annotated[
+        Literal["torchvision", "timm", "mmcls", "mmdet", "lucid", "resnext"],
+        Parameter(converter=_target),  # also accepts rows added to the table of dialects
+    ] = "resnext",
     images: Annotated[tuple[Path, ...], Several] = (),
     labels: str | None = None,
     overwrite: Flag = False,

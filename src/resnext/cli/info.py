@@ -24,15 +24,15 @@ def info(
     from rich.console import Console
 
     from resnext.architectures import variant, variants
-    from resnext.cli.models import describe
     from resnext.cli.tables import network_table, plain, variants_table
     from resnext.summary import summarize
+    from resnext.weights.description import describe
 
     console = Console()
     if name is None:
         console.print(variants_table([(x, summarize(variant(x), size)) for x in variants()]))
         return
-    model = describe(name)
+    model = describe(name, progress=True)
     if size is None and model.card is not None:
         size = model.card.preprocessing.size
     summary = summarize(model.config, size)

@@ -1,5 +1,12 @@
-"""How other libraries name things: one file per library.
+"""Other libraries: one file for each, with everything known about it, and one row in the table.
 
-dialect.py   the type
-metadata.py  what their files say about labels, preprocessing and architecture
+dialect.py       the type: names, files, metadata, recogniser
+table.py         the table of all dialects
+torchvision.py   torchvision
+timm.py          timm
+openmmlab.py     MMClassification, MMPretrain, MMDetection, MMSegmentation
+lucid.py         Lucid 2 and 3
+detectron2.py    Detectron2
+transformers.py  Transformers
+torch7.py        the original release in Lua
 """

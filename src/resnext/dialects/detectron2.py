@@ -1,4 +1,4 @@
-"""Detectron2: names of its ResNeXt backbones, which are read only.
+"""Detectron2: its ResNeXt backbones, which are only read.
 
 Source: its `modeling/backbone/resnet.py`. Its ResNeXts stride on the 3×3 convolution.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from resnext.dialects.dialect import Dialect, NameRule
 
-_PARTS = (
+_BLOCK = (
     *(NameRule(f"conv{i}.", f"conv{i}.") for i in (1, 2, 3)),
     *(NameRule(f"bn{i}.", f"conv{i}.norm.") for i in (1, 2, 3)),
     NameRule("downsample.0.", "shortcut."),
@@ -18,7 +18,7 @@ DETECTRON2 = Dialect(
     "detectron2",
     "Detectron2",
     network=(NameRule("conv1.", "stem.conv1."), NameRule("bn1.", "stem.conv1.norm.")),
-    block=_PARTS,
-    place="res{stage}.{block}.",
+    block=_BLOCK,
+    block_prefix="res{stage}.{block}.",
     first_stage=2,
 )

@@ -1,87 +1,216 @@
-"""How a dialect names parameters: one table for each library, read in both directions.
+"""The type of a dialect: everything this package knows about one other library.
 
-Our own names are torchvision's, so a table lists only what differs. The rows are prefixes.
+Our own parameter names are torchvision's, so the rows of a dialect list only what differs. They
+are prefixes, read in both directions.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from resnext.card import Card, Preprocessing
 from resnext.config import ResNeXtConfig
 from resnext.errors import CheckpointError, ConfigError
 
+Values = Mapping[str, Any]
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+_EMPTY: Values = MappingProxyType({})
 _OURS = re.compile(r"layer(\d+)\.(\d+)\.")
 _SQUEEZE = re.compile(r"\.se\.fc[12]\.weight$")
 _SHORTCUT = re.compile(r"(layer\d+\.\d+\.)downsample\.(\d)\.(.*)")
 
 
 class NameRule(NamedTuple):
-    """One difference: prefixes of names, inside a block or outside of all blocks."""
+    """Two prefixes of a parameter's name, inside a block or outside of all blocks.
+
+    `{n}` in `theirs` stands for the letters by which the library names the kind of norm.
+    """
 
     ours: str
     theirs: str
     when: Callable[[ResNeXtConfig], bool] | None = None
-    """Networks that the row is written for; None for all. All rows are read."""
+    """Networks that the rule is written for; None for all. Every rule is read."""
+
+
+class ParameterNames(NamedTuple):
+    """The names in a state dict, as a dialect's recogniser sees them."""
+
+    network: Collection[str]
+    """Names of the network, without the prefix in front of all of them."""
+    outside: Collection[str]
+    """Names without that prefix: other parts of a detector, averages of weights."""
+    classifier: Collection[str]
+    """Full names that look like those of a classifier."""
+
+
+class Documents(NamedTuple):
+    """What accompanies weights."""
+
+    file: Values = _EMPTY
+    """Other entries of the checkpoint's dictionary; a safetensors file's metadata."""
+    config: Values = _EMPTY
+    """`config.json` in the same folder or repository."""
+    preprocessor: Values = _EMPTY
+    """`preprocessor_config.json` in the same folder."""
 
 
 @dataclass(frozen=True)
-class Dialect:
-    """What one library calls the parameters of a ResNeXt.
+class CheckpointMetadata:
+    """What a checkpoint says about itself besides its weights.
 
     Args:
-        name: As it is asked for: `resnext convert --to NAME`.
-        title: The library, for people.
-        network: Names outside of blocks.
-        block: Names inside a block.
-        place: Where blocks are, with `{stage}` and `{block}`.
+        labels: Name of each class; empty if the checkpoint names none.
+        preprocessing: How images become inputs, if stated.
+        provenance: Where the weights come from.
+        licence: SPDX identifier; empty if not stated.
+        config: The architecture, if stated completely.
+        num_classes: Number of classes, if stated.
+        notes: Statements that could not be used.
+    """
+
+    labels: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+    provenance: Values = field(default_factory=dict)
+    licence: str = ""
+    config: ResNeXtConfig | None = None
+    num_classes: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def card(self) -> Card:
+        """The card, with the usual preprocessing if none is stated."""
+        return Card(
+            self.labels,
+            self.preprocessing or Preprocessing(),
+            provenance=dict(self.provenance),
+            licence=self.licence,
+        )
+
+    def merge(self, other: CheckpointMetadata) -> CheckpointMetadata:
+        """Both together; where both state something, this one wins."""
+        count = other.num_classes if self.num_classes is None else self.num_classes
+        return CheckpointMetadata(
+            self.labels or other.labels,
+            self.preprocessing or other.preprocessing,
+            {**other.provenance, **self.provenance},
+            self.licence or other.licence,
+            self.config or other.config,
+            count,
+            (*self.notes, *other.notes),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Dialect:
+    """What one library calls the parameters of a ResNeXt, and what its files look like.
+
+    Args:
+        name: Its name in code: `resnext convert --to NAME`. With `original`, the package's name.
+        title: Its name in messages.
+        network: Parameter names outside of blocks.
+        block: Parameter names inside a block.
+        block_prefix: What precedes the names of a block, with `{stage}` and `{block}`.
         first_stage: Number of the first stage.
-        trunk: What the names of a whole classifier start with, except for its last layer.
+        trunk: What precedes all names of a classifier except those of its last layer.
+        norms: Letters for each kind of norm, if the library names norms by kind.
         counters: Whether batch norms count batches.
-        linear_squeeze: Whether SE blocks squeeze with linear layers, not 1×1 convolutions.
-        empty_pool: Whether an `avg_down` shortcut that does not stride counts its missing pooling.
-        problem: What the library cannot express or computes otherwise; empty if nothing.
+        linear_squeeze: Whether SE blocks squeeze with linear layers instead of 1×1 convolutions.
+        empty_pool: Whether an `avg_down` shortcut without stride keeps the index of its pooling.
+        suffixes: Endings of the files that `convert` writes; without any, files are only read.
+            `.safetensors`, `.npz` and `.lcd` are those formats, others are torch's.
+        backbones: Whether a file may hold a backbone without a classifier.
+        holds_config: Whether `content` includes the architecture.
+        content: Makes what a torch file contains from the library's state dict, our config and
+            card. By default the state dict itself.
+        hub_config: Makes the library's entries of a repository's `config.json`; empty if the
+            library cannot load the architecture by name.
+        metadata: Reads what accompanies weights. Every dialect is asked about every checkpoint,
+            because parameter names do not show who wrote `config.json`; the first row of the table
+            that states something wins. May raise `CheckpointError`.
+        unpack: Makes arrays under our names from an object that is not a dictionary of arrays;
+            None if it is another kind of object. May raise `CheckpointError`.
+        recognises: Whether a state dict that contains `anchor` was written by the library. Of
+            several dialects with the same anchor, the last row of the table that says so is taken.
+            May raise `CheckpointError` if the file cannot be used.
+        problem: Why a network cannot be written: what the library does not have, or computes
+            differently. The end of a sentence that starts with `title`; empty if it can.
+        unreadable: Why a network in a file of the library cannot be used; empty if it can.
+        original: Builds the library's own network with its Python package.
     """
 
     name: str
     title: str
     network: tuple[NameRule, ...] = ()
     block: tuple[NameRule, ...] = ()
-    place: str = "layer{stage}.{block}."
+    block_prefix: str = "layer{stage}.{block}."
     first_stage: int = 1
     trunk: str = ""
+    norms: Mapping[str, str] = field(default_factory=dict)
     counters: bool = True
     linear_squeeze: bool = False
     empty_pool: bool = True
+    suffixes: tuple[str, ...] = ()
+    backbones: bool = False
+    holds_config: bool = False
+    content: Callable[[dict[str, Tensor], ResNeXtConfig, Card], dict[str, Any]] = field(
+        default=lambda state, config, card: state
+    )
+    hub_config: Callable[[ResNeXtConfig, Card], dict[str, Any]] = field(
+        default=lambda config, card: {}
+    )
+    metadata: Callable[[Documents], CheckpointMetadata] = field(
+        default=lambda documents: CheckpointMetadata()
+    )
+    unpack: Callable[[object], Arrays | None] = field(default=lambda root: None)
+    recognises: Callable[[ParameterNames], bool] = field(default=lambda names: True)
     problem: Callable[[ResNeXtConfig], str] = field(default=lambda config: "")
+    unreadable: Callable[[ResNeXtConfig], str] = field(default=lambda config: "")
+    original: Callable[[ResNeXtConfig], nn.Module] | None = None
 
     @cached_property
     def anchor(self) -> str:
-        """A name that every file of this dialect has, whatever stands before it."""
-        return self._rename("layer1.0.conv2.weight", self._written(self.block, None))
+        """The end of a name that every file of this dialect contains."""
+        rules = [(rule.ours, rule.theirs) for rule in self.block]
+        return self._rename("layer1.0.conv2.weight", _longest_first(rules))
+
+    def norm_kind(self, names: Collection[str]) -> str:
+        """The kind of norm that the names of a network state; "batch" if they do not."""
+        first = self.block_prefix.format(stage=self.first_stage, block=0)
+        return next(
+            (
+                kind
+                for kind, letters in self.norms.items()
+                if letters != self.norms.get("batch") and f"{first}{letters}2.weight" in names
+            ),
+            "batch",
+        )
 
     def to_ours(self, name: str) -> str:
-        """Our name of a parameter; a name that is in no row stays."""
-        found = self._blocks.match(name)
-        if found is None:
+        """Our name of a parameter; a name that no rule matches stays."""
+        block = self._blocks.match(name)
+        if block is None:
             return _replaced(name, self._read[0])
-        stage = int(found[1]) - self.first_stage + 1
-        return f"layer{stage}.{found[2]}." + _replaced(name[found.end() :], self._read[1])
+        stage = int(block[1]) - self.first_stage + 1
+        return f"layer{stage}.{block[2]}." + _replaced(name[block.end() :], self._read[1])
 
     def write(self, state: Mapping[str, Tensor], config: ResNeXtConfig) -> dict[str, Tensor]:
         """Our state dict under the library's names and in its shapes, in the same order.
 
         Raises:
-            CheckpointError: The library has no such network, or computes it otherwise.
+            CheckpointError: The library does not have the network, or computes it differently.
         """
         self.check(config)
-        network, block = (self._written(rows, config) for rows in (self.network, self.block))
+        network, block = (self._written(rules, config) for rules in (self.network, self.block))
         theirs: dict[str, Tensor] = {}
         for name, value in state.items():
             if name.endswith("num_batches_tracked") and not self.counters:
@@ -95,8 +224,7 @@ class Dialect:
 
     def read(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of the library, without `trunk`, under our names and in our shapes."""
-        ours = {self.to_ours(name): value for name, value in state.items()}
-        return standardized(ours)
+        return _in_our_shapes({self.to_ours(name): value for name, value in state.items()})
 
     def check(self, config: ResNeXtConfig) -> None:
         """Refuse a network that the library cannot have.
@@ -104,60 +232,85 @@ class Dialect:
         Raises:
             CheckpointError: With the reason.
         """
+        self._check(self.problem, config)
+
+    def check_readable(self, config: ResNeXtConfig) -> None:
+        """Refuse a network whose file of this library cannot be used.
+
+        Raises:
+            CheckpointError: With the reason.
+        """
+        self._check(self.unreadable, config)
+
+    def _check(self, reason: Callable[[ResNeXtConfig], str], config: ResNeXtConfig) -> None:
         try:
-            problem = self.problem(config)
-        except ConfigError as error:  # the nearest that it has is no network
-            problem = f"has no such network: {error}"
+            problem = reason(config)
+        except ConfigError as error:  # the nearest network that it could have is not valid
+            problem = f"does not have this network: {error}"
         if problem:
             raise CheckpointError(f"{self.title} {problem}")
 
     @cached_property
     def _blocks(self) -> re.Pattern[str]:
-        pattern = re.escape(self.place)
+        pattern = re.escape(self.block_prefix)
         for part in ("stage", "block"):
             pattern = pattern.replace(re.escape(f"{{{part}}}"), r"(\d{1,4})")
         return re.compile(pattern)
 
     @cached_property
     def _read(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-        """Rows as they are read, outside of blocks and inside: the longest name fits first."""
+        """Rules for reading, outside of blocks and inside."""
         network, block = (
-            sorted(((row.theirs, row.ours) for row in rows), key=lambda row: -len(row[0]))
-            for rows in (self.network, self.block)
+            _longest_first(
+                (rule.theirs.replace("{n}", letters), rule.ours)
+                for rule in rules
+                for letters in dict.fromkeys(self.norms.values() if "{n}" in rule.theirs else [""])
+            )
+            for rules in (self.network, self.block)
         )
         return network, block
 
-    def _written(
-        self, rows: Iterable[NameRule], config: ResNeXtConfig | None
-    ) -> list[tuple[str, str]]:
-        chosen = [r for r in rows if r.when is None or (config is not None and r.when(config))]
-        return sorted(((r.ours, r.theirs) for r in chosen), key=lambda row: -len(row[0]))
+    def _written(self, rules: Iterable[NameRule], config: ResNeXtConfig) -> list[tuple[str, str]]:
+        """Rules for writing a network."""
+        letters = self.norms.get(config.norm, "")
+        return _longest_first(
+            (rule.ours, rule.theirs.replace("{n}", letters))
+            for rule in rules
+            if rule.when is None or rule.when(config)
+        )
 
-    def _rename(self, name: str, rows: list[tuple[str, str]]) -> str:
-        place = _OURS.match(name)
-        if place is None:
-            return _replaced(name, rows)
-        stage = int(place[1]) - 1 + self.first_stage
-        there = self.place.format(stage=stage, block=place[2])
-        return there + _replaced(name[place.end() :], rows)
+    def _rename(self, name: str, rules: list[tuple[str, str]]) -> str:
+        block = _OURS.match(name)
+        if block is None:
+            return _replaced(name, rules)
+        stage = int(block[1]) - 1 + self.first_stage
+        prefix = self.block_prefix.format(stage=stage, block=block[2])
+        return prefix + _replaced(name[block.end() :], rules)
 
 
-def standardized(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict under our names, brought into our shapes.
+def label_names(names: object) -> tuple[str, ...]:
+    """Names of classes; empty if the value is not a list of names."""
+    if not isinstance(names, list | tuple) or not all(isinstance(x, str | int) for x in names):
+        return ()
+    return tuple(str(name) for name in names)
+
+
+def _in_our_shapes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict under our names, in our shapes.
 
     Squeezing layers become 1×1 convolutions, shortcuts with pooling count it in every stage, and
-    batch norms that count no batches get counters at zero.
+    batch norms without counters of batches get counters at zero.
     """
     pooled = any(
-        (place := _SHORTCUT.fullmatch(name)) and place[2] == "1" and value.ndim == 4
+        (shortcut := _SHORTCUT.fullmatch(name)) and shortcut[2] == "1" and value.ndim == 4
         for name, value in state.items()
     )
     ours: dict[str, Tensor] = {}
     for name, value in state.items():
-        place = _SHORTCUT.fullmatch(name)
-        first = state.get(f"{place[1]}downsample.0.weight") if place else None
-        if pooled and place and first is not None and first.ndim == 4:
-            name = f"{place[1]}downsample.{int(place[2]) + 1}.{place[3]}"
+        shortcut = _SHORTCUT.fullmatch(name)
+        first = state.get(f"{shortcut[1]}downsample.0.weight") if shortcut else None
+        if pooled and shortcut and first is not None and first.ndim == 4:
+            name = f"{shortcut[1]}downsample.{int(shortcut[2]) + 1}.{shortcut[3]}"
         if _SQUEEZE.search(name) and value.ndim == 2:
             value = value[:, :, None, None]
         ours[name] = value
@@ -167,27 +320,13 @@ def standardized(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
-def norm_rows(rows: Iterable[NameRule], letters: Mapping[str, str]) -> tuple[NameRule, ...]:
-    """Rows whose `{n}` stands for the letters that the kind of norm is called by."""
-
-    def written_for(row: NameRule, kinds: list[str]) -> Callable[[ResNeXtConfig], bool]:
-        return lambda config: config.norm in kinds and (row.when is None or row.when(config))
-
-    expanded: list[NameRule] = []
-    for row in rows:
-        if "{n}" not in row.theirs:
-            expanded.append(row)
-            continue
-        for short in dict.fromkeys(letters.values()):
-            kinds = [kind for kind, name in letters.items() if name == short]
-            expanded.append(
-                NameRule(row.ours, row.theirs.replace("{n}", short), written_for(row, kinds))
-            )
-    return tuple(expanded)
+def _longest_first(rules: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Rules in the order in which they are tried."""
+    return sorted(rules, key=lambda rule: -len(rule[0]))
 
 
-def _replaced(name: str, rows: Iterable[tuple[str, str]]) -> str:
-    for old, new in rows:
+def _replaced(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    for old, new in rules:
         if name.startswith(old):
             return new + name.removeprefix(old)
     return name
@@ -198,10 +337,10 @@ def _is_head(name: str) -> bool:
 
 
 def _without_empty_pool(name: str, config: ResNeXtConfig) -> str:
-    place = _SHORTCUT.fullmatch(name)
-    if place is None or not config.avg_down:
+    shortcut = _SHORTCUT.fullmatch(name)
+    if shortcut is None or not config.avg_down:
         return name
-    stage = int(re.findall(r"\d+", place[1])[0])
+    stage = int(re.findall(r"\d+", shortcut[1])[0])
     if config.stages[stage - 1].stride > 1:
         return name
-    return f"{place[1]}downsample.{int(place[2]) - 1}.{place[3]}"
+    return f"{shortcut[1]}downsample.{int(shortcut[2]) - 1}.{shortcut[3]}"

@@ -1,14 +1,15 @@
-"""Lucid 2 and 3: names of their parameters.
+"""Lucid 2 and 3.
 
-Source: the released code of Lucid 2, run with random weights, whose arguments are those of
-`ResNeXtConfig`; and the source of Lucid 3, which has classic ResNeXts only.
+Source: the released code of Lucid 2, run with random weights; its arguments are the first ones of
+`ResNeXtConfig`. The source code of Lucid 3, which has classic ResNeXts only.
 """
 
 from __future__ import annotations
 
 from resnext.architectures import unsupported_reason
 from resnext.config import ResNeXtConfig
-from resnext.dialects.dialect import Dialect, NameRule
+from resnext.dialects.dialect import Dialect, NameRule, ParameterNames
+from resnext.errors import CheckpointError
 
 _STEM = (NameRule("conv1.", "stem.0."), NameRule("bn1.", "stem.1."))
 _BLOCK = (
@@ -21,14 +22,19 @@ _BLOCK = (
 )
 
 
+def _differs(what: str) -> str:
+    """Why networks with a deep stem or `avg_down` do not convert."""
+    return (
+        f"computes networks with {what} differently (no norm after the stem's last convolution, "
+        f"other padding in pooling), so weights of one give wrong answers in the other. Its "
+        f"classic networks convert exactly."
+    )
+
+
 def _problem(config: ResNeXtConfig) -> str:
+    """Why Lucid cannot build a network, or builds another one; empty if it builds the same."""
     if config.stem_type == "deep" or config.avg_down:
-        what = "a deep stem" if config.stem_type == "deep" else "avg_down"
-        return (
-            f"computes networks with {what} differently (no norm after the stem's last "
-            f"convolution, other padding in pooling), so weights of one give wrong answers in the "
-            f"other. Its classic networks convert exactly."
-        )
+        return _differs("a deep stem" if config.stem_type == "deep" else "avg_down")
     blocks = {name: x for name, x in config.block_args.items() if name != "dilation"}
     if config.gate == "se" and not blocks.get("se"):
         out = config.stages[0].out_channels
@@ -49,6 +55,22 @@ def _problem(config: ResNeXtConfig) -> str:
     return unsupported_reason(config, nearest)
 
 
+def _is_lucid2(names: ParameterNames) -> bool:
+    """Always, because no other library has its anchor.
+
+    Raises:
+        CheckpointError: The file is of a network with a deep stem.
+    """
+    if "stem.3.weight" in names.network:
+        raise CheckpointError(f"Lucid 2 {_differs('a deep stem')}")
+    return True
+
+
+def _is_lucid3(names: ParameterNames) -> bool:
+    """A stem that is a sequence with one convolution."""
+    return "stem.0.weight" in names.network and "stem.3.weight" not in names.network
+
+
 LUCID = Dialect(
     "lucid",
     "Lucid 2",
@@ -56,11 +78,16 @@ LUCID = Dialect(
     block=_BLOCK,
     counters=False,
     linear_squeeze=True,
+    suffixes=(".safetensors", ".lcd", ".npz"),
+    recognises=_is_lucid2,
     problem=_problem,
+    unreadable=_problem,
 )
 LUCID3 = Dialect(
     "lucid3",
     "Lucid 3",
     network=(*_STEM, NameRule("fc.", "classifier.")),
+    recognises=_is_lucid3,
     problem=_problem,
+    unreadable=_problem,
 )

@@ -1,4 +1,4 @@
-"""timm: our names are its names too. This file says which of our networks it can build.
+"""timm: its names are ours. This file says which networks it can build, and reads its metadata.
 
 Source: `timm.models.resnet`, version 1.0, whose `ResNet` takes stem, shortcut, anti-aliasing and
 attention; and its table of pretrained weights.
@@ -6,13 +6,24 @@ attention; and its table of pretrained weights.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from resnext.architectures import unsupported_reason
+from resnext.architectures import nearest_variant, unsupported_reason, variant, variants
+from resnext.card import Card, Preprocessing
 from resnext.config import ResNeXtConfig
-from resnext.dialects.dialect import Dialect
+from resnext.dialects.dialect import (
+    CheckpointMetadata,
+    Dialect,
+    Documents,
+    ParameterNames,
+    Values,
+    label_names,
+)
+from resnext.errors import CheckpointError, ResNeXtError
 
 NAMES = {  # architectures that timm can create by our name
     "resnext50_32x4d",
@@ -34,10 +45,13 @@ NAMES = {  # architectures that timm can create by our name
     "ecaresnext26t_32x4d",
     "ecaresnext50t_32x4d",
 }
+# Arguments that concern training only
+_TRAINING = ("drop_rate", "drop_path_rate", "drop_block_rate", "pretrained", "zero_init_last")
+_ONLY_TIMM = re.compile(r"conv1\.0\.|layer1\.0\.se\.|.*\.downsample\.2\.")
 
 
 def original(config: ResNeXtConfig) -> nn.Module:
-    """timm's own network of a config that it can build.
+    """timm's own network for a config that timm can build.
 
     Raises:
         ImportError: timm is not installed.
@@ -52,7 +66,7 @@ def original(config: ResNeXtConfig) -> nn.Module:
 
 
 def arguments(config: ResNeXtConfig) -> dict[str, Any]:
-    """What timm's `ResNet` is called with, apart from block and layers."""
+    """Arguments of timm's `ResNet`, except for block and layers."""
     args: dict[str, Any] = {
         "num_classes": config.num_classes,
         "in_chans": config.in_channels,
@@ -72,12 +86,13 @@ def arguments(config: ResNeXtConfig) -> dict[str, Any]:
 
 
 def _base_width(config: ResNeXtConfig) -> int:
-    """Width of a group where a stage has 64 channels, rounded up: it is rounded down again."""
+    """Width of a group at 64 channels, rounded up because timm rounds it down again."""
     first = config.stages[0]
     return max(-(-first.width // first.groups * 64 // (first.out_channels // 4 or 1)), 1)
 
 
 def _problem(config: ResNeXtConfig) -> str:
+    """Why timm cannot build a network; empty if it can."""
     if config.num_stages != 4:
         return f"has networks of four stages, not {config.num_stages}."
     half = config.stem_out[-1] // 2
@@ -99,4 +114,119 @@ def _problem(config: ResNeXtConfig) -> str:
     return unsupported_reason(config, nearest)
 
 
-TIMM = Dialect("timm", "timm", problem=_problem)
+def _is_timm(names: ParameterNames) -> bool:
+    """A deep stem, attention or pooled shortcuts, which torchvision does not have."""
+    return any(_ONLY_TIMM.match(name) for name in names.network)
+
+
+def _hub_config(config: ResNeXtConfig, card: Card) -> dict[str, Any]:
+    """`config.json` as timm writes it; empty for an architecture that timm cannot create."""
+    name, other = nearest_variant(config)
+    if other or name not in NAMES:
+        return {}
+    preprocessing = card.preprocessing
+    return {
+        "architecture": name,
+        "num_classes": config.num_classes,
+        "num_features": config.stages[-1].out_channels,
+        "model_args": {"in_chans": config.in_channels},
+        "pretrained_cfg": {
+            "input_size": [config.in_channels, preprocessing.size, preprocessing.size],
+            "crop_pct": preprocessing.size / preprocessing.resize,
+            "interpolation": preprocessing.interpolation,
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+            "num_classes": config.num_classes,
+            "license": card.licence,
+            "first_conv": "conv1.0" if config.stem_type == "deep" else "conv1",
+            "classifier": "fc",
+        },
+    }
+
+
+def _metadata(documents: Documents) -> CheckpointMetadata:
+    """From `config.json` as timm writes it.
+
+    Raises:
+        CheckpointError: It names an architecture or an argument that is not supported here.
+    """
+    config = documents.config
+    count = config.get("num_classes")
+    if count is not None and type(count) is not int:
+        raise CheckpointError(f"config.json: num_classes must be an integer, not {count!r}.")
+    name = config.get("architecture")
+    pretrained = config.get("pretrained_cfg")
+    pretrained = pretrained if isinstance(pretrained, Mapping) else {}
+    notes, preprocessing = list[str](), None
+    if pretrained.get("mean") is not None:
+        preprocessing = _preprocessing(pretrained)
+        if preprocessing is None:
+            notes.append("the preprocessing in config.json is of another kind, so it is not used")
+    names, descriptions = config.get("label_names"), config.get("label_descriptions")
+    if isinstance(names, list) and isinstance(descriptions, Mapping):
+        names = [descriptions.get(x, x) if isinstance(x, str) else x for x in names]
+    licence = pretrained.get("license")
+    return CheckpointMetadata(
+        label_names(names),
+        preprocessing,
+        provenance={"architecture": name} if isinstance(name, str) else {},
+        licence=licence if isinstance(licence, str) else "",
+        config=_network(str(name), config, count) if name is not None else None,
+        num_classes=count,
+        notes=tuple(notes),
+    )
+
+
+def _network(name: str, config: Values, count: int | None) -> ResNeXtConfig:
+    """Our config for a timm architecture and its arguments.
+
+    Raises:
+        CheckpointError: The architecture or an argument is not supported here.
+    """
+    if name not in variants():
+        raise CheckpointError(
+            f"config.json names {name}, which is not a ResNeXt that is built here."
+        )
+    args = config.get("model_args") or {}
+    args = dict(args) if isinstance(args, Mapping) else {"model_args": args}
+    pool = args.pop("global_pool", config.get("global_pool"))
+    if pool not in (None, "avg"):
+        raise CheckpointError(f"config.json: global_pool {pool!r} is not supported, only 'avg'.")
+    fields = {"num_classes": args.pop("num_classes", count), "in_channels": args.pop("in_chans", 3)}
+    if other := [key for key, value in args.items() if key not in _TRAINING and value is not None]:
+        raise CheckpointError(f"config.json: the argument {other[0]!r} of timm is not supported.")
+    try:
+        return variant(name, **{key: x for key, x in fields.items() if x is not None})
+    except ResNeXtError as error:
+        raise CheckpointError(f"config.json: {error}") from error
+
+
+def _preprocessing(pretrained: Values) -> Preprocessing | None:
+    """From `pretrained_cfg`, at its test size; None if it is of another kind."""
+    try:
+        channels, height, width = pretrained.get("test_input_size") or pretrained["input_size"]
+        fraction = pretrained.get("test_crop_pct") or pretrained.get("crop_pct") or 1.0
+        if height != width or pretrained.get("crop_mode") not in (None, "center"):
+            return None
+        return Preprocessing(
+            size=height,
+            resize=int(height / fraction),
+            interpolation=pretrained.get("interpolation", "bilinear"),
+            mean=tuple(pretrained["mean"]),
+            std=tuple(pretrained["std"]),
+            colour="L" if channels == 1 else "RGB",
+        )
+    except (ResNeXtError, TypeError, KeyError, ValueError, ArithmeticError):
+        return None
+
+
+TIMM = Dialect(
+    "timm",
+    "timm",
+    suffixes=(".pth", ".pt", ".safetensors", ".npz"),
+    hub_config=_hub_config,
+    metadata=_metadata,
+    recognises=_is_timm,
+    problem=_problem,
+    original=original,
+)

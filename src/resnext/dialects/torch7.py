@@ -1,35 +1,37 @@
-"""The original release in Lua: which module is which, by their order.
+"""The original release in Lua: modules have no names, so their order decides.
 
 Source: `models/resnext.lua` of facebookresearch/ResNeXt. Its form C (`resnext_C`) is our network;
-form B computes the same with one branch for each group, and is not read.
+form B, which computes the same with one branch for each group, is not read.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from resnext.dialects.dialect import Dialect
 from resnext.errors import CheckpointError
 
 
+@runtime_checkable
 class Module(Protocol):
     """A module of Lua's nn."""
 
     @property
     def kind(self) -> str:
-        """Its class, such as `nn.Sequential`."""
+        """Name of its class: `nn.Sequential`."""
         ...
 
     @property
     def fields(self) -> dict[Any, Any]:
-        """What belongs to it."""
+        """Its fields: tensors, settings and modules inside."""
         ...
 
     def children(self) -> Sequence[Module]:
-        """Modules inside of it, in order."""
+        """Modules inside, in order."""
         ...
 
 
@@ -37,23 +39,25 @@ _CONV = re.compile(r"(nn|cudnn|ccn2)\.SpatialConvolution(MM)?$")
 _NORM = re.compile(r"(nn|cudnn|fbnn)\.(Spatial)?BatchNormalization$")
 
 
-def from_torch7(root: Module) -> dict[str, np.ndarray[Any, Any]]:
-    """The arrays of a network under our names.
+def _unpack(root: object) -> dict[str, np.ndarray[Any, Any]] | None:
+    """The arrays of a network under our names; None if the object is not a module.
 
     Raises:
-        CheckpointError: It is built otherwise than the original ResNeXt.
+        CheckpointError: The network is not built like the original ResNeXt.
     """
+    if not isinstance(root, Module):
+        return None
     while root.kind in ("nn.DataParallelTable", "nn.Sequential") and len(root.children()) == 1:
         root = root.children()[0]
-    parts = root.children()
-    stages = [part for part in parts if part.kind == "nn.Sequential"]
-    outer = [part for part in parts if part.kind != "nn.Sequential"]
-    convs = [part for part in outer if _CONV.match(part.kind)]
-    norms = [part for part in outer if _NORM.match(part.kind)]
-    heads = [part for part in outer if part.kind == "nn.Linear"]
+    modules = root.children()
+    stages = [module for module in modules if module.kind == "nn.Sequential"]
+    outer = [module for module in modules if module.kind != "nn.Sequential"]
+    convs = [module for module in outer if _CONV.match(module.kind)]
+    norms = [module for module in outer if _NORM.match(module.kind)]
+    heads = [module for module in outer if module.kind == "nn.Linear"]
     if not stages or len(convs) != 1 or len(norms) != 1 or len(heads) != 1:
         raise CheckpointError(
-            f"Its {root.kind} holds {', '.join(part.kind for part in parts[:6])}…: not the "
+            f"Its {root.kind} holds {', '.join(module.kind for module in modules[:6])}…: not the "
             f"convolution, norm, stages and linear layer of a ResNeXt."
         )
     state = {**_conv("conv1", convs[0]), **_norm("bn1", norms[0])}
@@ -72,7 +76,7 @@ def _block(name: str, block: Module) -> dict[str, np.ndarray[Any, Any]]:
     convs = [layer for layer in layers if _CONV.match(layer.kind)]
     norms = [layer for layer in layers if _NORM.match(layer.kind)]
     if len(branches) != 2 or len(convs) != 3 or len(norms) != 3:
-        raise CheckpointError(f"{name} is no block of form C: one path of three convolutions.")
+        raise CheckpointError(f"{name} is not a block of form C: one path of three convolutions.")
     state: dict[str, np.ndarray[Any, Any]] = {}
     for k in range(3):
         state |= {**_conv(f"{name}.conv{k + 1}", convs[k]), **_norm(f"{name}.bn{k + 1}", norms[k])}
@@ -88,7 +92,7 @@ def _block(name: str, block: Module) -> dict[str, np.ndarray[Any, Any]]:
 def _conv(name: str, module: Module) -> dict[str, np.ndarray[Any, Any]]:
     bias = module.fields.get("bias")
     if isinstance(bias, np.ndarray) and bias.any():
-        raise CheckpointError(f"{name} has a bias, which no ResNeXt has.")
+        raise CheckpointError(f"{name} has a bias; convolutions of a ResNeXt have none.")
     weight, f = _array(name, module, "weight"), module.fields
     height, width = f.get("kH"), f.get("kW")
     if weight.ndim == 2 and isinstance(height, int) and isinstance(width, int):
@@ -98,13 +102,19 @@ def _conv(name: str, module: Module) -> dict[str, np.ndarray[Any, Any]]:
 
 def _norm(name: str, module: Module) -> dict[str, np.ndarray[Any, Any]]:
     if "running_std" in module.fields:
-        raise CheckpointError(f"{name} was written by an old Torch7, which keeps running_std.")
-    parts = ("weight", "bias", "running_mean", "running_var")
-    return {f"{name}.{part}": _array(name, module, part) for part in parts}
+        raise CheckpointError(
+            f"{name} was written by an old version of Torch7, with running_std. Save it with a "
+            f"newer one."
+        )
+    fields = ("weight", "bias", "running_mean", "running_var")
+    return {f"{name}.{field}": _array(name, module, field) for field in fields}
 
 
-def _array(name: str, module: Module, part: str) -> np.ndarray[Any, Any]:
-    value = module.fields.get(part)
+def _array(name: str, module: Module, field: str) -> np.ndarray[Any, Any]:
+    value = module.fields.get(field)
     if not isinstance(value, np.ndarray) or not value.size:
-        raise CheckpointError(f"{name} ({module.kind}) has no {part}.")
+        raise CheckpointError(f"{name} ({module.kind}) has no {field}.")
     return value
+
+
+TORCH7 = Dialect("torch7", "Torch7", unpack=_unpack, recognises=lambda names: False)

@@ -1,4 +1,4 @@
-"""torchvision: our names are its names. This file says which of our networks it can build.
+"""torchvision: its names are ours. This file says which networks it can build.
 
 Source: `torchvision.models.resnet`, version 0.28.
 """
@@ -13,7 +13,7 @@ from resnext.dialects.dialect import Dialect
 
 
 def original(config: ResNeXtConfig) -> nn.Module:
-    """torchvision's own network of a config that it can build.
+    """torchvision's own network for a config that torchvision can build.
 
     Raises:
         ImportError: torchvision is not installed.
@@ -30,11 +30,12 @@ def original(config: ResNeXtConfig) -> nn.Module:
 
 
 def _base_width(config: ResNeXtConfig) -> int:
-    """Width of a group where a stage has 64 channels."""
+    """Width of a group at 64 channels."""
     return max(config.stages[0].width // config.stages[0].groups, 1)
 
 
 def _problem(config: ResNeXtConfig) -> str:
+    """Why torchvision cannot build a network; empty if it can."""
     if config.num_stages != 4:
         return f"has networks of four stages, not {config.num_stages}."
     nearest = ResNeXtConfig(
@@ -43,4 +44,10 @@ def _problem(config: ResNeXtConfig) -> str:
     return unsupported_reason(config, nearest)
 
 
-TORCHVISION = Dialect("torchvision", "torchvision", problem=_problem)
+TORCHVISION = Dialect(
+    "torchvision",
+    "torchvision",
+    suffixes=(".pth", ".pt", ".safetensors", ".npz"),
+    problem=_problem,
+    original=original,
+)

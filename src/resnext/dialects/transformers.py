@@ -1,12 +1,25 @@
-"""Transformers: names of its `ResNetForImageClassification`, read where its 3×3 is grouped.
+"""Transformers: its `ResNetForImageClassification`, which is only read, and only if grouped.
 
-Source: its `models/resnet/modeling_resnet.py`. The class has no groups of its own, so grouped
-files come from forks; plain ones are ResNets.
+Source: its `models/resnet/modeling_resnet.py`. The class itself has no groups: files with groups
+come from forks, files without are plain ResNets.
 """
 
 from __future__ import annotations
 
-from resnext.dialects.dialect import Dialect, NameRule
+from collections.abc import Mapping
+from typing import Any
+
+from resnext.card import Preprocessing
+from resnext.config import ResNeXtConfig
+from resnext.dialects.dialect import (
+    CheckpointMetadata,
+    Dialect,
+    Documents,
+    NameRule,
+    Values,
+    label_names,
+)
+from resnext.errors import CheckpointError, ResNeXtError
 
 _BLOCK = (
     *(NameRule(f"conv{i + 1}.", f"layer.{i}.convolution.") for i in range(3)),
@@ -14,6 +27,86 @@ _BLOCK = (
     NameRule("downsample.0.", "shortcut.convolution."),
     NameRule("downsample.1.", "shortcut.normalization."),
 )
+
+
+def _metadata(documents: Documents) -> CheckpointMetadata:
+    """From `config.json` and `preprocessor_config.json` as Transformers writes them.
+
+    Raises:
+        CheckpointError: They describe a ResNet that is not supported here.
+    """
+    config, preprocessor = documents.config, documents.preprocessor
+    count = config.get("num_labels")
+    if count is not None and type(count) is not int:
+        raise CheckpointError(f"config.json: num_labels must be an integer, not {count!r}.")
+    _check(config)
+    preprocessing = _preprocessing(preprocessor) if preprocessor else None
+    unused = "the preprocessing in preprocessor_config.json is of another kind, so it is not used"
+    return CheckpointMetadata(
+        _labels(config),
+        preprocessing,
+        num_classes=count,
+        notes=(unused,) if preprocessor and preprocessing is None else (),
+    )
+
+
+def _check(config: Values) -> None:
+    """Refuse variations of its ResNet that names and shapes do not show."""
+    for name, usual in (
+        ("hidden_act", "relu"),
+        ("downsample_in_first_stage", False),
+        ("downsample_in_bottleneck", False),
+    ):
+        if (value := config.get(name, usual)) != usual:
+            raise CheckpointError(f"config.json: {name} {value!r} is not supported, only {usual}.")
+
+
+def _labels(config: Values) -> tuple[str, ...]:
+    """Names of the classes in `id2label`.
+
+    Raises:
+        CheckpointError: The numbers are not 0, 1, 2, …
+    """
+    numbered = config.get("id2label")
+    if not isinstance(numbered, Mapping):
+        return ()
+    order = [str(i) for i in range(len(numbered))]
+    if sorted(order) != sorted(map(str, numbered)):
+        raise CheckpointError("config.json: id2label must number the classes 0, 1, 2, …")
+    by_number = {str(number): name for number, name in numbered.items()}
+    return label_names([by_number[number] for number in order])
+
+
+def _preprocessing(processor: Values) -> Preprocessing | None:
+    """From an image processor's settings, as ConvNeXt's reads them; None for another kind."""
+    kinds = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+    usual = ("do_resize", "do_normalize", "do_rescale", "do_center_crop")
+    if not all(processor.get(name, True) for name in usual):
+        return None
+    if abs(processor.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
+        return None
+    size, crop = processor.get("size"), processor.get("crop_size")
+    edge: Any = size.get("shortest_edge") if isinstance(size, Mapping) else size
+    inner: Any = crop.get("height") if isinstance(crop, Mapping) else crop
+    try:
+        fraction = processor.get("crop_pct")
+        return Preprocessing(
+            size=inner or edge,
+            resize=int(edge / fraction) if fraction and not inner else edge,
+            interpolation=kinds[processor.get("resample", 2)],  # type: ignore[arg-type]
+            mean=tuple(processor["image_mean"]),
+            std=tuple(processor["image_std"]),
+        )
+    except (ResNeXtError, TypeError, KeyError, ValueError, ArithmeticError):
+        return None
+
+
+def _unreadable(config: ResNeXtConfig) -> str:
+    """Why a network cannot be used; empty if it can."""
+    if config.cardinality > 1:
+        return ""
+    return "wrote a plain ResNet: its 3×3 convolutions have no groups."
+
 
 TRANSFORMERS = Dialect(
     "transformers",
@@ -23,6 +116,8 @@ TRANSFORMERS = Dialect(
         NameRule("bn1.", "embedder.embedder.normalization."),
     ),
     block=_BLOCK,
-    place="encoder.stages.{stage}.layers.{block}.",
+    block_prefix="encoder.stages.{stage}.layers.{block}.",
     first_stage=0,
+    metadata=_metadata,
+    unreadable=_unreadable,
 )

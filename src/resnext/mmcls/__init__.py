@@ -1,13 +1,16 @@
 """Drop-in for MMClassification 0.x: `from resnext.mmcls import ResNeXt`.
 
 backbone.py     `ResNeXt`, `SEResNeXt`, `Bottleneck` under mmcls's module names
-classifier.py   `ImageClassifier` and `build`
-config_file.py  `read_config`, which executes nothing
+classifier.py   `ImageClassifier`
+registry.py     `build`: modules from config dicts
+layer_cfg.py    `conv_cfg`, `norm_cfg`, `act_cfg` as fields of our config
 init_cfg.py     mmcv's initializers
+config_file.py  `read_config`, which executes nothing
 """
 
 from resnext.mmcls.backbone import Bottleneck, ResNeXt, SEResNeXt
-from resnext.mmcls.classifier import ImageClassifier, build
+from resnext.mmcls.classifier import ImageClassifier
 from resnext.mmcls.config_file import read_config
+from resnext.mmcls.registry import build
 
 __all__ = ["Bottleneck", "ImageClassifier", "ResNeXt", "SEResNeXt", "build", "read_config"]

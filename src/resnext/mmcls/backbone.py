@@ -19,56 +19,19 @@ from resnext import network
 from resnext.backbone import Backbone
 from resnext.config import ResNeXtConfig, Stage
 from resnext.errors import ConfigError, ConfigTypeError, UnknownNameError
-from resnext.layers import NORM_LAYERS, SqueezeExcitation
+from resnext.layers import SqueezeExcitation
 from resnext.mmcls.init_cfg import InitCfg, initialize, is_pretrained
-
-Cfg = Mapping[str, Any]
+from resnext.mmcls.layer_cfg import (
+    LETTERS,
+    Cfg,
+    RefusedError,
+    activation,
+    conv_fields,
+    freeze_norms,
+    norm_fields,
+)
 
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-
-# mmcls type → our kind, letters its name starts with, arguments it takes (ours by theirs)
-_BATCH = {
-    "eps": "norm_eps",
-    "momentum": "norm_momentum",
-    "affine": "norm_affine",
-    "track_running_stats": "norm_track",
-}
-_GROUP = {"num_groups": "norm_groups", "eps": "norm_eps", "affine": "norm_affine"}
-_INSTANCE = {"eps": "norm_eps", "momentum": "norm_momentum", "affine": "norm_affine"}
-_LAYER = {"eps": "norm_eps", "elementwise_affine": "norm_affine"}
-_NORMS = {
-    "BN": ("batch", "bn", _BATCH),
-    "BN2d": ("batch", "bn", _BATCH),
-    "SyncBN": ("sync", "bn", _BATCH),
-    "GN": ("group", "gn", _GROUP),
-    "IN": ("instance", "in", _INSTANCE),
-    "IN2d": ("instance", "in", _INSTANCE),
-    "LN2d": ("layer", "ln", _LAYER),
-}
-_CONVS = {
-    "Conv2d": ("standard", {"padding_mode": "padding_mode"}),
-    "Conv": ("standard", {"padding_mode": "padding_mode"}),
-    "ConvWS": ("weight_standardized", {"eps": "conv_eps"}),
-    "ConvAWS": ("affine_weight_standardized", {}),
-    "Conv2dAdaptivePadding": ("same_padding", {}),
-}
-LETTERS = {ours: letters for ours, letters, _ in _NORMS.values()}
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "ReLU": nn.ReLU,
-    "LeakyReLU": nn.LeakyReLU,
-    "PReLU": nn.PReLU,
-    "RReLU": nn.RReLU,
-    "ReLU6": nn.ReLU6,
-    "ELU": nn.ELU,
-    "Sigmoid": nn.Sigmoid,
-    "Tanh": nn.Tanh,
-    "SiLU": nn.SiLU,
-    "GELU": nn.GELU,
-}
-
-
-class _Refused(ConfigError, AssertionError):
-    """mmcls asserts here without a message; either error can be caught."""
 
 
 class _Block(network.Bottleneck):
@@ -110,7 +73,7 @@ class _Block(network.Bottleneck):
         """The norm after the last convolution."""
         return _norm(self, 3)
 
-    # As our block calls them. Modules are set past a property; only `se = None` meets its setter.
+    # Our block's names. nn.Module sets modules past a property; only `se = None` meets its setter.
     bn1, bn2, bn3 = norm1, norm2, norm3
     se = property(
         lambda self: self._modules.get("se_layer"), lambda self, none: None, None, "`se_layer`."
@@ -159,7 +122,7 @@ class Bottleneck(_Block):
         style: "pytorch" strides the 3×3, "caffe" the first 1×1 convolution.
         with_cp: Whether activations are computed again in the backward pass.
         conv_cfg: Kind of convolution.
-        norm_cfg: Kind of normalisation.
+        norm_cfg: Kind of normalization.
         act_cfg: Kind of activation.
         drop_path_rate: Probability of dropping the residual branch in training.
 
@@ -188,7 +151,9 @@ class Bottleneck(_Block):
     ) -> None:
         _check_style(style)
         if out_channels % expansion:
-            raise _Refused(f"expansion must divide out_channels {out_channels}, not {expansion}.")
+            raise RefusedError(
+                f"expansion must divide out_channels {out_channels}, not {expansion}."
+            )
         middle = out_channels // expansion
         config = ResNeXtConfig(
             layers=(1,),
@@ -203,20 +168,20 @@ class Bottleneck(_Block):
             dilations=(dilation,),
             style=style,  # type: ignore[arg-type]
             drop_path_rate=drop_path_rate,
-            **_conv_fields(conv_cfg),
-            **_norm_fields(norm_cfg),
+            **conv_fields(conv_cfg),
+            **norm_fields(norm_cfg),
         )
         super().__init__(config, config.stages[0], in_channels, stride, drop_path_rate)
         self.checkpointing = with_cp
         self.downsample = downsample  # type: ignore[assignment]
-        self.relu = _activation(act_cfg)
-        _freeze_norms(self, norm_cfg)
+        self.relu = activation(act_cfg)
+        freeze_norms(self, norm_cfg)
 
 
 class ResNeXt(Backbone):
     """mmcls's backbone: images `(n, in_channels, h, w)` to maps of the stages asked for.
 
-    Gives one tensor if one stage is asked for, else a tuple. A new network has torch's default
+    Returns one tensor if one stage is asked for, else a tuple. A new network has torch's default
     weights; `init_weights` applies `init_cfg`.
 
     Args:
@@ -286,17 +251,17 @@ class ResNeXt(Backbone):
             raise UnknownNameError(f"invalid depth {depth!r} for ResNeXt: it has 50, 101 and 152.")
         _check_style(style)
         if type(num_stages) is not int or not 1 <= num_stages <= 4:
-            raise _Refused(f"num_stages must be 1, 2, 3 or 4, not {num_stages!r}.")
+            raise RefusedError(f"num_stages must be 1, 2, 3 or 4, not {num_stages!r}.")
         if not len(strides) == len(dilations) == num_stages:
-            raise _Refused(
+            raise RefusedError(
                 f"strides and dilations must have one entry for each of the {num_stages} "
                 f"stages, not {tuple(strides)!r} and {tuple(dilations)!r}. Pass all three."
             )
         if expansion is not None and (type(expansion) is not int or expansion <= 0):
-            kind = _Refused if type(expansion) is int else ConfigTypeError
+            kind = RefusedError if type(expansion) is int else ConfigTypeError
             raise kind(f"expansion must be a positive integer or None, not {expansion!r}.")
         if isinstance(out_indices, list | tuple) and any(i >= num_stages for i in out_indices):
-            raise _Refused(
+            raise RefusedError(
                 f"out_indices must name stages from 0 to {num_stages - 1}, not {out_indices!r}."
             )
         channels = tuple(base_channels * 2**i for i in range(num_stages))
@@ -321,8 +286,8 @@ class ResNeXt(Backbone):
             drop_path_decay="constant",
             zero_init_residual=zero_init_residual,
             **self.arch_fields,
-            **_conv_fields(conv_cfg),
-            **_norm_fields(norm_cfg),
+            **conv_fields(conv_cfg),
+            **norm_fields(norm_cfg),
         )
         super().__init__(
             config,
@@ -333,7 +298,7 @@ class ResNeXt(Backbone):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 module.reset_parameters()
-        _freeze_norms(self, norm_cfg)
+        freeze_norms(self, norm_cfg)
         self._name_as_mmcls()
         self.train()
         self.norm_eval = norm_eval  # mmcls applies it in train(), not when the network is built
@@ -368,7 +333,7 @@ class ResNeXt(Backbone):
         """The norm of the classic stem."""
         return _norm(self, 1)
 
-    bn1 = norm1  # as our network calls it
+    bn1 = norm1  # our network's name
 
     @property
     def stem_parts(self) -> tuple[nn.Module, ...]:
@@ -391,7 +356,7 @@ class ResNeXt(Backbone):
 
         Raises:
             MissingFileError: A `Pretrained` checkpoint does not exist.
-            ConfigError: `init_cfg` is not understood.
+            ConfigError: `init_cfg` has an unknown type or argument.
         """
         initialize(self, self.init_cfg)
         if self.config.zero_init_residual and not is_pretrained(self.init_cfg):
@@ -406,7 +371,7 @@ class SEResNeXt(ResNeXt):
         groups: Groups of every 3×3 convolution.
         width_per_group: Width of a group in the first stage.
         se_ratio: Channels over squeezed channels; mmcls 0.25 ignores it and uses 16.
-        kwargs: As for `ResNeXt`.
+        kwargs: Other arguments of `ResNeXt`.
     """
 
     def __init__(
@@ -425,21 +390,9 @@ class SEResNeXt(ResNeXt):
         super().__init__(depth, groups, width_per_group, **kwargs)
 
 
-def pop_type(cfg: dict[str, Any], what: str) -> str:
-    """Take the `type` out of a config dict, without the name of its library.
-
-    Raises:
-        UnknownNameError: There is none.
-    """
-    kind = cfg.pop("type", None)
-    if not isinstance(kind, str):
-        raise UnknownNameError(f"{what} must have a 'type' that is a name, not {kind!r}.")
-    return kind.removeprefix("mmcls.").removeprefix("mmpretrain.")
-
-
 def _check_style(style: object) -> None:
     if style not in ("pytorch", "caffe"):
-        raise _Refused(f"style must be 'pytorch' or 'caffe', not {style!r}.")
+        raise RefusedError(f"style must be 'pytorch' or 'caffe', not {style!r}.")
 
 
 def _width(channels: int, base_channels: int, groups: int, width_per_group: int) -> int:
@@ -454,56 +407,3 @@ def _width(channels: int, base_channels: int, groups: int, width_per_group: int)
         if value <= 0:
             raise ConfigError(f"{name} must be a positive integer, not {value!r}.")
     return channels if groups == 1 else groups * width_per_group * channels // base_channels
-
-
-def _fields_of(
-    cfg: Cfg, what: str, kinds: Mapping[str, tuple[Any, ...]], free: tuple[str, ...] = ()
-) -> tuple[str, dict[str, Any]]:
-    """Type of a layer config, and its arguments as our fields."""
-    if not isinstance(cfg, Mapping):
-        raise ConfigTypeError(f"{what} must be a dictionary, not {cfg!r}.")
-    kind = cfg.get("type")
-    if not isinstance(kind, str) or kind not in kinds:
-        raise UnknownNameError(
-            f"{what} must have a 'type' among {', '.join(kinds)}, not {dict(cfg)!r}."
-        )
-    known: Mapping[str, str] = kinds[kind][-1]
-    for name in cfg:
-        if name not in ("type", *free, *known):
-            raise ConfigTypeError(
-                f"{what} of type {kind} has no argument {name!r}; it has "
-                f"{', '.join((*free, *known)) or 'none'}."
-            )
-    return kind, {ours: cfg[theirs] for theirs, ours in known.items() if theirs in cfg}
-
-
-def _conv_fields(cfg: Cfg | None) -> dict[str, Any]:
-    if cfg is None:
-        return {}
-    kind, given = _fields_of(cfg, "conv_cfg", _CONVS)
-    return {"conv": _CONVS[kind][0], **given}
-
-
-def _norm_fields(cfg: Cfg) -> dict[str, Any]:
-    kind, given = _fields_of(cfg, "norm_cfg", _NORMS, free=("requires_grad",))
-    ours = _NORMS[kind][0]
-    if ours == "group" and "norm_groups" not in given:
-        raise _Refused("norm_cfg of type GN needs num_groups.")
-    if ours == "instance":
-        given.setdefault("norm_affine", False)
-    return {"norm": ours, **given}
-
-
-def _freeze_norms(module: nn.Module, cfg: Cfg) -> None:
-    if not cfg.get("requires_grad", True):
-        for part in module.modules():
-            if isinstance(part, NORM_LAYERS):
-                part.requires_grad_(False)
-
-
-def _activation(cfg: Cfg) -> nn.Module:
-    args = dict(cfg)
-    kind = pop_type(args, "act_cfg")
-    if kind not in _ACTIVATIONS:
-        raise UnknownNameError(f"act_cfg must be one of {', '.join(_ACTIVATIONS)}, not {kind!r}.")
-    return _ACTIVATIONS[kind](**args)

@@ -1,8 +1,8 @@
-"""Reads OpenMMLab config files (mmcls, mmpretrain, mmdet) as data: nothing in them is ever run.
+"""Reads OpenMMLab config files (mmcls, mmpretrain, mmdet) as data, without executing them.
 
-Such a file is Python. It is parsed, and the part of the language that describes data is evaluated
-here, node by node; whatever needs more is refused with its line. What a file may cost is bounded
-as well, so that a hostile one can neither run nor hang.
+A config file is Python. It is parsed, and the part of the language that describes data is
+evaluated here, node by node; anything else is refused with its line. Work and memory are bounded
+too, so that a hostile file can neither run nor hang.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from resnext.errors import ConfigError, MissingFileError, ResNeXtError
 _MAX_BYTES = 1_000_000
 _MAX_ITEMS = 1_000_000  # elements or characters that one operation may make
 _MAX_WORK = 2_000_000  # the same over a file and all its bases, each step counting as one
-_MAX_INT = 2**63  # larger numbers mean nothing here, and products of them fill the memory
+_MAX_INT = 2**63  # products of larger numbers would fill the memory
 
 _MATHS: dict[type[ast.AST], Callable[..., Any]] = {
     **{ast.Add: do.add, ast.Sub: do.sub, ast.Mult: do.mul, ast.Mod: do.mod, ast.Pow: do.pow},
@@ -82,7 +82,7 @@ class _File:
         self.child = child
         self.leaf: _File = child.leaf if child else self  # counts the work of all
         self.work = 0
-        self.line = 1  # reached so far, for messages
+        self.line = 1  # the current one, for messages
         self.names: dict[str, Any] = {}
         self.lines: dict[str, int] = {}
         self.imports: dict[str, str | None] = {}  # None for a module, which has no value
@@ -111,7 +111,7 @@ class _File:
             raise self.error(f"cannot be evaluated ({reason})", "Correct it.") from error
 
     def error(self, problem: str, advice: str = "Write its value instead.") -> ConfigError:
-        """The error to raise for what the line reached does."""
+        """The error to raise for the current line."""
         return ConfigError(f"{self.path}:{self.line}: {problem}. {advice}")
 
     def spend(self, amount: int) -> None:
@@ -138,7 +138,7 @@ class _File:
         return content.decode("utf-8-sig")
 
     def load(self, settings: Any) -> None:
-        """Define what a JSON file holds."""
+        """Define the values of a JSON file."""
         if not isinstance(settings, dict):
             raise self.error(f"holds {_kind(settings)}", "Write an object: {...}.")
         self.define("_base_", settings.pop("_base_", []))
@@ -169,7 +169,7 @@ class _File:
         return base
 
     def settings(self) -> dict[str, Any]:
-        """What the file defines, merged into its bases and copied, so that nothing is shared."""
+        """The file's names, merged into its bases and copied, so that no value is shared."""
         hidden = {"_base_", "_deprecation_", *self.imports}
         own = {k: v for k, v in self.names.items() if k not in hidden and not k.startswith("__")}
         settings: dict[str, Any] = _BaseDict() if self.child else {}
@@ -181,16 +181,16 @@ class _File:
     def merge(self, new: dict[Any, Any], old: Any, where: str = "", *, strict: bool) -> Any:
         """`old`, a dict or list, with `new` merged into it as mmcv does; neither is changed.
 
-        Strict as between files: a dict over what is none is refused, as is a missing position of a
-        list. Otherwise, as in `update`, it replaces what is there.
+        Strict, as between files: a dict over another kind of value is refused, as is a missing
+        position of a list. Not strict, as in `update`: the dict replaces the value.
         """
         self.spend(len(new) + len(old))
         merged = old.copy()
         for key, value in new.items():
             path = f"{where}{key}"
-            place = int(key) if isinstance(old, list) else key
+            index = int(key) if isinstance(old, list) else key
             if isinstance(value, dict) and not value.get("_delete_"):
-                below = old[place] if isinstance(old, list) or key in old else {}
+                below = old[index] if isinstance(old, list) or key in old else {}
                 fits = isinstance(below, dict) or (
                     isinstance(below, list)
                     and strict
@@ -202,11 +202,11 @@ class _File:
                     self.line = self.lines.get(path.partition(".")[0], self.line)
                     problem = f"{path} is a dict that does not fit {_kind(below)} in the base"
                     raise self.error(problem, "Add _delete_=True to replace it.")
-            merged[place] = value
+            merged[index] = value
         return merged
 
     def fresh(self, value: Any) -> Any:
-        """A copy that shares nothing, not even with itself."""
+        """A deep copy in which no value occurs twice."""
         self.spend(1)
         if isinstance(value, dict):
             items = ((k, self.fresh(v)) for k, v in value.items() if k != "_delete_")
@@ -218,7 +218,7 @@ class _File:
     # Statements
 
     def run(self, node: ast.stmt) -> None:
-        """Carry out one statement."""
+        """Execute one statement."""
         self.line = node.lineno
         match node:
             case ast.Assign(targets=targets, value=value):
@@ -249,7 +249,7 @@ class _File:
                 raise self.error(f"uses {_brief(node)}, {_EXECUTED}")
 
     def read_base(self, node: ast.stmt) -> None:
-        """Import from another config file: what is under `with read_base`."""
+        """Execute an import from another config file, under `with read_base`."""
         self.line = node.lineno
         if not isinstance(node, ast.ImportFrom) or not node.level or not node.module:
             raise self.error(f"uses {_brief(node)} to inherit", "Write from .file import names.")
@@ -291,7 +291,7 @@ class _File:
             raise self.error(f"assigns to {_brief(target)}", "Assign to one name.")
 
     def update(self, owner: ast.expr, call: ast.Call, *, merge: bool) -> None:
-        """Carry out `owner.update(...)` or `owner.merge(...)`."""
+        """Execute `owner.update(...)` or `owner.merge(...)`."""
         holder = self.elements(owner, dict)
         new = self.arguments(call)
         if merge or isinstance(holder, _BaseDict):
@@ -385,7 +385,7 @@ class _File:
         return self.imports.get(name) or self.names[name]
 
     def fill(self, value: Any) -> Any:
-        """Put in what `{{ _base_.a.b }}`, `{{ fileBasename }}` and the like stand for."""
+        """Replace `{{ _base_.a.b }}`, `{{ fileBasename }}` and other references by their values."""
         if isinstance(value, dict):
             return {key: self.fill(item) for key, item in value.items()}
         if isinstance(value, list):
@@ -393,10 +393,10 @@ class _File:
         if not isinstance(value, str) or "{{" not in value:
             return value
         if reference := _BASE_VALUE.fullmatch(value):
-            found = self.lookup("_base_")
+            result = self.lookup("_base_")
             for key in reference[1].split("."):
-                found = self.member(found, key)
-            return found
+                result = self.member(result, key)
+            return result
         if _BASE_VALUE.search(value) or "{{$" in value:
             raise self.error(f"refers to a value from inside the string {reprlib.repr(value)}")
         file_values = {
@@ -408,7 +408,7 @@ class _File:
         return _FILE_VALUE.sub(lambda name: file_values[name[1]], value)
 
     def elements(self, node: ast.expr, *kinds: type) -> Any:
-        """Value of what must be of one of some kinds, to be taken apart."""
+        """Value of an expression that must be of one of these types, to be taken apart."""
         value = self.evaluate(node)
         if not isinstance(value, kinds):
             wanted = " or ".join(kind.__name__ for kind in kinds)
@@ -417,7 +417,7 @@ class _File:
         return value
 
     def call(self, call: ast.Call) -> Any:
-        """Result of one of the few functions that make data from data."""
+        """Result of one of the few functions that turn data into data."""
         name = _brief(call.func)
         own = name in self.names or name in self.imports
         match name, call.args, call.keywords:
@@ -433,7 +433,7 @@ class _File:
                 raise self.error(f"uses a function call {name}(...), {_EXECUTED}")
 
     def arguments(self, call: ast.Call) -> dict[Any, Any]:
-        """The dict that the arguments of `dict` and `update` stand for."""
+        """The dict that the arguments of `dict` or `update` make."""
         if len(call.args) > 1:
             raise self.error("gives several dicts to one call", "Give one dict and keywords.")
         made = dict(self.elements(call.args[0], dict)) if call.args else {}
@@ -482,7 +482,7 @@ class _File:
 
 
 class _Text(_File):
-    """A config that is no file."""
+    """A config given as text."""
 
     def __init__(self, text: str, name: str) -> None:
         super().__init__(Path(name))
@@ -499,7 +499,7 @@ class _Text(_File):
 
 
 def _kind(value: Any) -> str:
-    """What a value is, for messages."""
+    """Name of a value's type, for messages."""
     name = "dict" if isinstance(value, dict) else type(value).__name__
     return {"int": "an int", "NoneType": "None"}.get(name, f"a {name}")
 

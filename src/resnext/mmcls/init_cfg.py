@@ -1,4 +1,4 @@
-"""mmcv's `init_cfg`: how a network's first weights are described in OpenMMLab's configs."""
+"""mmcv's `init_cfg`: how OpenMMLab's configs describe the initialization of weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def initialize(module: nn.Module, init_cfg: InitCfg) -> None:
             default) and arguments.
 
     Raises:
-        ConfigError: An entry is not understood.
+        ConfigError: An entry has an unknown type or argument.
         MissingFileError: A `Pretrained` checkpoint does not exist.
         CheckpointError: It cannot be read.
     """
@@ -55,7 +55,7 @@ def initialize(module: nn.Module, init_cfg: InitCfg) -> None:
 
 
 def is_pretrained(init_cfg: InitCfg) -> bool:
-    """Whether weights come from a checkpoint, so that nothing may be zeroed afterwards."""
+    """Whether the first weights come from a checkpoint, so that none may be zeroed afterwards."""
     return isinstance(init_cfg, Mapping) and init_cfg.get("type") == "Pretrained"
 
 
@@ -117,7 +117,7 @@ _FILLS: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
 
 
 def _load(module: nn.Module, args: dict[str, Any]) -> None:
-    """Load a local checkpoint, with the part under `prefix`; missing keys stay as they are."""
+    """Load a local checkpoint, or the entries under `prefix`; missing keys keep their values."""
     path = Path(str(args.get("checkpoint", "")))
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist; Pretrained reads local files.")

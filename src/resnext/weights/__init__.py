@@ -1,11 +1,12 @@
-"""Model files: ours, which carry everything needed to use them, and those of other libraries.
+"""Model files: our own, which contain everything needed to use them, and those of other libraries.
 
 catalog.py       public checkpoints
 header.py        config and card in a safetensors header
 resolve.py       from a name, address or file to a checkpoint with its config
-recognise.py     which dialect a state dict is in, and where in it the network is
-infer_config.py  the config, from names and shapes
-adapt.py         other numbers of classes or channels
+description.py   `describe`: config and card of a model, without its weights where possible
+recognise.py     which weights in a file are used, and which dialect they are in
+infer_config.py  rebuilds the config from names and shapes
+adapt.py         changes the number of classes or channels
 load.py          `load`, `load_backbone`
 save.py          `save`
 conversion.py    `convert`

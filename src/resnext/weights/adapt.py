@@ -1,4 +1,4 @@
-"""A checkpoint for other images or other classes than it was trained with."""
+"""Adapts a checkpoint to other numbers of input channels and classes."""
 
 from __future__ import annotations
 
@@ -19,32 +19,33 @@ def fit_input(
 ) -> Fitted:
     """Config, state and card with another number of input channels.
 
-    The filters of the first convolution are repeated in turn and divided by how often each comes,
-    so that an image whose new channels repeat the old ones gives the same activations. For one
-    channel they are summed, so that a channel gives what it gave three times. (An image file goes
-    through the card's preprocessing first, whose grey mean and deviation are the colours' means;
-    so its answers are close to those in colour, not equal.)
+    The filters of the first convolution are repeated cyclically and divided by the number of their
+    repetitions, so that an image whose new channels repeat the old ones gives the same activations.
+    For one channel they are summed, so that a grey image gives what its three equal channels gave.
+    Image files additionally pass through the card's preprocessing. Its mean and deviation for grey
+    are averages over the colours, so the answers are close to those in colour, but not equal.
 
     Raises:
         ConfigError: `in_channels` is not positive.
-        CheckpointError: The weights are standardized, so they have no scale to keep.
+        CheckpointError: Convolutions standardize their weights, so filters cannot keep their scale.
     """
     changed = config.replace(in_channels=in_channels)
     if config.conv in ("weight_standardized", "affine_weight_standardized"):
         raise CheckpointError(
-            "in_channels cannot be changed: standardized weights have no scale to keep."
+            "in_channels cannot be changed: the convolutions standardize their weights, so that "
+            "filters cannot keep their scale. Train with the channels that you need."
         )
     name = "conv1.weight" if "conv1.weight" in state else "conv1.0.weight"
     weight, old = state[name], config.in_channels
-    turn = [i % old for i in range(in_channels)]
+    sources = [i % old for i in range(in_channels)]
     if in_channels == 1:
-        weight, how = weight.sum(1, keepdim=True), "summed"
+        weight, change = weight.sum(1, keepdim=True), "summed"
     elif in_channels < old:
-        weight, how = weight[:, turn] * (old / in_channels), "partly kept and scaled"
+        weight, change = weight[:, sources] * (old / in_channels), "partly kept and scaled"
     else:
-        often = torch.tensor([turn.count(i) for i in turn], dtype=weight.dtype).view(1, -1, 1, 1)
-        weight, how = weight[:, turn] / often, "repeated and divided"
-    notes.append(f"first convolution for {in_channels} channels: its {old} filters {how}")
+        counts = torch.tensor([sources.count(i) for i in sources], dtype=weight.dtype)
+        weight, change = weight[:, sources] / counts.view(1, -1, 1, 1), "repeated and divided"
+    notes.append(f"first convolution for {in_channels} channels: its {old} filters {change}")
     preprocessing = card.preprocessing
     if in_channels in (1, 3) and old in (1, 3):
         mean, std = (
@@ -54,7 +55,7 @@ def fit_input(
         notes.append("preprocessing: mean and deviation averaged over the colours")
         preprocessing = replace(preprocessing, mean=mean, std=std, colour=colour)
     elif in_channels not in (1, 3):
-        notes.append(f"preprocessing does not say how {in_channels} channels are normalised")
+        notes.append(f"preprocessing does not say how to normalize {in_channels} channels")
     state = {**state, name: weight.contiguous()}
     return changed, state, replace(card, preprocessing=preprocessing)
 
@@ -62,7 +63,7 @@ def fit_input(
 def fit_classifier(
     config: ResNeXtConfig, state: dict[str, Tensor], card: Card, num_classes: int, notes: list[str]
 ) -> Fitted:
-    """Config, state and card with an untrained classifier, drawn as torch draws a linear layer.
+    """Config, state and card with an untrained classifier, initialized as a linear layer of torch.
 
     Raises:
         ConfigError: `num_classes` is not positive.
@@ -70,7 +71,9 @@ def fit_classifier(
     changed = config.replace(num_classes=num_classes)
     dtype = next(value.dtype for value in state.values() if value.is_floating_point())
     fresh = nn.Linear(config.stages[-1].out_channels, num_classes, dtype=dtype)
-    notes.append(f"everything kept but the classifier: a new one, untrained, of {num_classes}")
+    notes.append(
+        f"everything kept but the classifier, which is new and untrained: {num_classes} classes"
+    )
     kept = {name: value for name, value in state.items() if not name.startswith("fc.")}
     new = {f"fc.{name}": value.detach() for name, value in fresh.named_parameters()}
     return changed, {**kept, **new}, replace(card, labels=(), metrics={})

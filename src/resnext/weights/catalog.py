@@ -1,7 +1,7 @@
 """Public checkpoints of the ResNeXt family, as one table. Nothing here needs torch.
 
-Accuracies are the publishers' own, in per cent of ImageNet-1k's validation images, with the
-preprocessing that they were measured with: timm's at the test size of its results table.
+Accuracies are those that the publishers state, in per cent of ImageNet-1k's validation images, with
+the preprocessing of the measurement; for timm, that of the test size in its table of results.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ class Checkpoint(NamedTuple):
 
     @property
     def sha256(self) -> str:
-        """The published SHA-256 or its first digits, as they stand in the file's name; or empty."""
+        """The published SHA-256, or its first digits from the file's name; empty if there is none."""
         in_name = re.search(r"-([0-9a-f]{8,64})\.(?:pth|safetensors)$", self.location)
         return self.published_sha256 or (in_name[1] if in_name else "")
 
     @property
     def source(self) -> str:
-        """Who published the accuracies; empty if there are none."""
+        """Where the accuracies were published; empty if there are none."""
         return _SOURCES[self.measured_by or self.dialect] if self.top1 is not None else ""
 
     @property
@@ -206,13 +206,15 @@ def catalog(
     """The public checkpoints, most accurate first, then cheapest.
 
     Args:
-        licence: "commercial" for those that may be used commercially, or an SPDX identifier.
-        min_top1: Least published accuracy on ImageNet-1k, per cent.
-        max_gmacs: Most multiply-accumulates for one image of the checkpoint's size, billions.
+        licence: "commercial" for those that allow commercial use, or an SPDX identifier.
+        min_top1: Lowest published accuracy on ImageNet-1k, per cent.
+        max_gmacs: Highest cost of one image of the checkpoint's size, billions of
+            multiply-accumulates.
         variant: Name of an architecture.
 
     Raises:
-        ConfigError: No checkpoint has such a licence, or a bound makes no sense.
+        ConfigError: The licence is unknown, a bound is not a number of at least 0.
+        UnknownNameError: No variant has that name.
     """
     known = sorted({row.licence for row in _TABLE} - {_UNKNOWN} | _COMMERCIAL)
     if licence not in (None, "commercial", *known):
@@ -222,7 +224,7 @@ def catalog(
             raise ConfigError(f"{name} must be a number of at least 0, not {bound!r}.")
     wanted = None if variant is None else canonical_name(variant)
     if wanted is not None:
-        _config_of(wanted)  # refuses a name that nobody knows
+        _config_of(wanted)  # raises for an unknown name
     chosen = [
         row
         for row in _TABLE
@@ -235,7 +237,7 @@ def catalog(
 
 
 def frontier(rows: Iterable[Checkpoint]) -> tuple[Checkpoint, ...]:
-    """Those that no other of them beats in accuracy at the same or lower cost, cheapest first."""
+    """The checkpoints that no cheaper or equally cheap one beats in accuracy, cheapest first."""
     best: list[Checkpoint] = []
     measured = [row for row in rows if row.top1 is not None]
     for row in sorted(measured, key=lambda row: (row.gmacs, -(row.top1 or 0))):
@@ -248,10 +250,10 @@ def find(name: str) -> Checkpoint:
     """The checkpoint of a name.
 
     Args:
-        name: As in the table; capitals do not matter. `mmcls://resnext50_32x4d` is mmcls's own.
+        name: A name of the table, in any case; or mmcls's form, `mmcls://resnext50_32x4d`.
 
     Raises:
-        UnknownNameError: There is none, or several of that architecture.
+        UnknownNameError: There is none, or the name is an architecture with several.
     """
     if row := exact(name):
         return row
@@ -267,13 +269,27 @@ def find(name: str) -> Checkpoint:
 
 
 def exact(name: str) -> Checkpoint | None:
-    """The checkpoint of exactly this name, as `find` takes it; None if there is none."""
+    """The checkpoint of exactly this name, in any case or in mmcls's form; None if there is none."""
     key = re.sub(r"^mmcls://(\w+?)_(\w+)$", r"\1-\2_8xb32_in1k", str(name).strip()).lower()
     return next((row for row in _TABLE if row.name.lower() == key), None)
 
 
+def from_repository(owner: str, repo: str) -> Checkpoint | None:
+    """The checkpoint that a repository on the Hugging Face Hub holds; None if none does.
+
+    timm's repositories have the names of its checkpoints.
+    """
+    return exact(repo) if owner == "timm" else None
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is a URL, and not a name of the catalog that looks like one."""
+    scheme, separator, _ = text.partition("://")
+    return bool(separator) and scheme not in ("open-mmlab", "mmcls")
+
+
 def is_path(text: str) -> bool:
-    """Whether a name that is no file was meant to be one."""
+    """Whether a text that names no existing file was meant as a path."""
     if re.search(r"\.(safetensors|pth|pt|bin|lcd|npz|t7|pkl|ckpt|tar)$", text, re.IGNORECASE):
         return True
     return "/" in text and "://" not in text and not text.startswith(("lucid/", "fb/"))
@@ -281,9 +297,10 @@ def is_path(text: str) -> bool:
 
 def from_file_name(name: str) -> Checkpoint | None:
     """The checkpoint that is published under this file name, hash and all; None if none is."""
-    rows = [row for row in _TABLE if row.sha256 and row.location.endswith(f"/{name}")]
-    named = [row for row in rows if re.search(r"-[0-9a-f]{8,}\.", name)]
-    return named[0] if named else None
+    if not re.search(r"-[0-9a-f]{8,}\.", name):
+        return None
+    rows = (row for row in _TABLE if row.sha256 and row.location.endswith(f"/{name}"))
+    return next(rows, None)
 
 
 @cache
@@ -294,10 +311,10 @@ def labels(data: Data) -> tuple[str, ...]:
 
 
 def read_labels(source: str | Path) -> tuple[str, ...]:
-    """Names of classes: of a data set in the catalog, or of a text file with one in each line.
+    """Names of classes: those of a data set in the catalog, or the lines of a text file.
 
     Raises:
-        CheckpointError: There is no such file, or it is no text.
+        CheckpointError: The file does not exist, or is not text.
     """
     for data in get_args(Data):
         if str(source) == data:

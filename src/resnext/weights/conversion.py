@@ -1,10 +1,10 @@
-"""`convert`: a checkpoint of any library as a file of another, with proof that it is the same."""
+"""`convert`: writes a checkpoint as a file of another library, and compares the answers of both."""
 
 from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,48 +14,47 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from resnext.card import Preprocessing
 from resnext.config import ResNeXtConfig
 from resnext.data.decoding import convert as as_colour
 from resnext.data.decoding import open_image
 from resnext.data.transforms import prepare
-from resnext.dialects import timm, torchvision
+from resnext.dialects.dialect import Dialect
+from resnext.dialects.table import DIALECTS
 from resnext.errors import CheckpointError
 from resnext.network import ResNeXt
 from resnext.weights.formats.reading import read
 from resnext.weights.formats.writing import write
 from resnext.weights.load import network_of
-from resnext.weights.recognise import DIALECTS
+from resnext.weights.recognise import choose_weights
 from resnext.weights.resolve import ResolvedCheckpoint, resolve
 from resnext.weights.save import save
 
-TARGETS = ("torchvision", "timm", "mmcls", "mmdet", "lucid", "resnext")
-_ORIGINALS: dict[str, Callable[[ResNeXtConfig], nn.Module]] = {
-    "torchvision": torchvision.original,
-    "timm": timm.original,
-}
+_OWN = "resnext"  # our own files are not a dialect
 
 
 class Parity(NamedTuple):
-    """How far a converted file answers differently from the one it was made of."""
+    """How much the answers of a converted file differ from those of its source."""
 
     difference: float
-    """Largest difference of a logit, or of a map's value where there is no classifier."""
+    """Largest difference of a logit, or of a value in the maps where there is no classifier."""
     largest: float
-    """Largest value among them."""
+    """Largest value in the answers of the source."""
     through: str
-    """Who computed the converted file's answers."""
+    """What computed the answers of the converted file: the library, or our own reading."""
     images: int
+    """Number of images compared."""
     photographs: int
-    """How many of the images were photographs; the others were random."""
+    """How many of them were photographs; the others were random."""
 
 
 class Conversion(NamedTuple):
-    """What was converted."""
+    """A conversion that was made and compared."""
 
     path: Path
     source: str
+    """Dialect of the source, or "resnext"."""
     target: str
+    """Dialect of the file written, or "resnext"."""
     config: ResNeXtConfig
     parity: Parity
 
@@ -74,13 +73,14 @@ def convert(
     """Write a checkpoint as a file of another library, and compare the answers of both.
 
     Args:
-        source: As for `load`.
+        source: A file of any library, a name of the catalog or an address, as for `load`.
         path: File to write. For torchvision and timm .pth, .safetensors or .npz; for mmcls and
             mmdet .pth; for Lucid .safetensors, .lcd or .npz; for us .safetensors.
-        to: torchvision, timm, mmcls, mmdet, lucid (2) or resnext.
-        images: Photographs to compare with; by default scikit-learn's two where it is installed.
-        labels: Names of the classes, if the source has none or others.
-        config: As for `load`.
+        to: torchvision, timm, mmcls, mmdet, lucid (2) or resnext; or the name of a dialect that
+            was added to `resnext.dialects.table.DIALECTS`.
+        images: Photographs to compare answers on; by default scikit-learn's two if it is installed.
+        labels: Names of the classes, in place of those of the source.
+        config: The architecture, if the file does not state it, as for `load`.
         overwrite: Whether to replace the file if it exists.
         progress: Whether to show downloads on standard error.
 
@@ -90,48 +90,66 @@ def convert(
         DataError: A photograph cannot be read.
     """
     path = Path(path)
-    if to not in TARGETS:
-        raise CheckpointError(f"to must be {', '.join(TARGETS)}, not {to!r}.")
-    if to == "resnext" and path.suffix != ".safetensors":
+    target = find_target(to)
+    if target is None and path.suffix != ".safetensors":
         raise CheckpointError(f"{path} must end in .safetensors for resnext.")
     if not path.parent.is_dir():
-        raise CheckpointError(f"{path.parent} is no folder. Make it first.")
+        raise CheckpointError(f"{path.parent} is not a folder. Create it first.")
     if path.is_dir() or (path.exists() and not overwrite):
         raise CheckpointError(f"{path} exists. Choose another name, or pass overwrite.")
-    found = resolve(source, config=config, progress=progress)
-    if to not in ("mmcls", "mmdet") and not found.classifier:
+    checkpoint = resolve(source, config=config, progress=progress)
+    if not checkpoint.classifier and not (target and target.backbones):
+        able = " or ".join(dialect.name for dialect in DIALECTS.values() if dialect.backbones)
         raise CheckpointError(
-            f"{source} has no classifier, and files for {to} hold one. Convert it to mmdet, or "
+            f"{source} has no classifier, and files for {to} hold one. Convert it to {able}, or "
             f"load it with num_classes=… and save that."
         )
     if labels is not None:
-        if len(labels) != found.config.num_classes:
+        if len(labels) != checkpoint.config.num_classes:
             raise CheckpointError(
-                f"{len(labels)} labels are given for {found.config.num_classes} classes."
+                f"{len(labels)} labels are given for {checkpoint.config.num_classes} classes."
             )
-        found = found._replace(card=replace(found.card, labels=tuple(labels)))
-    network = network_of(found).eval()
-    x, photographs = _images(found, [images] if isinstance(images, str | Path) else images)
+        card = replace(checkpoint.card, labels=tuple(labels))
+        checkpoint = checkpoint._replace(card=card)
+    network = network_of(checkpoint).eval()
+    x, photographs = _images(checkpoint, [images] if isinstance(images, str | Path) else images)
     try:
-        parity = _write(path, to, found, network, x, photographs)
+        parity = _write(path, target, checkpoint, network, x, photographs)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error}.") from error
-    named = found.dialect.name if found.dialect else "resnext"
-    return Conversion(path, named, to, found.config, parity)
+    dialect = checkpoint.dialect.name if checkpoint.dialect else _OWN
+    return Conversion(path, dialect, to, checkpoint.config, parity)
+
+
+def find_target(to: str) -> Dialect | None:
+    """The dialect to write; None for our own files.
+
+    Raises:
+        CheckpointError: Nothing is written for a library of that name.
+    """
+    written = {name: dialect for name, dialect in DIALECTS.items() if dialect.suffixes}
+    if to not in (*written, _OWN):
+        raise CheckpointError(f"to must be {', '.join((*written, _OWN))}, not {to!r}.")
+    return written.get(to)
 
 
 def _write(
-    path: Path, to: str, found: ResolvedCheckpoint, network: nn.Module, x: Tensor, photographs: int
+    path: Path,
+    target: Dialect | None,
+    checkpoint: ResolvedCheckpoint,
+    network: nn.Module,
+    x: Tensor,
+    photographs: int,
 ) -> Parity:
-    """Write beside the place, compare, then move it there."""
+    """Write a draft in the same folder, compare its answers, then move it to its path."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".resnext-") as folder:
         draft = Path(folder) / path.name
-        if to == "resnext":
+        if target is None:
             assert isinstance(network, ResNeXt)
             save(network, draft)
         else:
-            write(draft, DIALECTS[to], found.state, found.config, found.card)
-        other, through = _read_back(draft, to, found)
+            write(draft, target, checkpoint.state, checkpoint.config, checkpoint.card)
+        other, through = _read_back(draft, target, checkpoint)
         with torch.inference_mode():
             mine, theirs = _answers(network.float(), x), _answers(other.float(), x)
         parity = Parity(
@@ -150,13 +168,16 @@ def _write(
     return parity
 
 
-def _read_back(path: Path, to: str, found: ResolvedCheckpoint) -> tuple[nn.Module, str]:
+def _read_back(
+    path: Path, target: Dialect | None, checkpoint: ResolvedCheckpoint
+) -> tuple[nn.Module, str]:
     """The network in the converted file, as its own library builds it if that is installed."""
-    if to in _ORIGINALS and found.classifier and _importable(to):
-        model = _ORIGINALS[to](found.config)
-        model.load_state_dict(read(path).state, strict=True)
-        return model.eval(), f"{to} {importlib.import_module(to).__version__}"
-    config = None if to in ("resnext", "mmcls") else found.config  # those files tell it
+    if target and target.original and checkpoint.classifier and _importable(target.name):
+        model = target.original(checkpoint.config)
+        model.load_state_dict(choose_weights(read(path)).state, strict=True)
+        version = importlib.import_module(target.name).__version__
+        return model.eval(), f"{target.name} {version}"
+    config = checkpoint.config if target and not target.holds_config else None
     return network_of(resolve(path, config=config)).eval(), "our own reading of it"
 
 
@@ -173,23 +194,24 @@ def _answers(network: nn.Module, x: Tensor) -> Tensor:
     return y[-1] if isinstance(y, tuple) else y
 
 
-def _images(found: ResolvedCheckpoint, photographs: Sequence[str | Path]) -> tuple[Tensor, int]:
-    """Two random images and the photographs, prepared for the network."""
-    how, channels = found.card.preprocessing, found.config.in_channels
-    size = max(min(how.size, 320), found.config.min_size)
-    if found.config.norm == "instance":  # it needs more than one pixel in the last map
-        size = max(size, found.config.stride + 1)
+def _images(
+    checkpoint: ResolvedCheckpoint, photographs: Sequence[str | Path]
+) -> tuple[Tensor, int]:
+    """Two random images and the photographs, prepared for the network, and their number."""
+    preprocessing, channels = checkpoint.card.preprocessing, checkpoint.config.in_channels
+    size = max(min(preprocessing.size, 320), checkpoint.config.min_size)
+    if checkpoint.config.norm == "instance":  # it needs more than one pixel in the last map
+        size = max(size, checkpoint.config.stride + 1)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, channels, size, size, generator=generator)
-    if channels != (1 if how.colour == "L" else 3):
+    colour = preprocessing.colour
+    if channels != (1 if colour == "L" else 3):
         return x, 0
-    real = [open_image(Path(photograph), how.colour) for photograph in photographs]
+    images = [open_image(Path(photograph), colour) for photograph in photographs]
     if not photographs:
-        real = [as_colour(Image.fromarray(photo), how.colour) for photo in _samples()]
-    how = Preprocessing(
-        size, max(how.resize, size), how.interpolation, how.mean, how.std, colour=how.colour
-    )
-    return torch.cat([x, *(prepare(image, how)[None] for image in real)]), len(real)
+        images = [as_colour(Image.fromarray(photo), colour) for photo in _samples()]
+    preprocessing = replace(preprocessing, size=size, resize=max(preprocessing.resize, size))
+    return torch.cat([x, *(prepare(image, preprocessing)[None] for image in images)]), len(images)
 
 
 def _samples() -> list[np.ndarray[Any, Any]]:

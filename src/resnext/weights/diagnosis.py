@@ -1,10 +1,11 @@
-"""`diagnose`: what a file of weights is, what is wrong with it, and what to do next."""
+"""`diagnose`: identifies a file of weights, names its problems and advises what to do next."""
 
 from __future__ import annotations
 
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,17 +15,18 @@ from torch import Tensor
 from resnext.architectures import nearest_variant, variant, variants
 from resnext.card import Card
 from resnext.config import ResNeXtConfig
+from resnext.dialects.dialect import Documents
 from resnext.errors import CheckpointError, MissingFileError, ResNeXtError
 from resnext.network import ResNeXt
-from resnext.weights.formats.reading import Contents, read
-from resnext.weights.recognise import DetectedNetwork, recognise
+from resnext.weights.formats.reading import read
+from resnext.weights.recognise import ChosenWeights, DetectedNetwork, choose_weights, recognise
 from resnext.weights.resolve import ResolvedCheckpoint, SkipInit, in_folder, resolve_contents
 
 _SHOWN = 4
-_LONGEST = 800  # letters of a text
-# What names mean that no ResNeXt has
+_LONGEST = 800  # characters of a text
+# Parts of names that a ResNeXt does not have, and their meaning
 _CAUSES = (
-    ("conv_offset", "It has deformable convolutions (DCN), which are not built here."),
+    ("conv_offset", "It has deformable convolutions (DCN), which are not supported."),
     ("context_block", "It has GCNet's context blocks, a plugin of mmdet."),
     ("nonlocal_block", "It has non-local blocks, a plugin of mmdet."),
     ("gen_attention_block", "It has generalized attention, a plugin of mmdet."),
@@ -43,14 +45,14 @@ _CAUSES = (
 
 
 class Diagnosis(NamedTuple):
-    """What was found out about a file."""
+    """The result of examining a file."""
 
     path: Path
     bytes: int
     format: str = ""
     dialect: str = ""
     architecture: str = ""
-    """A named variant, or what it differs in from the nearest."""
+    """A named variant, or the nearest one and what differs."""
     config: ResNeXtConfig | None = None
     classifier: bool = False
     card: Card | None = None
@@ -60,12 +62,12 @@ class Diagnosis(NamedTuple):
     notes: tuple[str, ...] = ()
     """What was left out or assumed."""
     problems: tuple[str, ...] = ()
-    """Why it cannot be used, or should not; empty if all is well."""
+    """Why it cannot or should not be used; empty if nothing is wrong."""
     advice: tuple[str, ...] = ()
-    """What to type next."""
+    """Commands or steps to take next."""
 
     def facts(self) -> list[tuple[str, str]]:
-        """What is known, as names and texts for people."""
+        """What is known about the file, as pairs of a name and a text."""
         facts = [("File", f"{self.path}, {self.bytes:,} bytes" if self.bytes else str(self.path))]
         if self.format:
             facts.append(("Format", self.format))
@@ -81,9 +83,9 @@ class Diagnosis(NamedTuple):
             shown = ": " + ", ".join(labels[:5]) + ("…" if len(labels) > 5 else "")
             facts.append(("Classes", classes + (shown if labels else "")))
         if self.card is not None and self.classifier:
-            how = self.card.preprocessing
-            sizes = f"shorter side {how.resize} {how.interpolation}, centre {how.size}"
-            facts.append(("Preprocessing", f"{sizes}, {how.colour}"))
+            x = self.card.preprocessing
+            sizes = f"shorter side {x.resize} {x.interpolation}, centre {x.size}"
+            facts.append(("Preprocessing", f"{sizes}, {x.colour}"))
             facts.append(("Licence", self.card.licence or "not stated"))
         return facts
 
@@ -101,16 +103,17 @@ def diagnose(path: str | Path) -> Diagnosis:
     if not path.exists():
         raise MissingFileError(f"{path} does not exist. `doctor` examines files and folders.")
     try:
-        file, told = in_folder(path) if path.is_dir() else (path, None)
+        file, documents = in_folder(path) if path.is_dir() else (path, Documents())
         contents = read(file)
+        weights = choose_weights(contents)
     except CheckpointError as error:
         if path.is_dir():
             return _of_folder(path, error)
         damaged = any(word in str(error) for word in ("damaged", "cut off", "empty", "web page"))
         advice = _DAMAGED if damaged else _ELSEWHERE
         return Diagnosis(path, path.stat().st_size, problems=_short([error]), advice=advice)
-    state = contents.state
-    about = Diagnosis(
+    state = weights.state
+    diagnosis = Diagnosis(
         path,
         file.stat().st_size,
         format=contents.format,
@@ -119,12 +122,12 @@ def diagnose(path: str | Path) -> Diagnosis:
         dtypes=tuple(f"{n} × {kind}" for kind, n in Counter(map(_kind, state.values())).items()),
     )
     try:
-        found = resolve_contents(file, contents, told=told)
+        checkpoint = resolve_contents(contents, documents=documents)
     except ResNeXtError as error:
         if path.is_dir():
             return _of_folder(path, error)
-        return _misunderstood(about, contents, str(error))
-    return _understood(about, found)
+        return _unresolved(diagnosis, weights, str(error))
+    return _resolved(diagnosis, checkpoint)
 
 
 _DAMAGED = ("Get the file again, from where it was published, and compare its SHA-256.",)
@@ -135,26 +138,27 @@ def _of_folder(path: Path, error: ResNeXtError) -> Diagnosis:
     return Diagnosis(path, 0, problems=_short([error]), advice=("Examine a file in it.",))
 
 
-def _understood(about: Diagnosis, found: ResolvedCheckpoint) -> Diagnosis:
-    problems = _health(found.state)
-    name, own = _typed(str(about.path)), _typed(f"{about.path.resolve().stem}-own.safetensors")
+def _resolved(diagnosis: Diagnosis, checkpoint: ResolvedCheckpoint) -> Diagnosis:
+    """The diagnosis of a checkpoint that can be loaded."""
+    problems, path = _health(checkpoint.state), diagnosis.path
+    name, own = _typed(str(path)), _typed(f"{path.resolve().stem}-own.safetensors")
     advice: list[str] = []
     if problems:
         advice.append("Get weights that were trained to the end, and saved before they diverged.")
-    elif not found.classifier:
-        advice.append(f"resnext.load_backbone({str(about.path)!r})")
-    elif not found.card.labels:
+    elif not checkpoint.classifier:
+        advice.append(f"resnext.load_backbone({str(path)!r})")
+    elif not checkpoint.card.labels:
         advice.append(f"resnext convert {name} {own} --labels classes.txt")
     else:
-        advice += [f"resnext convert {name} {own}"] if found.dialect else []
+        advice += [f"resnext convert {name} {own}"] if checkpoint.dialect else []
         advice.append(f"resnext predict {name} photos/")
-    notes = found.card.provenance.get("notes", ())
-    return about._replace(
-        dialect=found.dialect.title if found.dialect else "resnext",
-        architecture=nearest(found.config)[0],
-        config=found.config,
-        classifier=found.classifier,
-        card=found.card,
+    notes = checkpoint.card.provenance.get("notes", ())
+    return diagnosis._replace(
+        dialect=checkpoint.dialect.title if checkpoint.dialect else "resnext",
+        architecture=nearest(checkpoint.config)[0],
+        config=checkpoint.config,
+        classifier=checkpoint.classifier,
+        card=checkpoint.card,
         notes=_short(notes) if isinstance(notes, list) else (),
         problems=_short(problems),
         advice=tuple(advice),
@@ -162,41 +166,41 @@ def _understood(about: Diagnosis, found: ResolvedCheckpoint) -> Diagnosis:
 
 
 def _short(texts: Iterable[object]) -> tuple[str, ...]:
-    """Texts that can be read, though a name in a damaged file may be endless."""
+    """Texts cut to a readable length, because names in a damaged file can be endless."""
     whole = map(str, texts)
     return tuple(x if len(x) <= _LONGEST else f"{x[:_LONGEST]}…" for x in whole)
 
 
 def _typed(path: str) -> str:
-    """A path as it can be typed in a shell, and is not taken for an option."""
+    """A path quoted for a shell, and not mistaken for an option."""
     return shlex.quote(f"./{path}" if path.startswith("-") else path)
 
 
-def _misunderstood(about: Diagnosis, contents: Contents, reason: str) -> Diagnosis:
-    """What can still be told of weights that make no network."""
-    problems = [reason.removeprefix(f"{about.path}: ")]
-    names = list(contents.state)
-    problems += dict.fromkeys(why for part, why in _CAUSES if any(part in name for name in names))
+def _unresolved(diagnosis: Diagnosis, weights: ChosenWeights, reason: str) -> Diagnosis:
+    """The diagnosis of weights that are not those of a network."""
+    problems = [reason.removeprefix(f"{diagnosis.path}: ")]
+    names = list(weights.state)
+    problems += dict.fromkeys(why for word, why in _CAUSES if any(word in name for name in names))
     if any(".conv2." in x for x in names) and not any(".conv3." in x for x in names):
         problems.append("Its blocks have two convolutions: it is a ResNet-18 or -34.")
     try:
-        found = recognise(contents.state)
+        detected = recognise(weights.state, weights.dialect)
     except CheckpointError:
-        return about._replace(problems=_short(problems), advice=_ELSEWHERE)
-    problems += _compared(found)
-    return about._replace(
-        dialect=found.dialect.title,
+        return diagnosis._replace(problems=_short(problems), advice=_ELSEWHERE)
+    problems += _compared(detected)
+    return diagnosis._replace(
+        dialect=detected.dialect.title,
         problems=_short(problems),
         advice=("If you know its architecture: resnext.load(file, config=…).",),
     )
 
 
-def _compared(found: DetectedNetwork) -> list[str]:
-    """How the weights differ from those of the variant that they are most alike."""
-    shapes = {name: tuple(value.shape) for name, value in found.state.items()}
+def _compared(detected: DetectedNetwork) -> list[str]:
+    """How the weights differ from those of the variant with the most tensors in common."""
+    shapes = {name: tuple(value.shape) for name, value in detected.state.items()}
     best, wanted = "", {}
     for name in variants():
-        theirs = _shapes(variant(name))
+        theirs = _shapes(name)
         if not best or _alike(shapes, theirs) > _alike(shapes, wanted):
             best, wanted = name, theirs
     missing = [name for name in wanted if name not in shapes]
@@ -206,11 +210,11 @@ def _compared(found: DetectedNetwork) -> list[str]:
         for name in wanted
         if name in shapes and shapes[name] != wanted[name] and not name.startswith("fc.")
     ]
-    told = (("missing", missing), ("unexpected", unexpected), ("of another shape", other))
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", other))
     return [
-        f"Beside {best}, {len(names)} {what}: {', '.join(names[:_SHOWN])}"
+        f"Beside {best}, {len(names)} {kind}: {', '.join(names[:_SHOWN])}"
         + ("…" if len(names) > _SHOWN else "")
-        for what, names in told
+        for kind, names in kinds
         if names
     ]
 
@@ -220,13 +224,15 @@ def _alike(shapes: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int
     return 2 * same - len(theirs) - len(shapes)
 
 
-def _shapes(config: ResNeXtConfig) -> dict[str, tuple[int, ...]]:
+@cache
+def _shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a named variant."""
     with torch.device("meta"), SkipInit():
-        return {name: tuple(x.shape) for name, x in ResNeXt(config).state_dict().items()}
+        return {name: tuple(x.shape) for name, x in ResNeXt(variant(name)).state_dict().items()}
 
 
 def nearest(config: ResNeXtConfig) -> tuple[str, list[str]]:
-    """The named variant that a config is, or is most alike, and what differs."""
+    """The named variant that equals a config or is most similar to it, and what differs."""
     name, other = nearest_variant(config)
     if len(other) > 3:
         return "none of the named variants", other
@@ -234,7 +240,7 @@ def nearest(config: ResNeXtConfig) -> tuple[str, list[str]]:
 
 
 def _health(state: Mapping[str, Tensor]) -> list[str]:
-    """What is wrong with the numbers themselves."""
+    """Problems of the values: NaN, dead channels, untrained norms."""
     bad = [name for name, x in state.items() if x.is_floating_point() and not x.isfinite().all()]
     problems = [f"{_several(bad)} not finite (NaN or infinite)."] if bad else []
     still = [name for name, x in state.items() if name.endswith("running_var") and (x <= 0).any()]

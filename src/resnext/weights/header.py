@@ -1,6 +1,6 @@
-"""What a model file says about itself: config and card, as JSON in its safetensors header.
+"""Config and card as JSON in the safetensors header of a model file.
 
-Reading it needs no torch and no weights.
+Reading them needs neither torch nor the weights.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _KEY = "resnext"  # a single key, because safetensors does not order its metadat
 
 def header(config: ResNeXtConfig, card: Card) -> dict[str, str]:
     """The metadata of a model file."""
-    about = {"version": 1, "config": config.to_dict(), "card": card.to_dict()}
-    return {_KEY: json.dumps(about, sort_keys=True)}
+    content = {"version": 1, "config": config.to_dict(), "card": card.to_dict()}
+    return {_KEY: json.dumps(content, sort_keys=True)}
 
 
 def read_header(path: str | Path) -> tuple[ResNeXtConfig, Card]:
@@ -30,7 +30,7 @@ def read_header(path: str | Path) -> tuple[ResNeXtConfig, Card]:
 
     Raises:
         MissingFileError: There is no such file.
-        CheckpointError: It is no model that `resnext.save` wrote.
+        CheckpointError: It was not written by `resnext.save`, or is damaged.
     """
     path = Path(path)
     if not path.exists():
@@ -41,7 +41,7 @@ def read_header(path: str | Path) -> tuple[ResNeXtConfig, Card]:
         with safe_open(path, framework="np") as file:
             metadata: dict[str, str] = file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is no model file, or damaged: {error}.") from error
+        raise CheckpointError(f"{path} is not a model file, or is damaged: {error}.") from error
     if not is_own(metadata):
         raise CheckpointError(
             f"{path} carries no config. `resnext convert` makes it a file that does."
@@ -50,8 +50,8 @@ def read_header(path: str | Path) -> tuple[ResNeXtConfig, Card]:
 
 
 def is_own(metadata: Mapping[str, Any]) -> bool:
-    """Whether a file's metadata are those that `header` makes."""
-    return _KEY in metadata
+    """Whether a file's metadata were made by `header`."""
+    return isinstance(metadata.get(_KEY), str)
 
 
 def parse_header(metadata: Mapping[str, Any], path: Path) -> tuple[ResNeXtConfig, Card]:
@@ -61,8 +61,8 @@ def parse_header(metadata: Mapping[str, Any], path: Path) -> tuple[ResNeXtConfig
         CheckpointError: They cannot be read.
     """
     try:
-        about: dict[str, Any] = json.loads(metadata[_KEY])
-        return ResNeXtConfig.from_dict(about["config"]), Card.from_dict(about["card"])
+        content: dict[str, Any] = json.loads(metadata[_KEY])
+        return ResNeXtConfig.from_dict(content["config"]), Card.from_dict(content["card"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = str(error) if isinstance(error, ConfigError) else "Its header cannot be read."
         raise CheckpointError(f"{path}: {reason}") from error

@@ -1,4 +1,4 @@
-"""Sharing on the Hugging Face Hub: a folder that timm reads too, and its upload."""
+"""Sharing on the Hugging Face Hub: writes a folder that timm can load too, and uploads it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from resnext.architectures import nearest_variant
 from resnext.card import Card, card_of
-from resnext.dialects.timm import NAMES
+from resnext.dialects.table import DIALECTS
 from resnext.errors import CheckpointError, InputError
 from resnext.network import ResNeXt
 from resnext.summary import summarize
@@ -22,7 +22,7 @@ def save_pretrained(model: ResNeXt, folder: str | Path, *, repo: str = "owner/na
     Args:
         model: A network with a card.
         folder: Where to write model.safetensors, config.json and README.md, the model card.
-        repo: `owner/name` that the model card tells readers to load.
+        repo: `owner/name` in the model card's example.
 
     Returns:
         The folder.
@@ -35,8 +35,8 @@ def save_pretrained(model: ResNeXt, folder: str | Path, *, repo: str = "owner/na
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save(model, folder / "model.safetensors")
-        about = _timm_config(model, card)
-        (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        values = _config(model, card)
+        (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(model_card(model, repo), encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}.") from error
@@ -48,7 +48,7 @@ def push(model: ResNeXt, repo: str, *, private: bool = False, token: str | None 
 
     Args:
         model: A network with a card.
-        repo: `owner/name`; made if it does not exist.
+        repo: `owner/name`; created if it does not exist.
         private: Whether a new repository is private.
         token: An access token; by default that of `hf auth login` or `HF_TOKEN`.
 
@@ -58,7 +58,7 @@ def push(model: ResNeXt, repo: str, *, private: bool = False, token: str | None 
     Raises:
         InputError: `repo` is not `owner/name`, the model has no labels, or huggingface_hub is not
             installed.
-        CheckpointError: The Hub refuses it.
+        CheckpointError: The upload fails.
     """
     if repo.count("/") != 1 or not all(repo.split("/")):
         raise InputError(f"The repository must be owner/name, not {repo!r}.")
@@ -78,29 +78,30 @@ def push(model: ResNeXt, repo: str, *, private: bool = False, token: str | None 
 
 
 def model_card(model: ResNeXt, repo: str = "owner/name") -> str:
-    """The model card: what the network is, how good, how to use it, as Markdown with a header.
+    """The model card as Markdown with a header: architecture, cost, accuracy, use, origin.
 
     Raises:
         InputError: The model has no card with labels.
     """
     card, config = card_of(model), model.config
-    how = card.preprocessing
-    cost = summarize(config, how.size)
+    preprocessing = card.preprocessing
+    cost = summarize(config, preprocessing.size)
     architecture = _variant_name(model) or "a ResNeXt"
     title = architecture if repo == "owner/name" else repo.partition("/")[2]
     header = ["library_name: resnext", "pipeline_tag: image-classification"]
     header += [f"license: {card.licence}"] if card.licence else []
     header += ["tags:", "- image-classification", "- resnext", "- pytorch"]
-    header += ["- timm"] if architecture in NAMES else []
+    header += [f"- {x.name}" for x in DIALECTS.values() if x.hub_config(config, card)]
     facts = [
         ("Architecture", architecture),
         ("Parameters", f"{cost.parameters:,}"),
-        ("Cost", f"{cost.macs / 1e9:.2f} GMACs for {how.size}×{how.size}"),
+        ("Cost", f"{cost.macs / 1e9:.2f} GMACs for {preprocessing.size}×{preprocessing.size}"),
         ("Classes", f"{len(card.labels):,}: {_shown(card.labels)}"),
         (
             "Preprocessing",
-            f"shorter side to {how.resize} ({how.interpolation}), centre {how.size}, "
-            f"{how.colour}, mean {_numbers(how.mean)}, deviation {_numbers(how.std)}",
+            f"shorter side to {preprocessing.resize} ({preprocessing.interpolation}), "
+            f"centre {preprocessing.size}, {preprocessing.colour}, mean "
+            f"{_numbers(preprocessing.mean)}, deviation {_numbers(preprocessing.std)}",
         ),
         ("Licence", card.licence or "not stated"),
     ]
@@ -123,30 +124,13 @@ def _variant_name(model: ResNeXt) -> str:
     return "" if other else name
 
 
-def _timm_config(model: ResNeXt, card: Card) -> dict[str, Any]:
-    """config.json as timm writes it; for an architecture that timm does not have, labels only."""
-    how, name = card.preprocessing, _variant_name(model)
-    about: dict[str, Any] = {"library": "resnext", "label_names": list(card.labels)}
-    if name not in NAMES:
-        return {**about, "num_classes": model.config.num_classes}
-    return {
-        "architecture": name,
-        "num_classes": model.config.num_classes,
-        "num_features": model.num_features,
-        "model_args": {"in_chans": model.config.in_channels},
-        "pretrained_cfg": {
-            "input_size": [model.config.in_channels, how.size, how.size],
-            "crop_pct": how.size / how.resize,
-            "interpolation": how.interpolation,
-            "mean": list(how.mean),
-            "std": list(how.std),
-            "num_classes": model.config.num_classes,
-            "license": card.licence,
-            "first_conv": "conv1.0" if model.config.stem_type == "deep" else "conv1",
-            "classifier": "fc",
-        },
-        **about,
-    }
+def _config(model: ResNeXt, card: Card) -> dict[str, Any]:
+    """config.json: our labels, and what each library that has the architecture reads."""
+    values: dict[str, Any] = {}
+    for dialect in DIALECTS.values():
+        values |= dialect.hub_config(model.config, card)
+    values |= {"library": "resnext", "label_names": list(card.labels)}
+    return {**values, "num_classes": model.config.num_classes}
 
 
 def _shown(labels: tuple[str, ...]) -> str:

@@ -1,12 +1,12 @@
-"""Which network a state dict belongs to, from names and shapes alone."""
+"""Rebuilds the config of a network from the names and shapes in its state dict."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-from resnext.config import ResNeXtConfig, eca_kernel_size
+from resnext.config import ResNeXtConfig, SERounding, eca_kernel_size
 from resnext.errors import CheckpointError, ConfigError
 
 Shape = tuple[int, ...]
@@ -17,26 +17,26 @@ ASSUMED = (
     "stride on the 3×3 convolution, strides 1, 2, 2, 2, no dilation, no anti-aliasing, plain "
     "convolutions, ReLU, average pooling, 1e-5 added to variances"
 )
-"""What names and shapes do not tell, and is taken to be as usual."""
+"""Properties that names and shapes do not show, as they are assumed."""
 
 
 class InferredConfig(NamedTuple):
-    """What names and shapes tell."""
+    """A config rebuilt from names and shapes."""
 
     config: ResNeXtConfig
     classifier: bool
-    """Whether there is a last layer; without one, `config.num_classes` means nothing."""
+    """Whether there is a last layer; without one, `config.num_classes` is meaningless."""
 
 
 def infer_config(shapes: Mapping[str, Shape], norm: str = "batch") -> InferredConfig:
-    """The network that a state dict under our names belongs to.
+    """The config of the network that a state dict belongs to.
 
     Args:
-        shapes: Shape of every entry.
-        norm: The kind of norm, as far as the names of another library tell it.
+        shapes: Shape of every entry, under our names.
+        norm: The kind of norm, as far as the names of another library show it.
 
     Raises:
-        CheckpointError: It is no ResNeXt, or could be several.
+        CheckpointError: It is not a ResNeXt, or several configs fit.
     """
     layers = _layers(shapes)
     firsts = [f"layer{i + 1}.0" for i in range(len(layers))]
@@ -55,11 +55,11 @@ def infer_config(shapes: Mapping[str, Shape], norm: str = "batch") -> InferredCo
     if norm == "batch" and "bn1.running_mean" not in shapes:
         raise CheckpointError(
             "Its norms have no running statistics, so they are group, layer or instance norms, and "
-            "names and shapes do not tell which. Pass its config."
+            "names and shapes do not show which. Pass its config."
         )
     if norm == "group":
         raise CheckpointError(
-            "It has group norms. Names and shapes tell neither their number of groups nor whether "
+            "It has group norms. Names and shapes show neither their number of groups nor whether "
             "weights are standardized (GN or GN+WS). Pass its config."
         )
     avg_down = len(shapes.get(f"{firsts[-1]}.downsample.1.weight", ())) == 4
@@ -82,23 +82,23 @@ def infer_config(shapes: Mapping[str, Shape], norm: str = "batch") -> InferredCo
     try:
         config = ResNeXtConfig(**fields, **_widths(widths, channels, cardinality))
     except ConfigError as error:
-        raise CheckpointError(f"No ResNeXt has such sizes: {error}") from error
+        raise CheckpointError(f"Its sizes are not those of a ResNeXt: {error}") from error
     return InferredConfig(config, classifier)
 
 
 def _layers(shapes: Mapping[str, Shape]) -> tuple[int, ...]:
     """Number of blocks in each stage."""
-    found: dict[int, set[int]] = {}
+    blocks: dict[int, set[int]] = {}
     for name in shapes:
-        if place := _BLOCK.match(name):
-            found.setdefault(int(place[1]), set()).add(int(place[2]))
-    if sorted(found) != list(range(1, len(found) + 1)) or len(found) > 4:
-        raise CheckpointError(f"It has stages {sorted(found)}; a ResNeXt has stages 1 to 4.")
-    for stage, blocks in sorted(found.items()):
-        if blocks != set(range(len(blocks))):
-            missing = next(i for i in range(len(blocks) + 1) if i not in blocks)
+        if block := _BLOCK.match(name):
+            blocks.setdefault(int(block[1]), set()).add(int(block[2]))
+    if sorted(blocks) != list(range(1, len(blocks) + 1)) or len(blocks) > 4:
+        raise CheckpointError(f"It has stages {sorted(blocks)}; a ResNeXt has stages 1 to 4.")
+    for stage, numbers in sorted(blocks.items()):
+        if numbers != set(range(len(numbers))):
+            missing = next(i for i in range(len(numbers) + 1) if i not in numbers)
             raise CheckpointError(f"Block {missing} of stage {stage} is missing.")
-    return tuple(len(found[stage]) for stage in sorted(found))
+    return tuple(len(blocks[stage]) for stage in sorted(blocks))
 
 
 def _stem(shapes: Mapping[str, Shape]) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _attention(shapes: Mapping[str, Shape], outs: list[int]) -> dict[str, Any]:
     squeezed = [_shape(shapes, f"{first}.fc1.weight", 4)[0] for first in firsts]
     ratios = [16, *(out // max(s, 1) for out, s in zip(outs, squeezed, strict=True))]
     for reduction in dict.fromkeys(ratios):
-        for rounding in ("timm", "mmcls", "floor"):
+        for rounding in get_args(SERounding):
             fields = {"attention": "se", "se_reduction": reduction, "se_rounding": rounding}
             if reduction < 1:
                 continue
@@ -143,12 +143,12 @@ def _attention(shapes: Mapping[str, Shape], outs: list[int]) -> dict[str, Any]:
             if [like.squeezed(out) for out in outs] == squeezed:
                 return fields
     raise CheckpointError(
-        f"Its SE blocks squeeze {outs} channels to {squeezed}, which no reduction gives."
+        f"Its SE blocks squeeze {outs} channels to {squeezed}; no reduction gives that."
     )
 
 
 def _widths(widths: list[int], channels: tuple[int, ...], cardinality: int) -> dict[str, Any]:
-    """`base_width`, and `widths` too where it does not give them."""
+    """`base_width`, and `widths` too if they do not follow from it."""
     per_group = widths[0] // cardinality
     first = max(-(-per_group * 64 // channels[0]), 1)  # rounded up, as it is rounded down again
     if [c * first // 64 * cardinality for c in channels] == widths:

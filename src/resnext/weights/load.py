@@ -1,4 +1,4 @@
-"""`load`: from a name, an address or a file of any library to a network that can be used."""
+"""`load`: a network from a name, an address or a file of any library."""
 
 from __future__ import annotations
 
@@ -31,49 +31,56 @@ def load(
         source: A name of the catalog, `open-mmlab://…`, `hf://owner/repo[/file]`, a URL, a file
             (safetensors; `.pth` of torchvision, timm, mmcls, mmdet or Detectron2; Lucid's `.lcd`;
             `.npz`), or a folder with `config.json` and `model.safetensors`.
-        num_classes: Replaces the classifier by an untrained one, unless the checkpoint's has so
+        num_classes: Replaces the classifier by an untrained one, unless the checkpoint's has that
             many classes already.
         in_channels: Adapts the first convolution by repeating or summing its filters, so that
             activations keep their scale.
-        config: The architecture, where the file does not tell it; checked against the file.
+        config: The architecture, if the file does not state it; checked against the file.
         device: Where to put the weights.
         progress: Whether to show downloads on standard error.
 
     Returns:
-        The network in evaluation mode, with its card; what had to be assumed or was adapted is in
-        `card.provenance["notes"]`. A checkpoint without a classifier, such as a detector's, gives
-        a `Backbone` that returns all maps.
+        The network in evaluation mode, with its card; `card.provenance["notes"]` lists what was
+        assumed or adapted. For a checkpoint without a classifier, such as a detector's, a
+        `Backbone` that returns all maps.
 
     Raises:
         MissingFileError: There is no such file.
         UnknownNameError: No checkpoint has that name.
-        CheckpointError: It is no ResNeXt, is damaged, may hold code, or contradicts itself.
-        InputError: There is no such device here.
+        CheckpointError: It is not a ResNeXt, is damaged, may hold code, or contradicts itself.
+        InputError: The device is not available.
     """
-    place = pick_device(str(device))
-    found = resolve(source, config=config, progress=progress)
-    return network_of(adapted(found, num_classes, in_channels)).to(place).eval()
+    device = pick_device(str(device))
+    checkpoint = resolve(source, config=config, progress=progress)
+    return network_of(adapted(checkpoint, num_classes, in_channels)).to(device).eval()
 
 
 def load_classifier(
     source: str | Path, *, device: str | torch.device = "cpu", progress: bool = False
 ) -> ResNeXt:
-    """`load` for what can only work with a classifier.
+    """Load a network that must have a classifier.
+
+    Args:
+        source: A name, an address, a file or a folder, as for `load`.
+        device: Where to put the weights.
+        progress: Whether to show downloads on standard error.
 
     Raises:
-        CheckpointError: As for `load`; or there is no classifier.
+        CheckpointError: It cannot be loaded, or has no classifier.
     """
     model = load(source, device=device, progress=progress)
     if not isinstance(model, ResNeXt):
-        raise CheckpointError(f"{source} has no classifier, only a backbone. Train one on it.")
+        raise CheckpointError(
+            f"{source} has no classifier, only a backbone. Train a classifier on it."
+        )
     return model
 
 
-def network_of(found: ResolvedCheckpoint) -> ResNeXt | Backbone:
-    """The network of a checkpoint that was understood, filled with its weights."""
-    found.network.load_state_dict(found.state, assign=True)
-    found.network.card = found.card
-    return found.network
+def network_of(checkpoint: ResolvedCheckpoint) -> ResNeXt | Backbone:
+    """The network of a resolved checkpoint, filled with its weights and card."""
+    checkpoint.network.load_state_dict(checkpoint.state, assign=True)
+    checkpoint.network.card = checkpoint.card
+    return checkpoint.network
 
 
 def load_backbone(
@@ -91,13 +98,13 @@ def load_backbone(
     """The backbone of a checkpoint: of a classifier, a detector or a segmentor.
 
     Args:
-        source: As for `load`.
-        out_indices: As for `Backbone`.
-        frozen_stages: As for `Backbone`.
-        norm_eval: As for `Backbone`.
-        checkpointing: As for `Backbone`.
-        in_channels: As for `load`.
-        config: As for `load`.
+        source: A name, an address, a file or a folder, as for `load`.
+        out_indices: Stages to return, counted from 0; None for all.
+        frozen_stages: -1 none; 0 the stem; i the stem and stages 1 to i are not trained.
+        norm_eval: Whether `train()` leaves batch norms in evaluation mode.
+        checkpointing: Whether activations are computed again in the backward pass.
+        in_channels: Adapts the first convolution to another number of channels.
+        config: The architecture, if the file does not state it; checked against the file.
         device: Where to put the weights.
         progress: Whether to show downloads on standard error.
 
@@ -105,40 +112,43 @@ def load_backbone(
         The backbone in evaluation mode, with the checkpoint's card.
 
     Raises:
-        CheckpointError: As for `load`; a classifier is not needed.
-        ConfigError: An option does not fit.
+        MissingFileError: There is no such file.
+        UnknownNameError: No checkpoint has that name.
+        CheckpointError: It is not a ResNeXt, is damaged, may hold code, or contradicts itself.
+        ConfigError: An option is out of range.
+        InputError: The device is not available.
     """
-    place = pick_device(str(device))
-    found = adapted(resolve(source, config=config, progress=progress), None, in_channels)
+    device = pick_device(str(device))
+    checkpoint = adapted(resolve(source, config=config, progress=progress), None, in_channels)
     with torch.device("meta"), SkipInit():
         backbone = Backbone(
-            found.config,
+            checkpoint.config,
             out_indices=out_indices,
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
             checkpointing=checkpointing,
         )
     wanted = backbone.state_dict()
-    backbone.load_state_dict({name: found.state[name] for name in wanted}, assign=True)
-    backbone.card = found.card
-    return backbone.to(place).eval()
+    backbone.load_state_dict({name: checkpoint.state[name] for name in wanted}, assign=True)
+    backbone.card = checkpoint.card
+    return backbone.to(device).eval()
 
 
 def adapted(
-    found: ResolvedCheckpoint, num_classes: int | None, in_channels: int | None
+    checkpoint: ResolvedCheckpoint, num_classes: int | None, in_channels: int | None
 ) -> ResolvedCheckpoint:
-    """The checkpoint with another classifier and for other images; its card tells the changes."""
-    config, state, card, notes = found.config, found.state, found.card, list[str]()
+    """The checkpoint for other numbers of classes and channels; its card notes the changes."""
+    config, state, card, notes = checkpoint.config, checkpoint.state, checkpoint.card, list[str]()
     if in_channels is not None and config.replace(in_channels=in_channels) != config:
         config, state, card = fit_input(config, state, card, in_channels, notes)
     if num_classes is not None:
-        if found.classifier and config.replace(num_classes=num_classes) == config:
+        if checkpoint.classifier and config.replace(num_classes=num_classes) == config:
             notes.append(f"classifier kept, trained: it has {num_classes} classes")
         else:
             config, state, card = fit_classifier(config, state, card, num_classes, notes)
     if not notes:
-        return found
+        return checkpoint
     network, problem = match_network(config, state, classifier="fc.weight" in state)
     assert network is not None, problem
     card = with_notes(card, notes=notes)
-    return found._replace(state=state, card=card, network=network)
+    return checkpoint._replace(state=state, card=card, network=network)

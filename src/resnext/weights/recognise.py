@@ -1,4 +1,4 @@
-"""Which dialect a state dict is in, and where in it the ResNeXt is."""
+"""Which dialect a checkpoint is in, and where in it the ResNeXt is."""
 
 from __future__ import annotations
 
@@ -8,40 +8,33 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from resnext.config import ResNeXtConfig
-from resnext.dialects.detectron2 import DETECTRON2
-from resnext.dialects.dialect import Dialect
-from resnext.dialects.lucid import LUCID, LUCID3
-from resnext.dialects.mmcls import MMCLS
-from resnext.dialects.mmdet import MMDET
-from resnext.dialects.timm import TIMM
-from resnext.dialects.torchvision import TORCHVISION
-from resnext.dialects.transformers import TRANSFORMERS
+from resnext.dialects.dialect import Dialect, ParameterNames
+from resnext.dialects.table import DIALECTS
 from resnext.errors import CheckpointError
-from resnext.mmcls.backbone import LETTERS
+from resnext.weights.formats.reading import Contents, to_tensors
 
-DIALECTS = {
-    dialect.name: dialect
-    for dialect in (
-        TORCHVISION,
-        TIMM,
-        MMCLS,
-        MMDET,
-        LUCID,
-        LUCID3,
-        DETECTRON2,
-        TRANSFORMERS,
-    )
-}
-_ANCHORS = (LUCID, DETECTRON2, TRANSFORMERS, TORCHVISION)  # the others share torchvision's
+# Where weights are in a dictionary, best first: averages are what was evaluated. mmengine swaps:
+# its `state_dict` holds the average and `ema_state_dict` the raw weights.
+_KEYS = ("model_ema", "state_dict_ema", "ema", "", "state_dict", "model", "model_state_dict")
+_KEYS += ("net", "network", "weights", "content", "params", "ema_state_dict")
 _WRAPPERS = {"module", "_orig_mod", "model", "network", "net", "backbone", "bottom_up", "resnet"}
 _WRAPPERS |= {"timm_model", "encoder_q", "encoder", "state_dict"}
 _AVERAGES = {"ema_model", "model_ema", "ema"}
-_DETECTOR = re.compile(r"(neck|rpn_head|roi_head|bbox_head|mask_head|decode_head|auxiliary_head)\.")
 _CLASSIFIER = re.compile(
     r"(?:head\.fc|head|classifier|fc|last_linear)(?:\.\d{1,3})?\.(weight|bias)"
 )
-_KINDS = {letters: kind for kind, letters in LETTERS.items() if letters != "bn"}
+
+
+class ChosenWeights(NamedTuple):
+    """The state dict of a file that is used."""
+
+    state: dict[str, Tensor]
+    key: str
+    """Path of keys that leads to it in the file's dictionary; empty for the dictionary itself."""
+    passed_over: tuple[str, ...] = ()
+    """Paths of other networks."""
+    dialect: Dialect | None = None
+    """The dialect that unpacked it; None if its names decide."""
 
 
 class DetectedNetwork(NamedTuple):
@@ -49,39 +42,84 @@ class DetectedNetwork(NamedTuple):
 
     dialect: Dialect
     prefix: str
-    """What stood before its names."""
+    """What preceded its names."""
     state: dict[str, Tensor]
     norm: str
-    """The kind of norm, as far as the names tell."""
+    """The kind of norm, as far as names show it."""
     heads: tuple[str, ...]
-    """Weights of classifiers that were found but are not one linear layer."""
+    """Weights of classifiers that are not one linear layer."""
     left: tuple[str, ...]
     """Names of everything else: other parts of a detector, averages of weights."""
     passed_over: tuple[str, ...]
-    """Prefixes of other networks that are in it."""
+    """Prefixes of other networks."""
 
 
-def is_candidate(names: Iterable[str]) -> bool:
+def choose_weights(contents: Contents) -> ChosenWeights:
+    """The best of the dictionaries in a file.
+
+    Of those with a ResNeXt, averaged weights come first. A file without any gives its largest
+    dictionary, so that `recognise` can name what is in it.
+
+    Raises:
+        CheckpointError: Several networks are equally good, or a tensor is not an ordinary one.
+    """
+    if contents.root is not None:
+        return _unpacked(contents)
+    dictionaries = contents.dictionaries
+    ranked = sorted((key for key in dictionaries if _is_candidate(dictionaries[key])), key=_rank)
+    if not ranked:
+        ranked = [max(dictionaries, key=lambda key: len(dictionaries[key]))]
+    best, *others = ranked
+    if others and _rank(best) == _rank(others[0]):
+        keys = " and ".join(map(repr, ranked))
+        raise CheckpointError(
+            f"{contents.path}: several networks are in it, under {keys}. Save one."
+        )
+    state = to_tensors(contents.path, dictionaries[best])
+    return ChosenWeights(state, best, tuple(others))
+
+
+def _unpacked(contents: Contents) -> ChosenWeights:
+    """The arrays in a file that is not a dictionary, from the dialect that knows its objects."""
+    for dialect in DIALECTS.values():
+        try:
+            arrays = dialect.unpack(contents.root)
+        except CheckpointError as error:
+            raise CheckpointError(f"{contents.path}: {error}") from error
+        if arrays is not None:
+            return ChosenWeights(to_tensors(contents.path, arrays), "", dialect=dialect)
+    raise CheckpointError(
+        f"{contents.path} holds one {type(contents.root).__name__}, not a dictionary of tensors."
+    )
+
+
+def _rank(key: str) -> int:
+    first = key.partition(".")[0]
+    return _KEYS.index(first) if first in _KEYS else len(_KEYS)
+
+
+def _is_candidate(names: Iterable[str]) -> bool:
     """Whether a ResNeXt, or a ResNet, may be among these names."""
-    return any(_prefix(name, dialect) is not None for name in names for dialect in _ANCHORS)
+    anchors = _anchors()
+    return any(_prefix(name, anchor) is not None for name in names for anchor in anchors)
 
 
-def recognise(state: Mapping[str, Tensor]) -> DetectedNetwork:
+def recognise(state: Mapping[str, Tensor], dialect: Dialect | None = None) -> DetectedNetwork:
     """Find the ResNeXt in a state dict.
+
+    Args:
+        state: Tensors by name.
+        dialect: The dialect, if it is known; by default the names decide.
 
     Raises:
         CheckpointError: There is none, or several.
     """
-    dialect, prefix, others = _find(state)
-    inner = {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
-    outer = [name for name in state if not name.startswith(prefix)]
+    anchor, prefix, others = _find(state)
+    network = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
+    outside = [name for name in state if not name.startswith(prefix)]
     heads = _classifiers(state, prefix)
-    if dialect is TORCHVISION:
-        dialect = _told_apart(inner, outer, heads)
-    if dialect is LUCID and "stem.3.weight" in inner:
-        LUCID.check(ResNeXtConfig((1,), 1, 64, num_stages=1, channels=(64,), stem_type="deep"))
-    trunk = {name: x for name, x in inner.items() if prefix + name not in heads}
-    ours = dialect.read(trunk)
+    dialect = dialect or _dialect(anchor, ParameterNames(set(network), outside, heads))
+    ours = dialect.read({n: state[prefix + n] for n in network if prefix + n not in heads})
     weights = [name for name, part in heads.items() if part == "weight"]
     if heads and not weights:
         raise CheckpointError(f"{next(iter(heads))} is there, but not the weight beside it.")
@@ -92,58 +130,57 @@ def recognise(state: Mapping[str, Tensor]) -> DetectedNetwork:
         dialect=dialect,
         prefix=prefix,
         state=ours,
-        norm=next((_KINDS[x] for x in _KINDS if f"layer1.0.{x}2.weight" in inner), "batch"),
+        norm=dialect.norm_kind(network),
         heads=() if one else tuple(weights),
-        left=tuple(name for name in outer if name not in heads),
+        left=tuple(name for name in outside if name not in heads),
         passed_over=others,
     )
 
 
-def _prefix(name: str, dialect: Dialect) -> str | None:
-    """What stands before the dialect's anchor, if that is what the name ends with."""
-    prefix = name.removesuffix(dialect.anchor)
+def _anchors() -> tuple[str, ...]:
+    """Ends of names that every file of some dialect contains, the longest first."""
+    return tuple(sorted({x.anchor for x in DIALECTS.values()}, key=lambda x: (-len(x), x)))
+
+
+def _prefix(name: str, anchor: str) -> str | None:
+    """What precedes an anchor, if a name ends with that."""
+    prefix = name.removesuffix(anchor)
     return prefix if prefix != name and (not prefix or prefix.endswith(".")) else None
 
 
-def _find(state: Mapping[str, Tensor]) -> tuple[Dialect, str, tuple[str, ...]]:
-    """The anchor's dialect, what stands before it, and before those of other networks.
+def _find(state: Mapping[str, Tensor]) -> tuple[str, str, tuple[str, ...]]:
+    """The anchor of the network, what precedes it, and what precedes those of other networks.
 
-    Of several, averaged weights are taken, then the one under the least unusual words.
+    Of several networks, averaged weights are taken, then the one under the fewest unusual words.
     """
-    found: list[tuple[int, str, Dialect]] = []
+    anchors, networks = _anchors(), list[tuple[int, str, str]]()
     for name in state:
-        for dialect in _ANCHORS:
-            if (prefix := _prefix(name, dialect)) is not None:
+        for anchor in anchors:
+            if (prefix := _prefix(name, anchor)) is not None:
                 words = [x for x in prefix.split(".") if x and x not in _WRAPPERS]
-                strange = -1 if words and set(words) <= _AVERAGES else len(words)
-                found.append((strange, prefix, dialect))
-    if not found:
+                unusual = -1 if words and set(words) <= _AVERAGES else len(words)
+                networks.append((unusual, prefix, anchor))
+                break
+    if not networks:
         first = next(iter(state), None)
-        what = f"its first tensor is {first!r}" if state else "it holds no tensors"
+        content = f"its first tensor is {first!r}" if state else "it holds no tensors"
         raise CheckpointError(
-            f"No ResNeXt is in it: no tensor is called {TORCHVISION.anchor} or alike; {what}."
+            f"No ResNeXt is in it: no tensor is called {' or '.join(sorted(anchors))}; {content}."
         )
-    found.sort(key=lambda place: place[0])
-    if len(found) > 1 and found[0][0] == found[1][0]:
-        prefixes = " and ".join(repr(prefix) for _, prefix, _ in found)
+    networks.sort(key=lambda network: network[0])
+    if len(networks) > 1 and networks[0][0] == networks[1][0]:
+        prefixes = " and ".join(repr(prefix) for _, prefix, _ in networks)
         raise CheckpointError(f"Several networks are in it, under {prefixes}. Save one of them.")
-    return found[0][2], found[0][1], tuple(prefix for _, prefix, _ in found[1:])
+    _, prefix, anchor = networks[0]
+    return anchor, prefix, tuple(prefix for _, prefix, _ in networks[1:])
 
 
-def _told_apart(inner: Mapping[str, Tensor], outer: list[str], heads: Mapping[str, str]) -> Dialect:
-    """Which of the dialects with torchvision's names inside of blocks it is."""
-    if any(re.match(r"stem\.\d\.conv\.", name) or ".se_layer." in name for name in inner):
-        return MMCLS
-    if "stem.3.weight" in inner or any(_DETECTOR.search(name) for name in outer):
-        return MMDET
-    if "stem.0.weight" in inner:
-        return LUCID3
-    if any(name.endswith("head.fc.weight") for name in heads):
-        return MMCLS
-    if any(name.startswith(tuple(f"layer1.0.{x}1." for x in _KINDS)) for name in inner):
-        return MMCLS
-    own = re.compile(r"conv1\.0\.|layer1\.0\.se\.|.*\.downsample\.2\.")
-    return TIMM if any(own.match(name) for name in inner) else TORCHVISION
+def _dialect(anchor: str, names: ParameterNames) -> Dialect:
+    """The last row of the table with this anchor that recognises the names."""
+    for dialect in reversed(DIALECTS.values()):
+        if dialect.anchor == anchor and dialect.recognises(names):
+            return dialect
+    raise CheckpointError(f"No library is known whose {anchor} stands beside such names.")
 
 
 def _classifiers(state: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
@@ -153,9 +190,6 @@ def _classifiers(state: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
     heads: dict[str, str] = {}
     for name in state:
         for root in roots:
-            found = (
-                _CLASSIFIER.fullmatch(name.removeprefix(root)) if name.startswith(root) else None
-            )
-            if found:
-                heads[name] = found[1]
+            if name.startswith(root) and (part := _CLASSIFIER.fullmatch(name.removeprefix(root))):
+                heads[name] = part[1]
     return heads

@@ -1,4 +1,4 @@
-"""What a checkpoint is: where it comes from, which dialect it is in, which network it is of."""
+"""Finds a checkpoint, reads it, recognises its dialect and rebuilds its config."""
 
 from __future__ import annotations
 
@@ -16,32 +16,39 @@ from torch.overrides import TorchFunctionMode
 from resnext.backbone import Backbone
 from resnext.card import Card
 from resnext.config import ResNeXtConfig, check_config
-from resnext.dialects.dialect import Dialect
-from resnext.dialects.lucid import LUCID, LUCID3
-from resnext.dialects.metadata import CheckpointMetadata, from_folder, from_openmmlab
-from resnext.dialects.transformers import TRANSFORMERS
+from resnext.dialects.dialect import CheckpointMetadata, Dialect, Documents
+from resnext.dialects.table import DIALECTS
 from resnext.errors import CheckpointError, ConfigError, MissingFileError
 from resnext.network import ResNeXt
 from resnext.system.digest import file_sha256
 from resnext.system.download import fetch, hub
-from resnext.weights.catalog import Checkpoint, exact, find, from_file_name, is_path
+from resnext.weights.catalog import (
+    Checkpoint,
+    find,
+    from_file_name,
+    from_repository,
+    is_address,
+    is_path,
+)
+from resnext.weights.description import Description as Description
+from resnext.weights.description import describe as describe
 from resnext.weights.formats.reading import Contents, read
 from resnext.weights.header import is_own, parse_header
 from resnext.weights.infer_config import ASSUMED, infer_config
-from resnext.weights.recognise import DetectedNetwork, recognise
+from resnext.weights.recognise import ChosenWeights, DetectedNetwork, choose_weights, recognise
 
 
 class ResolvedCheckpoint(NamedTuple):
-    """A checkpoint, understood."""
+    """A checkpoint that can be loaded."""
 
     path: Path
     dialect: Dialect | None
     """None for our own files."""
     state: dict[str, Tensor]
     card: Card
-    """Its provenance tells what was left out, chosen or assumed."""
+    """Its provenance lists what was left out, chosen or assumed."""
     network: ResNeXt | Backbone
-    """Without values: a `Backbone` where there is no classifier."""
+    """On the meta device: a `Backbone` where there is no classifier."""
 
     @property
     def config(self) -> ResNeXtConfig:
@@ -59,8 +66,15 @@ def resolve(
 ) -> ResolvedCheckpoint:
     """Find a checkpoint, read it, recognise it and rebuild its config.
 
+    Args:
+        source: A name of the catalog, an address, a file or a folder.
+        config: The architecture it must have; by default the checkpoint decides.
+        progress: Whether to show downloads on standard error.
+
     Raises:
-        CheckpointError: As for `load`.
+        MissingFileError: There is no such file.
+        UnknownNameError: No checkpoint has that name.
+        CheckpointError: It is not a ResNeXt, is damaged, may hold code, or contradicts itself.
     """
     if not isinstance(source, str | Path) or not str(source).strip():
         raise CheckpointError(f"A checkpoint is a name, an address or a file, not {source!r}.")
@@ -69,21 +83,19 @@ def resolve(
     text = str(source)
     path = Path(source).expanduser()
     if isinstance(source, Path) or _exists(path):
-        file, told = in_folder(path) if path.is_dir() else (path, None)
-        return resolve_contents(file, read(file), config, told=told)
+        file, documents = in_folder(path) if path.is_dir() else (path, Documents())
+        return resolve_contents(read(file), config, documents=documents)
     if text.startswith("hf://"):
         return _resolve_hub(text, config, None, progress)
-    scheme = text.partition("://")[0] if "://" in text else ""
-    if scheme not in ("", "open-mmlab", "mmcls"):
-        path = fetch(text, check=read, progress=progress)
-        return resolve_contents(path, read(path), config)
+    if is_address(text):
+        return resolve_contents(read(fetch(text, check=read, progress=progress)), config)
     if is_path(text):
         raise MissingFileError(f"{text} does not exist.")
     entry = find(text)
     if entry.location.startswith("hf://"):
         return _resolve_hub(entry.location, config, entry, progress)
     path = fetch(entry.location, sha256=entry.sha256, check=read, progress=progress)
-    return resolve_contents(path, read(path), config, entry)
+    return resolve_contents(read(path), config, entry)
 
 
 def _exists(path: Path) -> bool:
@@ -109,84 +121,87 @@ def _resolve_hub(
         check=read,
         progress=progress,
     )
-    contents = read(path)
-    told = None
-    if owner == "timm" and not file:
-        entry = entry or exact(repo)
+    contents, documents = read(path), Documents()
+    if not file:
+        entry = entry or from_repository(owner, repo)
     if not (file or entry or is_own(contents.metadata)):
-        about = _json(fetch(f"{base}/config.json", check=_json))
-        told = from_folder(about, {})
-    return resolve_contents(path, contents, config, entry, told)
+        documents = Documents(config=_json(fetch(f"{base}/config.json", check=_json)))
+    return resolve_contents(contents, config, entry, documents)
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}.") from error
-    return about if isinstance(about, dict) else {}
+    return values if isinstance(values, dict) else {}
 
 
-def in_folder(folder: Path) -> tuple[Path, CheckpointMetadata]:
-    """The file of weights in a folder, and what is said beside it.
+def in_folder(folder: Path) -> tuple[Path, Documents]:
+    """The file of weights in a folder, and the documents beside it.
 
     Raises:
-        CheckpointError: There is none, or what is said is of another network.
+        CheckpointError: There is not a file of weights, or a document is not JSON.
     """
     names = ("model.safetensors", "pytorch_model.bin", "model.bin")
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         raise CheckpointError(f"{folder} is a folder without {names[0]}; name the file instead.")
-    about = [folder / name for name in ("config.json", "preprocessor_config.json")]
-    return path, from_folder(*(_json(file) if file.is_file() else {} for file in about))
+    documents = [folder / name for name in ("config.json", "preprocessor_config.json")]
+    config, preprocessor = (_json(file) if file.is_file() else {} for file in documents)
+    return path, Documents({}, config, preprocessor)
 
 
 def resolve_contents(
-    path: Path,
     contents: Contents,
     config: ResNeXtConfig | None = None,
     entry: Checkpoint | None = None,
-    told: CheckpointMetadata | None = None,
+    documents: Documents | None = None,
 ) -> ResolvedCheckpoint:
     """Recognise what was read, and rebuild its config.
 
     Args:
-        path: Where it was read.
         contents: What was read.
-        config: The architecture that it must have.
-        entry: The catalog's, if it was loaded by name.
-        told: What is said beside the file.
+        config: The architecture it must have; by default the checkpoint decides.
+        entry: The row of the catalog, if it was loaded by name.
+        documents: What accompanies the file.
 
     Raises:
-        CheckpointError: As for `load`.
+        CheckpointError: It is not a ResNeXt, or contradicts itself.
     """
+    path, weights = contents.path, choose_weights(contents)
     if is_own(contents.metadata):
-        return _own(path, contents, config)
+        return _own(path, weights.state, contents.metadata, config)
     notes: list[str] = []
     if entry is None:
         entry = _entry_of_file(path, notes)
     try:
-        found = recognise(contents.state)
-        if told is None and isinstance(meta := contents.metadata.get("meta"), dict):
-            told = from_openmmlab(meta)
-        told = told or CheckpointMetadata()
-        network = _network(found, config or (entry.config if entry else told.config), notes)
-        if found.dialect in (LUCID, LUCID3):
-            found.dialect.check(network.config)
-        if found.dialect is TRANSFORMERS and network.config.cardinality == 1:
-            raise CheckpointError("It is a plain ResNet of Transformers: its 3×3 has no groups.")
-        card = entry.card if entry else told.card
+        documents = (documents or Documents())._replace(file=contents.metadata)
+        metadata = _metadata(documents)
+        detected = recognise(weights.state, weights.dialect)
+        known = config or (entry.config if entry else metadata.config)
+        network = _network(detected, known, notes)
+        detected.dialect.check_readable(network.config)
+        card = entry.card if entry else metadata.card
         if isinstance(network, ResNeXt):
-            _check_classes(network.config.num_classes, told.num_classes, len(card.labels))
+            _check_classes(network.config.num_classes, metadata.num_classes, len(card.labels))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    notes += _left_out(contents, found)
-    notes += told.notes
-    if not entry and not told.preprocessing:
+    notes += _left_out(weights, detected)
+    notes += metadata.notes
+    if not entry and metadata.preprocessing is None:
         notes.append("preprocessing assumed: 256, 224, bilinear, ImageNet's mean and deviation")
-    card = with_notes(card, notes=notes, dialect=found.dialect.name)
-    state = _own_memory(found.state)
-    return ResolvedCheckpoint(path, found.dialect, state, card, network)
+    card = with_notes(card, notes=notes, dialect=detected.dialect.name)
+    state = _own_memory(detected.state)
+    return ResolvedCheckpoint(path, detected.dialect, state, card, network)
+
+
+def _metadata(documents: Documents) -> CheckpointMetadata:
+    """What all dialects together read in the documents; earlier rows of the table win."""
+    metadata = CheckpointMetadata()
+    for dialect in DIALECTS.values():
+        metadata = metadata.merge(dialect.metadata(documents))
+    return metadata
 
 
 def _entry_of_file(path: Path, notes: list[str]) -> Checkpoint | None:
@@ -198,30 +213,30 @@ def _entry_of_file(path: Path, notes: list[str]) -> Checkpoint | None:
     return None
 
 
-def _left_out(contents: Contents, found: DetectedNetwork) -> list[str]:
+def _left_out(weights: ChosenWeights, detected: DetectedNetwork) -> list[str]:
     """What was chosen, and what was not."""
-    notes = [f"weights from the file's {contents.place!r}"] if contents.place else []
-    notes += [f"names start with {found.prefix!r}"] if found.prefix else []
-    if others := [*contents.passed_over, *found.passed_over]:
+    notes = [f"weights from the file's {weights.key!r}"] if weights.key else []
+    notes += [f"names start with {detected.prefix!r}"] if detected.prefix else []
+    if others := [*weights.passed_over, *detected.passed_over]:
         notes.append(f"other networks in the file: {', '.join(map(repr, others))}")
-    if found.left:
-        notes.append(f"tensors left out: {len(found.left)}, the first is {found.left[0]}")
-    if found.heads:
-        heads = ", ".join(found.heads)
+    if detected.left:
+        notes.append(f"tensors left out: {len(detected.left)}, the first is {detected.left[0]}")
+    if detected.heads:
+        heads = ", ".join(detected.heads)
         notes.append(f"its classifier is not one linear layer and was left out: {heads}")
     return notes
 
 
-def _check_classes(count: int, told: int | None, labels: int) -> None:
-    """Refuse a classifier of another size than is said.
+def _check_classes(count: int, stated: int | None, labels: int) -> None:
+    """Refuse a classifier of another size than is stated.
 
     Raises:
         CheckpointError: The file contradicts itself.
     """
-    for number, what in ((told, "classes"), (labels or None, "labels")):
+    for number, unit in ((stated, "classes"), (labels or None, "labels")):
         if number not in (None, count):
             raise CheckpointError(
-                f"{number} {what} are given, but the classifier has {count} classes. The file "
+                f"{number} {unit} are given, but the classifier has {count} classes. The file "
                 f"contradicts itself."
             )
 
@@ -240,44 +255,50 @@ def _own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _network(
-    found: DetectedNetwork, known: ResNeXtConfig | None, notes: list[str]
+    detected: DetectedNetwork, known: ResNeXtConfig | None, notes: list[str]
 ) -> ResNeXt | Backbone:
-    """The network that is known, if the weights fit it, else the one they tell of."""
-    shapes = {name: tuple(value.shape) for name, value in found.state.items()}
+    """The known network if the weights fit it, else the one that names and shapes show."""
+    shapes = {name: tuple(value.shape) for name, value in detected.state.items()}
     if known is None:
-        config, _ = infer_config(shapes, found.norm)
-        notes.append(f"not told by names and shapes, so as usual: {ASSUMED}")
+        config, _ = infer_config(shapes, detected.norm)
+        notes.append(f"not visible in names and shapes, so the usual is assumed: {ASSUMED}")
     else:
         config = known
-    network, problem = match_network(config, found.state, classifier="fc.weight" in shapes)
+    network, problem = match_network(config, detected.state, classifier="fc.weight" in shapes)
     if network is not None:
         return network
     if known is None:
-        raise CheckpointError(f"{problem}. The file is incomplete, or no ResNeXt.")
+        raise CheckpointError(f"{problem}. The file is incomplete, or is not a ResNeXt.")
     try:
-        looks = f"its weights are those of {infer_config(shapes, found.norm).config!r}"
+        looks = f"its weights are those of {infer_config(shapes, detected.norm).config!r}"
     except CheckpointError as error:
         looks = str(error)
     raise CheckpointError(f"it should be {config!r}, but {problem}; {looks}")
 
 
-def _own(path: Path, contents: Contents, config: ResNeXtConfig | None) -> ResolvedCheckpoint:
-    own, card = parse_header(contents.metadata, path)
+def _own(
+    path: Path,
+    state: dict[str, Tensor],
+    metadata: Mapping[str, Any],
+    config: ResNeXtConfig | None,
+) -> ResolvedCheckpoint:
+    """A file that `resnext.save` wrote."""
+    own, card = parse_header(metadata, path)
     if card.labels and len(card.labels) != own.num_classes:
         raise CheckpointError(
             f"{path}: the card has {len(card.labels)} labels, the network {own.num_classes} "
             f"classes. The file was not written by resnext.save."
         )
-    network, problem = match_network(own, contents.state)
+    network, problem = match_network(own, state)
     if network is None:
         raise CheckpointError(f"{path}: {problem}. The file does not belong to its own config.")
     if config is not None and config != own:
         raise CheckpointError(f"{path} is of {own!r}, not of the config that was passed.")
-    return ResolvedCheckpoint(path, None, contents.state, card, network)
+    return ResolvedCheckpoint(path, None, state, card, network)
 
 
 def with_notes(card: Card, *, notes: Iterable[str], **provenance: Any) -> Card:
-    """The card with more provenance."""
+    """The card with more provenance, and with notes after the ones that it has."""
     earlier = card.provenance.get("notes", [])
     if notes := list(notes):
         provenance |= {"notes": [*(earlier if isinstance(earlier, list) else []), *notes]}
@@ -287,26 +308,31 @@ def with_notes(card: Card, *, notes: Iterable[str], **provenance: Any) -> Card:
 def match_network(
     config: ResNeXtConfig, state: Mapping[str, Tensor], *, classifier: bool = True
 ) -> tuple[ResNeXt | Backbone | None, str]:
-    """The network of a config without values, if it has exactly these tensors.
+    """The network of a config on the meta device, if it has exactly these tensors.
+
+    Args:
+        config: The architecture.
+        state: Tensors by name.
+        classifier: Whether the network has a last layer.
 
     Returns:
-        The network, or None and the first tensor that it does not have like this.
+        The network and an empty text; or None and the first tensor that differs.
     """
     try:
         with torch.device("meta"), SkipInit():
             network = ResNeXt(config) if classifier else Backbone(config)
     except (RuntimeError, TypeError, ConfigError) as error:
-        return None, f"no network has such sizes ({str(error).partition(chr(10))[0]})"
+        return None, f"no network can have these sizes ({str(error).partition(chr(10))[0]})"
     wanted = network.state_dict()
     for key in wanted | dict(state):
-        a, b = _about(wanted.get(key)), _about(state.get(key))
+        a, b = _shape_of(wanted.get(key)), _shape_of(state.get(key))
         if a != b:
             return None, f"{key} should be {a} and is {b}"
     return network, ""
 
 
 class SkipInit(TorchFunctionMode):
-    """Draws no numbers: initialising a large network without values takes as long as reading it."""
+    """Skips random initialization, which takes as long as reading a large network's weights."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -316,7 +342,7 @@ class SkipInit(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _about(tensor: Tensor | None) -> str:
+def _shape_of(tensor: Tensor | None) -> str:
     if tensor is None:
         return "absent"
     kind = "" if tensor.is_floating_point() else " of integers"

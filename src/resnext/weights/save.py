@@ -1,4 +1,4 @@
-"""Our own file: safetensors, with config and card in its header. This writes it."""
+"""`save`: writes our own files, safetensors with config and card in the header."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from resnext.weights.resolve import match_network
 
 
 def save(model: ResNeXt, path: str | Path) -> None:
-    """Write a model with its config and card, completely or not at all.
+    """Write a network with its config and card to a file, completely or not at all.
 
     Args:
         model: The network; `model.card` says how to use it.
-        path: File to write. A file that exists is replaced at the very end.
+        path: File to write. An existing file is replaced once the new one is complete.
 
     Raises:
         CheckpointError: Labels or weights do not fit the config, or the file cannot be written.

@@ -23,10 +23,16 @@ from torch import Tensor
 from resnext.config import ResNeXtConfig
 from resnext.errors import CheckpointError, MissingFileError
 from resnext.network import ResNeXt
-from resnext.weights.formats.reading import read
+from resnext.weights.formats import reading
+from resnext.weights.recognise import ChosenWeights, choose_weights
 
 TINY = ResNeXtConfig((1,), 2, 8, num_stages=1, channels=(16,), num_classes=3)
 STATE = ResNeXt(TINY).state_dict()
+
+
+def read(path: Path) -> ChosenWeights:
+    """The weights that are chosen from a file."""
+    return choose_weights(reading.read(path))
 
 
 def zipped(content: Any, path: Path) -> None:
@@ -37,12 +43,15 @@ def legacy(content: Any, path: Path) -> None:
     torch.save(content, path, _use_new_zipfile_serialization=False)
 
 
-def arrays(state: dict[str, Tensor]) -> dict[str, np.ndarray]:
+def arrays(state: dict[str, Tensor]) -> dict[str, Any]:
     return {name: value.numpy() for name, value in state.items()}
 
 
 def pickled(protocol: int) -> Callable[[Any, Path], None]:
-    return lambda content, path: path.write_bytes(pickle.dumps(arrays(content), protocol)) and None
+    def write(content: Any, path: Path) -> None:
+        path.write_bytes(pickle.dumps(arrays(content), protocol))
+
+    return write
 
 
 def same(got: dict[str, Tensor], wanted: dict[str, Tensor] = STATE) -> bool:
@@ -95,7 +104,7 @@ def test_unknown_types_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "place"),
+    ("content", "key"),
     [
         ({"model": STATE}, "model"),
         ({"state_dict": STATE, "epoch": 3}, "state_dict"),
@@ -108,19 +117,19 @@ def test_unknown_types_are_named(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("write", [zipped, legacy])
 def test_where_the_weights_are(
-    tmp_path: Path, content: Any, place: str, write: Callable[[Any, Path], None]
+    tmp_path: Path, content: Any, key: str, write: Callable[[Any, Path], None]
 ) -> None:
     """Averages are what was evaluated, so they are taken where there are some."""
     marked = {name: value.clone() for name, value in STATE.items()}
-    outer, _, last = place.rpartition(".")
+    outer, _, last = key.rpartition(".")
     inside = content
     for part in outer.split(".") if outer else []:
         inside = inside[part]
     inside[last] = marked
     write(content, tmp_path / "a")
-    found = read(tmp_path / "a")
-    assert found.place == place
-    assert same(found.state)
+    weights = read(tmp_path / "a")
+    assert weights.key == key
+    assert same(weights.state)
 
 
 def test_views_and_parameters(tmp_path: Path) -> None:
@@ -129,11 +138,11 @@ def test_views_and_parameters(tmp_path: Path) -> None:
     state = {"layer1.0.conv2.weight": large[10:14].view(1, 1, 2, 2), "p": large[:4].view(2, 2).t()}
     state["q"] = torch.nn.Parameter(torch.ones(3))
     torch.save(state, tmp_path / "a")
-    found = read(tmp_path / "a").state
-    assert torch.equal(found["layer1.0.conv2.weight"].flatten(), large[10:14])
-    assert found["p"].tolist() == [[0, 2], [1, 3]]
-    assert all(x.untyped_storage().nbytes() == x.numel() * 4 for x in found.values())
-    assert not found["q"].requires_grad
+    state = read(tmp_path / "a").state
+    assert torch.equal(state["layer1.0.conv2.weight"].flatten(), large[10:14])
+    assert state["p"].tolist() == [[0, 2], [1, 3]]
+    assert all(x.untyped_storage().nbytes() == x.numel() * 4 for x in state.values())
+    assert not state["q"].requires_grad
 
 
 def foreign(name: str, base: type = object) -> type:
@@ -168,9 +177,12 @@ def test_harmless_foreign_objects(tmp_path: Path, write: Callable[[Any, Path], N
     write(content, tmp_path / "a")
     for name in set(sys.modules) - before:
         del sys.modules[name]
-    found = read(tmp_path / "a")
-    assert same(found.state)
-    assert found.metadata == {"meta": {"epoch": 7}}
+    assert same(read(tmp_path / "a").state)
+    metadata = reading.read(tmp_path / "a").metadata
+    assert set(metadata) == {"state_dict", "message_hub", "cfg", "counts", "meta"}
+    assert metadata["meta"] == {"epoch": 7}
+    assert metadata["cfg"] == {"type": "ResNeXt"}
+    assert metadata["counts"] == {"a": [1]}
     assert not any(name.startswith("mmengine") for name in sys.modules)
 
 
@@ -193,7 +205,7 @@ class Evaluates:
 def test_code_is_refused_by_name(
     tmp_path: Path, kind: type, write: Callable[[Any, Path], None] | None
 ) -> None:
-    """Whoever is to trust a file must be told what it wants to call."""
+    """The error names what the file wants to call, so that users can decide whether to trust it."""
     content = {"state_dict": STATE, "x": kind()}
     if write:
         write(content, tmp_path / "a.pth")
@@ -314,7 +326,7 @@ def test_special_files(tmp_path: Path) -> None:
     """A pipe would be waited for, a device read for ever."""
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", Path("/dev/zero")):
-        with pytest.raises(CheckpointError, match="no ordinary file"):
+        with pytest.raises(CheckpointError, match="is not a regular file"):
             read(path)
 
 

@@ -93,7 +93,8 @@ def test_flat_convolutions(tmp_path: Path) -> None:
     first.kind = "nn.SpatialConvolutionMM"
     first.fields |= {"weight": first.fields["weight"].reshape(64, -1), "kH": 3, "kW": 3}
     written(tmp_path / "a.t7", lua)
-    assert torch.equal(load(tmp_path / "a.t7").conv1.weight, ours.conv1.weight)
+    weight = load(tmp_path / "a.t7").state_dict()["conv1.weight"]
+    assert torch.equal(weight, ours.state_dict()["conv1.weight"])
 
 
 def changed(change: Any) -> Lua:
@@ -110,7 +111,7 @@ def changed(change: Any) -> Lua:
         (lambda m: m[1].fields.pop("weight"), "conv1 .* has no weight"),
         (lambda m: m[2].fields.update(running_std=np.ones(64)), "running_std"),
         (lambda m: m.pop(2), "not the convolution, norm, stages"),
-        (lambda m: m[4].fields["modules"][1].fields["modules"].pop(1), "no block of form C"),
+        (lambda m: m[4].fields["modules"][1].fields["modules"].pop(1), "not a block of form C"),
         (
             lambda m: (
                 m[4]
@@ -124,7 +125,7 @@ def changed(change: Any) -> Lua:
     ],
 )
 def test_other_networks(tmp_path: Path, change: Any, said: str) -> None:
-    """Form B, plain ResNets and old norms are told, not taken for what they are not."""
+    """Form B, plain ResNets and old norms are refused, not misread."""
     written(tmp_path / "a.t7", changed(change))
     with pytest.raises(CheckpointError, match=said):
         load(tmp_path / "a.t7")

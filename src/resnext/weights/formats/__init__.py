@@ -1,4 +1,4 @@
-"""File formats: which one a file is in, and what is in it.
+"""File formats: reads and writes dictionaries of arrays. Nothing here knows a network.
 
 reading.py  every format that can be read
 writing.py  files as other libraries write them

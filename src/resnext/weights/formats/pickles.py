@@ -1,6 +1,6 @@
-"""Pickles that hold more than tensors: what is harmless is read, and none of it is executed.
+"""Pickles with more than tensors: harmless objects are read, and nothing is executed.
 
-Objects of foreign classes become `InertObject`, which keeps what belonged to them and does nothing.
+Objects of foreign classes become `InertObject`, which keeps their data and does nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from resnext.errors import CheckpointError
 
-# What training leaves in checkpoints beside the weights
+# Classes and functions that training leaves in checkpoints
 _HARMLESS = (
     "mmengine.logging.history_buffer.HistoryBuffer",
     "argparse.Namespace",
@@ -71,35 +71,37 @@ _DICTIONARIES = (
 
 
 class InertObject:
-    """Stands for an object of a class that is not loaded: keeps what it was made of."""
+    """Stands for an object whose class is not loaded, and keeps its data."""
 
     def __init__(self, *args: object) -> None:
         self.args = args
         self.state: object = None
 
     def __setstate__(self, state: object) -> None:
-        """Keep what belonged to the object."""
+        """Keep the state of the object."""
         self.state = state
 
 
 def _empty(*args: object) -> OrderedDict[str, Any]:
-    """Stands for `defaultdict`, whose factory is not called."""
+    """Stands for `defaultdict`, so that its factory is not called."""
     return OrderedDict()
 
 
 STUBS: dict[str, Callable[..., Any]] = {name: type(name, (InertObject,), {}) for name in _HARMLESS}
 STUBS |= {name.replace("builtins.", "__builtin__."): STUBS[name] for name in _HARMLESS}
 STUBS |= {**dict.fromkeys(_DICTIONARIES, OrderedDict), "collections.defaultdict": _empty}
-"""Classes and functions by name, as Python 3 and as Python 2 wrote them."""
+"""Stand-ins of classes and functions, by their names in Python 3 and Python 2."""
 
 _DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"}
 
 
-class _Reader(pickle._Unpickler):  # in Python: the other's memo takes as much as a file asks for
-    """Finds nothing but stand-ins, so a file can name code but never reach it."""
+class _Reader(
+    pickle._Unpickler
+):  # the C version would allocate a memo of any size that a file states
+    """Resolves names to stand-ins only, so that a file can name code but never run it."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in of a name.
+        """The stand-in for a name.
 
         Raises:
             CheckpointError: It is not known to be harmless.
@@ -115,10 +117,10 @@ class _Reader(pickle._Unpickler):  # in Python: the other's memo takes as much a
 
 
 def read_pickle(file: IO[bytes]) -> Any:
-    """What a plain pickle holds: NumPy arrays as such, other foreign objects as `InertObject`.
+    """The content of a plain pickle, with NumPy arrays rebuilt and other objects inert.
 
     Raises:
-        CheckpointError: It names what is not known to be harmless, or is damaged.
+        CheckpointError: It names something that is not known to be harmless, or is damaged.
     """
     try:
         return revived(_Reader(file, encoding="latin1").load())
@@ -129,7 +131,7 @@ def read_pickle(file: IO[bytes]) -> Any:
 
 
 def brief(error: BaseException) -> str:
-    """What a reader says of a damaged file: its first line, as far as that can be read."""
+    """First line of an error about a damaged file, at most 200 characters."""
     return str(error).partition("\n")[0].strip(" .")[:200] or type(error).__name__
 
 
@@ -137,7 +139,7 @@ def revived(value: Any) -> Any:
     """A value with the arrays in its dictionaries rebuilt from their bytes.
 
     Raises:
-        CheckpointError: The bytes of one do not fit.
+        CheckpointError: The bytes of an array do not fit its shape.
     """
     return _revived(value, {})
 
@@ -154,10 +156,10 @@ def _revived(value: Any, seen: dict[int, Any]) -> Any:
 
 
 def _array(value: InertObject) -> Any:
-    """The array that NumPy would have rebuilt from a state of version, shape, type, order, bytes.
+    """The array in a stand-in that has version, shape, type, order and bytes as its state.
 
     Raises:
-        CheckpointError: The bytes do not fit.
+        CheckpointError: The bytes do not fit the shape.
     """
     kind, state, name = None, value.state, type(value).__name__
     raw, shape, fortran = None, (), False

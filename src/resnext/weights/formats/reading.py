@@ -1,6 +1,7 @@
-"""Files of weights: which format they are in, and the tensors that are in them.
+"""Files of weights: which format they are in, and the dictionaries of tensors in them.
 
-Nothing in a file is ever executed. Pickles are read with torch's `weights_only`, or by `inert.py`.
+Nothing in a file is ever executed. Pickles are read with torch's `weights_only`, or by
+`pickles.py`. Nothing here knows a library or a network.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 import struct
 import threading
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +21,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from resnext.dialects.torch7 import from_torch7
 from resnext.errors import CheckpointError, MissingFileError
 from resnext.weights.formats.pickles import STUBS, InertObject, brief, read_pickle, revived
 from resnext.weights.formats.torch7 import Module, read_torch7
-from resnext.weights.recognise import is_candidate
 
 _SAFETENSORS = {
     "F64": torch.float64,
@@ -38,31 +37,29 @@ _SAFETENSORS = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-# Where weights are in a dictionary, best first: averages are what was evaluated. mmengine swaps:
-# its `state_dict` holds the average and `ema_state_dict` the raw weights.
-_PLACES = ("model_ema", "state_dict_ema", "ema", "", "state_dict", "model", "model_state_dict")
-_PLACES += ("net", "network", "weights", "content", "params", "ema_state_dict")
-
 _READERS_AT_ONCE = 4
-_LOCK = threading.Lock()  # torch's list of harmless names is one for all threads
+_LOCK = threading.Lock()  # torch has one list of safe names for all threads
+
+
+Arrays = Mapping[str, Tensor | np.ndarray[Any, Any]]
 
 
 class Contents(NamedTuple):
-    """What a file holds."""
+    """The content of a file."""
 
+    path: Path
     format: str
     """safetensors, torch, torch (legacy), Torch7, Lucid (.lcd), pickle of arrays or NumPy."""
-    place: str
-    """Entry of the file's dictionary that holds the weights; empty for the file itself."""
-    state: dict[str, Tensor]
-    metadata: dict[str, Any]
-    """Everything beside the weights that could be read, harmless."""
-    passed_over: tuple[str, ...] = ()
-    """Entries that hold other networks."""
+    dictionaries: Mapping[str, Arrays]
+    """Every dictionary in the file with the arrays in it, by the path of keys that leads to it."""
+    metadata: Mapping[str, Any]
+    """Plain values and dictionaries at the top of the file, all harmless."""
+    root: object = None
+    """What the file holds if it is not a dictionary: the module of a Torch7 file."""
 
 
 def read(path: Path) -> Contents:
-    """The tensors of a file, whatever its format.
+    """The contents of a file, whatever its format.
 
     Raises:
         MissingFileError: There is no such file.
@@ -70,7 +67,7 @@ def read(path: Path) -> Contents:
     """
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise CheckpointError(f"{path} is no ordinary file.")
+            raise CheckpointError(f"{path} is not a regular file.")
         with path.open("rb") as file:
             start = file.read(64)
         if not start:
@@ -92,10 +89,10 @@ def _format(path: Path, start: bytes) -> str:
     if start[:4] == b"PK\x03\x04":
         return "torch"  # cut off: its table is at the end
     if start[:4] in (b"\x03\0\0\0", b"\x04\0\0\0"):
-        return "torch7"
+        return "lua"
     if start[:1] == b"\x80":
         return "legacy" if b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19" in start[:16] else "pickle"
-    raise CheckpointError(f"{path} is no file of weights: {_guess(start)}.")
+    raise CheckpointError(f"{path} is not a file of weights: {_guess(start)}.")
 
 
 def _is_zip(path: Path) -> bool:
@@ -106,7 +103,7 @@ def _is_zip(path: Path) -> bool:
 
 
 def _entries(path: Path) -> list[zipfile.ZipInfo]:
-    """What a zip says it holds.
+    """The entries of a zip file, as its table states them.
 
     Raises:
         CheckpointError: Its table is damaged.
@@ -119,21 +116,21 @@ def _entries(path: Path) -> list[zipfile.ZipInfo]:
 
 
 def _bounded(path: Path) -> list[zipfile.ZipInfo]:
-    """What a zip holds, unless it would unpack to far more than it is.
+    """The entries of a zip file that does not unpack to far more than its size.
 
     Raises:
-        CheckpointError: It would, or is damaged.
+        CheckpointError: It does, or is damaged.
     """
     entries = _entries(path)
     size = sum(entry.file_size for entry in entries)
     if size > 20 * path.stat().st_size + (1 << 20):
-        raise CheckpointError(f"{path} unpacks to {size:,} bytes, which no weights do.")
+        raise CheckpointError(f"{path} unpacks to {size:,} bytes, far more than weights need.")
     return entries
 
 
 def _guess(start: bytes) -> str:
     text = start.lstrip().lower()
-    for head, what in (
+    for head, guess in (
         (b"<!doctype", "it is a web page; the download went wrong"),
         (b"<html", "it is a web page; the download went wrong"),
         (b"version https://git-lfs", "it is a pointer of Git LFS; run git lfs pull"),
@@ -143,7 +140,7 @@ def _guess(start: bytes) -> str:
         (b"{", "it is JSON, perhaps the config of the file beside it"),
     ):
         if text.startswith(head):
-            return what
+            return guess
     return f"it starts with {start[:8]!r}"
 
 
@@ -151,44 +148,44 @@ def _guess(start: bytes) -> str:
 
 
 def read_safetensors(path: Path) -> Contents:
-    """A safetensors file, each tensor read into aligned memory of its own.
+    """The contents of a safetensors file, each tensor in its own aligned memory.
 
-    The library checks the header; it maps the file into memory, which counts twice while its
-    tensors are copied, so the values are read here.
+    The safetensors library checks the header. Values are read here, because the library maps the
+    file into memory, which would be counted twice while tensors are copied.
     """
     try:
         with safe_open(path, framework="np") as file:
             metadata = dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} is no safetensors file, or damaged: {brief(error)}."
+            f"{path} is not a safetensors file, or is damaged: {brief(error)}."
         ) from error
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header: dict[str, Any] = json.loads(file.read(length))
     header.pop("__metadata__", None)
     state: dict[str, Tensor] = {}
-    places: list[tuple[int, Tensor]] = []
-    for name, about in header.items():
-        if about["dtype"] not in _SAFETENSORS:
+    targets: list[tuple[int, Tensor]] = []
+    for name, entry in header.items():
+        if entry["dtype"] not in _SAFETENSORS:
             raise CheckpointError(
-                f"{path}: {name} has type {about['dtype']}; weights of that type are not read."
+                f"{path}: {name} has type {entry['dtype']}; weights of that type are not read."
             )
         try:
-            state[name] = torch.empty(about["shape"], dtype=_SAFETENSORS[about["dtype"]])
+            state[name] = torch.empty(entry["shape"], dtype=_SAFETENSORS[entry["dtype"]])
         except RuntimeError as error:
-            raise CheckpointError(f"{path}: {name} has shape {about['shape']}.") from error
-        places.append((8 + length + about["data_offsets"][0], state[name]))
+            raise CheckpointError(f"{path}: {name} has shape {entry['shape']}.") from error
+        targets.append((8 + length + entry["data_offsets"][0], state[name]))
     with ThreadPoolExecutor(_READERS_AT_ONCE) as pool:
-        parts = [places[i::_READERS_AT_ONCE] for i in range(_READERS_AT_ONCE)]
-        list(pool.map(lambda part: _fill(path, part), parts))
-    return Contents("safetensors", "", state, metadata)
+        shares = [targets[i::_READERS_AT_ONCE] for i in range(_READERS_AT_ONCE)]
+        list(pool.map(lambda share: _fill(path, share), shares))
+    return Contents(path, "safetensors", {"": state}, metadata)
 
 
-def _fill(path: Path, places: Iterable[tuple[int, Tensor]]) -> None:
-    """Read tensors' bytes into them, each from its place in the file."""
+def _fill(path: Path, targets: Iterable[tuple[int, Tensor]]) -> None:
+    """Read the bytes of tensors, each from its offset in the file."""
     with path.open("rb", buffering=0) as file:
-        for start, tensor in places:
+        for start, tensor in targets:
             if not tensor.numel():
                 continue
             file.seek(start)
@@ -219,7 +216,7 @@ def _read_legacy(path: Path) -> Contents:
 
 
 def _unpickled(path: Path) -> Any:
-    """What torch reads with `weights_only`; harmless foreign objects stand in for themselves."""
+    """The content that torch reads with `weights_only`, with stand-ins for harmless objects."""
     stubs: list[Any] = [(stub, name) for name, stub in STUBS.items()]
     try:
         with _LOCK, torch.serialization.safe_globals(stubs):
@@ -266,10 +263,7 @@ def _read_lua(path: Path) -> Contents:
         content = next((x for x in content.values() if isinstance(x, Module)), content)
     if not isinstance(content, Module):
         raise CheckpointError(f"{path} holds no network of Torch7.")
-    try:
-        return _contents("Torch7", path, dict(from_torch7(content)))
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    return Contents(path, "Torch7", {}, {}, content)
 
 
 _READERS = {
@@ -278,47 +272,27 @@ _READERS = {
     "legacy": _read_legacy,
     "pickle": _read_pickle,
     "numpy": _read_numpy,
-    "torch7": _read_lua,
+    "lua": _read_lua,
 }
 
 
 def _contents(format: str, path: Path, content: Any) -> Contents:
-    """The best dictionary of tensors in what was read, and everything beside it."""
+    """Every dictionary of arrays in the content of a file, and everything beside them."""
     if not isinstance(content, dict):
         kind = "object" if isinstance(content, InertObject) else type(content).__name__
         raise CheckpointError(f"{path} holds one {kind}, not a dictionary of tensors.")
-    places = dict(_dictionaries(content))
-    found = {place: names for place, names in places.items() if is_candidate(names)}
-
-    def rank(place: str) -> int:
-        first = place.partition(".")[0]
-        return _PLACES.index(first) if first in _PLACES else len(_PLACES)
-
-    if not found:
-        place = max(places, key=lambda place: len(places[place]))
-        found = {place: places[place]}
-    ranked = sorted(found, key=rank)
-    if len(ranked) > 1 and rank(ranked[0]) == rank(ranked[1]):
-        names = " and ".join(repr(place) for place in ranked)
-        raise CheckpointError(f"{path}: several networks are in it, under {names}. Save one.")
-    place, inner = ranked[0], content
-    for part in found[ranked[0]].at:
-        inner = inner[part]
-    state = {name: _tensor(path, name, inner[name]) for name in found[place]}
-    return Contents(format, place, state, _metadata(content), tuple(ranked[1:]))
+    plain = {
+        key: value
+        for key, value in dict.items(content)
+        if isinstance(value, str | int | float | bool | dict)
+    }
+    return Contents(path, format, _dictionaries(content), plain)
 
 
-class _Names(list[str]):
-    """Names of the arrays in a dictionary, and the keys that lead to it."""
-
-    def __init__(self, names: Iterable[str], at: tuple[str, ...]) -> None:
-        super().__init__(names)
-        self.at = at
-
-
-def _dictionaries(content: dict[Any, Any]) -> Iterator[tuple[str, _Names]]:
-    """Every dictionary in a dictionary, each once, however often it is in it."""
+def _dictionaries(content: dict[Any, Any]) -> dict[str, Arrays]:
+    """Every dictionary in a dictionary, each once even if it occurs several times."""
     seen: set[int] = set()
+    dictionaries: dict[str, Arrays] = {}
     waiting: list[tuple[tuple[str, ...], dict[Any, Any]]] = [((), content)]
     while waiting:
         at, inner = waiting.pop(0)
@@ -326,20 +300,31 @@ def _dictionaries(content: dict[Any, Any]) -> Iterator[tuple[str, _Names]]:
             continue
         seen.add(id(inner))
         items = [(key, value) for key, value in dict.items(inner) if isinstance(key, str)]
-        arrays = (key for key, value in items if isinstance(value, Tensor | np.ndarray))
-        yield ".".join(at), _Names(arrays, at)
+        dictionaries[".".join(at)] = {k: v for k, v in items if isinstance(v, Tensor | np.ndarray)}
         waiting += [((*at, key), value) for key, value in items if isinstance(value, dict)]
+    return dictionaries
+
+
+def to_tensors(path: Path, arrays: Arrays) -> dict[str, Tensor]:
+    """Arrays as tensors, each in its own memory.
+
+    Raises:
+        CheckpointError: One is not of a kind that weights have; the message names file and array.
+    """
+    return {name: _tensor(path, name, value) for name, value in arrays.items()}
 
 
 def _tensor(path: Path, name: str, value: Tensor | np.ndarray) -> Tensor:
-    """The tensor, in memory of its own.
+    """The tensor in its own memory.
 
     Raises:
-        CheckpointError: It is of another kind than weights are.
+        CheckpointError: It is of a kind that weights do not have.
     """
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "fiub" or value.dtype.itemsize > 8:
-            raise CheckpointError(f"{path}: {name} has type {value.dtype}, which no weights have.")
+            raise CheckpointError(
+                f"{path}: {name} has type {value.dtype}, which is not a type of weights."
+            )
         native = np.array(value, dtype=value.dtype.newbyteorder("="), order="C")
         return torch.from_numpy(native)
     for kind, is_so in (
@@ -356,10 +341,3 @@ def _tensor(path: Path, name: str, value: Tensor | np.ndarray) -> Tensor:
     if size > value.numel() * value.element_size() or not value.is_contiguous():
         value = value.clone(memory_format=torch.contiguous_format)
     return value
-
-
-def _metadata(content: dict[Any, Any]) -> dict[str, Any]:
-    """Plain values beside the weights, and what OpenMMLab keeps under `meta`."""
-    plain = {k: v for k, v in dict.items(content) if isinstance(v, str | int | float | bool)}
-    meta = content.get("meta")
-    return {**plain, **({"meta": meta} if isinstance(meta, dict) else {})}

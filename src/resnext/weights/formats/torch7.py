@@ -1,6 +1,6 @@
 """Torch7's binary files (.t7): the modules of a network with their tensors. Functions are skipped.
 
-Source: the serialisation of Torch7 as its documentation describes it.
+Source: Torch7's documentation of its serialization.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _DEEPEST = 60
 
 
 class Module(NamedTuple):
-    """An object of Lua: its class, and what belongs to it."""
+    """An object of Lua: its class and its fields."""
 
     kind: str
-    """The class, such as `nn.Sequential`."""
+    """Name of the class: `nn.Sequential`."""
     fields: dict[Any, Any]
 
     def children(self) -> list[Module]:
-        """Modules inside of it, in order."""
+        """Modules inside, in order."""
         modules = self.fields.get("modules")
         if not isinstance(modules, dict):
             return []
@@ -49,10 +49,10 @@ class Module(NamedTuple):
 
 
 def read_torch7(path: Path) -> Any:
-    """What a file holds: a `Module`, a dictionary, an array or a plain value.
+    """The content of a file: a `Module`, a dictionary, an array or a plain value.
 
     Raises:
-        CheckpointError: It is no such file, or damaged.
+        CheckpointError: It is not a Torch7 file, or is damaged.
     """
     with path.open("rb") as file:
         try:
@@ -62,7 +62,7 @@ def read_torch7(path: Path) -> Any:
 
 
 class _Reader:
-    """One file while it is read. Objects are numbered, and named again by their number."""
+    """Reads one file. Objects are numbered; a number that occurs again is a reference."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         self.file = file
@@ -89,11 +89,11 @@ class _Reader:
         if kind == _TABLE:
             return self.table(index, depth)
         if kind == _OBJECT:
-            return self.thing(index, depth)
+            return self.instance(index, depth)
         if kind in _FUNCTIONS:
             self.known[index] = None
-            self.raw(self.number("<i"))  # its code, which is not looked at
-            self.read(depth + 1)  # what it refers to
+            self.raw(self.number("<i"))  # its code, which is skipped
+            self.read(depth + 1)  # its upvalues
             return None
         raise ValueError(f"unknown type {kind}")
 
@@ -107,7 +107,7 @@ class _Reader:
                 table[key] = value
         return table
 
-    def thing(self, index: int, depth: int) -> Any:
+    def instance(self, index: int, depth: int) -> Any:
         """An object: a tensor, a storage or a module."""
         name = self.text()
         if name.startswith("V "):
@@ -128,7 +128,7 @@ class _Reader:
         return module
 
     def storage(self, dtype: np.dtype[Any], depth: int) -> np.ndarray[Any, Any]:
-        """Numbers one after the other."""
+        """A flat array."""
         count = self.count(self.number("<q"), dtype.itemsize)
         return np.frombuffer(self.raw(count * dtype.itemsize), dtype)
 
@@ -158,7 +158,12 @@ class _Reader:
         return self.raw(self.number("<i")).decode("latin1")
 
     def count(self, number: int, least: int) -> int:
-        """A number of things, each of at least so many bytes."""
+        """A number of elements that the rest of the file can hold.
+
+        Args:
+            number: The number that the file states.
+            least: Fewest bytes that an element takes.
+        """
         if not 0 <= number * least <= self.left:
             raise ValueError(f"{number} elements in {self.left} bytes")
         return number

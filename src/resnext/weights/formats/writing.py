@@ -1,4 +1,4 @@
-"""Files as other libraries write them."""
+"""Writes files for other libraries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,16 +15,8 @@ from torch import Tensor
 from resnext.card import Card
 from resnext.config import ResNeXtConfig
 from resnext.dialects.dialect import Dialect
-from resnext.dialects.mmcls import config_text
 from resnext.errors import CheckpointError
 from resnext.system.atomic import write_atomically
-
-_SUFFIXES = {
-    "lucid": (".safetensors", ".lcd", ".npz"),
-    "mmcls": (".pth", ".pt"),
-    "mmdet": (".pth", ".pt"),
-}
-_USUAL = (".pth", ".pt", ".safetensors", ".npz")
 
 
 def write(
@@ -35,30 +26,24 @@ def write(
 
     Args:
         path: File to write; its suffix chooses the format.
-        dialect: Of the library.
+        dialect: The library.
         state: The weights, under our names.
         config: The architecture.
-        card: Its labels go into the file where the library keeps them there.
+        card: Labels and preprocessing, for libraries that keep them in the file.
 
     Raises:
-        CheckpointError: The library has no such network or format, or the file cannot be written.
+        CheckpointError: The library does not have the network or the format, or the file cannot be
+            written.
     """
-    suffixes = _SUFFIXES.get(dialect.name, _USUAL)
-    if path.suffix not in suffixes:
+    if path.suffix not in dialect.suffixes:
         raise CheckpointError(
-            f"{path.name} must end in {' or '.join(suffixes)} for {dialect.title}."
+            f"{path.name} must end in {' or '.join(dialect.suffixes)} for {dialect.title}."
         )
     theirs = {
         name: x.detach().cpu().contiguous() for name, x in dialect.write(state, config).items()
     }
     if path.suffix in (".npz", ".lcd"):  # NumPy has no bfloat16
         theirs = {n: x.float() if x.dtype == torch.bfloat16 else x for n, x in theirs.items()}
-    content: dict[str, Any] = theirs
-    if dialect.name in ("mmcls", "mmdet"):
-        meta: dict[str, Any] = {"CLASSES": card.labels} if card.labels else {}
-        if dialect.name == "mmcls":
-            meta["config"] = config_text(config)
-        content = {"meta": meta, "state_dict": OrderedDict(theirs)}
 
     def save(temporary: str) -> None:
         if path.suffix == ".safetensors":
@@ -68,9 +53,9 @@ def write(
                 np.savez(file, **{name: x.numpy() for name, x in theirs.items()})  # pyright: ignore
         elif path.suffix == ".lcd":
             arrays = OrderedDict((name, x.numpy()) for name, x in theirs.items())
-            about = {"type": "OrderedDict", "format_version": 1.1, "content": arrays}
-            Path(temporary).write_bytes(pickle.dumps(about))
+            file = {"type": "OrderedDict", "format_version": 1.1, "content": arrays}
+            Path(temporary).write_bytes(pickle.dumps(file))
         else:
-            torch.save(content, temporary)
+            torch.save(dialect.content(theirs, config, card), temporary)
 
     write_atomically(path, save)

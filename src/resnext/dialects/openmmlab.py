@@ -1,0 +1,362 @@
+"""OpenMMLab: MMClassification 0.x and MMPretrain 1.x, MMDetection and MMSegmentation.
+
+One file holds two dialects: the projects share how they name norms, what their checkpoints contain
+and how their config files describe a network. They differ in the deep stem, which is flat in
+mmdet, and in `avg_down`, which pools in every stage there. mmdet has no classifier; a file for it
+keeps ours under `fc`, which mmdet leaves unread.
+
+Source: the documentation of mmcls 0.25; mmdet 2.28 and mmseg 0.30, run with random weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from resnext.architectures import unsupported_reason
+from resnext.card import Card, Preprocessing
+from resnext.config import ResNeXtConfig
+from resnext.dialects.dialect import (
+    CheckpointMetadata,
+    Dialect,
+    Documents,
+    NameRule,
+    ParameterNames,
+    Values,
+    label_names,
+)
+from resnext.errors import CheckpointError, ResNeXtError
+from resnext.mmcls.backbone import DEPTHS
+from resnext.mmcls.config_file import parse_config
+from resnext.mmcls.layer_cfg import LETTERS
+from resnext.mmcls.registry import build
+
+# Arguments of a backbone that do not change what it computes
+_UNUSED = ("pretrained", "init_cfg", "dcn", "plugins", "stage_with_dcn", "with_cp", "norm_eval")
+_UNUSED += ("frozen_stages", "out_indices", "multi_grid", "contract_dilation", "drop_path_rate")
+
+_MMCLS_MODULES = re.compile(r"stem\.\d\.conv\.|.*\.se_layer\.")
+_DETECTOR = re.compile(r"(neck|rpn_head|roi_head|bbox_head|mask_head|decode_head|auxiliary_head)\.")
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+def _deep(config: ResNeXtConfig) -> bool:
+    """Whether the stem has three convolutions."""
+    return config.stem_type == "deep"
+
+
+_BLOCK_NORMS = tuple(NameRule(f"bn{i}.", f"{{n}}{i}.") for i in (1, 2, 3))
+_STEM_NORM = NameRule("bn1.", "{n}1.", lambda config: not _deep(config))
+_MMCLS_NETWORK = (
+    NameRule("conv1.0.", "stem.0.conv."),
+    NameRule("conv1.1.", "stem.0.{n}."),
+    NameRule("conv1.3.", "stem.1.conv."),
+    NameRule("conv1.4.", "stem.1.{n}."),
+    NameRule("conv1.6.", "stem.2.conv."),
+    NameRule("bn1.", "stem.2.{n}.", _deep),
+    _STEM_NORM,
+    NameRule("fc.", "head.fc."),
+)
+_MMCLS_BLOCK = (
+    *_BLOCK_NORMS,
+    NameRule("se.fc1.", "se_layer.conv1.conv."),
+    NameRule("se.fc2.", "se_layer.conv2.conv."),
+)
+_MMDET_NETWORK = (
+    NameRule("conv1.0.", "stem.0."),
+    NameRule("conv1.1.", "stem.1."),
+    NameRule("conv1.3.", "stem.3."),
+    NameRule("conv1.4.", "stem.4."),
+    NameRule("conv1.6.", "stem.6."),
+    NameRule("bn1.", "stem.7.", _deep),
+    _STEM_NORM,
+)
+
+
+# -- which networks there are ----------------------------------------------------------------------
+
+
+def _nearest(config: ResNeXtConfig) -> ResNeXtConfig:
+    """The most similar network that mmcls's arguments can describe."""
+    stages, stem = config.stages, config.stem_out
+    base, half = stages[0].out_channels // config.expansion, max(stem[-1] // 2, 1)
+    width = base if stages[0].groups == 1 else stages[0].width
+    channels = tuple(base * 2**i for i in range(config.num_stages))
+    blocks = next((b for b in DEPTHS.values() if b[: config.num_stages] == config.layers), None)
+    return ResNeXtConfig(
+        blocks[: config.num_stages] if blocks else DEPTHS[50][: config.num_stages],
+        stages[0].groups,
+        1,
+        config.num_classes,
+        config.in_channels,
+        stem_type=config.stem_type,
+        avg_down=config.avg_down,
+        channels=channels,
+        num_stages=config.num_stages,
+        strides=tuple(stage.stride for stage in stages),
+        dilations=tuple(stage.dilation for stage in stages),
+        style=config.style,
+        expansion=config.expansion,
+        widths=tuple(width * 2**i for i in range(config.num_stages)),
+        stem_channels=(half, half, stem[-1]) if _deep(config) else stem[0],
+        norm=config.norm,
+        norm_groups=config.norm_groups,
+        norm_eps=config.norm_eps,
+        norm_affine=config.norm_affine,
+        norm_track=config.norm_track,
+        conv=config.conv,
+        conv_eps=config.conv_eps,
+        padding_mode=config.padding_mode,
+        attention="se" if config.gate == "se" else None,
+        se_reduction=config.se_reduction,
+        se_rounding="mmcls",
+    )
+
+
+def _mmcls_problem(config: ResNeXtConfig) -> str:
+    """Why mmcls cannot build a network; empty if it can."""
+    return unsupported_reason(config, _nearest(config))
+
+
+def _mmdet_problem(config: ResNeXtConfig) -> str:
+    """Why mmdet cannot build a network; empty if it can."""
+    if config.gate:
+        return f"does not support {config.gate.upper()} attention."
+    if config.expansion != 4:
+        return "supports only expansion 4."
+    return unsupported_reason(config, _nearest(config))
+
+
+def _is_mmdet(names: ParameterNames) -> bool:
+    """A flat deep stem, or a detector's other parts, without modules that only mmcls has."""
+    if any(_MMCLS_MODULES.match(name) for name in names.network):
+        return False
+    return "stem.3.weight" in names.network or any(map(_DETECTOR.search, names.outside))
+
+
+def _is_mmcls(names: ParameterNames) -> bool:
+    """Modules, a head or letters of norms that only mmcls has."""
+    if any(_MMCLS_MODULES.match(name) for name in names.network):
+        return True
+    if any(name.endswith("head.fc.weight") for name in names.classifier):
+        return True
+    norms = tuple(f"layer1.0.{letters}1." for letters in LETTERS.values() if letters != "bn")
+    return any(name.startswith(norms) for name in names.network)
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def _mmcls_content(state: dict[str, Tensor], config: ResNeXtConfig, card: Card) -> dict[str, Any]:
+    """A checkpoint as mmcv writes it, with labels and config."""
+    content = _mmdet_content(state, config, card)
+    content["meta"]["config"] = config_text(config)
+    return content
+
+
+def _mmdet_content(state: dict[str, Tensor], config: ResNeXtConfig, card: Card) -> dict[str, Any]:
+    """A checkpoint as mmcv writes it, with labels."""
+    meta = {"CLASSES": card.labels} if card.labels else {}
+    return {"meta": meta, "state_dict": OrderedDict(state)}
+
+
+def config_text(config: ResNeXtConfig) -> str:
+    """The text of mmcls's config file for a classifier, as its checkpoints hold it."""
+    stages = config.stages
+    norms = {"group": "GN", "sync": "SyncBN", "instance": "IN", "layer": "LN2d"}
+    norm: dict[str, Any] = {"type": norms.get(config.norm, "BN"), "eps": config.norm_eps}
+    norm |= {"num_groups": config.norm_groups} if config.norm == "group" else {}
+    affine = "elementwise_affine" if config.norm == "layer" else "affine"
+    norm |= {} if config.norm_affine else {affine: False}
+    norm |= {} if config.norm_track else {"track_running_stats": False}
+    convs = {"weight_standardized": "ConvWS", "affine_weight_standardized": "ConvAWS"}
+    conv: dict[str, Any] = {"type": convs.get(config.conv, "Conv2d")}
+    conv |= {"type": "Conv2dAdaptivePadding"} if config.conv == "same_padding" else {}
+    conv |= {"eps": config.conv_eps} if config.conv == "weight_standardized" else {}
+    conv |= {} if config.padding_mode == "zeros" else {"padding_mode": config.padding_mode}
+    base = stages[0].out_channels // config.expansion
+    backbone = {
+        "type": "SEResNeXt" if config.gate else "ResNeXt",
+        "depth": next(d for d, b in DEPTHS.items() if b[: config.num_stages] == config.layers),
+        "groups": stages[0].groups,
+        "width_per_group": stages[0].width // stages[0].groups,
+        "in_channels": config.in_channels,
+        "stem_channels": config.stem_out[-1],
+        "base_channels": base,
+        "expansion": config.expansion,
+        "num_stages": config.num_stages,
+        "strides": tuple(stage.stride for stage in stages),
+        "dilations": tuple(stage.dilation for stage in stages),
+        "out_indices": (config.num_stages - 1,),
+        "style": config.style,
+        "deep_stem": _deep(config),
+        "avg_down": config.avg_down,
+        "conv_cfg": conv,
+        "norm_cfg": norm,
+        **({"se_ratio": config.se_reduction} if config.gate else {}),
+    }
+    head = {
+        "type": "LinearClsHead",
+        "num_classes": config.num_classes,
+        "in_channels": stages[-1].out_channels,
+    }
+    model = {
+        "type": "ImageClassifier",
+        "backbone": backbone,
+        "neck": {"type": "GlobalAveragePooling"},
+        "head": head,
+    }
+    return f"model = {model!r}\n"
+
+
+def _metadata(documents: Documents) -> CheckpointMetadata:
+    """From `meta` in a file that mmcv or mmengine wrote.
+
+    Raises:
+        CheckpointError: It holds the config of a ResNeXt that cannot be built.
+    """
+    meta = documents.file.get("meta")
+    if not isinstance(meta, dict):
+        return CheckpointMetadata()
+    data = meta.get("dataset_meta")
+    classes = meta.get("CLASSES") or (data.get("classes") if isinstance(data, Mapping) else None)
+    text = meta.get("config") or meta.get("cfg")
+    config, preprocessing, notes = None, None, list[str]()
+    if isinstance(text, str):
+        try:
+            settings = parse_config(text)
+        except ResNeXtError:
+            settings = {}
+            notes.append("the config in the file could not be read, so it is not used")
+        model = settings.get("model")
+        config = _network(model) if isinstance(model, Mapping) else None
+        preprocessing = _preprocessing(settings, notes)
+    provenance = {
+        name: meta[name]
+        for name in ("mmcls_version", "mmengine_version", "mmcv_version", "exp_name", "epoch")
+        if isinstance(meta.get(name), str | int)
+    }
+    return CheckpointMetadata(
+        label_names(classes), preprocessing, provenance, config=config, notes=tuple(notes)
+    )
+
+
+def _network(model: Values) -> ResNeXtConfig | None:
+    """Our config for the backbone in `model`; None if it is not a ResNeXt.
+
+    Raises:
+        CheckpointError: It is a ResNeXt that cannot be built.
+    """
+    backbone = model.get("backbone")
+    kind = str(backbone.get("type")).rpartition(".")[2] if isinstance(backbone, Mapping) else ""
+    if not isinstance(backbone, Mapping) or kind not in ("ResNeXt", "SEResNeXt"):
+        return None
+    classifier = str(model.get("type")).endswith("ImageClassifier")
+    args = {**backbone, "type": kind}
+    for name in ("dcn", "plugins"):
+        if args.get(name):
+            raise CheckpointError(f"Its config has {name}, which are not supported.")
+    for name in _UNUSED:
+        args.pop(name, None)
+    stages = args.get("num_stages", 4)
+    args["out_indices"] = (stages - 1,) if isinstance(stages, int) else (3,)
+    if not classifier:  # mmdet's and mmseg's own class
+        args["groups"] = args.get("groups", 1)
+        args["width_per_group"] = args.pop("base_width", 4)
+        args["stem_channels"] = args.get("stem_channels") or args.get("base_channels", 64)
+    neck, head = model.get("neck"), model.get("head")
+    if classifier and isinstance(neck, Mapping) and neck.get("type") != "GlobalAveragePooling":
+        raise CheckpointError(f"Its neck is {neck.get('type')}, not GlobalAveragePooling.")
+    try:
+        network = build({**args, "init_cfg": None}).config
+    except (ResNeXtError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"The config in it does not describe a valid network: {error}"
+        ) from error
+    assert isinstance(network, ResNeXtConfig)
+    classes = head.get("num_classes") if isinstance(head, Mapping) and classifier else None
+    return network.replace(num_classes=classes) if isinstance(classes, int) else network
+
+
+def _preprocessing(settings: Values, notes: list[str]) -> Preprocessing | None:
+    """Resize, CenterCrop and Normalize of the test pipeline; None if it is of another kind."""
+    model = settings.get("model")
+    inner = model.get("data_preprocessor") if isinstance(model, Mapping) else None
+    processor = settings.get("data_preprocessor") or inner
+    steps = {str(step.get("type")): step for step in _pipeline(settings)}
+    normal, rgb = steps.get("Normalize") or settings.get("img_norm_cfg"), True
+    if not normal and isinstance(processor, Mapping):
+        normal, rgb = processor, False  # MMPretrain's default
+    resize, crop = steps.get("Resize") or steps.get("ResizeEdge"), steps.get("CenterCrop")
+    if not isinstance(normal, Mapping) or not resize or not crop:
+        return None
+    wanted: Any = resize.get("scale", resize.get("size"))
+    edge = wanted
+    by_edge = resize.get("type") == "ResizeEdge" and resize.get("edge", "short") == "short"
+    if isinstance(wanted, list | tuple) and len(wanted) == 2 and wanted[1] == -1:
+        edge, by_edge = wanted[0], True
+    try:
+        if not by_edge:
+            raise TypeError
+        preprocessing = Preprocessing(
+            size=crop["crop_size"],
+            resize=edge,
+            interpolation=resize.get("interpolation", "bilinear"),
+            mean=tuple(x / 255 for x in normal["mean"]),
+            std=tuple(x / 255 for x in normal["std"]),
+            colour="RGB" if normal.get("to_rgb", rgb) else "BGR",
+        )
+    except (ResNeXtError, TypeError, KeyError):
+        notes.append("the preprocessing in the file's config is of another kind, so it is not used")
+        return None
+    if resize.get("backend", "cv2") != "pillow":
+        notes.append("images were resized by OpenCV without antialiasing; here Pillow resizes them")
+    return preprocessing
+
+
+def _pipeline(settings: Values) -> Iterable[Values]:
+    """Steps of the test pipeline, wherever the version of the config keeps them."""
+    data, loader = settings.get("data"), settings.get("test_dataloader")
+    test = data.get("test") if isinstance(data, Mapping) else None
+    inner = loader.get("dataset") if isinstance(loader, Mapping) else None
+    for dataset in (test, inner, {"pipeline": settings.get("test_pipeline")}):
+        steps = dataset.get("pipeline") if isinstance(dataset, Mapping) else None
+        if isinstance(steps, list):
+            return [step for step in steps if isinstance(step, Mapping)]
+    return []
+
+
+MMCLS = Dialect(
+    "mmcls",
+    "MMClassification",
+    network=_MMCLS_NETWORK,
+    block=_MMCLS_BLOCK,
+    trunk="backbone.",
+    norms=LETTERS,
+    empty_pool=False,
+    suffixes=(".pth", ".pt"),
+    backbones=True,
+    holds_config=True,
+    content=_mmcls_content,
+    metadata=_metadata,
+    recognises=_is_mmcls,
+    problem=_mmcls_problem,
+)
+MMDET = Dialect(
+    "mmdet",
+    "MMDetection",
+    network=_MMDET_NETWORK,
+    block=_BLOCK_NORMS,
+    norms=LETTERS,
+    suffixes=(".pth", ".pt"),
+    backbones=True,
+    content=_mmdet_content,
+    recognises=_is_mmdet,
+    problem=_mmdet_problem,
+)

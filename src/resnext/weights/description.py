@@ -1,0 +1,80 @@
+"""Config and card of a model. For names and our own files this needs neither weights nor torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from resnext.architectures import variant
+from resnext.card import Card
+from resnext.config import ResNeXtConfig
+from resnext.errors import CheckpointError, MissingFileError
+from resnext.summary import default_size
+from resnext.weights.catalog import exact, is_address, is_path
+from resnext.weights.header import read_header
+
+
+class Description(NamedTuple):
+    """A model's config and card."""
+
+    title: str
+    """The source as it was given."""
+    config: ResNeXtConfig
+    card: Card | None
+    """None for a variant, which has no weights to load."""
+    classifier: bool = True
+    """Whether there is a last layer; without one, `config.num_classes` is meaningless."""
+
+    @property
+    def size(self) -> int:
+        """Side of the images that it expects, pixels."""
+        return self.card.preprocessing.size if self.card else default_size(self.config)
+
+
+def describe(source: str | Path, *, progress: bool = False) -> Description:
+    """What a file, a name or an address stands for, in the order in which `load` looks.
+
+    Our own files and names are described without reading weights; other files are read.
+
+    Args:
+        source: A variant, a name of the catalog, an address, a file or a folder.
+        progress: Whether to show downloads on standard error.
+
+    Raises:
+        MissingFileError: There is no such file.
+        UnknownNameError: Neither a variant nor a checkpoint has that name.
+        CheckpointError: It is not a ResNeXt, is damaged, may hold code, or contradicts itself.
+    """
+    text = str(source)
+    if isinstance(source, Path) or _exists(text):
+        return _of_file(source, progress)
+    if is_address(text):
+        return _resolved(source, progress)
+    if is_path(text):
+        raise MissingFileError(f"{text} does not exist.")
+    if row := exact(text):
+        return Description(text, row.config, row.card)
+    return Description(text, variant(text), None)
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).expanduser().exists()
+    except OSError:  # a name that is too long for one
+        return False
+
+
+def _of_file(source: str | Path, progress: bool) -> Description:
+    try:
+        return Description(str(source), *read_header(Path(source).expanduser()))
+    except MissingFileError:
+        raise
+    except CheckpointError:  # not one of ours
+        return _resolved(source, progress)
+
+
+def _resolved(source: str | Path, progress: bool) -> Description:
+    from resnext.weights.resolve import resolve
+
+    checkpoint = resolve(source, progress=progress)
+    return Description(str(source), checkpoint.config, checkpoint.card, checkpoint.classifier)
