@@ -15,21 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles.originals import randomize
+from helpers import tiny_network
 from PIL import Image
 
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig, optimize, predict, save
 from resnext.errors import CheckpointError
-from resnext.inference import optimize as optimizing
-from resnext.inference import plan as plan_module
+from resnext.inference import search
+from resnext.inference.engines import ENGINES, base
+from resnext.inference.engines.base import EngineConfig
 from resnext.inference.engines.torch import TorchRunner
 from resnext.inference.opener import open_planned, open_runner
 from resnext.inference.optimized import Optimized
 from resnext.inference.plan import (
-    EngineConfig,
     Measurement,
     Plan,
-    engine_version,
     find_plan,
     machine_id,
     plan_path,
@@ -48,18 +47,9 @@ CONFIG = ResNeXtConfig(
 CARD = Card(("ant", "bee", "cat", "dog"), Preprocessing(SIZE, 14))
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is read from or written to the cache of whoever runs the tests."""
-    monkeypatch.setenv("RESNEXT_HOME", str(tmp_path_factory.getbasetemp() / "plans"))
-
-
 def network() -> ResNeXt:
     """The network of all model files here."""
-    made = ResNeXt(CONFIG)
-    randomize(made)
-    made.card = CARD
-    return made.eval()
+    return tiny_network(CONFIG, CARD)
 
 
 @pytest.fixture
@@ -73,9 +63,8 @@ def file(tmp_path: Path) -> Path:
 def optimized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model file with a plan for ONNX Runtime, in a folder that tests copy."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RESNEXT_HOME", str(tmp_path_factory.getbasetemp() / "plans"))
-        patch.setattr(optimizing, "_SECONDS", 0.0)
-        patch.setattr(optimizing, "_WIDTHS", ())
+        patch.setattr(search, "_SECONDS", 0.0)
+        patch.setattr(search, "_WIDTHS", ())
         path = tmp_path_factory.mktemp("optimized") / "pets.safetensors"
         save(network(), path)
         optimize(path, engine="onnxruntime", precision="fp32", batch=2).save_plan(path)
@@ -116,7 +105,7 @@ def plan(**changes: Any) -> Plan:
         device="cpu",
         request='["auto", "auto", null]',
         machine=machine_id("cpu"),
-        version=engine_version("torch"),
+        version=ENGINES["torch"].version,
         rows=rows,
     )
     return replace(usual, **changes)
@@ -239,7 +228,7 @@ def test_a_folder_in_place_of_the_plan(file: Path, image: Path) -> None:
 
 def test_a_plan_fits_where_it_was_made() -> None:
     """Or none would ever be used."""
-    assert plan().fits() == ""
+    assert plan().mismatch() == ""
 
 
 @pytest.mark.parametrize(
@@ -256,7 +245,7 @@ def test_a_plan_fits_where_it_was_made() -> None:
 )
 def test_plans_of_other_places(file: Path, changes: dict[str, Any], reason: str) -> None:
     """What was fastest there may be slow here, or not even run."""
-    if changes.get("form") and engine_version(changes["form"].engine):
+    if changes.get("form") and ENGINES[changes["form"].engine].installed:
         pytest.skip("that engine is installed")
     other = plan(file=file_sha256(file), **changes)
     write_plans(plan_path(file), [other])
@@ -266,14 +255,14 @@ def test_plans_of_other_places(file: Path, changes: dict[str, Any], reason: str)
         assert why
         assert device == "cpu" or reason in why
         assert open_planned(file, device, 16, False) is None
-    assert reason in other.fits()
+    assert reason in other.mismatch()
 
 
 def test_another_number_of_threads_is_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a quarter of the cores another form is fastest."""
     here = plan()
     monkeypatch.setenv("OMP_NUM_THREADS", "13")
-    assert "13 threads" in here.fits()
+    assert "13 threads" in here.mismatch()
 
 
 def test_plans_of_other_weights(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -465,7 +454,7 @@ def test_versions_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
     """An engine that was removed has no version, which is no error."""
 
     def missing(name: str) -> str:
-        raise plan_module.metadata.PackageNotFoundError(name)
+        raise base.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(plan_module.metadata, "version", missing)
-    assert engine_version("openvino") == ""
+    monkeypatch.setattr(base.metadata, "version", missing)
+    assert ENGINES["openvino"].version == ""
