@@ -83,13 +83,13 @@ def bench(
     if not seconds > 0:
         raise InputError(f"seconds must be above 0, not {seconds!r}.")
     precisions = _precisions(precision, data)
-    report = reporter(progress)
+    log = reporter(progress)
     threads, rows, peaks = torch.get_num_threads(), list[BenchmarkRow](), dict[str, float]()
     with ExitStack() as stack:
-        stack.callback(report.stop)
+        stack.callback(log.stop)
         stack.enter_context(_omp_threads(threads))
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="resnext-bench-"))
-        run = _BenchmarkRun(Path(folder), precisions, threads, data and str(data), compiled, report)
+        run = _BenchmarkRun(Path(folder), precisions, threads, data and str(data), compiled, log)
         config, size = run.write_inputs(classifier_for(model, progress), max(batches))
         macs = summarize(config, size).macs
         for batch in sorted(set(batches)):

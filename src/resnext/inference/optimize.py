@@ -33,7 +33,7 @@ from resnext.system.device import check_precision, hardware, pick_device
 from resnext.system.progress import Reporter, reporter
 from resnext.weights.load import load_classifier
 
-Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 _PATTERNS = 64  # synthetic images, where none are given
 _CALIBRATION = 256  # images to choose ranges with, and to compare answers on
 _LABELLED = 1024  # images to measure accuracy on
@@ -42,7 +42,7 @@ _LABELLED = 1024  # images to measure accuracy on
 def optimize(
     model: ResNeXt | str | Path,
     *,
-    precision: Precision = "auto",
+    precision: PrecisionChoice = "auto",
     engine: EngineChoice = "auto",
     batch: int = 16,
     data: str | Path | None = None,
@@ -80,7 +80,7 @@ def optimize(
             here, or no engine agrees with the network.
     """
     for name, value, known in (
-        ("precision", precision, get_args(Precision)),
+        ("precision", precision, get_args(PrecisionChoice)),
         ("engine", engine, ("auto", *ENGINES)),
     ):
         if value not in known:
@@ -89,10 +89,10 @@ def optimize(
         raise InputError(f"batch must be from 1 to 4096 images, not {batch!r}.")
     if precision == "int8" and data is None:
         raise InputError("precision int8 is calibrated with images of known classes: give data.")
-    place = pick_device(device)
-    check_precision(precision, place)
+    torch_device = pick_device(device)
+    check_precision(precision, torch_device)
     if engine != "auto":
-        ENGINES[engine].check_precision(precision, place.type)
+        ENGINES[engine].check_precision(precision, torch_device.type)
         ENGINES[engine].load()
     network = load_classifier(model, progress=progress) if isinstance(model, str | Path) else model
     network = copy.deepcopy(network).float().eval()
@@ -102,7 +102,7 @@ def optimize(
             "no batch can be divided. Run the network itself."
         )
     size = network.card.preprocessing.size if network.card else default_size(network.config)
-    device_name = "cpu" if place.type == "cpu" else hardware(place)
+    device_name = "cpu" if torch_device.type == "cpu" else hardware(torch_device)
     request = json.dumps([precision, engine, None if data is None else str(data)])
     digest = weights_digest(network)
     path = cached_plan_path(digest, device_name, batch, size, request)
@@ -110,13 +110,13 @@ def optimize(
     if plan:
         return Optimized(plan, network.card, network.config, lambda: network)
     require_folder(path.parent)  # a folder that cannot be written fails now, not after minutes
-    report = reporter(progress)
+    log = reporter(progress)
     try:
-        examples = _examples(network, data, size, report)
-        search = Search(network, size, place, batch, examples, report)
+        examples = _examples(network, data, size, log)
+        search = Search(network, size, torch_device, batch, examples, log)
         form, rows = search.run(precision, engine)
     finally:
-        report.stop()
+        log.stop()
     plan = Plan(
         model=digest,
         form=form,

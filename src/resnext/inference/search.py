@@ -137,8 +137,8 @@ class Search:
     def engines(self, wanted: str, precision: str) -> list[Engine]:
         """The engines to try for a precision.
 
-        The last of the table comes first: specialized engines are mostly faster, and what is much
-        slower than something before is given up after one call.
+        The last of the table comes first: it is usually a specialized, faster engine, and an
+        engine that is much slower than a previous one is dropped after one call.
         """
         known = ENGINES.values() if wanted == "auto" else [ENGINES[wanted]]
         able = [e for e in reversed(known) if precision in e.precisions(self.device.type)]

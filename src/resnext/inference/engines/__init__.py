@@ -25,6 +25,6 @@ ENGINES: dict[str, Engine] = {
     "onnxruntime": OnnxRuntime(),
     "openvino": OpenVino(),
 }
-"""All engines by name. Remembered plans are found by their versions in this order: append."""
+"""All engines by name. Their versions, in this order, are part of a cached plan's key: append."""
 
 __all__ = ["ENGINES", "Engine", "EngineConfig"]

@@ -33,12 +33,12 @@ class OnnxRuntime(Engine):
         return ("fp32",) if device == "cpu" else ()
 
     def divisions(self, batch: int) -> list[tuple[int, int]]:
-        """All at once, one by one, or a part for each group of cores."""
+        """All images at once, one at a time, or one piece for each group of cores."""
         return core_divisions(batch)
 
     def build(self, source: EngineBuilder, form: EngineConfig, kind: InputKind) -> Session:
         """A session of the exported graph."""
-        self.load()  # its absence is found out before the export, which takes seconds
+        self.load()  # if it is missing, fail before the export, which takes seconds
         return self._session(source.graph(form.width, kind).SerializeToString(), form)
 
     def save(self, source: EngineBuilder, form: EngineConfig, kind: InputKind, path: Path) -> None:

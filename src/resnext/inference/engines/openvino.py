@@ -49,7 +49,7 @@ class OpenVino(Engine):
             require_bf16()
 
     def divisions(self, batch: int) -> list[tuple[int, int]]:
-        """All at once, one by one, or a part for each group of cores."""
+        """All images at once, one at a time, or one piece for each group of cores."""
         return core_divisions(batch)
 
     def form_for(self, form: EngineConfig, count: int) -> EngineConfig:
