@@ -20,6 +20,51 @@ from resnext.summary import summarize
 pytestmark = pytest.mark.usefixtures("one_thread", "wide")
 
 
+def contenders_of(tmp_path: Path, batch: int, compiled: bool, *precisions: str) -> list[str]:
+    """All that take part, as progress shows them."""
+    run = timing._BenchmarkRun(tmp_path, precisions, 3, "photos", compiled, timing.reporter(False))
+    found = run.contenders(batch)
+    assert {(c.folder, c.batch, c.threads, c.data) for c in found} == {
+        (tmp_path, batch, 3, "photos")
+    }
+    return [f"{c.who}/{c.precision}/{c.way}" for c in found]
+
+
+def test_who_takes_part(tmp_path: Path) -> None:
+    """Each in the precisions that it has, in every way; what takes minutes only if asked for."""
+    ways = [
+        "LATENCY, whole",
+        "THROUGHPUT, whole",
+        "THROUGHPUT, shared out",
+        "THROUGHPUT, one by one",
+    ]
+    assert contenders_of(tmp_path, 1, False, "fp32") == [
+        "torchvision/fp32/",
+        "timm/fp32/",
+        "timm, channels-last/fp32/",
+        "ONNX Runtime/fp32/",
+        "OpenVINO/fp32/LATENCY, whole",
+        "resnext/fp32/",
+    ]
+    assert contenders_of(tmp_path, 2, True, "fp32", "bf16") == [
+        "torchvision/fp32/",
+        "timm/fp32/",
+        "timm, channels-last/fp32/",
+        "timm, channels-last/bf16/",
+        "timm, compiled/fp32/",
+        "timm, compiled/bf16/",
+        "ONNX Runtime/fp32/",
+        *(f"OpenVINO/fp32/{way}" for way in ways),
+        *(f"OpenVINO/bf16/{way}" for way in ways),
+        "resnext/fp32/",
+        "resnext/bf16/",
+    ]
+    assert contenders_of(tmp_path, 1, False, "int8") == [
+        "OpenVINO/int8/LATENCY, whole",
+        "resnext/int8/",
+    ]
+
+
 def test_they_take_turns(only: Choose) -> None:
     """A machine that slows down for a while must hit everybody."""
     order: list[str] = []

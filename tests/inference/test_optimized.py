@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from inference_cases import BATCH, CARD, INSTALLED, SIZE, agree, chosen, images
+from helpers import tiny_network
+from inference_cases import BATCH, CARD, CONFIG, INSTALLED, SIZE, agree, chosen, images
 
 import resnext
 from resnext import ResNeXt, optimize
@@ -121,6 +122,18 @@ def test_images_it_cannot_take(network: ResNeXt, x: Any, message: str) -> None:
     for call in (quick, quick.embed):
         with pytest.raises(InputError, match=message):
             call(x)
+
+
+def test_files_that_are_kept(network: ResNeXt, fresh_cache: Path) -> None:
+    """One for images and one for pixels, if the engine has files and the card fits the network."""
+    form = optimize(network, batch=BATCH, engine="torch").plan.form
+    assert [path.name[-10:] for path in fresh_cache.rglob("*.*")] == [".plan.json"]
+    assert form.engine == "torch"
+    for channels, kinds in ((3, {"images", "pixels"}), (5, {"images"})):
+        other = tiny_network(CONFIG.replace(in_channels=channels), CARD)
+        plan = optimize(other, batch=1, engine="onnxruntime", precision="fp32").plan
+        files = list(plan.graph("images").parent.glob("*.onnx"))
+        assert {path.name.partition("-")[0] for path in files} == kinds
 
 
 # -- Files of engines -------------------------------------------------------------------------
