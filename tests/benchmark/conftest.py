@@ -20,13 +20,13 @@ assert originals.torchvision  # so that it can be imported
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terminal on which no line of a table is folded."""
+    """A terminal wide enough that no table cell wraps."""
     monkeypatch.setenv("COLUMNS", "150")
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
-    """Plans go into a folder of their own, peaks are of small matrices, graphs are made once."""
+    """A new cache, small matrices for the peak, and each network exported once."""
     graphs: dict[Any, Any] = {}
 
     def once(network: ResNeXt, size: int) -> Any:
@@ -46,7 +46,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatc
 
 @pytest.fixture(scope="module")
 def real(home: pytest.MonkeyPatch) -> Benchmark:
-    """Every contender, for real; in fp32, which every processor has."""
+    """A real run of every contender, in fp32, which every processor supports."""
     return bench(made(FOUR, 32), precision="fp32", batches=[2], seconds=0.02, memory=False)
 
 
@@ -57,7 +57,7 @@ def _replaced(known: KnownContender | None, opener: Any) -> KnownContender:
 
 @pytest.fixture
 def only(home: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch) -> Choose:
-    """Choose who takes part."""
+    """Chooses the contenders."""
 
     def choose(**openers: Any) -> None:
         known = timing.CONTENDERS
@@ -72,7 +72,7 @@ def only(home: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch) -> Choose:
 
 @pytest.fixture
 def now(home: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, which only contenders move; the matrix product takes an eighth of a second."""
+    """A clock that only the contenders advance; a matrix product takes an eighth of a second."""
     now = [0.0]
 
     def product(precision: str) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""The contenders: the same function, the same inputs, and a note for each that cannot take part."""
+"""The contenders: equal logits, equal inputs, and a note for each that cannot run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PEERS = ["torchvision", "timm", "timm, channels-last", "ONNX Runtime", "OpenVINO
 
 
 def test_everybody_is_there_and_right(real: Benchmark) -> None:
-    """Each peer must really run, with our weights: else we would be compared with nothing."""
+    """Each peer must run with our weights, or the comparison is with nothing."""
     assert [(row.who, row.precision, row.note) for row in real.rows] == [
         (who, "fp32", "") for who in [*PEERS, "resnext"]
     ]
@@ -37,7 +37,7 @@ def test_everybody_is_there_and_right(real: Benchmark) -> None:
 
 
 def test_numbers_are_consistent(real: Benchmark) -> None:
-    """Milliseconds, images a second and the fraction of the peak tell of the same calls."""
+    """Latency, throughput and the fraction of the peak must come from the same calls."""
     macs = summarize(FOUR, 32).macs
     for row in real.rows:
         assert 0 < row.p50 <= row.p99
@@ -48,7 +48,7 @@ def test_numbers_are_consistent(real: Benchmark) -> None:
 
 
 def test_what_people_and_programs_read(real: Benchmark) -> None:
-    """The table names machine and versions; the dictionary is JSON and loses nothing."""
+    """The table names machine and versions; the JSON holds every number."""
     table = real.table()
     assert real.machine in table
     assert f"torch {torch.__version__}" in table
@@ -65,14 +65,14 @@ def test_what_people_and_programs_read(real: Benchmark) -> None:
 
 
 def test_narrow_terminals(real: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No line is wider than the terminal, and numbers are not cut."""
+    """No line is wider than the terminal, and no number is truncated."""
     monkeypatch.setenv("COLUMNS", "80")
     assert max(map(len, real.table().splitlines())) <= 80
     assert all(f"{row.images_per_second:,.1f}" in real.table() for row in real.rows)
 
 
 def test_int8(home: pytest.MonkeyPatch, only: Choose, tmp_path: Path) -> None:
-    """OpenVINO's own 8 bits are calibrated with the images given, and have no peak."""
+    """OpenVINO's own int8 is calibrated with the given images, and has no peak."""
     rng = np.random.default_rng(0)
     for i in range(8):
         path = tmp_path / "data" / ("ant", "bee", "cat", "dog")[i % 4] / f"{i}.png"
@@ -92,7 +92,7 @@ def test_int8(home: pytest.MonkeyPatch, only: Choose, tmp_path: Path) -> None:
 
 
 def test_wrong_answers_do_not_count(only: Choose) -> None:
-    """A peer that computes something else must be noted, and we must not be compared with it."""
+    """A peer that computes another function gets a note and is left out of the ratios."""
 
     def swapped(contender: Contender) -> Any:
         run, how = honest(contender)
@@ -121,7 +121,7 @@ def test_wrong_answers_do_not_count(only: Choose) -> None:
 
 
 def test_networks_a_library_does_not_have(only: Choose) -> None:
-    """It is said why, and nothing else stops."""
+    """A note says why, and the others still run."""
     only(torchvision=None, timm=None, resnext=honest)
     notes = {row.who: row.note for row in quick().rows}
     assert notes == {
@@ -132,7 +132,7 @@ def test_networks_a_library_does_not_have(only: Choose) -> None:
 
 
 def test_what_is_missing_or_broken(only: Choose, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not installed, not importable and failing later are three different things."""
+    """Not installed, not importable and failing later get three different notes."""
 
     def fails(contender: Contender) -> Any:
         def run() -> Any:
@@ -164,7 +164,7 @@ def test_what_is_missing_or_broken(only: Choose, monkeypatch: pytest.MonkeyPatch
 
 
 def test_without_the_exporter(only: Choose, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Engines that need a graph say what is missing to make one."""
+    """Engines that need an ONNX graph say which exporter package is missing."""
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     only(**{"ONNX Runtime": None})
     assert "onnxscript" in quick().rows[0].note
@@ -176,7 +176,7 @@ def test_without_the_exporter(only: Choose, monkeypatch: pytest.MonkeyPatch) -> 
 def test_same_images_and_threads(
     only: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A peer with fewer threads or smaller images than we have would be no peer."""
+    """With fewer threads or smaller images for a peer, the comparison would be unfair."""
     seen: list[tuple[int, str, tuple[int, ...]]] = []
 
     def looked(contender: Contender) -> Any:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "wide")
 
 @pytest.fixture
 def written() -> Benchmark:
-    """Rows made up by hand."""
+    """Invented rows."""
     rows = (
         BenchmarkRow("torchvision", "fp32", 1, 10, 100, 120, 0.5, how="NCHW"),
         BenchmarkRow("OpenVINO", "fp32", 1, 40, 25, 30, 0.8, how="LATENCY, whole batch"),
@@ -39,7 +39,7 @@ def written() -> Benchmark:
 
 
 def test_ratios_by_hand(written: Benchmark) -> None:
-    """Only peers of the same batch and precision that count, and only the best of them."""
+    """Compared with the best valid peer of equal batch size and precision."""
     assert written.ratios() == (
         SpeedRatio(1, "fp32", "OpenVINO", 1.25),
         SpeedRatio(16, "fp32", "OpenVINO", 0.975),
@@ -53,7 +53,7 @@ def test_ratios_by_hand(written: Benchmark) -> None:
 
 
 def test_plot(written: Benchmark, tmp_path: Path) -> None:
-    """A picture is written, and what is none is refused."""
+    """A chart is written; unknown suffixes and empty charts are refused."""
     plot_benchmark(written, tmp_path / "bench.png")
     with Image.open(tmp_path / "bench.png") as image:
         assert image.width > 800

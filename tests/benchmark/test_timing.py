@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "wide")
 
 
 def contenders_of(tmp_path: Path, batch: int, compiled: bool, *precisions: str) -> list[str]:
-    """All that take part, as progress shows them."""
+    """Name, precision and way of every contender."""
     run = timing._BenchmarkRun(tmp_path, precisions, 3, "photos", compiled, timing.reporter(False))
     found = run.contenders(batch)
     assert {(c.folder, c.batch, c.threads, c.data) for c in found} == {
@@ -31,7 +31,7 @@ def contenders_of(tmp_path: Path, batch: int, compiled: bool, *precisions: str) 
 
 
 def test_who_takes_part(tmp_path: Path) -> None:
-    """Each in the precisions that it has, in every way; what takes minutes only if asked for."""
+    """Each in every precision and way that it has; slow ones only on request."""
     ways = [
         "LATENCY, whole",
         "THROUGHPUT, whole",
@@ -66,7 +66,7 @@ def test_who_takes_part(tmp_path: Path) -> None:
 
 
 def test_they_take_turns(only: Choose) -> None:
-    """A machine that slows down for a while must hit everybody."""
+    """A machine that slows down for a while must slow every contender."""
     order: list[str] = []
 
     def logged(contender: Contender) -> Any:
@@ -86,7 +86,7 @@ def test_they_take_turns(only: Choose) -> None:
 
 
 def test_the_best_way_of_a_peer_is_taken(only: Choose, now: list[float]) -> None:
-    """OpenVINO is run in several ways, and only its best may be compared with."""
+    """OpenVINO runs in several ways, of which only the fastest is compared."""
 
     def by_way(contender: Contender) -> Any:
         run, _ = honest(contender)
@@ -103,7 +103,7 @@ def test_the_best_way_of_a_peer_is_taken(only: Choose, now: list[float]) -> None
 
 
 def test_a_way_that_is_wrong_is_not_the_best(only: Choose, now: list[float]) -> None:
-    """However fast it is."""
+    """A fast way with wrong logits must not stand for a contender that also has a right one."""
 
     def by_way(contender: Contender) -> Any:
         run, _ = honest(contender)
@@ -121,7 +121,7 @@ def test_a_way_that_is_wrong_is_not_the_best(only: Choose, now: list[float]) -> 
 
 
 def test_speeds_by_hand(only: Choose, now: list[float]) -> None:
-    """The first call of a turn is not counted; the fastest turn is the speed; all calls count."""
+    """Warm-up calls are left out, the speed is the fastest turn, percentiles are over all turns."""
     turn = [100.0, 0.25, 0.75]
     calls = iter([*turn * 4, 100.0, 0.25, 0.25, 0.5, *turn * 3])
 
@@ -151,7 +151,7 @@ def test_speeds_by_hand(only: Choose, now: list[float]) -> None:
 def test_the_peak_is_the_highest_of_all_batches(
     only: Choose, now: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fractions of a peak that was measured in a bad moment are above 100 %."""
+    """With a peak measured while the machine was busy, fractions exceed 100 %."""
     durations = iter([0.25, 0.5])
 
     def product(precision: str) -> Callable[[], None]:
@@ -187,7 +187,7 @@ def test_the_model_is_left_alone(only: Choose) -> None:
 
 
 def test_random_weights_hide_nothing(only: Choose) -> None:
-    """Answers of a named variant are neither equal nor huge, so that a difference can be seen."""
+    """A variant's logits must be neither equal nor huge, or a difference would not show."""
     only(resnext=honest)
     got = quick("resnext11_8x16d")
     assert (got.name, got.size, got.rows[0].note) == ("resnext11_8x16d", 32, "")
@@ -198,7 +198,7 @@ def test_random_weights_hide_nothing(only: Choose) -> None:
 
 
 def test_memory_is_that_of_the_engine_alone(only: Choose, tmp_path: Path) -> None:
-    """A fresh process, without torch where the engine does not need it."""
+    """A new process, without torch if the engine does not need it."""
     run = timing._BenchmarkRun(tmp_path, ["fp32"], 1, None, False, timing.reporter(False))
     run.write_inputs(made(FOUR, 32), 2)
     contender = Contender(tmp_path, "ONNX Runtime", "fp32", 2, 1)
@@ -222,12 +222,12 @@ def test_memory_is_that_of_the_engine_alone(only: Choose, tmp_path: Path) -> Non
     ],
 )
 def test_arguments_that_make_no_sense(options: dict[str, Any], words: str) -> None:
-    """They are refused before minutes are spent."""
+    """Refused before anything is timed."""
     with pytest.raises(InputError, match=words):
         bench(made(TINY, 12), **options)
 
 
 def test_unknown_names(home: pytest.MonkeyPatch) -> None:
-    """A name that is no variant is told as such."""
+    """A misspelt variant gets a suggestion."""
     with pytest.raises(UnknownNameError, match="resnext50_32x4d"):
         bench("resnext50_32x4dd")

@@ -29,28 +29,26 @@ pytestmark = pytest.mark.usefixtures("one_thread", "quick_search")
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network that has learnt to read, somewhat."""
+    """A network trained for a few epochs."""
     folder = tmp_path_factory.mktemp("digits")
     config = CONFIG.replace(layers=(1, 1), num_stages=2, channels=(8, 16), stem_channels=16)
     recipe = Recipe(
         epochs=3, batch_size=24, learning_rate=0.1, min_area=0.9, flip=False, label_smoothing=0.0
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RESNEXT_HOME", str(folder / "home"))
-        out = folder / "digits.safetensors"
-        resnext.train("digits", config, out=out, recipe=recipe, size=8, progress=False)
+    out = folder / "digits.safetensors"
+    resnext.train("digits", config, out=out, recipe=recipe, size=8, progress=False)
     return out
 
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few images to measure on: NNCF takes its time."""
+    """Few images to measure on, because NNCF is slow."""
     monkeypatch.setattr(optimizing, "_CALIBRATION", 16)
     monkeypatch.setattr(optimizing, "_LABELLED", 32)
 
 
 def per_channel(model: Any) -> list[tuple[int, int]]:
-    """For each quantised convolution: output channels, and scales of its weights."""
+    """For each quantized convolution: output channels, and number of different scales."""
     found = []
     for node in model.get_ops():
         if node.get_type_name() not in ("Convolution", "GroupConvolution"):
@@ -74,7 +72,7 @@ def per_channel(model: Any) -> list[tuple[int, int]]:
 
 @pytest.mark.usefixtures("few")
 def test_eight_bits_keep_the_accuracy(digits: Path, clock: Clock) -> None:
-    """Half a point at most, measured on images that it was not calibrated with."""
+    """At most half a point is lost, on images that it was not calibrated with."""
     quick = optimize(digits, precision="int8", data="digits", batch=8)
     row, base = chosen(quick.plan), quick.plan.rows[-1]
     assert quick.plan.form.precision == "int8"
@@ -101,6 +99,9 @@ def test_eight_bits_keep_the_accuracy(digits: Path, clock: Clock) -> None:
     try:
         by_plan = resnext.evaluate(digits, "digits", keep_logits=True)
         assert (by_plan.predicted == whole.predicted).all()
+        quick.plan.graph("pixels").write_bytes(b"<net")
+        with pytest.raises(CheckpointError, match=r"is damaged.*Run resnext optimize --again"):
+            resnext.predict(digits, np.zeros((8, 8), np.uint8))
         for kind in ("images", "pixels"):
             quick.plan.graph(kind).unlink()
         with pytest.raises(CheckpointError, match=r"is missing.*Run resnext optimize --again"):
@@ -112,7 +113,7 @@ def test_eight_bits_keep_the_accuracy(digits: Path, clock: Clock) -> None:
 
 
 def broken(model: Any, images: np.ndarray, accuracy: Any = None) -> Any:
-    """What a quantiser could make of a model: its answers have the wrong sign."""
+    """A broken quantizer: the logits have the wrong sign."""
     from openvino import opset8
 
     model = model.clone()
@@ -126,7 +127,7 @@ def broken(model: Any, images: np.ndarray, accuracy: Any = None) -> Any:
 def test_eight_bits_that_cost_accuracy_are_refused(
     digits: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However fast they are."""
+    """Even if they are the fastest."""
     clock.fastest("openvino")
     monkeypatch.setattr(quantization, "quantize", broken)
     quick = optimize(digits, data="digits", batch=8)
@@ -141,10 +142,10 @@ def test_eight_bits_that_cost_accuracy_are_refused(
 
 
 @pytest.mark.usefixtures("few")
-def test_a_quantiser_that_fails(
+def test_a_quantizer_that_fails(
     digits: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NNCF does not know every layer; without it there still is single precision."""
+    """NNCF does not support every layer; single precision is still there."""
 
     def fail(*_: Any) -> None:
         raise RuntimeError("nncf: unknown layer")
@@ -155,8 +156,8 @@ def test_a_quantiser_that_fails(
     assert "unknown layer" in quick.explain()
 
 
-def test_layers_that_hurt_are_computed_in_floats(network: ResNeXt) -> None:
-    """Accuracy is a function of the answers; here any answer that moved is wrong."""
+def test_layers_that_cost_accuracy_return_to_floats(network: ResNeXt) -> None:
+    """Here, accuracy counts images whose logits hardly moved."""
     source = EngineBuilder(network, SIZE, torch.device("cpu"))
     model = openvino_core().read_model(source.graph().SerializeToString())
     some = patterns(4, 3, SIZE)
@@ -186,7 +187,7 @@ def test_layers_that_hurt_are_computed_in_floats(network: ResNeXt) -> None:
 
 
 def test_predict_and_evaluate_by_the_plan(digits: Path, tmp_path: Path) -> None:
-    """The same accuracy, image for image, or the plan would be another model."""
+    """With the plan, every image gets the class it gets without."""
     plain = resnext.evaluate(digits, "digits", keep_logits=True)
     pictures = [np.random.default_rng(i).integers(0, 256, (9, 9), dtype=np.uint8) for i in range(7)]
     wanted = resnext.predict(digits, pictures, top=3)

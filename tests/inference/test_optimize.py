@@ -1,4 +1,4 @@
-"""`optimize`: what it takes and refuses, what it shows, and what it keeps for the next call."""
+"""`optimize`: networks and arguments that it accepts or refuses, progress, and the cache."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ pytestmark = pytest.mark.usefixtures("one_thread", "quick_search")
 
 
 def test_grey_networks() -> None:
-    """One channel, with a card that says so."""
-    how = Preprocessing(SIZE, SIZE, mean=(0.7,), std=(0.1,), colour="L")
-    network = tiny_network(CONFIG.replace(in_channels=1), Card(CARD.labels, how))
+    """Networks with one channel, as in their card."""
+    preprocessing = Preprocessing(SIZE, SIZE, mean=(0.7,), std=(0.1,), colour="L")
+    network = tiny_network(CONFIG.replace(in_channels=1), Card(CARD.labels, preprocessing))
     picture = np.random.default_rng(0).integers(0, 256, (20, 20), dtype=np.uint8)
     plain = resnext.predict(network, picture, top=4, device="cpu")[0]
     for engine in ("onnxruntime", "openvino"):
@@ -43,7 +43,7 @@ def test_grey_networks() -> None:
 
 
 def test_networks_without_a_card() -> None:
-    """Normalised images are all they can take; the size is the usual one."""
+    """They accept normalized images only, of the default size."""
     network = tiny_network(CONFIG)
     quick = optimize(network, batch=1, engine="onnxruntime")
     agree(quick, network, images(3, size=32))
@@ -59,7 +59,7 @@ def test_channels_that_no_picture_has() -> None:
 
 
 def test_files_are_opened(file: Path, network: ResNeXt) -> None:
-    """As a path, and as text."""
+    """Given as a path or a string."""
     for source in (file, str(file)):
         agree(optimize(source, batch=2, engine="torch"), network, images(3))
     with pytest.raises(MissingFileError, match="does not exist"):
@@ -68,7 +68,7 @@ def test_files_are_opened(file: Path, network: ResNeXt) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_networks_are_left_as_they_were(dtype: torch.dtype) -> None:
-    """Type, modes, weights and gradients: training may go on after it."""
+    """Number type, modes, weights and gradients are unchanged: training may continue."""
     network = tiny_network(CONFIG, CARD).to(dtype).train()
     network.get_submodule("layer1").eval()
     network.fc.weight.grad = torch.ones_like(network.fc.weight)
@@ -88,12 +88,12 @@ def test_networks_are_left_as_they_were(dtype: torch.dtype) -> None:
     assert network.fc.weight.grad is not None
     assert network.fc.weight.grad.eq(1).all()
     with torch.no_grad():
-        network.fc.weight.zero_()  # what was optimized keeps weights of its own
+        network.fc.weight.zero_()  # the optimized network has a copy
     assert quick(images(2)).std() > 1e-3
 
 
 def test_norms_of_the_batch_itself() -> None:
-    """Their answers depend on the other images: pieces that are filled up give other answers."""
+    """Their outputs depend on the other images in the batch, so padding would change them."""
     network = tiny_network(CONFIG.replace(norm_track=False))
     try:
         quick = optimize(network, batch=BATCH, engine="openvino")
@@ -104,7 +104,7 @@ def test_norms_of_the_batch_itself() -> None:
 
 
 def test_what_is_shown(network: ResNeXt, capfd: pytest.CaptureFixture[str]) -> None:
-    """Nothing, unless it is asked for; then on standard error, for output may be piped."""
+    """Nothing by default; progress goes to standard error, because output may be piped."""
     optimize(network, batch=BATCH)
     assert capfd.readouterr() == ("", "")
     optimize(network, batch=BATCH, again=True, progress=True)
@@ -140,7 +140,7 @@ def test_what_is_shown(network: ResNeXt, capfd: pytest.CaptureFixture[str]) -> N
         ({"device": "toaster"}, "device 'toaster' cannot be used"),
     ],
 )
-def test_arguments_that_make_no_sense(
+def test_arguments_that_are_refused(
     network: ResNeXt, options: dict[str, Any], message: str
 ) -> None:
     """Refused at once, not after minutes of timing."""
@@ -149,7 +149,7 @@ def test_arguments_that_make_no_sense(
 
 
 def test_data_that_is_missing(network: ResNeXt, tmp_path: Path) -> None:
-    """A name that was mistyped; a model without labels."""
+    """A mistyped name, or a model without labels."""
     with pytest.raises(DataError, match="nowhere"):
         optimize(network, data=tmp_path / "nowhere")
     network.card = None
@@ -161,7 +161,7 @@ def test_data_that_is_missing(network: ResNeXt, tmp_path: Path) -> None:
 def test_engines_that_are_missing(
     network: ResNeXt, missing: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By itself it does without; asked for by name it says how to get it."""
+    """Left out by default; asked for by name, the error says how to install it."""
     monkeypatch.setitem(sys.modules, missing, None)
     quick = optimize(network, batch=BATCH)
     assert missing not in {row.form.engine for row in quick.plan.rows if row.form}
@@ -171,8 +171,8 @@ def test_engines_that_are_missing(
             optimize(network, engine=missing, precision=precision)
 
 
-def test_made_up_images_have_the_spectrum_of_photographs() -> None:
-    """White noise becomes the same few numbers behind any network's first convolution."""
+def test_synthetic_images_have_the_spectrum_of_photographs() -> None:
+    """White noise hardly differs after the first convolution, so a difference would not show."""
     some = patterns(16, 3, 32)
     assert some.shape == (16, 3, 32, 32)
     assert some.dtype == np.float32
@@ -186,7 +186,7 @@ def test_made_up_images_have_the_spectrum_of_photographs() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, inside its compiler
 def test_torch_compile(network: ResNeXt) -> None:
-    """Its pieces have one size; graphs are compiled for it, and the last piece is filled up."""
+    """Graphs are compiled for one piece size, and the last piece is padded."""
     quick = optimize(network, batch=BATCH, engine="compile", precision="fp32")
     assert quick.plan.form == EngineConfig("compile", piece=BATCH)
     for count in (0, 1, 3, 4, 9):
@@ -199,7 +199,7 @@ def test_torch_compile(network: ResNeXt) -> None:
 
 @pytest.fixture
 def never(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From then on, nothing may be timed."""
+    """Makes any later measurement fail."""
 
     def refuse(*_: Any) -> None:
         raise AssertionError("timed again")
@@ -207,10 +207,8 @@ def never(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(Search, "run", refuse)
 
 
-def test_what_was_found_is_remembered(
-    network: ResNeXt, file: Path, never: Callable[[], None]
-) -> None:
-    """By the weights, not by the object; the second call opens what the first has kept."""
+def test_results_are_cached(network: ResNeXt, file: Path, never: Callable[[], None]) -> None:
+    """The key is the weights, not the object; the second call opens the files of the first."""
     first = optimize(network, batch=BATCH)
     never()
     for again in (network, copy.deepcopy(network).train(), file):
@@ -262,10 +260,10 @@ def other_epsilon(network: ResNeXt) -> None:
     ids=lambda change: change.__name__ if callable(change) else next(iter(change)),
 )
 @torch.no_grad()
-def test_another_question_is_not_remembered(
+def test_other_requests_are_measured(
     network: ResNeXt, never: Callable[[], None], change: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A plan for other weights gives other answers; for another machine, slow ones."""
+    """A plan for other weights gives wrong outputs; one for another machine is slow."""
     optimize(network, batch=BATCH)
     never()
     options: dict[str, Any] = {"batch": BATCH}
@@ -280,7 +278,7 @@ def test_another_question_is_not_remembered(
 
 
 def test_a_damaged_cache_is_ignored(network: ResNeXt, fresh_cache: Path) -> None:
-    """It is only a cache."""
+    """Measured again, since it is only a cache."""
     first = optimize(network, batch=BATCH, engine="torch")
     (path,) = fresh_cache.rglob("*.plan.json")
     path.write_text("{")
@@ -292,7 +290,7 @@ def test_a_damaged_cache_is_ignored(network: ResNeXt, fresh_cache: Path) -> None
 def test_a_cache_that_cannot_be_written(
     network: ResNeXt, tmp_path: Path, never: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is said before minutes of timing, in one line."""
+    """An error before minutes of measuring."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RESNEXT_HOME", str(tmp_path / "file" / "inside"))
     never()

@@ -25,7 +25,7 @@ def run(
 def test_the_command(
     file: Path, photos: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A table, a plan beside the file, and both other commands use it from then on."""
+    """It prints a table and writes a plan, which predict and evaluate then use."""
     code, out, err = run(capfd, monkeypatch, "optimize", file, "--batch-size", 2)
     assert code == 0, err
     assert "PyTorch, unmodified" in out
@@ -71,7 +71,7 @@ def test_mistakes_end_in_one_line(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nothing is measured, and nothing written."""
+    """Nothing is measured or written."""
     monkeypatch.chdir(file.parent)
     words = [str(file) if word == "FILE" else word for word in arguments]
     monkeypatch.setattr(sys, "argv", ["resnext", "optimize", *words])

@@ -1,4 +1,4 @@
-"""`Optimized`: called like the network, from several threads, and with graphs that were lost."""
+"""`Optimized`: called like the network, from several threads, with lost graphs built again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "quick_search")
 
 @pytest.mark.parametrize("engine", ["auto", *INSTALLED])
 def test_answers_are_the_networks(network: ResNeXt, engine: Any) -> None:
-    """For any number of images, whatever it was made fast for; embeddings too."""
+    """For any batch size, logits and embeddings are those of the network."""
     quick = optimize(network, batch=BATCH, engine=engine)
     assert engine in ("auto", quick.plan.form.engine)
     assert quick.batch == BATCH
@@ -38,7 +38,7 @@ def test_answers_are_the_networks(network: ResNeXt, engine: Any) -> None:
 
 
 def test_pixels_and_predictions(network: ResNeXt, photos: Path) -> None:
-    """The same picture must get the same probabilities by either way."""
+    """A picture gets the same probabilities with and without a plan."""
     values = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
     preprocessing = CARD.preprocessing
     x = (values / 255 - np.array(preprocessing.mean)) / np.array(preprocessing.std)
@@ -57,7 +57,7 @@ def test_pixels_and_predictions(network: ResNeXt, photos: Path) -> None:
 
 
 def test_threads_get_their_own_answers(network: ResNeXt) -> None:
-    """The first calls come at once, too: the engine is opened once, and no answer is another's."""
+    """Simultaneous first calls open the engine once, and no call gets another's outputs."""
     optimize(network, batch=BATCH, engine="openvino")
     quick = optimize(network, batch=BATCH, engine="openvino")  # remembered: nothing is open yet
     opened: list[EngineConfig] = []
@@ -87,7 +87,7 @@ def test_threads_get_their_own_answers(network: ResNeXt) -> None:
 
 @pytest.mark.parametrize("engine", INSTALLED)
 def test_images_of_other_types(network: ResNeXt, engine: Any) -> None:
-    """Half precision, gradients and odd strides are a caller's everyday life."""
+    """Half precision, gradients and unusual strides are common."""
     quick = optimize(network, batch=BATCH, engine=engine)
     x = images(5)
     agree(quick, network, x.clone().requires_grad_())
@@ -117,7 +117,7 @@ def test_images_of_other_types(network: ResNeXt, engine: Any) -> None:
     ],
 )
 def test_images_it_cannot_take(network: ResNeXt, x: Any, message: str) -> None:
-    """An engine's own message comes from somewhere in C++; torch would even take other sizes."""
+    """An engine's error comes from C++ code, and torch would even accept other sizes."""
     quick = optimize(network, batch=BATCH, engine="torch")
     for call in (quick, quick.embed):
         with pytest.raises(InputError, match=message):
@@ -142,7 +142,7 @@ def test_files_that_are_kept(network: ResNeXt, fresh_cache: Path) -> None:
 @pytest.mark.parametrize(("engine", "suffix"), [("onnxruntime", ".onnx"), ("openvino", ".xml")])
 @pytest.mark.parametrize("damage", ["gone", "cut", "empty", "folder gone", "no folder possible"])
 def test_graphs_that_were_lost(network: ResNeXt, engine: Any, suffix: str, damage: str) -> None:
-    """A disk that was full, or a cache that was emptied or cannot be written: made again."""
+    """After a full disk, or with an emptied or read-only cache, graphs are built again."""
     optimize(network, batch=BATCH, engine=engine)
     quick = optimize(network, batch=BATCH, engine=engine)
     path = quick.plan.graph("images")

@@ -10,7 +10,7 @@ from resnext.inference.plan_table import plan_table
 
 
 def table(*rows: Measurement) -> Plan:
-    """A plan of these rows, and of the network as it is."""
+    """A plan with these rows and that of the unmodified network."""
     return Plan(
         model="0" * 64,
         form=EngineConfig("torch"),
@@ -25,7 +25,7 @@ def table(*rows: Measurement) -> Plan:
 
 
 def test_rows_without_a_speed() -> None:
-    """Dividing by it broke the whole table."""
+    """Division by zero broke the whole table."""
     text = plan_table(
         table(Measurement(EngineConfig("openvino", "bf16"), 0.0, "failed: no kernel"))
     )
@@ -34,8 +34,8 @@ def test_rows_without_a_speed() -> None:
     assert "failed: no kernel" in text
 
 
-def test_text_of_engines_is_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Brackets in an engine's message are brackets, and no terminal's colours come in."""
+def test_messages_of_engines_are_not_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brackets in an engine's message are printed, and there are no escape codes."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     text = plan_table(
         table(
@@ -49,7 +49,7 @@ def test_text_of_engines_is_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_numbers_of_the_table() -> None:
-    """Images per second, how many times the network as it is, milliseconds of a batch."""
+    """Images per second, the ratio to the unmodified network, milliseconds per batch."""
     text = plan_table(
         table(Measurement(EngineConfig("onnxruntime", "fp32", 2, 8, 16), 1234.5, "", 2.5e-7, 1.0))
     )

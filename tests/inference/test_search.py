@@ -1,4 +1,4 @@
-"""The search: the fastest of what agrees, and why the others were not chosen."""
+"""The search: the fastest form that agrees, and why others were not chosen."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ pytestmark = pytest.mark.usefixtures("one_thread", "quick_search")
 
 @pytest.mark.parametrize("engine", INSTALLED)
 def test_the_fastest_that_agrees_is_chosen(network: ResNeXt, clock: Clock, engine: Any) -> None:
-    """And the table tells all that was timed, once, fastest first."""
+    """The table has every timed form once, fastest first."""
     clock.fastest(engine)
     quick = optimize(network, batch=BATCH, precision="fp32")
     plan, row = quick.plan, chosen(quick.plan)
     assert plan.form.engine == engine
     forms = [row.form for row in plan.rows]
     assert len(set(forms)) == len(forms)
-    assert forms[-1] is None  # what to compare with
+    assert forms[-1] is None  # the unmodified network
     assert {form.engine for form in forms if form} == set(INSTALLED)
     speeds = [row.images_per_second for row in plan.rows[:-1]]
     assert speeds == sorted(speeds, reverse=True)
@@ -66,7 +66,7 @@ def test_the_fastest_that_agrees_is_chosen(network: ResNeXt, clock: Clock, engin
 def test_wider_groups_are_tried_and_taken(
     network: ResNeXt, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The form says how wide; the engine must then get the wider graph."""
+    """The engine must be built with the width of the form."""
     monkeypatch.setattr(searching, "_WIDTHS", (8, 16))
     clock.seconds = lambda form: 0.05 if (form.engine, form.width) == ("onnxruntime", 8) else 0.06
     quick = optimize(network, batch=BATCH, precision="fp32")
@@ -76,8 +76,8 @@ def test_wider_groups_are_tried_and_taken(
     agree(quick, network, images(5))
 
 
-def test_of_equally_fast_forms_the_plainest_is_preferred() -> None:
-    """A form that was lucky for a moment computes zeros for ever."""
+def test_of_equally_fast_forms_the_simplest_is_preferred() -> None:
+    """A form that was faster by chance would multiply zeros on every later call."""
     plain, cut = EngineConfig("onnxruntime", piece=16), EngineConfig("onnxruntime", streams=2)
     wide = EngineConfig("openvino", piece=16, width=32)
     search = object.__new__(Search)
@@ -97,7 +97,7 @@ def test_of_equally_fast_forms_the_plainest_is_preferred() -> None:
 
 
 def search(network: ResNeXt, device: str = "cpu", batch: int = BATCH, real: bool = True) -> Search:
-    """A search whose device is only said to be another."""
+    """A search that takes the processor for another device."""
     some = patterns(3, 3, SIZE)
     found = Search(
         network, SIZE, torch.device("cpu"), batch, Examples(some, real), SilentReporter()
@@ -132,7 +132,7 @@ def test_engines_that_are_timed(
     network: ResNeXt,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Those that are installed and have the precision; compilers only where little else is left."""
+    """Installed ones that have the precision; slow compilers only if little else is left."""
     absent = missing.split()
     monkeypatch.setattr(Engine, "installed", property(lambda self: self.name not in absent))
     found = search(network, device).engines(wanted, precision)
@@ -140,7 +140,7 @@ def test_engines_that_are_timed(
 
 
 def test_precisions_that_are_tried(network: ResNeXt, monkeypatch: pytest.MonkeyPatch) -> None:
-    """8 bits need real images, 16 bits the arithmetic."""
+    """int8 needs real images, bf16 a processor that supports it."""
     assert search(network).precisions("auto") == ["fp32", "int8"]
     assert search(network, real=False).precisions("auto") == ["fp32"]
     assert search(network).precisions("bf16") == ["bf16"]
@@ -194,7 +194,7 @@ def test_wider_groups_are_tried_as_long_as_they_help(
 def test_speed_is_that_of_the_fastest_call(
     network: ResNeXt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others slow the machine down; what is much too slow is called once only."""
+    """Other processes only slow a call down; a form that is far too slow is called once."""
     found = search(network)
     calls = iter([0.5, 0.25, 1.0])
     monkeypatch.setattr(Search, "seconds", lambda self, session: next(calls))
@@ -208,7 +208,7 @@ def test_speed_is_that_of_the_fastest_call(
 
 
 def rows_of(found: Search, **rates: float) -> dict[str, EngineConfig]:
-    """Give a search forms of these speeds; of names in capitals the plain one."""
+    """Give a search forms of these speeds; capital names stand for plain forms."""
     forms = {
         name: EngineConfig(name.lower(), piece=BATCH if name.isupper() else 1) for name in rates
     }
@@ -221,7 +221,7 @@ def rows_of(found: Search, **rates: float) -> dict[str, EngineConfig]:
 def test_finals_time_the_fastest_in_turns(
     network: ResNeXt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three of them, and each engine that leaves the batch whole, if it is nearly as fast."""
+    """The three fastest, and plain forms, if they are nearly as fast."""
     found = search(network)
     forms = rows_of(found, a=100, b=99, c=98, d=97, E=82, F=79)
     order: list[str] = []
@@ -244,7 +244,7 @@ def test_finals_time_the_fastest_in_turns(
 
 
 def test_engines_that_will_not_be_chosen_are_unloaded(network: ResNeXt) -> None:
-    """Kept are the four fastest, the best of each engine, and those that leave the batch whole."""
+    """Kept are the four fastest, the best of each engine, and plain forms."""
     found = search(network)
     forms = rows_of(found, a=100, b=99, c=98, d=97, e=96, F=1)
     slow = EngineConfig("a", streams=3)
@@ -273,7 +273,7 @@ WRONG = (
 def test_wrong_answers_are_refused(
     network: ResNeXt, clock: Clock, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However fast they are: the next that agrees is taken, and the table tells why."""
+    """The next form that agrees is chosen, and the table says why."""
     clock.fastest("openvino", "torch")
     spoil(monkeypatch, clock, how, "openvino")
     quick = optimize(network, batch=BATCH, precision="fp32")
@@ -294,7 +294,7 @@ def test_wrong_answers_are_refused(
 def test_many_fast_forms_may_all_be_wrong(
     network: ResNeXt, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With many cores one engine has more forms than were kept loaded: the right one was gone."""
+    """With many cores, one engine has more forms than are kept; the right one was unloaded."""
     monkeypatch.setattr(base, "core_count", lambda: 4)
     monkeypatch.setattr(searching, "_WIDTHS", (8, 16))
     clock.fastest("openvino", "torch")
@@ -324,7 +324,7 @@ def test_engines_that_fail_are_rows(
 def test_nothing_agrees(
     network: ResNeXt, clock: Clock, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then there is no classifier, and each form is listed with the reason."""
+    """The error lists each form with the reason."""
     spoil(monkeypatch, clock, how, *INSTALLED)
     with pytest.raises(InputError) as info:
         optimize(network, batch=BATCH, precision="fp32")
@@ -345,9 +345,9 @@ def test_networks_that_are_broken(network: ResNeXt) -> None:
 
 
 def test_bf16_without_the_arithmetic(network: ResNeXt) -> None:
-    """OpenVINO then computes in single precision under another name: it is a row without a speed.
+    """OpenVINO would compute in single precision under another name: its row has no speed.
 
-    Such a row has to be printed, too.
+    That row must be printed, too.
     """
     with torch.no_grad():
         network.fc.bias[2] += 100  # every image has the same class, in any precision

@@ -1,4 +1,4 @@
-"""Exported graphs answer as the network does, and so do their edits."""
+"""Exported graphs, and edits of them, compute the same function as the network."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ PREPROCESSING = {
 
 @cache
 def network(kind: str) -> ResNeXt:
-    """A network in double precision: what to compare with."""
+    """A network in double precision, the oracle."""
     made = ResNeXt(CONFIGS[kind])
     randomize(made)
     if kind == "twins":
@@ -81,7 +81,7 @@ def graph() -> Callable[[str], Any]:
 
 
 def run(graph: Any, x: np.ndarray) -> list[np.ndarray]:
-    """What ONNX Runtime says."""
+    """Outputs of ONNX Runtime."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(
@@ -133,7 +133,7 @@ def test_any_number_of_images(graph: Callable[[str], Any], kind: str, count: int
 
 
 def test_names_and_types(graph: Callable[[str], Any]) -> None:
-    """Sessions count on the order of the outputs; nobody else knows which is which."""
+    """Sessions rely on the order of the outputs."""
     inside = graph("grouped").graph
     assert [x.name for x in inside.input] == ["images"]
     assert [x.name for x in inside.output] == ["logits", "embedding"]
@@ -145,7 +145,7 @@ def test_names_and_types(graph: Callable[[str], Any]) -> None:
 def test_exporting_is_silent(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """torch.onnx prints its steps and warns of its own inside, in the middle of our progress."""
+    """torch.onnx prints its steps, and warnings about its own code, between our progress lines."""
     level = logging.getLogger("torch.onnx").level
     filters = list(warnings.filters)
     export_graph(fold(network("tiny")), SIZE)
@@ -157,7 +157,7 @@ def test_exporting_is_silent(
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript"])
 def test_a_missing_package_is_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's own message asks for a package; ours for the extra that has all of them."""
+    """torch's message names one package; ours names the extra that has all of them."""
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(
         InputError, match=rf'{missing} is not installed.*pip install "resnext\[onnx\]"'
@@ -200,7 +200,7 @@ def spread_by_hand(weight: np.ndarray, groups: int, merged: int) -> np.ndarray:
 def test_wider_groups_are_the_same_function(
     graph: Callable[[str], Any], width: int, groups: tuple[int, int]
 ) -> None:
-    """A weight in the wrong block is a network that answers, wrongly."""
+    """With a weight in the wrong block, the network still runs but is wrong."""
     plain = graph("grouped")
     before = plain.SerializeToString(deterministic=True)
     wide = widen_groups(plain, width)
@@ -240,7 +240,7 @@ def test_convolutions_that_share_their_weights(
 @pytest.mark.parametrize("edit", ["none", "wider", "pixels", "both"])
 @pytest.mark.parametrize("kind", PREPROCESSING)
 def test_edited_graphs_are_sound(graph: Callable[[str], Any], kind: str, edit: str) -> None:
-    """Shapes that the exporter noted for weights were no longer theirs; strict readers refuse."""
+    """Recorded shapes of weights did not match the edited weights; strict readers refuse that."""
     made = graph(kind)
     if edit in ("wider", "both"):
         made = widen_groups(made, 24)
@@ -252,7 +252,7 @@ def test_edited_graphs_are_sound(graph: Callable[[str], Any], kind: str, edit: s
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 80))
 def test_what_can_be_merged(own: int, groups: int, width: int) -> None:
-    """Groups must come out even, and grow."""
+    """Groups must divide evenly, and grow."""
     possible = [
         own * n for n in range(2, groups + 1) if groups % n == 0
     ]  # so many neighbours become one
@@ -274,7 +274,7 @@ def normalized_by_hand(values: np.ndarray, preprocessing: Preprocessing) -> np.n
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("kind", PREPROCESSING)
 def test_pixels_are_normalized_inside(graph: Callable[[str], Any], kind: str, count: int) -> None:
-    """Padding is zero after normalization: with means folded into the bias borders are wrong.
+    """Padding is zero after normalization: with means folded into the bias, borders are wrong.
 
     The means are far from zero, so that this shows in every answer.
     """
@@ -303,7 +303,7 @@ def test_the_ends_of_the_range(graph: Callable[[str], Any], kind: str, level: in
 
 @pytest.mark.parametrize("kind", PREPROCESSING)
 def test_pictures_in_the_order_of_the_card(graph: Callable[[str], Any], kind: str) -> None:
-    """BGR networks were given red for blue, which costs a few points of accuracy only."""
+    """BGR networks got red for blue, which costs only a few points of accuracy."""
     preprocessing = PREPROCESSING[kind]
     values = np.random.default_rng(3).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     image = Image.fromarray(values).convert("L" if preprocessing.colour == "L" else "RGB")

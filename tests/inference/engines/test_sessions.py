@@ -1,4 +1,4 @@
-"""Engines: any number of images, from any number of threads, each gets its own answer."""
+"""Sessions of the engines: any number of images, from any number of threads, in order."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ KINDS = [("onnxruntime", 1), ("onnxruntime", 3), ("openvino", 1), ("openvino", 3
 
 @pytest.fixture(scope="module")
 def network() -> ResNeXt:
-    """Answers differently to different images."""
+    """A network whose logits differ between images."""
     return tiny_network(CONFIG)
 
 
@@ -55,14 +55,14 @@ def graph(network: ResNeXt) -> Any:
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
-    """Forty of them."""
+    """Forty normalized images."""
     shape = (40, 3, SIZE, SIZE)
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def wanted(network: ResNeXt, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Answers of the network to each image by itself, in double precision."""
+    """Logits and embeddings of each image, computed one by one in double precision."""
     twin = ResNeXt(CONFIG)
     twin.load_state_dict(network.state_dict())
     twin.double().eval()
@@ -105,7 +105,7 @@ def session(request: pytest.FixtureRequest, make: Made) -> Session:
 def agree(
     got: tuple[np.ndarray, ...], wanted: tuple[np.ndarray, ...], rows: Any, by: float = 1e-5
 ) -> None:
-    """Each image has its own answer, in order."""
+    """Outputs are those of the images, in order."""
     assert len(got) == 2
     for mine, table in zip(got, wanted, strict=True):
         theirs = table[rows]
@@ -118,7 +118,7 @@ def agree(
 def test_any_number_of_images(
     session: Session, images: np.ndarray, wanted: tuple[np.ndarray, ...], count: int
 ) -> None:
-    """The last piece is filled up, or shorter; streams finish in any order."""
+    """The last piece is padded, or shorter; streams finish in any order."""
     for start in (0, 7):
         rows = slice(start, start + count)
         agree(session(images[rows]), wanted, rows)
@@ -126,7 +126,7 @@ def test_any_number_of_images(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_digests_tell_weights_apart(network: ResNeXt, dtype: torch.dtype) -> None:
-    """A row that another network answered must not be taken over, whatever its type."""
+    """Predictions of another network must not be reused, whatever its number type."""
     twin = copy.deepcopy(network).to(dtype)
     before = weights_digest(twin)
     assert weights_digest(copy.deepcopy(twin)) == before
@@ -137,7 +137,7 @@ def test_digests_tell_weights_apart(network: ResNeXt, dtype: torch.dtype) -> Non
 
 @pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO does this only on Linux")
 def test_signals_find_their_stack(make: Made, graph: Any, images: np.ndarray) -> None:
-    """Each `Core` of OpenVINO makes one; on a freed one, a signal writes over other data."""
+    """Each `Core` of OpenVINO installs one; a signal on a freed one overwrites other data."""
 
     def stack() -> bytes:
         found = ctypes.create_string_buffer(24)
@@ -171,7 +171,7 @@ def test_pieces_come_back_in_order(
     piece: int,
     streams: int,
 ) -> None:
-    """More pieces than streams, many times: an answer that lands in another's row is rare."""
+    """More pieces than streams, repeatedly: outputs in the wrong row are a rare race."""
     several = make(kind, streams, piece)
     for _ in range(5):
         agree(several(images), wanted, slice(None))
@@ -180,7 +180,7 @@ def test_pieces_come_back_in_order(
 def test_torch_takes_all_at_once_by_default(
     network: ResNeXt, images: np.ndarray, wanted: tuple[np.ndarray, ...]
 ) -> None:
-    """Without a piece there is nothing to cut; no images are still an answer."""
+    """Without a piece size, a batch is not divided; an empty batch gives empty outputs."""
     for last in (True, False):
         whole = TorchSession(network, torch.float32, channels_last=last)
         for count in (0, 1, 40):
@@ -190,7 +190,7 @@ def test_torch_takes_all_at_once_by_default(
 def test_threads_get_their_own_answers(
     session: Session, images: np.ndarray, wanted: tuple[np.ndarray, ...]
 ) -> None:
-    """A request or a buffer that two calls share mixes up answers under load only."""
+    """A request or buffer that two calls share mixes up outputs only under load."""
 
     def calls(thread: int) -> None:
         rng = np.random.default_rng(thread)
@@ -204,7 +204,7 @@ def test_threads_get_their_own_answers(
 
 
 def test_answers_are_kept(session: Session, images: np.ndarray) -> None:
-    """Engines hand out their own buffers, which the next call fills again."""
+    """Engines return their own buffers, which the next call overwrites."""
     kept = session(images[: PIECE + 1])
     before = [values.copy() for values in kept]
     for start in range(0, 30, 3):
@@ -217,7 +217,7 @@ def test_answers_are_kept(session: Session, images: np.ndarray) -> None:
 def test_images_however_they_lie_in_memory(
     session: Session, images: np.ndarray, wanted: tuple[np.ndarray, ...], way: str
 ) -> None:
-    """An engine that reads memory in a row sees another image; torch takes no negative strides."""
+    """An engine that ignores strides sees another image; torch refuses negative strides."""
     rows: Any = slice(0, 10)
     if way == "every other":
         rows = slice(0, 18, 2)
@@ -246,7 +246,7 @@ def test_inputs_are_left_unchanged(session: Session, images: np.ndarray) -> None
 def test_a_call_that_fails_spoils_no_other(
     session: Session, images: np.ndarray, wanted: tuple[np.ndarray, ...], wrong: str
 ) -> None:
-    """A request that is never given back makes the next call wait for ever."""
+    """A request that is not released makes the next call wait forever."""
     bad: Any = np.zeros((PIECE + 1, 2, SIZE, SIZE), np.float32)
     if wrong == "type":
         bad = np.array([["a"]], object)
@@ -259,7 +259,7 @@ def test_a_call_that_fails_spoils_no_other(
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind[0]}-{kind[1]}")
 @pytest.mark.parametrize("count", COUNTS)
 def test_pixels(make: Made, network: ResNeXt, kind: tuple[str, int], count: int) -> None:
-    """Normalising is the engine's work then, with the card's numbers and zero padding."""
+    """The engine normalizes them with the card's means and deviations, and pads with zeros."""
     values = np.random.default_rng(5).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
     with torch.no_grad():
         x = normalized(torch.from_numpy(values), PREPROCESSING)
@@ -268,7 +268,7 @@ def test_pixels(make: Made, network: ResNeXt, kind: tuple[str, int], count: int)
 
 
 def test_openvino_takes_pixels_by_itself(network: ResNeXt, graph: Any) -> None:
-    """Eight-bit networks are OpenVINO's own and cannot be edited as ONNX."""
+    """8-bit models cannot be edited as ONNX."""
     model = openvino.Core().read_model(graph.SerializeToString())
     session = OpenVinoSession(with_pixel_input(model, PREPROCESSING), PIECE, 2, 2, "f32")
     values = np.random.default_rng(5).integers(0, 256, (9, SIZE, SIZE, 3), dtype=np.uint8)
@@ -282,15 +282,15 @@ def test_openvino_takes_pixels_by_itself(network: ResNeXt, graph: Any) -> None:
 def test_bf16_roughly_agrees(
     network: ResNeXt, images: np.ndarray, wanted: tuple[np.ndarray, ...]
 ) -> None:
-    """Images must be converted as the weights are, and answers back."""
+    """Images are converted to bf16 like the weights, and outputs back to fp32."""
     half = TorchSession(fold(network).bfloat16(), torch.bfloat16, piece=PIECE)
     got = half(images)
     agree(got, wanted, slice(None), by=0.04)
-    assert abs(got[0] - wanted[0]).max() > 1e-5 * abs(wanted[0]).max()  # it is bf16 indeed
+    assert abs(got[0] - wanted[0]).max() > 1e-5 * abs(wanted[0]).max()  # it is really bf16
 
 
 def test_no_images_for_networks_with_group_norm() -> None:
-    """Their graph cannot be run on none: an empty folder must not end in the engine's error."""
+    """Their graph fails on an empty batch: an empty folder ended in the engine's error."""
     config = CONFIG.replace(norm="group", norm_groups=4, layers=(1,), channels=(16,), num_stages=1)
     made = ResNeXt(config)
     content = export_graph(fold(made), SIZE).SerializeToString()
@@ -309,7 +309,7 @@ def test_no_images_for_networks_with_group_norm() -> None:
 def test_graphs_from_files(
     graph: Any, images: np.ndarray, wanted: tuple[np.ndarray, ...], tmp_path: Path
 ) -> None:
-    """Plans keep ONNX for one engine and OpenVINO's own files for the other."""
+    """Plans keep ONNX files for one engine and XML files for the other."""
     onnx_file, own = tmp_path / "a b.onnx", tmp_path / "a b.xml"
     onnx_file.write_bytes(graph.SerializeToString())
     model = openvino.Core().read_model(onnx_file)
@@ -330,7 +330,7 @@ def test_graphs_from_files(
 def test_a_missing_engine_names_its_extra(
     module: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An ImportError names a package whose version we would then have to guess."""
+    """A bare ImportError does not say which extra to install."""
     monkeypatch.setitem(sys.modules, module, None)
     message = rf'{module} is not installed\. .*pip install "resnext\[{extra}\]"'
     if module == "nncf":
@@ -345,7 +345,7 @@ def test_a_missing_engine_names_its_extra(
 
 
 def test_an_unmodified_network(network: ResNeXt) -> None:
-    """What predicts without a plan takes pixels too."""
+    """Without a plan, pixels are normalized too."""
     network.card = Card(tuple("abcde"), PREPROCESSING)
     values = np.random.default_rng(5).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
     with torch.no_grad():
@@ -357,7 +357,7 @@ def test_an_unmodified_network(network: ResNeXt) -> None:
 
 
 def test_evaluation_mode_is_for_a_while(network: ResNeXt) -> None:
-    """Also when the work inside fails; frozen parts stay frozen."""
+    """Modes are restored after an error too, for each module."""
     network.train()
     network.get_submodule("layer1").eval()
     modes = {name: module.training for name, module in network.named_modules()}
