@@ -288,7 +288,8 @@ def test_a_row_is_complete(name: str) -> None:
     """The key is the name in plans; the hint is what pip must be given."""
     engine = ENGINES[name]
     assert engine.name == name
-    assert engine.title
+    titles = ("PyTorch", "torch.compile", "TensorRT", "ONNX Runtime", "OpenVINO")
+    assert engine.title == dict(zip(ENGINES, titles, strict=True))[name]
     assert engine.suffix == {"onnxruntime": ".onnx", "openvino": ".xml"}.get(name, "")
     assert engine.merges_groups == (name in ("onnxruntime", "openvino"))
     assert engine.slow_to_build == (("cpu",) if name == "compile" else ())
