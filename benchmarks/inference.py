@@ -1,13 +1,13 @@
-"""How fast trained networks answer: beside other libraries, in 8 bits, from files, from a start.
+"""Speed of inference: beside other libraries, in 8 bits, from files, and of a whole process.
 
 Run alone on the machine: `python benchmarks/inference.py PART…`, by default all. Parts:
 
     networks   four networks at batches 1 and 16 beside torchvision, timm, ONNX Runtime, OpenVINO
-    int8       resnext50_32x4d in 8 bits beside its fastest other form; random weights, so that
-               nothing is said about accuracy
-    folder     resnext.bulk on 600 JPEGs of 500×375 beside the engine alone and beside timm as
+    int8       resnext50_32x4d in 8 bits beside its fastest other form; the weights are random, so
+               it does not measure accuracy
+    folder     predict_files on 600 JPEGs of 500×375 beside the engine alone and beside timm as
                people use it
-    start      seconds of `resnext predict FILE photo.jpg`, the process's start included
+    start      seconds of `resnext predict FILE photo.jpg`, including the start of the process
 """
 
 from __future__ import annotations
@@ -23,18 +23,20 @@ from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from resnext.benchmark.timing import OURS, Benchmark, bench
+from resnext.benchmark import Benchmark, bench
+from resnext.benchmark.results import OURS
 from resnext.system.cpu import core_count, cpu_name
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 WHO = multiprocessing.current_process().name.partition(",")[0]
 if WHO in ("MainProcess", "torchvision", "timm") and sys.argv[1:3] != ["--once", "ours"]:
-    # it makes torchvision importable; processes that measure an engine's memory need no torch
+    # makes torchvision importable; processes that measure an engine's memory must not need torch
     from oracles import originals
 
     assert originals.torchvision
@@ -45,7 +47,7 @@ IMAGES = 600
 
 
 def main(parts: list[str]) -> None:
-    """Measure the parts that were asked for, or all."""
+    """Measure the given parts, or all."""
     if unknown := set(parts) - set(PARTS):
         sys.exit(f"There is no part {', '.join(sorted(unknown))}, only {', '.join(PARTS)}.")
     names = ("torch", "torchvision", "timm", "onnxruntime", "openvino", "nncf")
@@ -84,13 +86,14 @@ def int8() -> None:
     import torch
 
     from resnext.benchmark.timing import classifier_for
+    from resnext.inference.engines import ENGINES, EngineConfig
     from resnext.inference.engines.builder import EngineBuilder
     from resnext.inference.optimize import optimize, patterns
-    from resnext.inference.plan import EngineConfig
     from resnext.inference.runner import Session
 
     network = classifier_for("resnext50_32x4d")
-    workshop = EngineBuilder(network, 224, torch.device("cpu"))
+    builder = EngineBuilder(network, 224, torch.device("cpu"))
+    openvino = ENGINES["openvino"]
     for batch in (1, 16):
         best = optimize(network, batch=batch, progress=True).plan.form
         x = patterns(batch, 3, 224)
@@ -98,13 +101,12 @@ def int8() -> None:
         def run(way: Session, x: np.ndarray = x) -> object:
             return way(x)
 
-        ways = {f"{best.engine} {best.precision}, {best}": workshop.session(best)}
+        ways = {f"{best.engine} {best.precision}, {best}": builder.session(best)}
         for width in (0, 8, 16):
-            workshop.quantize(width, patterns(64, 3, 224))
-            n = min(core_count(), batch)
-            for piece, streams in sorted({(batch, 1), (1, n), (-(-batch // n), n)}):
+            openvino.quantize(builder, width, patterns(64, 3, 224))
+            for piece, streams in openvino.divisions(batch):
                 form = EngineConfig("openvino", "int8", piece, streams, width)
-                ways[f"openvino int8, {form}"] = workshop.session(form)
+                ways[f"openvino int8, {form}"] = builder.session(form)
         speeds = in_turns({name: partial(run, way) for name, way in ways.items()}, batch)
         first, *eight = speeds.values()
         for name, speed in speeds.items():
@@ -113,7 +115,7 @@ def int8() -> None:
 
 
 def in_turns(ways: dict[str, Callable[[], object]], images: int) -> dict[str, float]:
-    """Images per second of each, at best, taking turns."""
+    """Images per second of each way in its fastest round, taking turns."""
     best = dict.fromkeys(ways, float("inf"))
     for round_ in range(6):
         for name, way in ways.items():
@@ -128,23 +130,26 @@ def in_turns(ways: dict[str, Callable[[], object]], images: int) -> dict[str, fl
 
 
 def folder() -> None:
-    """Beside the engine alone, on batches that are ready, and beside timm as people use it."""
+    """Beside the engine alone, on decoded batches, and beside timm as people use it."""
     with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        (place / "photos").mkdir()
-        photographs(place / "photos", IMAGES)
-        file = model(place, 16)
-        told = [once("ours", place, file), once("timm", place, file), once("engine", place, file)]
-        for _ in range(2):  # taking turns, because machines are not always equally fast
+        folder = Path(name)
+        (folder / "photos").mkdir()
+        photographs(folder / "photos", IMAGES)
+        file = model(folder, 16)
+        best = [once(who, folder, file) for who in ("ours", "timm", "engine")]
+        for _ in range(2):  # in turns, because a machine's speed varies
             for i, who in enumerate(("ours", "timm", "engine")):
-                again = once(who, place, file)
-                told[i] = max(told[i], again, key=lambda one: one["images_per_second"])
+                again = once(who, folder, file)
+                best[i] = max(best[i], again, key=lambda one: one["images_per_second"])
     (ours, ours_mb), (timm, timm_mb), (engine, _) = (
-        (one["images_per_second"], one["peak"]) for one in told
+        (one["images_per_second"], one["peak"]) for one in best
     )
-    print(f"resnext.bulk: {ours:,.1f} images/s of {IMAGES} JPEGs, at most {ours_mb:,.0f} MiB")
-    print(f"the engine alone: {engine:,.1f} images/s, bulk is {ours / engine:.2f}× that")
-    print(f"timm: {timm:,.1f} images/s, at most {timm_mb:,.0f} MiB, bulk is {ours / timm:.2f}×")
+    print(f"predict_files: {ours:,.1f} images/s of {IMAGES} JPEGs, at most {ours_mb:,.0f} MiB")
+    print(f"the engine alone: {engine:,.1f} images/s, predict_files is {ours / engine:.2f}× that")
+    print(
+        f"timm: {timm:,.1f} images/s, at most {timm_mb:,.0f} MiB; "
+        f"predict_files is {ours / timm:.2f}× that"
+    )
 
 
 def photographs(folder: Path, count: int) -> None:
@@ -177,15 +182,15 @@ def model(folder: Path, batch: int) -> Path:
     return file
 
 
-def once(who: str, place: Path, file: Path) -> dict[str, float]:
+def once(who: str, folder: Path, file: Path) -> dict[str, float]:
     """Images per second and peak memory, MiB, of a process that does only this."""
-    command = [sys.executable, __file__, "--once", who, str(place / "photos"), str(file)]
-    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(told.stdout.splitlines()[-1])
+    command = [sys.executable, __file__, "--once", who, str(folder / "photos"), str(file)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def alone(who: str, photos: Path, file: Path) -> None:
-    """What that process does."""
+    """Runs in that process: measure, and print the result as JSON."""
     speed = {"ours": ours, "timm": plain_timm, "engine": engine}[who](photos, file)
     status = Path("/proc/self/status").read_text()
     peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
@@ -193,7 +198,7 @@ def alone(who: str, photos: Path, file: Path) -> None:
 
 
 def ours(photos: Path, file: Path) -> float:
-    """The folder with `resnext.bulk`, decoding included."""
+    """A folder with `predict_files`, including decoding."""
     from resnext.inference.opener import open_runner
     from resnext.prediction.files import predict_files
 
@@ -202,16 +207,17 @@ def ours(photos: Path, file: Path) -> float:
 
 
 def engine(photos: Path, file: Path) -> float:
-    """The same engine on batches that are ready."""
+    """The engine that `predict_files` uses, on a decoded batch."""
     from resnext.card import card_of
     from resnext.data.decoding import open_image, pixels, resize_and_crop
     from resnext.inference.opener import open_runner
 
     runner = open_runner(file)
-    how, batch = card_of(runner).preprocessing, runner.batch
+    preprocessing, batch = card_of(runner).preprocessing, runner.batch
     files = sorted(photos.iterdir())[:batch]
+    pictures = (open_image(path, preprocessing.colour) for path in files)
     x = np.stack(
-        [pixels(resize_and_crop(open_image(path, how.colour), how), how) for path in files]
+        [pixels(resize_and_crop(image, preprocessing), preprocessing) for image in pictures]
     )
     runner.pixels(x)
     began, rounds = time.perf_counter(), -(-IMAGES // batch)
@@ -227,7 +233,7 @@ def plain_timm(photos: Path, file: Path) -> float:
 
     torch, timm = originals.torch, originals.timm
     network = timm.create_model("resnext50_32x4d", pretrained=False).eval()
-    prepare = create_transform(224, is_training=False, crop_pct=224 / 256)
+    prepare: Any = create_transform(224, is_training=False, crop_pct=224 / 256)
     files = sorted(photos.iterdir())
     began = time.perf_counter()
     answers = []
@@ -242,10 +248,10 @@ def plain_timm(photos: Path, file: Path) -> float:
 def start() -> None:
     """Seconds of a whole process, with a plan beside the file."""
     with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        photographs(place, 1)
-        file = model(place, 1)
-        command = [sys.executable, "-m", "resnext", "predict", str(file), str(place / "0000.jpg")]
+        folder = Path(name)
+        photographs(folder, 1)
+        file = model(folder, 1)
+        command = [sys.executable, "-m", "resnext", "predict", str(file), str(folder / "0000.jpg")]
         times = []
         for _ in range(5):
             began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Folding: fewer layers, the same function, and the network it was made from left alone."""
+"""Folding: fewer layers, the same function, and the original network unchanged."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnext import ResNeXt, ResNeXtConfig
+from resnext.config import Norm
 from resnext.errors import ConfigError
 from resnext.inference.fold import LogitsAndEmbedding, fold
 from resnext.layers import NORM_LAYERS, WSConv2d
@@ -32,12 +33,12 @@ FOLDED: dict[str, dict[str, Any]] = {  # every batch norm goes away
     "average anti-alias": {"anti_alias": "avg"},
     "blur anti-alias": {"anti_alias": "blur"},
     "caffe": {"style": "caffe"},
-    "weight-standardised": {"conv": "weight_standardized", "conv_eps": 0.01},
-    "affine weight-standardised": {"conv": "affine_weight_standardized", "conv_eps": 0.01},
+    "weight-standardized": {"conv": "weight_standardized", "conv_eps": 0.01},
+    "affine weight-standardized": {"conv": "affine_weight_standardized", "conv_eps": 0.01},
     "same padding": {"conv": "same_padding"},
     "reflect": {"padding_mode": "reflect"},
     "circular": {"padding_mode": "circular"},
-    "synchronised": {"norm": "sync"},
+    "synchronized": {"norm": "sync"},
     "no affine": {"norm_affine": False},
     "large epsilon": {"norm_eps": 0.7},
     "dilated": {"dilations": (2, 3)},
@@ -49,12 +50,12 @@ STAYING: dict[str, dict[str, Any]] = {  # they look at the images
     "layer": {"norm": "layer"},
     "instance": {"norm": "instance"},
     "untracked": {"norm_track": False},
-    "weight-standardised, group": {
+    "weight-standardized, group": {
         "norm": "group",
         "norm_groups": 4,
         "conv": "weight_standardized",
     },
-    "affine weight-standardised, group": {
+    "affine weight-standardized, group": {
         "norm": "group",
         "norm_groups": 4,
         "conv": "affine_weight_standardized",
@@ -64,7 +65,7 @@ BOTH = {**FOLDED, **STAYING}
 
 
 def made(config: ResNeXtConfig, dtype: torch.dtype = torch.float64) -> ResNeXt:
-    """A network none of whose weights or statistics is where it began."""
+    """A network whose weights and statistics all differ from their initial values."""
     torch.manual_seed(0)
     network = ResNeXt(config)
     randomize(network)
@@ -77,13 +78,13 @@ def made(config: ResNeXtConfig, dtype: torch.dtype = torch.float64) -> ResNeXt:
 
 
 def images(config: ResNeXtConfig, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """Three of an odd size."""
+    """Three images of an odd size."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(3, config.in_channels, 33, 30, generator=generator).to(dtype)
 
 
 def apart(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Largest difference, as a part of the largest number."""
+    """Largest difference, relative to the largest number."""
     return float((a.double() - b.double()).abs().max() / b.double().abs().max())
 
 
@@ -95,10 +96,10 @@ def apart(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_folded_networks_are_the_same_function(
     kind: str, dtype: torch.dtype, tolerance: float
 ) -> None:
-    """A statistic, epsilon, scale or bias that is left out shows in the last digits only."""
+    """A forgotten statistic, epsilon, scale or bias may show only in the last digits."""
     config = BASE.replace(**BOTH[kind])
     if dtype == torch.float32 and config.conv.endswith("weight_standardized"):
-        tolerance *= 3  # their activations grow, and torch standardises in single precision
+        tolerance *= 3  # their activations grow, and torch standardizes in single precision
     network, x = made(config, dtype), images(config, dtype)
     wanted, quick = network(x), fold(network)
     got = quick(x)
@@ -110,26 +111,27 @@ def test_folded_networks_are_the_same_function(
 
 @pytest.mark.parametrize("kind", BOTH)
 def test_batch_norms_go_and_others_stay(kind: str) -> None:
-    """One that is forgotten costs time; one too many changes answers to other images."""
+    """A norm that is not folded costs time; one that is folded wrongly changes the function."""
     network = made(BASE.replace(**BOTH[kind]))
     quick = fold(network)
     before = [name for name, m in network.named_modules() if isinstance(m, NORM_LAYERS)]
     after = [name for name, m in quick.named_modules() if isinstance(m, NORM_LAYERS)]
     assert len(before) >= 12
     assert after == (before if kind in STAYING else [])
-    assert not any(isinstance(m, WSConv2d) for m in quick.modules())  # standardised once
+    assert not any(isinstance(m, WSConv2d) for m in quick.modules())  # standardized once
     if kind in FOLDED:
         convs = [m for m in quick.modules() if isinstance(m, nn.Conv2d)]
         assert all(conv.bias is not None for conv in convs)
 
 
-@pytest.mark.parametrize("kind", ["plain", "affine weight-standardised", "untracked"])
+@pytest.mark.parametrize("kind", ["plain", "affine weight-standardized", "untracked"])
 def test_the_network_is_left_as_it_was(kind: str) -> None:
-    """Whoever optimises a network in the middle of training goes on training it."""
+    """A network may be optimized in the middle of its training."""
     network = made(BASE.replace(**BOTH[kind]), torch.float32).train()
-    network.layer1.eval()
+    network.get_submodule("layer1").eval()
     network.fc.weight.requires_grad_(False)
-    network.conv1.weight.grad = torch.ones_like(network.conv1.weight)
+    stem = network.get_parameter("conv1.weight")
+    stem.grad = torch.ones_like(stem)
     twin = copy.deepcopy(network)
     quick = fold(network)
     for value in quick.state_dict().values():  # it must not be the network's own memory
@@ -142,7 +144,7 @@ def test_the_network_is_left_as_it_was(kind: str) -> None:
     for (name, a), b in zip(network.named_parameters(), twin.parameters(), strict=True):
         assert a.requires_grad == b.requires_grad, name
         assert (a.grad is None) == (name != "conv1.weight"), name
-    assert network.conv1.weight.grad.eq(1).all()
+    assert stem.grad.eq(1).all()
     modules = [m for m in quick.modules() if not isinstance(m, nn.Identity)]
     assert not any(m.training for m in modules)
     assert not any(p.requires_grad for p in quick.parameters())
@@ -151,7 +153,7 @@ def test_the_network_is_left_as_it_was(kind: str) -> None:
 
 @torch.no_grad()
 def test_training_mode_makes_no_difference() -> None:
-    """Statistics of the next batch, dropout or dropped paths would get into the answers."""
+    """Batch statistics, dropout or dropped paths would change the outputs."""
     config = BASE.replace(dropout=0.5, drop_path_rate=0.5)
     network, x = made(config), images(config)
     wanted = network.eval()(x)
@@ -168,7 +170,7 @@ def test_folding_twice_is_folding_once() -> None:
 
 
 def test_convolutions_with_a_bias() -> None:
-    """Ours have none, but networks that were folded or converted may."""
+    """Our networks have none, but folded or converted ones may."""
     network = made(BASE)
     network.conv1.bias = nn.Parameter(torch.randn(16, dtype=torch.float64))
     x = images(BASE)
@@ -177,7 +179,7 @@ def test_convolutions_with_a_bias() -> None:
 
 
 def test_norms_that_follow_no_convolution_stay() -> None:
-    """Folding into whatever stands before it would be another function."""
+    """Folding into another preceding module would change the function."""
     network = made(BASE)
     network.bn1 = nn.Sequential(nn.Identity(), network.bn1)
     quick, x = fold(network), images(BASE)
@@ -186,14 +188,15 @@ def test_norms_that_follow_no_convolution_stay() -> None:
         assert apart(quick(x), network(x)) <= 1e-12
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 @torch.no_grad()
 def test_any_network_can_be_folded(data: st.DataObject) -> None:
-    """Options that are right alone can be wrong together."""
+    """Options that work alone can fail together."""
     draw = data.draw
     stem = draw(st.sampled_from(["classic", "deep", "small"]))
-    norm = draw(st.sampled_from(["batch", "batch", "batch", "group", "layer"]))
+    norms: list[Norm] = ["batch", "batch", "batch", "group", "layer"]
+    norm = draw(st.sampled_from(norms))
     try:
         config = ResNeXtConfig(
             (draw(st.integers(1, 2)), 1),
@@ -235,7 +238,7 @@ def test_any_network_can_be_folded(data: st.DataObject) -> None:
 @pytest.mark.parametrize("kind", ["plain", "SE", "group"])
 @torch.no_grad()
 def test_answering_gives_logits_and_embeddings(kind: str) -> None:
-    """Engines have no second entry for embeddings; the two must not be swapped."""
+    """Engines compute both at once; the two must not be swapped."""
     config = BASE.replace(dropout=0.5, **BOTH[kind])
     network, x = made(config), images(config)
     logits, embedding = LogitsAndEmbedding(network)(x)

@@ -1,9 +1,11 @@
-"""Other libraries and ours side by side.
+"""Other libraries and this one side by side.
 
 timing.py      `bench`: runs the contenders in turns
-contenders.py  each at the best setting that is known
+contenders.py  each library at the best setting that is known
+results.py     rows, ratios and the table
 """
 
-from resnext.benchmark.timing import Benchmark, bench
+from resnext.benchmark.results import Benchmark
+from resnext.benchmark.timing import bench
 
 __all__ = ["Benchmark", "bench"]

@@ -1,45 +1,45 @@
 """The contenders of `bench`, each at the best setting that its documentation names.
 
-Nothing imports torch up here, so that the memory of engines without it is measured alone.
+Nothing imports torch at the top, so that the memory of engines without it is measured alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from resnext.benchmark.results import OURS
 from resnext.errors import InputError
+from resnext.inference.engines.openvino import openvino_core
+from resnext.inference.optimized import Optimized
 from resnext.inference.plan import read_plans, write_plans
-from resnext.inference.runner import opened, openvino_core
 from resnext.weights.header import read_header
 
 if TYPE_CHECKING:
     from resnext.network import ResNeXt
 
 Run = Callable[[], Any]
-Opener = Callable[["Contender"], tuple[Run, str]]
-OURS = "resnext"
 NETWORK = "network.safetensors"
 IMAGES = "images.npy"
-_CALIBRATION = 256  # images to choose ranges of 8 bits with
+_CALIBRATION = 256  # images to choose the ranges of 8 bits with
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A contender with one precision, number of images and way of running.
+    """A contender with one precision, batch size and way of running.
 
     Args:
-        folder: Where network and images are.
+        folder: Folder with the network and the images.
         who: Its name.
-        precision: To compute in.
-        batch: Images at a time.
-        threads: To compute with.
-        data: Images with known classes.
+        precision: Compute precision.
+        batch: Batch size.
+        threads: Threads to compute with.
+        data: Images with known classes, to calibrate int8 with.
         way: Which of several ways to run.
     """
 
@@ -52,11 +52,11 @@ class Contender:
     way: str = ""
 
     def __str__(self) -> str:
-        """What it is, for people."""
+        """Name, precision, batch size and way, for progress."""
         return ", ".join(filter(None, (self.who, self.precision, f"batch {self.batch}", self.way)))
 
     def images(self) -> np.ndarray:
-        """What it is given."""
+        """The batch that it computes."""
         return np.load(self.folder / IMAGES)[: self.batch]
 
     def network(self) -> ResNeXt:
@@ -66,11 +66,27 @@ class Contender:
         return load_classifier(self.folder / NETWORK)
 
 
+class KnownContender(NamedTuple):
+    """A library that takes part.
+
+    Args:
+        precisions: Precisions that it computes in.
+        open: From a contender to a call that computes its batch, and the setting in words.
+        ways: Ways of running, of which the best counts; a batch of one has only the first.
+        slow: Whether opening it takes minutes, so that it is left out unless asked for.
+    """
+
+    precisions: tuple[str, ...]
+    open: Callable[[Contender], tuple[Run, str]]
+    ways: tuple[str, ...] = ("",)
+    slow: bool = False
+
+
 def _library(name: str) -> Any:
     """A library that may be missing.
 
     Raises:
-        InputError: It is, or it is broken.
+        InputError: It is missing, or cannot be imported.
     """
     try:
         return import_module(name)
@@ -80,36 +96,39 @@ def _library(name: str) -> Any:
         raise InputError(f"cannot be imported: {str(error)[:80]}") from error
 
 
-def _graph(entry: Contender) -> Path:
-    """The network as it is, as an ONNX file."""
-    path = entry.folder / "plain.onnx"
+def _onnx_file(contender: Contender) -> Path:
+    """The unmodified network as an ONNX file."""
+    path = contender.folder / "plain.onnx"
     if not path.exists():
         from resnext.inference.engines.onnx_export import export_graph
 
-        path.write_bytes(export_graph(entry.network(), entry.images().shape[2]).SerializeToString())
+        path.write_bytes(
+            export_graph(contender.network(), contender.images().shape[2]).SerializeToString()
+        )
     return path
 
 
-def _in_8_bits(entry: Contender) -> Path:
-    """The same in 8 bits, as NNCF does it by default."""
-    path = entry.folder / "int8.xml"
+def _int8_model(contender: Contender) -> Path:
+    """The unmodified network in 8 bits, quantized with NNCF's defaults, as an OpenVINO file."""
+    path = contender.folder / "int8.xml"
     if not path.exists():
         ov = _library("openvino")
         _library("nncf")
         from resnext.inference.engines.quantization import quantize
 
-        model = quantize(openvino_core().read_model(_graph(entry)), _calibration(entry))
+        model = quantize(openvino_core().read_model(_onnx_file(contender)), _calibration(contender))
         ov.save_model(model, path, compress_to_fp16=False)
     return path
 
 
-def _calibration(entry: Contender) -> np.ndarray:
+def _calibration(contender: Contender) -> np.ndarray:
+    """Normalized images of the data set, evenly spaced."""
     from resnext.data.loader import EvalDataset
     from resnext.data.open import open_for_evaluation
 
-    assert entry.data is not None
-    card = read_header(entry.folder / NETWORK)[1]
-    images = open_for_evaluation(entry.data, card.labels, card.provenance)
+    assert contender.data is not None
+    card = read_header(contender.folder / NETWORK)[1]
+    images = open_for_evaluation(contender.data, card.labels, card.provenance)
     count = min(len(images), _CALIBRATION)
     chosen = [i * len(images) // count for i in range(count)]
     prepared = EvalDataset(images, card.preprocessing, chosen)
@@ -117,9 +136,9 @@ def _calibration(entry: Contender) -> np.ndarray:
     return np.stack([item[0].numpy() for item in items if item is not None])
 
 
-def _torch(entry: Contender) -> tuple[Run, str]:
-    """torchvision and timm: eager or compiled, with the weights under their own names."""
-    library = entry.who.partition(",")[0]
+def _torch(contender: Contender) -> tuple[Run, str]:
+    """torchvision and timm: eager or compiled, with the weights under their own keys."""
+    library = contender.who.partition(",")[0]
     _library(library)
     import torch
     from safetensors.torch import load_file, save_file
@@ -128,22 +147,22 @@ def _torch(entry: Contender) -> tuple[Run, str]:
     from resnext.dialects.table import DIALECTS
 
     original = {"torchvision": torchvision.original, "timm": timm.original}[library]
-    config, _ = read_header(entry.folder / NETWORK)
+    config, _ = read_header(contender.folder / NETWORK)
     DIALECTS[library].check(config)
-    path = entry.folder / f"{library}.safetensors"
+    path = contender.folder / f"{library}.safetensors"
     if not path.exists():
-        state = DIALECTS[library].write(entry.network().state_dict(), config)
+        state = DIALECTS[library].write(contender.network().state_dict(), config)
         save_file({name: value.contiguous() for name, value in state.items()}, path)
-    torch.set_num_threads(entry.threads)
+    torch.set_num_threads(contender.threads)
     model = original(config)
     model.load_state_dict(load_file(path), assign=True)
-    plain = "," not in entry.who
-    dtype = torch.bfloat16 if entry.precision == "bf16" else torch.float32
+    plain = "," not in contender.who
+    dtype = torch.bfloat16 if contender.precision == "bf16" else torch.float32
     layout = torch.contiguous_format if plain else torch.channels_last
     model = model.eval().requires_grad_(False).to(dtype)
     model.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
-    x = torch.from_numpy(entry.images()).to(dtype).contiguous(memory_format=layout)
-    compiled = entry.who.endswith("compiled")
+    x = torch.from_numpy(contender.images()).to(dtype).contiguous(memory_format=layout)
+    compiled = contender.who.endswith("compiled")
     if compiled:
         model = torch.compile(model, dynamic=False, options={"freezing": True})
     mode = torch.no_grad if compiled else torch.inference_mode
@@ -155,46 +174,48 @@ def _torch(entry: Contender) -> tuple[Run, str]:
     return run, "NCHW" if plain else ""
 
 
-def _onnxruntime(entry: Contender) -> tuple[Run, str]:
-    """ONNX Runtime, which optimises the plain graph itself."""
+def _onnxruntime(contender: Contender) -> tuple[Run, str]:
+    """ONNX Runtime, which optimizes the plain graph itself."""
     ort = _library("onnxruntime")
     options = ort.SessionOptions()
-    options.intra_op_num_threads = entry.threads
+    options.intra_op_num_threads = contender.threads
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
-    session = ort.InferenceSession(str(_graph(entry)), options, providers=["CPUExecutionProvider"])
-    x = entry.images()
+    session = ort.InferenceSession(
+        str(_onnx_file(contender)), options, providers=["CPUExecutionProvider"]
+    )
+    x = contender.images()
     return lambda: session.run(["logits"], {"images": x})[0], ""
 
 
-def _openvino(entry: Contender) -> tuple[Run, str]:
+def _openvino(contender: Contender) -> tuple[Run, str]:
     """OpenVINO with its hints: for latency, or for throughput with several requests."""
     ov = _library("openvino")
-    eight = entry.precision == "int8"
-    core, x = openvino_core(), entry.images()
-    model = core.read_model(_in_8_bits(entry) if eight else _graph(entry))
-    hint, _, division = entry.way.partition(", ")
-    how: dict[str, Any] = {"PERFORMANCE_HINT": hint, "INFERENCE_NUM_THREADS": entry.threads}
-    if not eight:  # there it is for the few layers that stay
-        how["INFERENCE_PRECISION_HINT"] = "bf16" if entry.precision == "bf16" else "f32"
+    int8 = contender.precision == "int8"
+    core, x = openvino_core(), contender.images()
+    model = core.read_model(_int8_model(contender) if int8 else _onnx_file(contender))
+    hint, _, division = contender.way.partition(", ")
+    options: dict[str, Any] = {"PERFORMANCE_HINT": hint, "INFERENCE_NUM_THREADS": contender.threads}
+    if not int8:  # there, it would only apply to the few layers that stay in floats
+        options["INFERENCE_PRECISION_HINT"] = "bf16" if contender.precision == "bf16" else "f32"
 
-    def made(piece: int) -> Any:
+    def compile_for(piece: int) -> Any:
         model.reshape([piece, *x.shape[1:]])
-        return core.compile_model(model, "CPU", how)
+        return core.compile_model(model, "CPU", options)
 
-    piece = entry.batch if division == "whole" else 1
-    compiled = made(piece)
+    piece = contender.batch if division == "whole" else 1
+    compiled = compile_for(piece)
     if hint == "LATENCY":
         return lambda: compiled(x)[0], f"{hint}, whole batch"
     requests = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
     if division == "shared out":
-        piece = -(-entry.batch // requests)
-        compiled = made(piece)
+        piece = -(-contender.batch // requests)
+        compiled = compile_for(piece)
     queue = ov.AsyncInferQueue(compiled)
-    rest = np.zeros((-len(x) % piece, *x.shape[1:]), x.dtype)
-    filled = np.concatenate([x, rest])
-    parts = {start: filled[start : start + piece] for start in range(0, len(filled), piece)}
-    logits = np.empty((len(filled), compiled.output(0).shape[1]), np.float32)
+    padding = np.zeros((-len(x) % piece, *x.shape[1:]), x.dtype)
+    padded = np.concatenate([x, padding])
+    pieces = {start: padded[start : start + piece] for start in range(0, len(padded), piece)}
+    logits = np.empty((len(padded), compiled.output(0).shape[1]), np.float32)
 
     def keep(request: Any, start: int) -> None:
         logits[start : start + piece] = request.get_output_tensor(0).data
@@ -202,48 +223,45 @@ def _openvino(entry: Contender) -> tuple[Run, str]:
     queue.set_callback(keep)
 
     def run() -> np.ndarray:
-        for start, part in parts.items():
-            queue.start_async({0: part}, start, share_inputs=True)
+        for start, images in pieces.items():
+            queue.start_async({0: images}, start, share_inputs=True)
         queue.wait_all()
         return logits[: len(x)].copy()
 
     return run, f"{hint}, {len(queue)} requests of {piece} image{'s' if piece > 1 else ''}"
 
 
-def _resnext(entry: Contender) -> tuple[Run, str]:
-    """Ours: the engine that `optimize` chose, as prediction opens it."""
-    path = entry.folder / f"{entry.precision}-{entry.batch}.plan.json"
+def _resnext(contender: Contender) -> tuple[Run, str]:
+    """This library: the engine that `optimize` chose, as prediction opens it."""
+    path = contender.folder / f"{contender.precision}-{contender.batch}.plan.json"
+    file = contender.folder / NETWORK
     if not path.exists():
         from resnext.inference.optimize import optimize
 
-        data = entry.data if entry.precision == "int8" else None
-        kind: Any = entry.precision
-        found = optimize(entry.folder / NETWORK, precision=kind, batch=entry.batch, data=data)
-        write_plans(path, [found.plan])
-    plan = read_plans(path)[0]
-    x = entry.images()
-    if plan.graph("images").exists() and plan.form.engine in ("onnxruntime", "openvino"):
-        session = opened(plan.graph("images"), plan.form)
-    else:
-        import torch
-
-        from resnext.inference.engines.builder import EngineBuilder
-
-        torch.set_num_threads(entry.threads)
-        workshop = EngineBuilder(entry.network(), x.shape[2], torch.device("cpu"))
-        session = workshop.session(plan.form)
+        data = contender.data if contender.precision == "int8" else None
+        precision: Any = contender.precision
+        write_plans(
+            path, [optimize(file, precision=precision, batch=contender.batch, data=data).plan]
+        )
+    (plan,) = read_plans(path)
+    config, card = read_header(file)
+    x = contender.images()
+    session = Optimized(plan, card, config, contender.network).session("images", len(x))
     return lambda: session(x)[0], f"{plan.form.engine}, {plan.form}"
 
 
-WAYS = ("LATENCY, whole", "THROUGHPUT, whole", "THROUGHPUT, shared out", "THROUGHPUT, one by one")
-_BOTH: tuple[str, ...] = ("fp32", "bf16")
-CONTENDERS: dict[str, tuple[Sequence[str], Opener]] = {
-    "torchvision": (("fp32",), _torch),
-    "timm": (("fp32",), _torch),
-    "timm, channels-last": (_BOTH, _torch),
-    "timm, compiled": (_BOTH, _torch),
-    "ONNX Runtime": (("fp32",), _onnxruntime),
-    "OpenVINO": ((*_BOTH, "int8"), _openvino),
-    OURS: ((*_BOTH, "int8"), _resnext),
+_FLOATS = ("fp32", "bf16")
+CONTENDERS: dict[str, KnownContender] = {
+    "torchvision": KnownContender(("fp32",), _torch),
+    "timm": KnownContender(("fp32",), _torch),
+    "timm, channels-last": KnownContender(_FLOATS, _torch),
+    "timm, compiled": KnownContender(_FLOATS, _torch, slow=True),
+    "ONNX Runtime": KnownContender(("fp32",), _onnxruntime),
+    "OpenVINO": KnownContender(
+        (*_FLOATS, "int8"),
+        _openvino,
+        ("LATENCY, whole", "THROUGHPUT, whole", "THROUGHPUT, shared out", "THROUGHPUT, one by one"),
+    ),
+    OURS: KnownContender((*_FLOATS, "int8"), _resnext),
 }
-"""What each computes in; and from an entry to what computes its batch, and the setting in words."""
+"""All contenders by name, in the order of their rows."""

@@ -1,32 +1,32 @@
-"""`bench`: other libraries and ours side by side: one process, the same images, taking turns.
+"""`bench`: other libraries and this one side by side: one process, the same images, in turns.
 
-Everybody opens the same files of a folder, so that a contender can also run alone in a process of
-its own, where its memory is measured. That is why nothing imports torch up here.
+All contenders open the same files of a folder, so that each can also run alone in a process whose
+memory is measured. Nothing imports torch at the top, because that process may not need it.
 """
 
 from __future__ import annotations
 
 import copy
-import io
 import multiprocessing
 import os
-import shutil
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from resnext.benchmark.contenders import CONTENDERS, IMAGES, NETWORK, OURS, WAYS, Contender, Run
+from resnext.benchmark.contenders import CONTENDERS, IMAGES, NETWORK, Contender, Run
+from resnext.benchmark.results import Benchmark, BenchmarkRow
 from resnext.card import Card, Preprocessing
 from resnext.errors import InputError, ResNeXtError
+from resnext.inference.engines import ENGINES
 from resnext.summary import default_size, summarize
 from resnext.system.cpu import cpu_name
 from resnext.system.progress import Reporter, reporter
@@ -35,181 +35,46 @@ if TYPE_CHECKING:
     from resnext.config import ResNeXtConfig
     from resnext.network import ResNeXt
 
-Precision = Literal["auto", "fp32", "bf16", "int8"]
+BenchmarkPrecision = Literal["auto", "fp32", "bf16", "int8"]
 _ROUNDS = 8
 _SIDE = 2048  # of the matrices whose product is the peak
-_TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "int8": float("inf")}  # of a logit, of the largest
-_PACKAGES = ("resnext", "torch", "torchvision", "timm", "onnxruntime", "openvino", "nncf")
-
-
-@dataclass(frozen=True)
-class BenchmarkRow:
-    """One contender with one precision and number of images.
-
-    Args:
-        who: "resnext" or a peer.
-        precision: What it computed in.
-        batch: Images given at a time.
-        images_per_second: In its best round; 0 if it could not run.
-        p50: Milliseconds of a batch that half of the calls stayed below.
-        p99: That 99 % of the calls stayed below.
-        fraction: Arithmetic done each second, as a part of the precision's peak.
-        memory: Peak of a process that runs nothing else, MiB.
-        difference: Largest difference of a logit to the network's own, as a part of the largest.
-        how: Setting that was the fastest.
-        note: Why it is missing, or does not count.
-    """
-
-    who: str
-    precision: str
-    batch: int
-    images_per_second: float = 0.0
-    p50: float = 0.0
-    p99: float = 0.0
-    fraction: float | None = None
-    memory: float | None = None
-    difference: float | None = None
-    how: str = ""
-    note: str = ""
-
-
-class SpeedRatio(NamedTuple):
-    """How many times as fast as the best peer we are, for one batch and precision."""
-
-    batch: int
-    precision: str
-    peer: str
-    times: float
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """What was measured.
-
-    Args:
-        machine: The processor.
-        threads: That everybody computes with.
-        versions: Of the libraries.
-        name: The network or file.
-        size: Side of the images, pixels.
-        peaks: GFLOP/s of a product of large matrices, for each precision.
-        rows: The contenders.
-    """
-
-    machine: str
-    threads: int
-    versions: dict[str, str]
-    name: str
-    size: int
-    peaks: dict[str, float]
-    rows: tuple[BenchmarkRow, ...]
-
-    def fastest(
-        self, batch: int, precision: str | None = None, who: str = ""
-    ) -> BenchmarkRow | None:
-        """The fastest row that counts; of all peers if `who` is empty; None if there is none."""
-        rows = [
-            row
-            for row in self.rows
-            if not row.note
-            and row.batch == batch
-            and precision in (None, row.precision)
-            and (row.who == who if who else row.who != OURS)
-        ]
-        return max(rows, key=lambda row: row.images_per_second, default=None)
-
-    def ratios(self) -> tuple[SpeedRatio, ...]:
-        """Us against the best peer, for each batch and precision that both have."""
-        found: list[SpeedRatio] = []
-        for row in self.rows:
-            peer = self.fastest(row.batch, row.precision)
-            if row.who == OURS and not row.note and peer is not None:
-                times = row.images_per_second / peer.images_per_second
-                found.append(SpeedRatio(row.batch, row.precision, peer.who, times))
-        return tuple(found)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values."""
-        return {**asdict(self), "ratios": [ratio._asdict() for ratio in self.ratios()]}
-
-    def table(self) -> str:
-        """The rows for people, fastest first, as wide as the terminal."""
-        from rich.console import Console
-        from rich.table import Column, Table
-
-        names = ("Batch", "Images/s", "Ours is", "p50 ms", "p99 ms", "Of peak", "MiB")
-        columns = [Column(name, justify="right", no_wrap=True) for name in names]
-        texts = [Column(name, no_wrap=True) for name in ("Who", "Precision")]
-        table = Table(*texts, *columns, Column("", overflow="fold"), box=None, pad_edge=False)
-        for row in sorted(self.rows, key=lambda row: (row.batch, -row.images_per_second)):
-            table.add_row(row.who, row.precision, str(row.batch), *self._numbers(row), _about(row))
-        text = io.StringIO()
-        width = shutil.get_terminal_size((150, 24)).columns
-        console = Console(file=text, width=width, no_color=True, highlight=False, markup=False)
-        peaks = ", ".join(f"{kind} {peak:,.0f} GFLOP/s" for kind, peak in self.peaks.items())
-        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        console.print(f"{self.name}, {self.size}×{self.size} pixels")
-        console.print(f"{self.machine}, {self.threads} threads; matrix product: {peaks}")
-        console.print(f"{versions}\n")
-        console.print(table)
-        console.print()
-        for batch, precision, peer, times in self.ratios():
-            console.print(f"Batch {batch}, {precision}: {times:.2f}× the best peer, {peer}")
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
-
-    def _numbers(self, row: BenchmarkRow) -> tuple[str, ...]:
-        if not row.images_per_second:
-            return ("–",) * 6
-        ours = self.fastest(row.batch, row.precision, OURS)
-        times = ours.images_per_second / row.images_per_second if ours and ours != row else None
-        return (
-            f"{row.images_per_second:,.1f}",
-            "" if times is None else f"{times:.2f}×",
-            f"{row.p50:,.2f}",
-            f"{row.p99:,.2f}",
-            "" if row.fraction is None else f"{row.fraction:.0%}",
-            "" if row.memory is None else f"{row.memory:,.0f}",
-        )
-
-
-def _about(row: BenchmarkRow) -> str:
-    return "; ".join(text for text in (row.how, row.note) if text)
+_TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "int8": float("inf")}  # relative to the largest logit
 
 
 def bench(
     model: str | Path | ResNeXt = "resnext50_32x4d",
     *,
     batches: Sequence[int] = (1, 16),
-    precision: Precision = "auto",
+    precision: BenchmarkPrecision = "auto",
     data: str | Path | None = None,
     compiled: bool = False,
     memory: bool = True,
     seconds: float = 5.0,
     progress: bool = False,
 ) -> Benchmark:
-    """Time torchvision, timm, ONNX Runtime, OpenVINO and us side by side on the processor.
+    """Time torchvision, timm, ONNX Runtime, OpenVINO and this library on the processor.
 
-    Everybody has the same weights, gets the same images and threads, and must give the network's
-    own answers. They take turns, because machines are not always equally fast. What is not
-    installed, or has no such network, is noted and left out. A call gives a batch and waits for
-    its answers.
+    All contenders have the same weights, images and threads, and must return the network's logits.
+    They run in turns, because a machine's speed varies. A library that is not installed, or does
+    not have the network, gets a row that says so. A call passes a batch and waits for its logits.
 
     Args:
         model: A classifier, a variant's name, or a file or name as for `resnext.load`. Variants
             get random weights.
-        batches: Numbers of images at a time.
-        precision: "auto" for all that the machine has: fp32, bf16, and int8 if `data` is given.
+        batches: Batch sizes.
+        precision: Compute precision; "auto" takes all that the machine supports: fp32, bf16, and
+            int8 if `data` is given.
         data: Images with known classes, as for `resnext.evaluate`, to calibrate int8 with.
-        compiled: Whether to time timm compiled too, which takes minutes.
-        memory: Whether to measure peak memory, in processes of their own.
-        seconds: How long each contender is timed for each batch.
-        progress: Whether to show what is done, on standard error.
+        compiled: Whether to time timm with `torch.compile` too, which takes minutes.
+        memory: Whether to measure peak memory, each contender in its own process.
+        seconds: Seconds to time each contender for each batch size.
+        progress: Whether to show progress on standard error.
 
     Raises:
-        CheckpointError: The file is no model.
+        CheckpointError: The file is not a model.
         DataError: `data` is missing, or has classes the model does not know.
-        InputError: An argument makes no sense, or the processor has no such precision.
-        UnknownNameError: No variant has that name.
+        InputError: An argument is wrong, or the processor does not support the precision.
+        UnknownNameError: There is no variant of that name.
     """
     import torch
 
@@ -218,38 +83,37 @@ def bench(
     if not seconds > 0:
         raise InputError(f"seconds must be above 0, not {seconds!r}.")
     precisions = _precisions(precision, data)
-    report = reporter(progress)
+    log = reporter(progress)
     threads, rows, peaks = torch.get_num_threads(), list[BenchmarkRow](), dict[str, float]()
     with ExitStack() as stack:
-        stack.callback(report.stop)
-        stack.enter_context(_everybody_with(threads))
-        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="resnext-bench-"))
-        course = _BenchmarkRun(
-            Path(name), precisions, threads, data and str(data), compiled, report
-        )
-        config, size = course.lay_out(classifier_for(model, progress), max(batches))
+        stack.callback(log.stop)
+        stack.enter_context(_omp_threads(threads))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="resnext-bench-"))
+        run = _BenchmarkRun(Path(folder), precisions, threads, data and str(data), compiled, log)
+        config, size = run.write_inputs(classifier_for(model, progress), max(batches))
         macs = summarize(config, size).macs
         for batch in sorted(set(batches)):
-            found, peak = course.race(batch, seconds)
-            rows += course.weighed(found) if memory and batch == max(batches) else found.values()
+            best, peak = run.time(batch, seconds)
+            rows += run.with_memory(best) if memory and batch == max(batches) else best.values()
             peaks |= {kind: max(peaks.get(kind, 0.0), value) for kind, value in peak.items()}
-    named = str(model) if isinstance(model, str | Path) else "ResNeXt"
     return Benchmark(
         machine=cpu_name(),
         threads=threads,
         versions=_versions(),
-        name=named,
+        name=str(model) if isinstance(model, str | Path) else "ResNeXt",
         size=size,
         peaks=peaks,
         rows=tuple(replace(row, fraction=_fraction(row, macs, peaks)) for row in rows),
     )
 
 
-def _precisions(wanted: Precision, data: object) -> list[str]:
+def _precisions(wanted: BenchmarkPrecision, data: object) -> list[str]:
     from resnext.system.device import has_bf16, require_bf16
 
-    if wanted not in get_args(Precision):
-        raise InputError(f"precision must be one of {', '.join(get_args(Precision))}.")
+    if wanted not in get_args(BenchmarkPrecision):
+        raise InputError(
+            f"precision must be one of {', '.join(get_args(BenchmarkPrecision))}, not {wanted!r}."
+        )
     if wanted == "int8" and data is None:
         raise InputError("precision int8 is calibrated with images of known classes: give data.")
     if wanted == "bf16":
@@ -266,18 +130,18 @@ def _fraction(row: BenchmarkRow, macs: int, peaks: Mapping[str, float]) -> float
 
 
 def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    """Versions of the libraries that are installed."""
+    engines = (engine.package for engine in ENGINES.values())
+    versions: dict[str, str] = {}
+    for package in ("resnext", "torch", "torchvision", "timm", *engines, "nncf"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
 
 
 @contextmanager
-def _everybody_with(threads: int) -> Iterator[None]:
-    """Let our own engines, and the processes that measure memory, take so many threads too."""
+def _omp_threads(threads: int) -> Iterator[None]:
+    """Set OMP_NUM_THREADS, which our engines and the processes that measure memory read."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(threads)
     try:
@@ -289,7 +153,13 @@ def _everybody_with(threads: int) -> Iterator[None]:
 
 
 def classifier_for(model: str | Path | ResNeXt, progress: bool = False) -> ResNeXt:
-    """The network to time; one with random weights has norms that fit them."""
+    """The network to time.
+
+    Args:
+        model: A network, a variant's name, or a file or name as for `resnext.load`. A variant gets
+            random weights, and norm statistics that fit them.
+        progress: Whether to show downloads on standard error.
+    """
     import torch
 
     from resnext.network import create
@@ -315,15 +185,15 @@ def classifier_for(model: str | Path | ResNeXt, progress: bool = False) -> ResNe
 
 
 class _BenchmarkRun:
-    """Where they race, and what they are given.
+    """Runs the benchmark: shared inputs, contenders, timing.
 
     Args:
-        folder: For what everybody opens.
-        precisions: To compute in.
-        threads: For each.
-        data: To calibrate 8 bits with.
-        compiled: Whether timm's network is compiled too.
-        report: Told what is done.
+        folder: For the files that all contenders open.
+        precisions: Precisions to compute in.
+        threads: Threads for each contender.
+        data: Images to calibrate int8 with.
+        compiled: Whether to run timm with `torch.compile` too.
+        progress: Shows the steps.
     """
 
     def __init__(
@@ -333,13 +203,13 @@ class _BenchmarkRun:
         threads: int,
         data: str | None,
         compiled: bool,
-        report: Reporter,
+        progress: Reporter,
     ) -> None:
         self.folder, self.precisions, self.threads = folder, precisions, threads
-        self.data, self.compiled, self.report = data, compiled, report
+        self.data, self.compiled, self.progress = data, compiled, progress
         self.reference = np.empty(0)
 
-    def lay_out(self, network: ResNeXt, count: int) -> tuple[ResNeXtConfig, int]:
+    def write_inputs(self, network: ResNeXt, count: int) -> tuple[ResNeXtConfig, int]:
         """Write the network and `count` images into the folder; its config and their size."""
         import torch
 
@@ -358,99 +228,109 @@ class _BenchmarkRun:
         np.save(self.folder / IMAGES, images)
         save(network, self.folder / NETWORK)
         with torch.inference_mode():
-            parts = torch.from_numpy(images).split(16)
-            self.reference = torch.cat([network(part) for part in parts]).numpy()
+            batches = torch.from_numpy(images).split(16)
+            self.reference = torch.cat([network(batch) for batch in batches]).numpy()
         return config, size
 
-    def race(
+    def time(
         self, batch: int, seconds: float
     ) -> tuple[dict[Contender, BenchmarkRow], dict[str, float]]:
-        """The fastest entry of each contender with its row, and the peaks, GFLOP/s."""
+        """Time a batch size: the best way of each contender with its row, and peaks in GFLOP/s."""
         rows: dict[Contender, BenchmarkRow] = {}
-        runs: dict[Any, Run] = {kind: _product(kind) for kind in self.precisions if kind != "int8"}
+        runs: dict[Any, Run] = {
+            kind: _matrix_product(kind) for kind in self.precisions if kind != "int8"
+        }
         peaks = list(runs)
-        for entry in self.entries(batch):
-            self.report.line(f"Opening {entry} …")
-            row = BenchmarkRow(entry.who, entry.precision, batch)
+        for contender in self.contenders(batch):
+            self.progress.line(f"Opening {contender} …")
+            row = BenchmarkRow(contender.who, contender.precision, batch)
             try:
-                with _unheard():
-                    runs[entry], how = CONTENDERS[entry.who][1](entry)
-                    rows[entry] = self.checked(replace(row, how=how), runs[entry]())
-            except Exception as error:  # other libraries fail in their own ways
-                runs.pop(entry, None)
-                rows[entry] = replace(row, note=_reason(error))
-        self.report.line(f"Timing {len(runs)} ways, batch {batch}, in turns …")
+                with _no_warnings():
+                    runs[contender], how = CONTENDERS[contender.who].open(contender)
+                    rows[contender] = self.checked(replace(row, how=how), runs[contender]())
+            except Exception as error:  # each library fails with its own types
+                runs.pop(contender, None)
+                rows[contender] = replace(row, note=_reason(error))
+        self.progress.line(f"Timing {len(runs)} ways, batch {batch}, in turns …")
         times = {key: list[list[float]]() for key in runs}
         for _ in range(_ROUNDS):
             for key, run in runs.items():
-                times[key].append(_turn(run, seconds / _ROUNDS))
-        for entry in [entry for entry in runs if entry not in peaks]:
-            rows[entry] = replace(rows[entry], **_speed(times[entry], batch))
+                times[key].append(time_calls(run, seconds / _ROUNDS))
+        for contender in [key for key in runs if key not in peaks]:
+            rows[contender] = replace(rows[contender], **_statistics(times[contender], batch))
         best: dict[tuple[str, str], Contender] = {}
-        for entry, row in rows.items():
-            rival = best.get((entry.who, entry.precision))
-            if rival is None or _merit(row) > _merit(rows[rival]):
-                best[entry.who, entry.precision] = entry
+        for contender, row in rows.items():
+            rival = best.get((contender.who, contender.precision))
+            if rival is None or _rank(row) > _rank(rows[rival]):
+                best[contender.who, contender.precision] = contender
         speeds = {kind: 2e-9 * _SIDE**3 / min(map(min, times[kind])) for kind in peaks}
-        return {entry: rows[entry] for entry in best.values()}, speeds
+        return {contender: rows[contender] for contender in best.values()}, speeds
 
-    def entries(self, batch: int) -> list[Contender]:
-        """Everybody, in every way of running that the best is taken of."""
-        found: list[Contender] = []
-        for who, (precisions, _) in CONTENDERS.items():
-            ways = WAYS if who == "OpenVINO" else ("",)
+    def contenders(self, batch: int) -> list[Contender]:
+        """All contenders, each in every precision and every way of running that it has."""
+        contenders: list[Contender] = []
+        for who, known in CONTENDERS.items():
+            if known.slow and not self.compiled:
+                continue
             for precision in self.precisions:
-                if precision in precisions and (self.compiled or who != "timm, compiled"):
-                    entry = Contender(self.folder, who, precision, batch, self.threads, self.data)
-                    some = ways[:1] if batch == 1 else ways
-                    found += [replace(entry, way=way) for way in some]
-        return found
+                if precision in known.precisions:
+                    ways = known.ways[:1] if batch == 1 else known.ways
+                    contenders += [
+                        Contender(self.folder, who, precision, batch, self.threads, self.data, way)
+                        for way in ways
+                    ]
+        return contenders
 
-    def checked(self, row: BenchmarkRow, answers: np.ndarray) -> BenchmarkRow:
-        """A row that says whether the answers are the network's."""
+    def checked(self, row: BenchmarkRow, logits: np.ndarray) -> BenchmarkRow:
+        """The row with the difference from the network's logits, and a note if they are wrong."""
         wanted = self.reference[: row.batch]
-        if answers.shape != wanted.shape or not np.isfinite(answers).all():
-            return replace(row, note=f"wrong: answers of shape {answers.shape}, or not finite")
-        difference = float(abs(answers - wanted).max() / abs(wanted).max())
+        if logits.shape != wanted.shape or not np.isfinite(logits).all():
+            return replace(row, note=f"wrong: logits of shape {logits.shape}, or not finite")
+        difference = float(abs(logits - wanted).max() / abs(wanted).max())
         wrong = not difference <= _TOLERANCE[row.precision]
-        note = f"wrong: answers differ by {difference:.1g} of the largest" if wrong else ""
+        note = f"wrong: logits differ by {difference:.1g} of the largest" if wrong else ""
         return replace(row, difference=difference, note=note)
 
-    def weighed(self, found: Mapping[Contender, BenchmarkRow]) -> list[BenchmarkRow]:
-        """The rows with peak memory, each measured in a fresh process."""
+    def with_memory(self, best: Mapping[Contender, BenchmarkRow]) -> list[BenchmarkRow]:
+        """The rows with peak memory, each measured in a new process."""
         rows: list[BenchmarkRow] = []
-        for entry, row in found.items():
+        for contender, row in best.items():
             if row.images_per_second:
-                self.report.line(f"Measuring memory of {entry} …")
-                row = replace(row, memory=peak_memory(entry))
+                self.progress.line(f"Measuring memory of {contender} …")
+                row = replace(row, memory=peak_memory(contender))
             rows.append(row)
         return rows
 
 
-def _merit(row: BenchmarkRow) -> tuple[bool, float]:
+def _rank(row: BenchmarkRow) -> tuple[bool, float]:
+    """Orders the ways of a contender: those that count first, then by speed."""
     return not row.note, row.images_per_second
 
 
-def _turn(run: Run, seconds: float) -> list[float]:
-    """Seconds of each call; the first does not count, as the last contender may still be busy."""
+def time_calls(run: Run, seconds: float) -> list[float]:
+    """Seconds of each call, until they add up to `seconds`.
+
+    A first call is not counted: the previous contender's threads may still be busy.
+    """
     run()
     times: list[float] = []
     while not times or sum(times) < seconds:
-        began = time.perf_counter()
+        began = perf_counter()
         run()
-        times.append(time.perf_counter() - began)
+        times.append(perf_counter() - began)
     return times
 
 
-def _speed(rounds: Sequence[Sequence[float]], batch: int) -> dict[str, float]:
+def _statistics(rounds: Sequence[Sequence[float]], batch: int) -> dict[str, float]:
+    """Percentiles over all calls; the speed is that of the fastest round."""
     calls = 1e3 * np.concatenate(rounds)
-    p50, p99 = (float(np.percentile(calls, part)) for part in (50, 99))
+    p50, p99 = (float(np.percentile(calls, percent)) for percent in (50, 99))
     best = min(float(np.mean(times)) for times in rounds)
     return {"images_per_second": batch / best, "p50": p50, "p99": p99}
 
 
-def _product(precision: str) -> Run:
-    """A product of large matrices, which tells the peak."""
+def _matrix_product(precision: str) -> Run:
+    """A product of large matrices, whose speed is taken as the machine's peak."""
     import torch
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -460,23 +340,26 @@ def _product(precision: str) -> Run:
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
-    """Other libraries warn about their own inside."""
+def _no_warnings() -> Iterator[None]:
+    """Hide warnings of other libraries about their own code."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def _reason(error: Exception) -> str:
+    """The first line of an error, as a note."""
     text = (str(error).strip() or type(error).__name__).partition("\n")[0]
     return text if isinstance(error, ResNeXtError) else f"failed: {text[:120]}"
 
 
-def peak_memory(entry: Contender) -> float | None:
-    """Most memory, MiB, of a process that only runs an entry; None if that fails."""
+def peak_memory(contender: Contender) -> float | None:
+    """Peak memory, MiB, of a process that only runs a contender; None if that fails."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_alone, args=(entry, sender), name=entry.who)
+    process = context.Process(
+        target=_send_peak_memory, args=(contender, sender), name=contender.who
+    )
     process.start()
     sender.close()
     try:
@@ -489,10 +372,10 @@ def peak_memory(entry: Contender) -> float | None:
         process.close()
 
 
-def _alone(entry: Contender, sender: Connection) -> None:
-    """What that process does: open it, run it, tell the most memory it ever had."""
-    with _unheard(), suppress(Exception):  # nothing is told then
-        run, _ = CONTENDERS[entry.who][1](entry)
+def _send_peak_memory(contender: Contender, sender: Connection) -> None:
+    """Runs in that process: open the contender, run it, send the peak memory."""
+    with _no_warnings(), suppress(Exception):  # then nothing is sent
+        run, _ = CONTENDERS[contender.who].open(contender)
         for _ in range(3):
             run()
         status = Path("/proc/self/status").read_text()  # getrusage would count the parent's too

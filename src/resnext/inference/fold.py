@@ -1,4 +1,4 @@
-"""The same function with less to compute: batch norms folded into convolutions."""
+"""Fold batch norms into convolutions: fewer layers that compute the same function."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from resnext.network import ResNeXt
 
 
 def fold(network: ResNeXt) -> ResNeXt:
-    """A copy for inference, whose batch norms have become part of the convolutions before them.
+    """A copy for inference whose batch norms are part of the convolutions before them.
 
-    Weights are standardised once and for all where the network standardises them. Norms that look
-    at the images, such as group norms, stay. Folding is done in double precision.
+    Weight-standardized convolutions become plain ones. Norms whose statistics come from the
+    images, as those of group norm, are kept. The arithmetic of folding is in double precision.
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
     for module in list(network.modules()):
         if isinstance(module, WSConv2d):
             module.weight = nn.Parameter(module.standardized(), requires_grad=False)
-            setattr(module, "__class__", nn.Conv2d)  # noqa: B010 (it is one, from now on)
+            setattr(module, "__class__", nn.Conv2d)  # noqa: B010 (it computes like one now)
     for module in list(network.modules()):
         for (_, conv), (name, norm) in pairwise(list(module.named_children())):
             if isinstance(conv, nn.Sequential) and len(conv):
@@ -38,7 +38,7 @@ def fold(network: ResNeXt) -> ResNeXt:
 
 
 def _fold(conv: nn.Conv2d, norm: _BatchNorm, mean: Tensor, var: Tensor) -> None:
-    """Let a convolution do what the norm behind it did, in place."""
+    """Apply the norm after a convolution to its weights and bias, in place."""
     scale = torch.rsqrt(var + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight.double()
@@ -54,7 +54,7 @@ def _fold(conv: nn.Conv2d, norm: _BatchNorm, mean: Tensor, var: Tensor) -> None:
 
 
 class LogitsAndEmbedding(nn.Module):
-    """A classifier that also tells its embedding, as engines compute it."""
+    """A classifier that also returns its embedding: the module that engines compute."""
 
     def __init__(self, network: ResNeXt) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A classifier in the form that was found the fastest. Torch is needed only for its own engines."""
+"""A classifier that is computed as its plan says. It needs torch only if the plan's engine does."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from jaxtyping import Float, UInt8
 from resnext.card import Card
 from resnext.config import ResNeXtConfig
 from resnext.errors import CheckpointError, InputError
-from resnext.inference.plan import EngineConfig, Kind, Plan, require_folder, save_beside
-from resnext.inference.runner import Outputs, Session, opened
+from resnext.inference.engines import ENGINES
+from resnext.inference.engines.base import EngineConfig, InputKind
+from resnext.inference.plan import Plan, require_folder, save_beside
+from resnext.inference.runner import Outputs, Session
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,15 +26,15 @@ if TYPE_CHECKING:
 
 
 class Optimized:
-    """A classifier, called as the network is: images `(n, c, h, w)` in, logits `(n, k)` out.
+    """A classifier that is called like the network: images `(n, c, h, w)` in, logits `(n, k)` out.
 
-    Answers are in single precision. It can be called from several threads.
+    Results are in single precision. It is safe to call from several threads.
 
     Args:
         plan: How to compute.
-        card: The network's.
-        config: The network's.
-        network: Gives the network, should the engine have to be built.
+        card: The network's card.
+        config: The network's config.
+        network: Returns the network, if the engine has to be built again.
     """
 
     def __init__(
@@ -44,37 +46,37 @@ class Optimized:
     ) -> None:
         self.plan, self.card, self.config = plan, card, config
         self._network = network
-        self._sessions: dict[tuple[Kind, bool], Session] = {}
+        self._sessions: dict[tuple[InputKind, EngineConfig], Session] = {}
         self._lock = threading.Lock()
 
     @property
     def batch(self) -> int:
-        """Images at a time that it was made fast for."""
+        """Batch size that it was optimized for."""
         return self.plan.batch
 
     @property
     def fingerprint(self) -> str:
-        """Tells apart what may answer differently."""
+        """Differs between models that may give different answers."""
         return f"{self.plan.model} {self.plan.form}"
 
     def __call__(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
-        """Logits.
+        """Logits of normalized images.
 
         Raises:
-            InputError: Images of another size than the plan's, or no images.
+            InputError: The images have another size than the plan's, or are not floating point.
         """
         return self._tensors(x)[0]
 
     def embed(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        """The last map averaged over its pixels."""
+        """Embeddings of normalized images: the last feature map averaged over its pixels."""
         return self._tensors(x)[1]
 
     def pixels(self, x: UInt8[np.ndarray, "n h w c"]) -> Outputs:
-        """Logits and embeddings for pixels as `pictures.pixels` makes them."""
-        return self._session("pixels", len(x))(x)
+        """Logits and embeddings of pixels as `data.decoding.pixels` returns them."""
+        return self.session("pixels", len(x))(x)
 
     def explain(self) -> str:
-        """The table that was decided from."""
+        """A table of everything that was measured, and what was chosen."""
         from resnext.inference.plan_table import plan_table
 
         return plan_table(self.plan)
@@ -82,6 +84,15 @@ class Optimized:
     def save_plan(self, file: str | Path) -> Path:
         """Write the plan beside the model's file, where `predict` and `evaluate` find it."""
         return save_beside(Path(file), self.plan)
+
+    def session(self, kind: InputKind, count: int) -> Session:
+        """The engine for calls with `count` images; opened at the first call, then kept."""
+        form = ENGINES[self.plan.form.engine].form_for(self.plan.form, count)
+        with self._lock:
+            session = self._sessions.get((kind, form))
+            if session is None:
+                session = self._sessions[kind, form] = self._open(form, kind)
+        return session
 
     def _tensors(self, x: Float[Tensor, "n c h w"]) -> tuple[Tensor, Tensor]:
         import torch
@@ -92,48 +103,36 @@ class Optimized:
             raise InputError(f"Images must be a floating-point tensor, not {got}.")
         if x.ndim != 4 or tuple(x.shape[1:]) != (c, side, side):
             raise InputError(
-                f"Images must have shape (n, {c}, {side}, {side}), for which this was made, not "
-                f"{tuple(x.shape)}."
+                f"Images must have shape (n, {c}, {side}, {side}), for which this was optimized, "
+                f"not {tuple(x.shape)}."
             )
-        session = self._session("images", len(x))
+        session = self.session("images", len(x))
         values = np.ascontiguousarray(x.detach().float().cpu().numpy())
-        logits, embeddings = (torch.from_numpy(found).to(x.device) for found in session(values))
+        logits, embeddings = (torch.from_numpy(result).to(x.device) for result in session(values))
         return logits, embeddings
 
-    def _session(self, kind: Kind, count: int) -> Session:
-        """The engine for so many images; a few are computed one by one."""
-        form = self.plan.form
-        alone = form.piece > 1 and count <= form.piece // 8 and form.engine == "openvino"
-        with self._lock:
-            found = self._sessions.get((kind, alone))
-            if found is None:
-                if alone:
-                    form = EngineConfig(form.engine, form.precision, 1, 1, form.width)
-                found = self._sessions[kind, alone] = self._opened(form, kind)
-        return found
-
-    def _opened(self, form: EngineConfig, kind: Kind) -> Session:
-        path = self.plan.graph(kind)
-        state = "gone"
-        if form.engine in ("onnxruntime", "openvino") and path.exists():
+    def _open(self, form: EngineConfig, kind: InputKind) -> Session:
+        engine, path = ENGINES[form.engine], self.plan.graph(kind)
+        state = "missing"
+        if engine.suffix and path.exists():
             try:
-                return opened(path, form)
+                return engine.open(path, form)
             except InputError:
                 raise
-            except Exception:  # engines have errors of their own
+            except Exception:  # engines raise errors of many types
                 state = "damaged"
         if form.precision == "int8":
             raise CheckpointError(
-                f"{path} is {state}, which holds the 8-bit network. Run resnext optimize --again."
+                f"{path}, which holds the 8-bit network, is {state}. Run resnext optimize --again."
             )
         import torch
 
         from resnext.inference.engines.builder import EngineBuilder
 
-        place = torch.device("cpu" if self.plan.device == "cpu" else "cuda")
-        how = self.card.preprocessing if self.card else None
-        workshop = EngineBuilder(self._network(), self.plan.size, place, how)
-        with suppress(CheckpointError, OSError):  # it is only for the next time
+        device = torch.device("cpu" if self.plan.device == "cpu" else "cuda")
+        preprocessing = self.card.preprocessing if self.card else None
+        builder = EngineBuilder(self._network(), self.plan.size, device, preprocessing)
+        with suppress(CheckpointError, OSError):  # the file only saves time in later processes
             require_folder(path.parent)
-            workshop.save(self.plan, kind)
-        return workshop.session(form, kind)
+            builder.save(self.plan, kind)
+        return builder.session(form, kind)

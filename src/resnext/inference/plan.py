@@ -1,4 +1,4 @@
-"""What was chosen, for which model and machine, and where it is remembered. No torch here."""
+"""How a model is computed on a machine, and the files that say so. No torch."""
 
 from __future__ import annotations
 
@@ -8,62 +8,31 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from resnext.errors import CheckpointError, ResNeXtError
+from resnext.inference.engines import ENGINES
+from resnext.inference.engines.base import PRECISIONS, EngineConfig, InputKind
 from resnext.system.atomic import write_bytes_atomically
 from resnext.system.cache import cache_folder
 from resnext.system.cpu import core_count, cpu_name
 from resnext.system.digest import file_sha256, short_digest
 
-Engine = Literal["torch", "compile", "tensorrt", "onnxruntime", "openvino"]
-Kind = Literal["images", "pixels"]
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
-_PACKAGES: dict[Engine, str] = {
-    "torch": "torch",
-    "compile": "torch",
-    "tensorrt": "torch-tensorrt",
-    "onnxruntime": "onnxruntime",
-    "openvino": "openvino",
-}
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """One way to compute a network.
-
-    Args:
-        engine: What computes.
-        precision: "fp32", "bf16", "fp16" or "int8".
-        piece: Images that it computes at once.
-        streams: Pieces that it computes side by side.
-        width: Channels that narrower groups were merged to; 0 leaves them as they are.
-    """
-
-    engine: Engine
-    precision: str = "fp32"
-    piece: int = 1
-    streams: int = 1
-    width: int = 0
-
-    def __str__(self) -> str:
-        """What differs within an engine: "2 × 8 images, groups of 16"."""
-        pieces = f"{self.streams} × {self.piece} image{'s' if self.piece > 1 else ''}"
-        return f"{pieces}, groups of {self.width}" if self.width else pieces
-
 
 @dataclass(frozen=True)
 class Measurement:
-    """One line of the table that was decided from.
+    """The speed and the agreement of one way to compute a network.
 
     Args:
-        form: What was measured; None for the network as it is, in torch.
-        images_per_second: How fast it was; 0 if it could not be.
-        verdict: "chosen", why not, or empty for what was slower, or as fast and less plain.
-        difference: Largest difference of a logit to the network's own, as a part of the largest
-            logit; None if it was not looked at.
-        agreement: Part of the images that got the same class; likewise.
-        accuracy: Part of the labelled images that got the right class; likewise.
+        form: What was measured; None for the unmodified network in PyTorch.
+        images_per_second: Its speed; 0 if it could not run.
+        verdict: "chosen", or why it cannot be used; empty if it was slower, or equally fast and
+            less simple.
+        difference: Largest difference of a logit from the network's own, relative to the largest
+            logit; None if it was not compared.
+        agreement: Fraction of the images that got the same class; None if it was not compared.
+        accuracy: Fraction of the labelled images that got the right class; None if it was not
+            measured.
     """
 
     form: EngineConfig | None
@@ -76,19 +45,19 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Plan:
-    """The fastest form of a model on a machine, and how that was found out.
+    """The fastest way to compute a model on a machine, and the measurements behind it.
 
     Args:
-        model: SHA-256 of config and weights.
-        form: What was chosen.
-        batch: Images that were given at a time.
+        model: SHA-256 of config, preprocessing and weights.
+        form: The way to compute it.
+        batch: Batch size that it was optimized for.
         size: Side of the images, pixels.
-        device: "cpu", or a GPU.
-        request: What was asked for: precision, engine and images to agree on.
-        machine: Processor or GPU, and threads.
-        version: Of the engine.
-        rows: What was measured.
-        file: SHA-256 of the model file, if there is one.
+        device: "cpu", or the name of a GPU.
+        request: The requested precision, engine and data, as JSON.
+        machine: Name of the processor and its threads, or name of the GPU.
+        version: Version of the engine.
+        rows: All measurements.
+        file: SHA-256 of the model file; empty if there is none.
     """
 
     model: str
@@ -102,54 +71,41 @@ class Plan:
     rows: tuple[Measurement, ...]
     file: str = ""
 
-    @property
-    def folder(self) -> Path:
-        """Where plans and graphs of the model are kept."""
-        return _folder(self.model)
-
-    def graph(self, kind: Kind) -> Path:
-        """File of the engine's graph."""
-        suffix = "onnx" if self.form.engine == "onnxruntime" else "xml"
+    def graph(self, kind: InputKind) -> Path:
+        """Path of the file that the engine opens."""
         parts = [kind, self.size, self.form.width, metadata.version("resnext")]
         if self.form.precision == "int8":  # depends on the images it was calibrated with
             parts += ["int8", short_digest(f"{self.request} {self.batch}")[:8]]
-        return self.folder / f"{'-'.join(map(str, parts))}.{suffix}"
+        name = "-".join(map(str, parts)) + ENGINES[self.form.engine].suffix
+        return _folder(self.model) / name
 
-    def fits(self) -> str:
-        """Why it is of no use here and now; empty if it is."""
-        here = machine_id("cpu" if self.device == "cpu" else _gpu())
+    def mismatch(self) -> str:
+        """Why it does not apply on this machine; empty if it does."""
+        here = machine_id("cpu" if self.device == "cpu" else _gpu_name())
         if self.machine != here:
             return f"it was made for {self.machine}, this is {here or 'no GPU'}"
-        version = engine_version(self.form.engine)
+        version = ENGINES[self.form.engine].version
         if self.version != version:
             made = f"{self.form.engine} {self.version}"
             return f"it was made with {made}, here is {version or 'none'}"
         return ""
 
 
-def _gpu() -> str:
-    """The GPU's name; empty if there is none. Only plans for one need torch."""
+def _gpu_name() -> str:
+    """The GPU's name; empty if there is none. Only plans for a GPU need torch."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 
 def machine_id(device: str) -> str:
-    """The machine's name, as plans have it."""
+    """How plans name this machine: processor and threads, or the GPU `device`."""
     return f"{cpu_name()}, {core_count()} threads" if device == "cpu" else device
 
 
-def engine_version(engine: Engine) -> str:
-    """Version of what is installed; empty if it is not."""
-    try:
-        return metadata.version(_PACKAGES[engine])
-    except metadata.PackageNotFoundError:
-        return ""
-
-
 def cached_plan_path(model: str, device: str, batch: int, size: int, request: str) -> Path:
-    """Where the plan for such a request is remembered."""
-    versions = [engine_version(engine) for engine in _PACKAGES]
+    """File of the cache for a request; another one for other versions of the engines."""
+    versions = [engine.version for engine in ENGINES.values()]
     key = json.dumps([model, machine_id(device), batch, size, request, versions])
     return _folder(model) / f"{short_digest(key)}.plan.json"
 
@@ -159,12 +115,12 @@ def _folder(model: str) -> Path:
 
 
 def plan_path(file: Path) -> Path:
-    """Where a model file's plans are."""
+    """File with the plans of a model file, beside it."""
     return file.with_suffix(".plan.json") if file.name else file / ".plan.json"
 
 
 def write_plans(path: Path, plans: Sequence[Plan]) -> None:
-    """Write plans, completely or not at all.
+    """Write plans to a file, completely or not at all.
 
     Raises:
         CheckpointError: The file cannot be written.
@@ -174,10 +130,10 @@ def write_plans(path: Path, plans: Sequence[Plan]) -> None:
 
 
 def require_folder(folder: Path) -> None:
-    """Make the folder that plans and graphs are kept in.
+    """Create a folder for plans and graphs, if there is none.
 
     Raises:
-        CheckpointError: It cannot be made or written.
+        CheckpointError: It cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -185,25 +141,23 @@ def require_folder(folder: Path) -> None:
     except OSError:
         writable = False
     if not writable:
-        raise CheckpointError(
-            f"{folder} cannot be written. Set RESNEXT_HOME to a folder for what is remembered."
-        )
+        raise CheckpointError(f"{folder} cannot be written. Set RESNEXT_HOME to a writable folder.")
 
 
 def read_plans(path: Path) -> list[Plan]:
-    """The plans in a file; none if there is no such file.
+    """The plans in a file; none if there is no file.
 
     Raises:
         CheckpointError: It cannot be read.
     """
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        return [_plan(values) for values in about["plans"]]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return [_plan(values) for values in content["plans"]]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ResNeXtError) as error:
         raise CheckpointError(
-            f"{path} is no plan, or damaged. Delete it and run resnext optimize again."
+            f"{path} is not a plan, or it is damaged. Delete it and run resnext optimize again."
         ) from error
 
 
@@ -212,15 +166,15 @@ def _plan(values: dict[str, Any]) -> Plan:
         Measurement(**{**row, "form": None if row["form"] is None else _form(row["form"])})
         for row in values["rows"]
     )
-    found = Plan(**{**values, "form": _form(values["form"]), "rows": rows})
-    if type(found.batch) is not int or type(found.size) is not int:
-        raise TypeError("sizes must be numbers")
-    return found
+    plan = Plan(**{**values, "form": _form(values["form"]), "rows": rows})
+    if type(plan.batch) is not int or type(plan.size) is not int:
+        raise TypeError("batch and size must be whole numbers")
+    return plan
 
 
 def _form(values: dict[str, Any]) -> EngineConfig:
     form = EngineConfig(**values)
-    if form.engine not in _PACKAGES or form.precision not in PRECISIONS:
+    if form.engine not in ENGINES or form.precision not in PRECISIONS:
         raise ValueError(f"{form.engine} and {form.precision} are unknown")
     if min(form.piece, form.streams, form.width + 1) < 1:
         raise ValueError("numbers must be positive")
@@ -228,7 +182,13 @@ def _form(values: dict[str, Any]) -> EngineConfig:
 
 
 def save_beside(file: Path, plan: Plan) -> Path:
-    """Add a plan to those beside a model file, in place of what it makes useless."""
+    """Add a plan to those beside a model file, and remove those that it replaces.
+
+    Removed are plans for the same machine and batch size, and plans for other weights.
+
+    Raises:
+        CheckpointError: The file cannot be written.
+    """
     path = plan_path(file)
     plan = replace(plan, file=file_sha256(file))
     try:
@@ -243,15 +203,15 @@ def save_beside(file: Path, plan: Plan) -> Path:
 
 
 def find_plan(file: Path, batch: int, device: str) -> tuple[Plan | None, str]:
-    """The plan beside a model file that fits this machine, and the number of images best.
+    """The plan beside a model file that applies on this machine, nearest in batch size.
 
     Args:
         file: The model file.
-        batch: Images that will come at a time.
+        batch: Expected batch size.
         device: "auto", or a torch device.
 
     Returns:
-        The plan, or None and why there is none.
+        The plan and an empty reason, or None and the reason.
     """
     try:
         plans = read_plans(plan_path(file))
@@ -264,7 +224,7 @@ def find_plan(file: Path, batch: int, device: str) -> tuple[Plan | None, str]:
     digest = file_sha256(file)
     reasons: list[str] = []
     for plan in sorted(plans, key=lambda plan: abs(plan.batch - batch)):
-        reason = "it was made for other weights" if plan.file != digest else plan.fits()
+        reason = "it was made for other weights" if plan.file != digest else plan.mismatch()
         if not reason:
             return plan, ""
         reasons.append(reason)

@@ -1,4 +1,4 @@
-"""What was measured, as a table for people."""
+"""The measurements of a plan as a table."""
 
 from __future__ import annotations
 
@@ -8,30 +8,29 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from resnext.inference.engines import ENGINES
 from resnext.inference.plan import Measurement, Plan
-
-_ENGINES = {
-    "torch": "PyTorch",
-    "compile": "torch.compile",
-    "tensorrt": "TensorRT",
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-}
 
 
 def plan_table(plan: Plan) -> str:
-    """The table that was decided from, fastest first."""
+    """All measurements, fastest first, and which of them was chosen."""
     base = next(row.images_per_second for row in plan.rows if row.form is None)
     numbers = [Column(name, justify="right") for name in ("Images/s", "×", "ms", "Agreement")]
     table = Table("Engine", "Precision", "At once", *numbers, "", box=None, header_style="bold")
     for row in plan.rows:
         form, speed = row.form, row.images_per_second
-        milliseconds = f"{1e3 * plan.batch / speed:.1f}" if speed else ""
-        rate = (f"{speed:,.1f}", f"{speed / base:.2f}", milliseconds)
-        how = ("PyTorch, as it is", "fp32", _images(plan.batch))
+        if form is None:
+            texts = "PyTorch, unmodified", "fp32", _images(plan.batch)
+        else:
+            texts = ENGINES[form.engine].title, form.precision, str(form) if speed else ""
+        if speed:
+            milliseconds = 1e3 * plan.batch / speed
+            rates = f"{speed:,.1f}", f"{speed / base:.2f}", f"{milliseconds:.1f}"
+        else:
+            rates = ("–",) * 3
         table.add_row(
-            *((_ENGINES[form.engine], form.precision, str(form) if speed else "") if form else how),
-            *(rate if speed else ("–",) * 3),
+            *texts,
+            *rates,
             _agreement(row),
             escape(row.verdict),
             style="bold" if row.verdict == "chosen" else "",
@@ -48,7 +47,7 @@ def plan_table(plan: Plan) -> str:
 
 
 def _agreement(row: Measurement) -> str:
-    """What is compared for the precision."""
+    """Accuracy, largest difference, or classes in common, whatever decides for the precision."""
     if row.accuracy is not None:
         return f"{row.accuracy:.2%} right"
     if row.difference is None or row.agreement is None:

@@ -1,4 +1,4 @@
-"""Exported graphs answer as the network does, and so do their edits."""
+"""Exported graphs, and edits of them, compute the same function as the network."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ CONFIGS = {
     "blur": ONE.replace(strides=(2,), stem_channels=24, small_stem=False, anti_alias="blur"),
     "tiny": ONE,
 }
-HOW = {
+PREPROCESSING = {
     "grouped": Preprocessing(SIZE, SIZE, mean=(3.1, -2.0, 0.456), std=(0.031, 4.7, 0.225)),
     "same padding": Preprocessing(
         SIZE, SIZE, mean=(-1.7, 0.9, 5.0), std=(1.3, 0.17, 0.6), colour="BGR"
@@ -65,11 +65,12 @@ HOW = {
 
 @cache
 def network(kind: str) -> ResNeXt:
-    """A network in double precision: what to compare with."""
+    """A network in double precision, the oracle."""
     made = ResNeXt(CONFIGS[kind])
     randomize(made)
     if kind == "twins":
-        made.layer1[2].load_state_dict(made.layer1[1].state_dict())
+        twin = made.get_submodule("layer1.1")
+        made.get_submodule("layer1.2").load_state_dict(twin.state_dict())
     return made.double().eval()
 
 
@@ -80,17 +81,18 @@ def graph() -> Callable[[str], Any]:
 
 
 def run(graph: Any, x: np.ndarray) -> list[np.ndarray]:
-    """What ONNX Runtime says."""
+    """Outputs of ONNX Runtime."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(
         graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return session.run(None, {session.get_inputs()[0].name: x})
+    answers: Any = session.run(None, {session.get_inputs()[0].name: x})
+    return answers
 
 
 def images(kind: str, count: int = 3) -> np.ndarray:
-    """Normalised ones."""
+    """Normalized images."""
     shape = (count, CONFIGS[kind].in_channels, SIZE, SIZE)
     return np.random.default_rng(count).normal(size=shape).astype(np.float32)
 
@@ -131,7 +133,7 @@ def test_any_number_of_images(graph: Callable[[str], Any], kind: str, count: int
 
 
 def test_names_and_types(graph: Callable[[str], Any]) -> None:
-    """Sessions count on the order of the outputs; nobody else knows which is which."""
+    """Sessions rely on the order of the outputs."""
     inside = graph("grouped").graph
     assert [x.name for x in inside.input] == ["images"]
     assert [x.name for x in inside.output] == ["logits", "embedding"]
@@ -143,7 +145,7 @@ def test_names_and_types(graph: Callable[[str], Any]) -> None:
 def test_exporting_is_silent(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """torch.onnx prints its steps and warns of its own inside, in the middle of our progress."""
+    """torch.onnx prints its steps, and warnings about its own code, between our progress lines."""
     level = logging.getLogger("torch.onnx").level
     filters = list(warnings.filters)
     export_graph(fold(network("tiny")), SIZE)
@@ -155,9 +157,11 @@ def test_exporting_is_silent(
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript"])
 def test_a_missing_package_is_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's own message asks for a package; ours for the extra that has all of them."""
+    """torch's message names one package; ours names the extra that has all of them."""
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(InputError, match=rf'{missing} is needed.*pip install "resnext\[onnx\]"'):
+    with pytest.raises(
+        InputError, match=rf'{missing} is not installed.*pip install "resnext\[onnx\]"'
+    ):
         export_graph(fold(network("tiny")), SIZE)
 
 
@@ -196,7 +200,7 @@ def spread_by_hand(weight: np.ndarray, groups: int, merged: int) -> np.ndarray:
 def test_wider_groups_are_the_same_function(
     graph: Callable[[str], Any], width: int, groups: tuple[int, int]
 ) -> None:
-    """A weight in the wrong block is a network that answers, wrongly."""
+    """With a weight in the wrong block, the network still runs but is wrong."""
     plain = graph("grouped")
     before = plain.SerializeToString(deterministic=True)
     wide = widen_groups(plain, width)
@@ -234,21 +238,21 @@ def test_convolutions_that_share_their_weights(
 
 
 @pytest.mark.parametrize("edit", ["none", "wider", "pixels", "both"])
-@pytest.mark.parametrize("kind", HOW)
+@pytest.mark.parametrize("kind", PREPROCESSING)
 def test_edited_graphs_are_sound(graph: Callable[[str], Any], kind: str, edit: str) -> None:
-    """Shapes that the exporter noted for weights were no longer theirs; strict readers refuse."""
+    """Recorded shapes of weights did not match the edited weights; strict readers refuse that."""
     made = graph(kind)
     if edit in ("wider", "both"):
         made = widen_groups(made, 24)
         assert max(weight.shape[1] for count, weight in convolutions(made).values()) >= 24
     if edit in ("pixels", "both"):
-        made = graph_with_pixel_input(made, HOW[kind])
+        made = graph_with_pixel_input(made, PREPROCESSING[kind])
     onnx.checker.check_model(made, full_check=True)
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 80))
 def test_what_can_be_merged(own: int, groups: int, width: int) -> None:
-    """Groups must come out even, and grow."""
+    """Groups must divide evenly, and grow."""
     possible = [
         own * n for n in range(2, groups + 1) if groups % n == 0
     ]  # so many neighbours become one
@@ -258,53 +262,55 @@ def test_what_can_be_merged(own: int, groups: int, width: int) -> None:
 # -- pixels -----------------------------------------------------------------------------------
 
 
-def normalised_by_hand(values: np.ndarray, how: Preprocessing) -> np.ndarray:
+def normalized_by_hand(values: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """In double precision, one channel after the other."""
     planes = [
         (values[..., i] / 255 - mean) / std
-        for i, (mean, std) in enumerate(zip(how.mean, how.std, strict=True))
+        for i, (mean, std) in enumerate(zip(preprocessing.mean, preprocessing.std, strict=True))
     ]
     return np.stack(planes, axis=1)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-@pytest.mark.parametrize("kind", HOW)
-def test_pixels_are_normalised_inside(graph: Callable[[str], Any], kind: str, count: int) -> None:
-    """Padding is zero after normalising: with means folded into the bias borders are wrong.
+@pytest.mark.parametrize("kind", PREPROCESSING)
+def test_pixels_are_normalized_inside(graph: Callable[[str], Any], kind: str, count: int) -> None:
+    """Padding is zero after normalization: with means folded into the bias, borders are wrong.
 
     The means are far from zero, so that this shows in every answer.
     """
-    rng, how = np.random.default_rng(7), HOW[kind]
-    values = rng.integers(0, 256, (count, SIZE, SIZE, len(how.mean)), dtype=np.uint8)
+    rng, preprocessing = np.random.default_rng(7), PREPROCESSING[kind]
+    values = rng.integers(0, 256, (count, SIZE, SIZE, len(preprocessing.mean)), dtype=np.uint8)
     plain = graph(kind)
     before = plain.SerializeToString(deterministic=True)
-    direct = graph_with_pixel_input(plain, how)
+    direct = graph_with_pixel_input(plain, preprocessing)
     assert plain.SerializeToString(deterministic=True) == before
     assert [x.name for x in direct.graph.input] == ["pixels"]
     assert direct.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
-    agree(run(direct, values), kind, normalised_by_hand(values, how), 1e-5)
-    wide = graph_with_pixel_input(widen_groups(plain, 24), how)
-    agree(run(wide, values), kind, normalised_by_hand(values, how), 1e-5)
+    agree(run(direct, values), kind, normalized_by_hand(values, preprocessing), 1e-5)
+    wide = graph_with_pixel_input(widen_groups(plain, 24), preprocessing)
+    agree(run(wide, values), kind, normalized_by_hand(values, preprocessing), 1e-5)
 
 
 @pytest.mark.parametrize("level", [0, 255])
-@pytest.mark.parametrize("kind", HOW)
+@pytest.mark.parametrize("kind", PREPROCESSING)
 def test_the_ends_of_the_range(graph: Callable[[str], Any], kind: str, level: int) -> None:
     """255 as a signed byte is −1."""
-    how = HOW[kind]
-    values = np.full((2, SIZE, SIZE, len(how.mean)), level, np.uint8)
-    got = run(graph_with_pixel_input(graph(kind), how), values)
-    agree(got, kind, normalised_by_hand(values, how), 1e-5)
+    preprocessing = PREPROCESSING[kind]
+    values = np.full((2, SIZE, SIZE, len(preprocessing.mean)), level, np.uint8)
+    got = run(graph_with_pixel_input(graph(kind), preprocessing), values)
+    agree(got, kind, normalized_by_hand(values, preprocessing), 1e-5)
 
 
-@pytest.mark.parametrize("kind", HOW)
+@pytest.mark.parametrize("kind", PREPROCESSING)
 def test_pictures_in_the_order_of_the_card(graph: Callable[[str], Any], kind: str) -> None:
-    """BGR networks were given red for blue, which costs a few points of accuracy only."""
-    how = HOW[kind]
+    """BGR networks got red for blue, which costs only a few points of accuracy."""
+    preprocessing = PREPROCESSING[kind]
     values = np.random.default_rng(3).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    image = Image.fromarray(values).convert("L" if how.colour == "L" else "RGB")
+    image = Image.fromarray(values).convert("L" if preprocessing.colour == "L" else "RGB")
     seen = np.asarray(image).reshape(SIZE, SIZE, -1)
-    if how.colour == "BGR":
+    if preprocessing.colour == "BGR":
         seen = np.stack([seen[..., 2], seen[..., 1], seen[..., 0]], axis=-1)
-    got = run(graph_with_pixel_input(graph(kind), how), pixels(image, how)[None])
-    agree(got, kind, normalised_by_hand(seen[None], how), 1e-5)
+    got = run(
+        graph_with_pixel_input(graph(kind), preprocessing), pixels(image, preprocessing)[None]
+    )
+    agree(got, kind, normalized_by_hand(seen[None], preprocessing), 1e-5)

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 
 from resnext.card import Preprocessing
-from resnext.errors import InputError
 from resnext.grouped_conv import spread
+from resnext.inference.engines.base import load_package, silenced
 from resnext.inference.fold import LogitsAndEmbedding
-from resnext.inference.runner import silenced
 from resnext.network import ResNeXt
 
 Graph = Any
@@ -24,14 +23,8 @@ def export_graph(network: ResNeXt, size: int) -> Graph:
     Raises:
         InputError: onnx or onnxscript is not installed.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"{error.name} is needed to export the network. "
-            f'Install it with pip install "resnext[onnx]".'
-        ) from error
+    for name in ("onnx", "onnxscript"):
+        load_package(name, '"resnext[onnx]"')
     x = torch.zeros(2, network.config.in_channels, size, size)
     with silenced("torch.onnx"):
         program = torch.onnx.export(
@@ -48,14 +41,14 @@ def export_graph(network: ResNeXt, size: int) -> Graph:
 
 
 def widen_groups(graph: Graph, width: int) -> Graph:
-    """The same function, its narrower groups merged until each has `width` channels.
+    """A copy that computes the same function with groups of `width` channels.
 
-    Weights are zero where groups did not meet before, so that the answers are the same.
-    Convolutions whose groups do not come out even stay as they are.
+    Neighbouring narrower groups are merged; weights between channels of different groups are zero.
+    Convolutions whose groups do not divide evenly are left unchanged.
 
     Args:
-        graph: The graph.
-        width: Channels of a group.
+        graph: The graph; left unchanged.
+        width: Channels of a merged group.
     """
     from onnx import numpy_helper
 
@@ -70,7 +63,7 @@ def widen_groups(graph: Graph, width: int) -> Graph:
         values = numpy_helper.to_array(tensor)
         merged = width // values.shape[1]
         if can_merge(values.shape[1], groups.i, width):
-            name = f"{tensor.name}_{width}_{groups.i}"  # others may share what it was
+            name = f"{tensor.name}_{width}_{groups.i}"  # others may share the old weights
             if (tensor.name, groups.i) not in wider:
                 wide = spread(torch.tensor(values), groups.i, merged).numpy()
                 graph.graph.initializer.append(numpy_helper.from_array(wide, name))
@@ -85,19 +78,19 @@ def widen_groups(graph: Graph, width: int) -> Graph:
 
 
 def can_merge(own: int, groups: int, width: int) -> bool:
-    """Whether groups of `own` channels can become fewer of `width`."""
+    """Whether groups of `own` channels can be merged into fewer groups of `width` channels."""
     return width > own and width % own == 0 and groups % (width // own) == 0
 
 
-def graph_with_pixel_input(graph: Graph, how: Preprocessing) -> Graph:
-    """The same network for pixels `(n, h, w, c)` of 8 bits, named `pixels`.
+def graph_with_pixel_input(graph: Graph, preprocessing: Preprocessing) -> Graph:
+    """A copy with the input `pixels` `(n, h, w, c)` of 8 bits, which normalizes them itself.
 
-    The first convolution divides by 255 and by the standard deviations; only the means, which the
-    padding must not see, are left to subtract before it.
+    The weights of the first convolution are divided by 255 and by the standard deviations. The
+    means are subtracted before it: padding is zero after normalization, so a bias cannot do that.
 
     Args:
-        graph: The graph.
-        how: What the pixels would be normalised with.
+        graph: The graph; left unchanged.
+        preprocessing: Its means and standard deviations are built in.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -106,9 +99,9 @@ def graph_with_pixel_input(graph: Graph, how: Preprocessing) -> Graph:
     first = next(node for node in inside.node if node.op_type == "Conv")
     weight = next(tensor for tensor in inside.initializer if tensor.name == first.input[1])
     values = numpy_helper.to_array(weight).astype(np.float64)
-    values /= 255 * np.array(how.std).reshape(1, -1, 1, 1)
+    values /= 255 * np.array(preprocessing.std).reshape(1, -1, 1, 1)
     weight.CopyFrom(numpy_helper.from_array(values.astype(np.float32), weight.name))
-    mean = 255 * np.array(how.mean, np.float64).reshape(1, -1, 1, 1)
+    mean = 255 * np.array(preprocessing.mean, np.float64).reshape(1, -1, 1, 1)
     inside.initializer.append(numpy_helper.from_array(mean.astype(np.float32), "pixel_mean"))
     for node in inside.node:
         for i, name in enumerate(node.input):

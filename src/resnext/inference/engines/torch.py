@@ -1,81 +1,151 @@
-"""Torch as an engine: eager or compiled, on a processor or a GPU."""
+"""PyTorch as an engine: eager, compiled, or through TensorRT; on a processor or a GPU.
+
+torch is imported by the functions that need it: a prediction by another engine does without.
+"""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Shaped
-from torch import Tensor, nn
+from jaxtyping import Shaped
 
 from resnext.card import Card, Preprocessing, card_of
 from resnext.config import ResNeXtConfig
-from resnext.data.transforms import normalized
-from resnext.inference.fold import LogitsAndEmbedding
-from resnext.inference.runner import Outputs, engine_package
-from resnext.network import ResNeXt
+from resnext.inference.engines.base import Engine, EngineConfig, InputKind
+from resnext.inference.runner import Outputs, Session
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from resnext.inference.engines.builder import EngineBuilder
+    from resnext.network import ResNeXt
+
+
+class Torch(Engine):
+    """Eager PyTorch with channels last in memory."""
+
+    name = "torch"
+    title = "PyTorch"
+    package = "torch"
+    install_hint = "torch"
+
+    def precisions(self, device: str) -> tuple[str, ...]:
+        """Half precision (fp16) needs a GPU."""
+        return ("fp32", "bf16") if device == "cpu" else ("fp32", "bf16", "fp16")
+
+    def build(self, source: EngineBuilder, form: EngineConfig, kind: InputKind) -> Session:
+        """A session of a copy of the folded network."""
+        import torch
+
+        from resnext.system.device import DTYPES
+
+        self.load()  # registers TensorRT with torch
+        dtype = DTYPES[form.precision]
+        network = copy.deepcopy(source.folded).to(source.device, dtype)
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        preprocessing = source.preprocessing if kind == "pixels" else None
+        options = self.compiler_options(source.device.type)
+        return TorchSession(network, dtype, preprocessing, piece=form.piece, compile=options)
+
+    def compiler_options(self, device: str) -> dict[str, Any] | None:
+        """Arguments of `torch.compile` on a type of device; None to run eagerly."""
+        return None
+
+
+class Compile(Torch):
+    """`torch.compile` with frozen weights; on a GPU replayed as CUDA graphs."""
+
+    name = "compile"
+    title = "torch.compile"
+    slow_to_build = ("cpu",)
+
+    def compiler_options(self, device: str) -> dict[str, Any] | None:
+        """Inductor, torch's own compiler."""
+        if device == "cuda":
+            return {"options": {"freezing": True, "triton.cudagraphs": True}}
+        return {"options": {"freezing": True}}
+
+
+class TensorRT(Torch):
+    """NVIDIA's TensorRT through torch_tensorrt."""
+
+    name = "tensorrt"
+    title = "TensorRT"
+    package = "torch_tensorrt"
+    install_hint = "torch-tensorrt"
+
+    def precisions(self, device: str) -> tuple[str, ...]:
+        """It runs on NVIDIA GPUs only."""
+        return super().precisions(device) if device == "cuda" else ()
+
+    def compiler_options(self, device: str) -> dict[str, Any] | None:
+        """The backend that torch_tensorrt registers."""
+        return {"backend": "tensorrt"}
 
 
 class TorchSession:
-    """A network in evaluation mode as an engine.
+    """A network in evaluation mode as a session.
 
     Args:
-        network: The network; it is used as it is, on the device it is on.
-        dtype: What to compute in; the network's type must be the same.
-        how: What pixels are normalised with; None for images that are normalised already.
+        network: The network, on the device to run on; it is not copied.
+        dtype: Number type to compute in; the network must have it.
+        preprocessing: How to normalize pixels; None for images that are normalized already.
         piece: Images that it computes at once; None for all.
-        compile: "compile" for torch's own compiler, "tensorrt" for NVIDIA's, for pieces of exactly
-            this size; on a GPU replayed as CUDA graphs.
-        channels_last: Whether each pixel's channels lie side by side in memory.
+        compile: Arguments of `torch.compile`, to compile for pieces of exactly this size; None to
+            run eagerly.
+        channels_last: Whether the channels of a pixel are adjacent in memory.
     """
 
     def __init__(
         self,
         network: ResNeXt,
         dtype: torch.dtype,
-        how: Preprocessing | None = None,
+        preprocessing: Preprocessing | None = None,
         *,
         piece: int | None = None,
-        compile: str | None = None,
+        compile: dict[str, Any] | None = None,
         channels_last: bool = True,
     ) -> None:
+        import torch
+
+        from resnext.inference.fold import LogitsAndEmbedding
+
         self._device, self._dtype = network.fc.weight.device, dtype
         self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self._how, self._piece = how, piece
-        module: nn.Module = LogitsAndEmbedding(network)
+        self._preprocessing, self._piece = preprocessing, piece
         self._exact = compile is not None
-        self._guard: Any = threading.Lock() if compile else nullcontext()
-        if compile == "tensorrt":
-            engine_package("torch_tensorrt")  # makes itself known to torch
-            module = torch.compile(module, backend="tensorrt", dynamic=False)  # pyright: ignore
-        elif compile:
-            options: dict[str, Any] = {"freezing": True}
-            if self._device.type == "cuda":
-                options["triton.cudagraphs"] = True
-            module = torch.compile(module, dynamic=False, options=options)  # pyright: ignore
-        self._module = module
+        self._guard: Any = threading.Lock() if self._exact else nullcontext()
+        self._module: nn.Module = LogitsAndEmbedding(network)
+        if compile is not None:
+            self._module = torch.compile(self._module, dynamic=False, **compile)  # pyright: ignore
 
     def __call__(self, x: Shaped[np.ndarray, "n _ _ _"]) -> Outputs:
-        """Answers for any number of images."""
-        logits, embeddings = self.tensors(torch.from_numpy(np.require(x, requirements=["C", "W"])))
-        return logits.cpu().numpy(), embeddings.cpu().numpy()
+        """Logits and embeddings of any number of images."""
+        import torch
 
-    def tensors(self, x: Shaped[Tensor, "n _ _ _"]) -> tuple[Float[Tensor, "n k"], ...]:
-        """The same, on the device."""
+        images = torch.from_numpy(np.require(x, requirements=["C", "W"]))
         piece = self._piece or max(len(x), 1)
-        found = [self._answer(x[i : i + piece], piece) for i in range(0, max(len(x), 1), piece)]
-        return tuple(torch.cat(some) for some in zip(*found, strict=True))
+        starts = range(0, max(len(x), 1), piece)
+        results = [self._compute(images[i : i + piece], piece) for i in starts]
+        logits, embeddings = (torch.cat(some).cpu().numpy() for some in zip(*results, strict=True))
+        return logits, embeddings
 
-    def _answer(self, x: Tensor, piece: int) -> tuple[Tensor, ...]:
-        with torch.inference_mode() if not self._exact else torch.no_grad(), self._guard:
+    def _compute(self, x: Tensor, piece: int) -> tuple[Tensor, ...]:
+        import torch
+
+        from resnext.data.transforms import normalized
+
+        with torch.no_grad() if self._exact else torch.inference_mode(), self._guard:
             x = x.to(self._device, non_blocking=True)
-            if self._how is not None:
-                x = normalized(x, self._how)
+            if self._preprocessing is not None:
+                x = normalized(x, self._preprocessing)
             count = len(x)
             if self._exact and count < piece:
                 x = torch.cat([x, x.new_zeros(piece - count, *x.shape[1:])])
@@ -85,21 +155,26 @@ class TorchSession:
 
 def weights_digest(network: ResNeXt) -> str:
     """SHA-256 of config, preprocessing and weights."""
-    how = None if network.card is None else network.card.preprocessing
-    found = hashlib.sha256(repr((network.config, how)).encode())
+    import torch
+
+    preprocessing = None if network.card is None else network.card.preprocessing
+    digest = hashlib.sha256(repr((network.config, preprocessing)).encode())
     for name, tensor in network.state_dict().items():
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())  # bf16 too
-    return found.hexdigest()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())  # bf16 too
+    return digest.hexdigest()
 
 
 class TorchRunner:
-    """A network as it is, as what prediction needs."""
+    """An unmodified network as a runner.
+
+    Args:
+        network: A network in evaluation mode, on the device to run on.
+    """
 
     batch = 64
 
     def __init__(self, network: ResNeXt) -> None:
-        """Take a network in evaluation mode, on the device it shall run on."""
         self.card: Card = card_of(network)
         self.config: ResNeXtConfig = network.config
         dtype = network.fc.weight.dtype
@@ -108,17 +183,17 @@ class TorchRunner:
 
     @property
     def fingerprint(self) -> str:
-        """Tells apart what may answer differently."""
+        """Differs between models that may give different answers."""
         return weights_digest(self._network)
 
     def pixels(self, x: Shaped[np.ndarray, "n h w c"]) -> Outputs:
-        """Answers for pixels as `pictures.pixels` makes them."""
+        """Logits and embeddings of pixels as `data.decoding.pixels` returns them."""
         return self._session(x)
 
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards each module is in the mode it was in."""
+    """Evaluation mode inside the context; afterwards each module is in its previous mode."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:

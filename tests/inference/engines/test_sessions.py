@@ -1,4 +1,4 @@
-"""Engines: any number of images, from any number of threads, each gets its own answer."""
+"""Sessions of the engines: any number of images, from any number of threads, in order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import ctypes
 import gc
 import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,17 +15,20 @@ import numpy as np
 import openvino
 import pytest
 import torch
-from oracles.originals import randomize
+from helpers import tiny_network
 
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig
 from resnext.data.transforms import normalized
 from resnext.errors import InputError
+from resnext.inference.engines import ENGINES
+from resnext.inference.engines.base import EngineConfig
 from resnext.inference.engines.onnx_export import export_graph, graph_with_pixel_input
+from resnext.inference.engines.onnxruntime import OnnxSession
+from resnext.inference.engines.openvino import OpenVinoSession
 from resnext.inference.engines.quantization import quantize, with_pixel_input
 from resnext.inference.engines.torch import TorchRunner, TorchSession, evaluating, weights_digest
 from resnext.inference.fold import fold
-from resnext.inference.plan import EngineConfig
-from resnext.inference.runner import OnnxSession, OpenVinoSession, Session, engine_package, opened
+from resnext.inference.runner import Session
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,17 +36,15 @@ SIZE, PIECE = 12, 4
 CONFIG = ResNeXtConfig(
     (1, 1), 4, 16, num_classes=5, num_stages=2, channels=(16, 16), stem_channels=8, small_stem=True
 )
-HOW = Preprocessing(SIZE, SIZE, mean=(0.9, -0.4, 0.1), std=(0.3, 1.7, 0.2))
+PREPROCESSING = Preprocessing(SIZE, SIZE, mean=(0.9, -0.4, 0.1), std=(0.3, 1.7, 0.2))
 COUNTS = [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 1]
 KINDS = [("onnxruntime", 1), ("onnxruntime", 3), ("openvino", 1), ("openvino", 3), ("torch", 1)]
 
 
 @pytest.fixture(scope="module")
 def network() -> ResNeXt:
-    """Answers differently to different images."""
-    network = ResNeXt(CONFIG)
-    randomize(network)
-    return network.eval()
+    """A network whose logits differ between images."""
+    return tiny_network(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +55,14 @@ def graph(network: ResNeXt) -> Any:
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
-    """Forty of them."""
+    """Forty normalized images."""
     shape = (40, 3, SIZE, SIZE)
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def wanted(network: ResNeXt, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Answers of the network to each image by itself, in double precision."""
+    """Logits and embeddings of each image, computed one by one in double precision."""
     twin = ResNeXt(CONFIG)
     twin.load_state_dict(network.state_dict())
     twin.double().eval()
@@ -83,9 +83,11 @@ def make(network: ResNeXt, graph: Any) -> Made:
 
     def session(kind: str, streams: int = 1, piece: int = PIECE, pixels: bool = False) -> Session:
         if kind == "torch":
-            how = HOW if pixels else None
-            return TorchSession(fold(network), torch.float32, how, piece=piece)
-        content = (graph_with_pixel_input(graph, HOW) if pixels else graph).SerializeToString()
+            preprocessing = PREPROCESSING if pixels else None
+            return TorchSession(fold(network), torch.float32, preprocessing, piece=piece)
+        content = (
+            graph_with_pixel_input(graph, PREPROCESSING) if pixels else graph
+        ).SerializeToString()
         if kind == "onnxruntime":
             return OnnxSession(content, piece, streams, streams)
         model = openvino.Core().read_model(content)
@@ -103,7 +105,7 @@ def session(request: pytest.FixtureRequest, make: Made) -> Session:
 def agree(
     got: tuple[np.ndarray, ...], wanted: tuple[np.ndarray, ...], rows: Any, by: float = 1e-5
 ) -> None:
-    """Each image has its own answer, in order."""
+    """Outputs are those of the images, in order."""
     assert len(got) == 2
     for mine, table in zip(got, wanted, strict=True):
         theirs = table[rows]
@@ -116,7 +118,7 @@ def agree(
 def test_any_number_of_images(
     session: Session, images: np.ndarray, wanted: tuple[np.ndarray, ...], count: int
 ) -> None:
-    """The last piece is filled up, or shorter; streams finish in any order."""
+    """The last piece is padded, or shorter; streams finish in any order."""
     for start in (0, 7):
         rows = slice(start, start + count)
         agree(session(images[rows]), wanted, rows)
@@ -124,7 +126,7 @@ def test_any_number_of_images(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_digests_tell_weights_apart(network: ResNeXt, dtype: torch.dtype) -> None:
-    """A row that another network answered must not be taken over, whatever its type."""
+    """Predictions of another network must not be reused, whatever its number type."""
     twin = copy.deepcopy(network).to(dtype)
     before = weights_digest(twin)
     assert weights_digest(copy.deepcopy(twin)) == before
@@ -135,7 +137,7 @@ def test_digests_tell_weights_apart(network: ResNeXt, dtype: torch.dtype) -> Non
 
 @pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO does this only on Linux")
 def test_signals_find_their_stack(make: Made, graph: Any, images: np.ndarray) -> None:
-    """Each `Core` of OpenVINO makes one; on a freed one, a signal writes over other data."""
+    """Each `Core` of OpenVINO installs one; a signal on a freed one overwrites other data."""
 
     def stack() -> bytes:
         found = ctypes.create_string_buffer(24)
@@ -169,7 +171,7 @@ def test_pieces_come_back_in_order(
     piece: int,
     streams: int,
 ) -> None:
-    """More pieces than streams, many times: an answer that lands in another's row is rare."""
+    """More pieces than streams, repeatedly: outputs in the wrong row are a rare race."""
     several = make(kind, streams, piece)
     for _ in range(5):
         agree(several(images), wanted, slice(None))
@@ -178,7 +180,7 @@ def test_pieces_come_back_in_order(
 def test_torch_takes_all_at_once_by_default(
     network: ResNeXt, images: np.ndarray, wanted: tuple[np.ndarray, ...]
 ) -> None:
-    """Without a piece there is nothing to cut; no images are still an answer."""
+    """Without a piece size, a batch is not divided; an empty batch gives empty outputs."""
     for last in (True, False):
         whole = TorchSession(network, torch.float32, channels_last=last)
         for count in (0, 1, 40):
@@ -188,7 +190,7 @@ def test_torch_takes_all_at_once_by_default(
 def test_threads_get_their_own_answers(
     session: Session, images: np.ndarray, wanted: tuple[np.ndarray, ...]
 ) -> None:
-    """A request or a buffer that two calls share mixes up answers under load only."""
+    """A request or buffer that two calls share mixes up outputs only under load."""
 
     def calls(thread: int) -> None:
         rng = np.random.default_rng(thread)
@@ -202,7 +204,7 @@ def test_threads_get_their_own_answers(
 
 
 def test_answers_are_kept(session: Session, images: np.ndarray) -> None:
-    """Engines hand out their own buffers, which the next call fills again."""
+    """Engines return their own buffers, which the next call overwrites."""
     kept = session(images[: PIECE + 1])
     before = [values.copy() for values in kept]
     for start in range(0, 30, 3):
@@ -215,7 +217,7 @@ def test_answers_are_kept(session: Session, images: np.ndarray) -> None:
 def test_images_however_they_lie_in_memory(
     session: Session, images: np.ndarray, wanted: tuple[np.ndarray, ...], way: str
 ) -> None:
-    """An engine that reads memory in a row sees another image; torch takes no negative strides."""
+    """An engine that ignores strides sees another image; torch refuses negative strides."""
     rows: Any = slice(0, 10)
     if way == "every other":
         rows = slice(0, 18, 2)
@@ -233,55 +235,45 @@ def test_images_however_they_lie_in_memory(
     agree(session(x), wanted, rows)
 
 
-def test_inputs_stay(session: Session, images: np.ndarray) -> None:
+def test_inputs_are_left_unchanged(session: Session, images: np.ndarray) -> None:
     """ReLUs in place must not reach the caller's images."""
     x = images[:PIECE].copy()
     session(x)
     assert np.array_equal(x, images[:PIECE])
 
 
-def within(seconds: float, call: Callable[[], Any]) -> Any:
-    """What a call returns, unless it never does."""
-    found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(call()), daemon=True)
-    thread.start()
-    thread.join(seconds)
-    assert found, "it failed, or waits for ever"
-    return found[0]
-
-
 @pytest.mark.parametrize("wrong", ["shape", "type"])
 def test_a_call_that_fails_spoils_no_other(
     session: Session, images: np.ndarray, wanted: tuple[np.ndarray, ...], wrong: str
 ) -> None:
-    """A request that is never given back makes the next call wait for ever."""
+    """A request that is not released makes the next call wait forever."""
     bad: Any = np.zeros((PIECE + 1, 2, SIZE, SIZE), np.float32)
     if wrong == "type":
         bad = np.array([["a"]], object)
     for _ in range(2):
         with pytest.raises(Exception):  # noqa: B017, PT011 (each engine has its own)
             session(bad)
-        agree(within(5, lambda: session(images[:9])), wanted, slice(9))
+        agree(session(images[:9]), wanted, slice(9))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind[0]}-{kind[1]}")
 @pytest.mark.parametrize("count", COUNTS)
 def test_pixels(make: Made, network: ResNeXt, kind: tuple[str, int], count: int) -> None:
-    """Normalising is the engine's work then, with the card's numbers and zero padding."""
+    """The engine normalizes them with the card's means and deviations, and pads with zeros."""
     values = np.random.default_rng(5).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
     with torch.no_grad():
-        x = normalized(torch.from_numpy(values), HOW)
+        x = normalized(torch.from_numpy(values), PREPROCESSING)
         both = network(x).numpy(), network.embed(x).numpy()
     agree(make(*kind, pixels=True)(values), both, slice(None))
 
 
 def test_openvino_takes_pixels_by_itself(network: ResNeXt, graph: Any) -> None:
-    """Eight-bit networks are OpenVINO's own and cannot be edited as ONNX."""
+    """8-bit models cannot be edited as ONNX."""
     model = openvino.Core().read_model(graph.SerializeToString())
-    session = OpenVinoSession(with_pixel_input(model, HOW), PIECE, 2, 2, "f32")
+    session = OpenVinoSession(with_pixel_input(model, PREPROCESSING), PIECE, 2, 2, "f32")
     values = np.random.default_rng(5).integers(0, 256, (9, SIZE, SIZE, 3), dtype=np.uint8)
     with torch.no_grad():
-        x = normalized(torch.from_numpy(values), HOW)
+        x = normalized(torch.from_numpy(values), PREPROCESSING)
         both = network(x).numpy(), network.embed(x).numpy()
     agree(session(values), both, slice(None))
     assert model.input(0).element_type == openvino.Type.f32  # the model itself is left alone
@@ -290,15 +282,15 @@ def test_openvino_takes_pixels_by_itself(network: ResNeXt, graph: Any) -> None:
 def test_bf16_roughly_agrees(
     network: ResNeXt, images: np.ndarray, wanted: tuple[np.ndarray, ...]
 ) -> None:
-    """Images must be converted as the weights are, and answers back."""
+    """Images are converted to bf16 like the weights, and outputs back to fp32."""
     half = TorchSession(fold(network).bfloat16(), torch.bfloat16, piece=PIECE)
     got = half(images)
     agree(got, wanted, slice(None), by=0.04)
-    assert abs(got[0] - wanted[0]).max() > 1e-5 * abs(wanted[0]).max()  # it is bf16 indeed
+    assert abs(got[0] - wanted[0]).max() > 1e-5 * abs(wanted[0]).max()  # it is really bf16
 
 
 def test_no_images_for_networks_with_group_norm() -> None:
-    """Their graph cannot be run on none: an empty folder must not end in the engine's error."""
+    """Their graph fails on an empty batch: an empty folder ended in the engine's error."""
     config = CONFIG.replace(norm="group", norm_groups=4, layers=(1,), channels=(16,), num_stages=1)
     made = ResNeXt(config)
     content = export_graph(fold(made), SIZE).SerializeToString()
@@ -317,7 +309,7 @@ def test_no_images_for_networks_with_group_norm() -> None:
 def test_graphs_from_files(
     graph: Any, images: np.ndarray, wanted: tuple[np.ndarray, ...], tmp_path: Path
 ) -> None:
-    """Plans keep ONNX for one engine and OpenVINO's own files for the other."""
+    """Plans keep ONNX files for one engine and XML files for the other."""
     onnx_file, own = tmp_path / "a b.onnx", tmp_path / "a b.xml"
     onnx_file.write_bytes(graph.SerializeToString())
     model = openvino.Core().read_model(onnx_file)
@@ -327,7 +319,7 @@ def test_graphs_from_files(
         (own, EngineConfig("openvino", piece=3, streams=2), OpenVinoSession),
         (onnx_file, EngineConfig("openvino", piece=3), OpenVinoSession),
     ):
-        session = opened(file, form)
+        session = ENGINES[form.engine].open(file, form)
         assert isinstance(session, kind)
         agree(session(images), wanted, slice(None))
 
@@ -338,25 +330,26 @@ def test_graphs_from_files(
 def test_a_missing_engine_names_its_extra(
     module: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An ImportError names a package whose version we would then have to guess."""
+    """A bare ImportError does not say which extra to install."""
     monkeypatch.setitem(sys.modules, module, None)
     message = rf'{module} is not installed\. .*pip install "resnext\[{extra}\]"'
-    with pytest.raises(InputError, match=message):
-        engine_package(module)
-    if module != "nncf":
+    if module == "nncf":
         with pytest.raises(InputError, match=message):
-            opened(b"", EngineConfig(module))  # type: ignore[arg-type]
+            quantize(None, np.zeros((1, 3, SIZE, SIZE), np.float32))
+    else:
+        with pytest.raises(InputError, match=message):
+            ENGINES[module].open(Path("graph"), EngineConfig(module))
 
 
-# -- the network as it is ---------------------------------------------------------------------
+# -- the unmodified network -------------------------------------------------------------------
 
 
-def test_a_network_as_it_is(network: ResNeXt) -> None:
-    """What predicts without a plan takes pixels too."""
-    network.card = Card(tuple("abcde"), HOW)
+def test_an_unmodified_network(network: ResNeXt) -> None:
+    """Without a plan, pixels are normalized too."""
+    network.card = Card(tuple("abcde"), PREPROCESSING)
     values = np.random.default_rng(5).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
     with torch.no_grad():
-        x = normalized(torch.from_numpy(values), HOW)
+        x = normalized(torch.from_numpy(values), PREPROCESSING)
         both = network(x).numpy(), network.embed(x).numpy()
     plain = TorchRunner(network)
     agree(plain.pixels(values), both, slice(None))
@@ -364,9 +357,9 @@ def test_a_network_as_it_is(network: ResNeXt) -> None:
 
 
 def test_evaluation_mode_is_for_a_while(network: ResNeXt) -> None:
-    """Also when the work inside fails; frozen parts stay frozen."""
+    """Modes are restored after an error too, for each module."""
     network.train()
-    network.layer1.eval()
+    network.get_submodule("layer1").eval()
     modes = {name: module.training for name, module in network.named_modules()}
 
     def fail() -> None:

@@ -1,0 +1,87 @@
+"""ONNX Runtime on processors."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Shaped
+
+from resnext.inference.engines.base import Engine, EngineConfig, InputKind, core_divisions
+from resnext.inference.runner import Outputs, Session
+from resnext.system.atomic import write_bytes_atomically
+from resnext.system.cpu import core_count
+
+if TYPE_CHECKING:
+    from resnext.inference.engines.builder import EngineBuilder
+
+
+class OnnxRuntime(Engine):
+    """ONNX Runtime's processor kernels; the file is an ONNX graph."""
+
+    name = "onnxruntime"
+    title = "ONNX Runtime"
+    package = "onnxruntime"
+    install_hint = '"resnext[onnx]"'
+    suffix = ".onnx"
+    merges_groups = True
+
+    def precisions(self, device: str) -> tuple[str, ...]:
+        """Only fp32: its processor kernels for convolutions have no bf16."""
+        return ("fp32",) if device == "cpu" else ()
+
+    def divisions(self, batch: int) -> list[tuple[int, int]]:
+        """All images at once, one at a time, or one piece for each group of cores."""
+        return core_divisions(batch)
+
+    def build(self, source: EngineBuilder, form: EngineConfig, kind: InputKind) -> Session:
+        """A session of the exported graph."""
+        self.load()  # if it is missing, fail before the export, which takes seconds
+        return self._session(source.graph(form.width, kind).SerializeToString(), form)
+
+    def save(self, source: EngineBuilder, form: EngineConfig, kind: InputKind, path: Path) -> None:
+        """Write the exported graph."""
+        write_bytes_atomically(path, source.graph(form.width, kind).SerializeToString())
+
+    def open(self, path: Path, form: EngineConfig) -> Session:
+        """A session of a graph in a file."""
+        return self._session(path, form)
+
+    def _session(self, graph: Path | bytes, form: EngineConfig) -> Session:
+        return OnnxSession(graph, form.piece, form.streams, core_count())
+
+
+class OnnxSession:
+    """A graph in ONNX Runtime.
+
+    Args:
+        graph: File of the graph, or its content.
+        piece: Images that it computes at once.
+        streams: Pieces that it computes in parallel.
+        threads: Threads for all of them together.
+    """
+
+    def __init__(self, graph: Path | bytes, piece: int, streams: int, threads: int) -> None:
+        ort = OnnxRuntime().load()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = max(threads // streams, 1)
+        options.log_severity_level = 3
+        source = str(graph) if isinstance(graph, Path) else graph
+        self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        self._name = self._session.get_inputs()[0].name
+        self._widths = [output.shape[1] for output in self._session.get_outputs()]
+        self._piece = piece
+        self._pool = ThreadPoolExecutor(streams) if streams > 1 else None
+
+    def __call__(self, x: Shaped[np.ndarray, "n _ _ _"]) -> Outputs:
+        """Logits and embeddings of any number of images."""
+        if not len(x):
+            logits, embeddings = (np.zeros((0, k), np.float32) for k in self._widths)
+            return logits, embeddings
+        pieces = [x[i : i + self._piece] for i in range(0, len(x), self._piece)]
+        each = self._pool.map if self._pool else map
+        results = [*each(lambda piece: self._session.run(None, {self._name: piece}), pieces)]
+        logits, embeddings = (np.concatenate(some) for some in zip(*results, strict=True))
+        return logits, embeddings
