@@ -135,7 +135,7 @@ def step() -> None:
     if cuda:
         for name in ("timm, channels-last, AMP", "resnext"):
             model, kind, last = ways[name]
-            whole = torch.compile(model)
+            whole: Any = torch.compile(model)
             images, targets = x.to(device), y.to(device)
             loops[f"{name}, compiled"] = one_step(whole, images, targets, kind, last, "res" in name)
     best = dict.fromkeys(loops, float("inf"))
@@ -205,7 +205,8 @@ def pipeline() -> None:
         files = jpegs(Path(folder), load_sample_images().images)
 
         def theirs() -> object:
-            return torch.stack([usual(Image.open(f).convert("RGB")) for f in files])
+            views: list[Any] = [usual(Image.open(f).convert("RGB")) for f in files]
+            return torch.stack(views)
 
         def ours() -> object:
             views = [random_view(f.read_bytes(), f.name, how, rng, fast=True) for f in files]

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from helpers import wait_until
 
 from resnext.errors import CheckpointError
-from resnext.system.download import cache_folder, fetch
+from resnext.system.cache import cache_folder
+from resnext.system.download import fetch
 
 OLD = Random(1).randbytes(2_500_000)
 NEW = Random(2).randbytes(2_500_000)

@@ -66,7 +66,7 @@ def test_finite(value: Any) -> None:
         *(HUGE, -HUGE, int(sys.float_info.max) + 1, -int(sys.float_info.max) - 1),
         *(np.int64(1), np.float32(1), np.array(1.0), np.bool_(True)),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_not_finite(value: Any) -> None:
     """NaN compares false with everything, a boolean is an integer to Python."""

@@ -592,7 +592,7 @@ def test_downloads(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             self.end_headers()
             self.wfile.write(content[start:] if whole.is_set() else content[start:half])
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: Any) -> None:
             pass
 
     monkeypatch.setenv("RESNEXT_HOME", str(tmp_path))
@@ -891,7 +891,7 @@ def test_reprs_that_are_hashed() -> None:
         4,
         stem_type="deep",
         attention="se",
-        strides=[1, 2, 2, 2],
+        strides=(1, 2, 2, 2),
         block_args={"se_args": {"reduction": 8}},
         drop_path_rate=0.1,
     )

@@ -13,7 +13,7 @@ import pytest
 
 import resnext
 from resnext import ResNeXtConfig
-from resnext.evaluation.classification import Evaluation
+from resnext.evaluation.metrics import Evaluation
 from resnext.training import Recipe, validation
 
 TINY = ResNeXtConfig((1, 1), 2, 8, num_classes=2, channels=(16, 32), num_stages=2, small_stem=True)

@@ -32,21 +32,14 @@ from torch import Tensor
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig, evaluate, save
 from resnext.data.dataset import ImageSet
 from resnext.data.decoding import open_image
+from resnext.data.loader import eval_loader
 from resnext.data.open import open_splits
 from resnext.data.transforms import prepare
 from resnext.errors import CheckpointError, DataError, InputError, ResNeXtError
 from resnext.evaluation.calibration import expected_calibration_error
-from resnext.evaluation.classification import (
-    EvalOutputs,
-    Evaluation,
-    collect_outputs,
-    compare,
-    eval_loader,
-    measure,
-    merge_outputs,
-    pick_device,
-    score,
-)
+from resnext.evaluation.classification import collect_outputs, compare, measure, merge_outputs
+from resnext.evaluation.metrics import EvalOutputs, Evaluation, score
+from resnext.system.device import pick_device
 
 TINY = ResNeXtConfig(
     (1, 1), 2, 8, channels=(16, 32), num_stages=2, small_stem=True, num_classes=3, stem_channels=16

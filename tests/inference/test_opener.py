@@ -17,17 +17,12 @@ from resnext import Backbone, Card, Preprocessing, ResNeXt, evaluate, predict, s
 from resnext.errors import CheckpointError, InputError
 from resnext.evaluation import compare
 from resnext.inference import opener
+from resnext.inference.engines import ENGINES
+from resnext.inference.engines.base import EngineConfig
 from resnext.inference.engines.torch import TorchRunner
 from resnext.inference.opener import evaluation_mode, open_model, open_planned, open_runner
 from resnext.inference.optimized import Optimized
-from resnext.inference.plan import (
-    EngineConfig,
-    Plan,
-    engine_version,
-    machine_id,
-    save_beside,
-    write_plans,
-)
+from resnext.inference.plan import Plan, machine_id, save_beside, write_plans
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CARD = Card(("ant", "bee", "cat", "dog"), Preprocessing(12, 14))
@@ -56,7 +51,7 @@ def plan(batch: int = 16, **changes: Any) -> Plan:
         "device": "cpu",
         "request": "",
         "machine": machine_id("cpu"),
-        "version": engine_version("torch"),
+        "version": ENGINES["torch"].version,
         "rows": (),
     }
     return Plan(**values | changes)
@@ -386,8 +381,8 @@ def test_a_planned_model_opens_without_torch(file: Path) -> None:
     code = (
         "import sys\n"
         "from resnext.inference.opener import evaluation_mode, open_model, open_runner\n"
-        "from resnext.inference import plan\n"
-        "plan.engine_version = lambda engine: ''\n"
+        "from resnext.inference.engines import ENGINES\n"
+        "type(ENGINES['onnxruntime']).version = ''\n"
         f"model = open_runner({str(file)!r})\n"
         "with evaluation_mode(model):\n"
         "    assert open_model(model) is model\n"

@@ -24,7 +24,7 @@ from file_server import (
 
 from resnext.errors import CheckpointError
 from resnext.system import download as module
-from resnext.system.download import cache_folder
+from resnext.system.cache import cache_folder
 
 pytestmark = pytest.mark.usefixtures("waits")
 

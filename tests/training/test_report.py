@@ -26,15 +26,11 @@ from torch import nn
 
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig
 from resnext.data.dataset import ImageSet
+from resnext.data.loader import eval_loader
 from resnext.errors import CheckpointError
 from resnext.evaluation.calibration import Bin
-from resnext.evaluation.classification import (
-    EvalOutputs,
-    Evaluation,
-    collect_outputs,
-    eval_loader,
-    score,
-)
+from resnext.evaluation.classification import collect_outputs
+from resnext.evaluation.metrics import EvalOutputs, Evaluation, score
 from resnext.training.report.charts import Line, bars, curves, nice, reliability_diagram, whole
 from resnext.training.report.html import (
     Facts,
@@ -460,7 +456,7 @@ def test_heat_is_grad_cam(changes: dict[str, Any]) -> None:
     x = torch.randn(network.config.in_channels, 24, 24, generator=torch.Generator().manual_seed(0))
     kept: list[torch.Tensor] = []
     hook = network.get_submodule("layer2").register_forward_hook(
-        lambda _, __, out: kept.append(out)
+        lambda _module, _inputs, out: kept.append(out)
     )
     logits = network(x[None])[0]
     hook.remove()

@@ -10,7 +10,7 @@ import torch
 from training_runs import quick, scripted
 
 import resnext
-from resnext.evaluation.classification import Evaluation
+from resnext.evaluation.metrics import Evaluation
 from resnext.training.trainer import Trainer
 
 

@@ -86,8 +86,7 @@ def main() -> None:
 
 def exit_code(error: KeyboardInterrupt) -> int:
     """128 plus the signal, as a shell reports it: 143 for SIGTERM, 130 for Ctrl-C (SIGINT)."""
-    terminated = isinstance(error, Terminated) or type(error).__name__ == "Terminated"
-    return 143 if terminated else 130
+    return 143 if isinstance(error, Terminated) else 130
 
 
 def _fail(message: str) -> NoReturn:

@@ -47,7 +47,8 @@ def evaluate(
         plan: Use the plan that `resnext optimize` saved beside the model file.
     """
     from resnext.cli.tables import print_evaluation
-    from resnext.evaluation.classification import Comparison, compare, evaluate
+    from resnext.evaluation.classification import compare, evaluate
+    from resnext.evaluation.metrics import Comparison
 
     check_json_path(json)
     options: dict[str, Any] = {"views": views, "batch_size": batch_size, "workers": workers}

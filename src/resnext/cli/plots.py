@@ -12,7 +12,7 @@ from resnext.weights.catalog import Checkpoint, frontier
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from resnext.benchmark.timing import Benchmark, BenchmarkRow
+    from resnext.benchmark.results import Benchmark, BenchmarkRow
 
 _COLOURS = {"apache-2.0": "#1f6f8b", "bsd-3-clause": "#3a8f5c", "cc-by-nc-4.0": "#c2672d"}
 

@@ -11,7 +11,7 @@ from importlib.metadata import version
 import torch
 
 from resnext.evaluation.calibration import fit_temperature, recommend_threshold
-from resnext.evaluation.classification import score
+from resnext.evaluation.metrics import score
 from resnext.summary import summarize
 from resnext.system.cpu import cpu_name
 from resnext.system.device import hardware

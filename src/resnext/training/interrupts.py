@@ -7,9 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM ended the run. The command line knows it by this name and exits with code 143."""
+from resnext.errors import Terminated
 
 
 class Interrupts:

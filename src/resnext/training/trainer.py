@@ -15,7 +15,7 @@ from resnext.card import Card
 from resnext.data.dataset import Problem
 from resnext.data.scan import Scan, too_many, write_quarantine
 from resnext.errors import CheckpointError, DataError, ResNeXtError
-from resnext.evaluation.classification import Evaluation
+from resnext.evaluation.metrics import Evaluation
 from resnext.grouped_conv import merge_groups
 from resnext.network import ResNeXt
 from resnext.system.progress import Reporter

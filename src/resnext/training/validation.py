@@ -11,13 +11,8 @@ from torch import Tensor
 from resnext.data.dataset import ImageSet
 from resnext.data.loader import eval_loader
 from resnext.errors import DataError
-from resnext.evaluation.classification import (
-    EvalOutputs,
-    Evaluation,
-    collect_outputs,
-    merge_outputs,
-    score,
-)
+from resnext.evaluation.classification import collect_outputs, merge_outputs
+from resnext.evaluation.metrics import EvalOutputs, Evaluation, score
 from resnext.network import ResNeXt
 from resnext.system.progress import Reporter
 from resnext.training.distributed import ProcessGroup

@@ -22,7 +22,7 @@ from resnext.data.dataset import ImageSet
 from resnext.data.transforms import prepare
 from resnext.errors import DataError
 from resnext.evaluation.calibration import expected_calibration_error, interval, reliability
-from resnext.evaluation.classification import Evaluation
+from resnext.evaluation.metrics import Evaluation
 from resnext.inference.engines.torch import evaluating
 from resnext.network import ResNeXt
 from resnext.system.atomic import write_bytes_atomically
