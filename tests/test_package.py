@@ -151,7 +151,7 @@ def test_the_wheel_works_alone(installed: Path) -> None:
     run(installed, "resnext", *train)
     assert (installed / "digits.run" / "report.html").stat().st_size > 10_000
     table = run(installed, "resnext", "predict", model, "digits", "--limit", 3)
-    assert len(re.findall(r"^ \d .*%", table, re.MULTILINE)) == 3
+    assert len(re.findall(r"^\d .*%", table, re.MULTILINE)) == 3
 
 
 def test_one_version() -> None:

@@ -30,7 +30,7 @@ def test_the_command(
     assert code == 0, err
     assert "PyTorch, unmodified" in out
     assert out.count("chosen") == 1
-    assert f"{plan_path(file)}: predict and evaluate use it from now on" in out
+    assert f"{plan_path(file)}: the plan; predict and evaluate now use it" in out
     assert "Timing onnxruntime fp32" in err
     (plan,) = read_plans(plan_path(file))
     assert (plan.batch, plan.mismatch()) == (2, "")
@@ -55,8 +55,8 @@ def test_the_command(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing.safetensors"], "nothing.safetensors is no file"),
-        (["resnext50_32x4d.a1_in1k"], "is no file"),
+        (["nothing.safetensors"], "nothing.safetensors is not a file"),
+        (["resnext50_32x4d.a1_in1k"], "is not a file"),
         (["FILE", "--batch-size", "0"], "batch must be from 1"),
         (["FILE", "--precision", "int8"], "give data"),
         (["FILE", "--engine", "abacus"], "--engine"),

@@ -456,7 +456,7 @@ def test_heat_is_grad_cam(changes: dict[str, Any]) -> None:
     x = torch.randn(network.config.in_channels, 24, 24, generator=torch.Generator().manual_seed(0))
     kept: list[torch.Tensor] = []
     hook = network.get_submodule("layer2").register_forward_hook(
-        lambda _module, _inputs, out: kept.append(out)
+        lambda _module, _inputs, out: kept.append(out)  # pyright: ignore[reportArgumentType]
     )
     logits = network(x[None])[0]
     hook.remove()

@@ -205,6 +205,7 @@ def test_a_registered_engine_takes_part_in_the_benchmark(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Our row is computed by it, in Python and on the command line."""
+    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(timing, "CONTENDERS", {"resnext": CONTENDERS["resnext"]})
     monkeypatch.setattr(timing, "time_calls", lambda run, seconds: [float(run() is None) + 0.5])
     monkeypatch.setattr(timing, "_SIDE", 8)
