@@ -128,9 +128,9 @@ def optimize(
         version=ENGINES[form.engine].version,
         rows=tuple(rows),
     )
-    search.builder.save(plan, "images")
+    search.builder.save(form, "images", plan.graph("images"))
     if network.card and len(network.card.preprocessing.mean) == network.config.in_channels:
-        search.builder.save(plan, "pixels")
+        search.builder.save(form, "pixels", plan.graph("pixels"))
     write_plans(path, [plan])
     return Optimized(plan, network.card, network.config, lambda: network)
 

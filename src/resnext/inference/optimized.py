@@ -134,5 +134,5 @@ class Optimized:
         builder = EngineBuilder(self._network(), self.plan.size, device, preprocessing)
         with suppress(CheckpointError, OSError):  # the file only saves time in later processes
             require_folder(path.parent)
-            builder.save(self.plan, kind)
+            builder.save(form, kind, self.plan.graph(kind))
         return builder.session(form, kind)

@@ -30,8 +30,6 @@ from resnext.weights.catalog import (
     is_address,
     is_path,
 )
-from resnext.weights.description import Description as Description
-from resnext.weights.description import describe as describe
 from resnext.weights.formats.reading import Contents, read
 from resnext.weights.header import is_own, parse_header
 from resnext.weights.infer_config import ASSUMED, infer_config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from resnext.inference.engines.onnx_export import (
     widen_groups,
 )
 from resnext.inference.fold import fold
-from resnext.inference.plan import Plan
 from resnext.inference.runner import Session
 from resnext.network import ResNeXt
 
@@ -55,11 +55,11 @@ class EngineBuilder:
         """
         return ENGINES[form.engine].build(self, form, kind)
 
-    def save(self, plan: Plan, kind: InputKind) -> None:
-        """Write the file that the plan's engine opens next time, if it has one."""
-        engine = ENGINES[plan.form.engine]
+    def save(self, form: EngineConfig, kind: InputKind, path: Path) -> None:
+        """Write the file that the engine opens next time, if it has one."""
+        engine = ENGINES[form.engine]
         if engine.suffix:
-            engine.save(self, plan.form, kind, plan.graph(kind))
+            engine.save(self, form, kind, path)
 
     def graph(self, width: int = 0, kind: InputKind = "images") -> Graph:
         """The network as an ONNX graph.
