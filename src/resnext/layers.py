@@ -1,7 +1,7 @@
 """The layers of a ResNeXt; `network.py` puts them together.
 
-First the functions that build the layer a config asks for, then the layers that torch does not
-have, then gradient checkpointing and the check of the input.
+First the functions that build the layer a config asks for, then the layers that torch lacks, then
+activation checkpointing and the check of the input.
 """
 
 from __future__ import annotations

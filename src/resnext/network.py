@@ -135,7 +135,7 @@ class Trunk(nn.Module):
         return self.maxpool(self.relu(self.bn1(self.conv1(x))))
 
     def features(self, x: Images, depth: int | None = None) -> Maps:
-        """Maps of the first `depth` stages, by default of all that were built, finest first.
+        """Feature maps of the first `depth` stages, by default of all stages, finest first.
 
         Raises:
             InputError: `x` is not a batch of images with the config's number of channels, or

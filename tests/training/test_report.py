@@ -205,7 +205,9 @@ def test_text_of_others_is_text() -> None:
     assert EVIL not in text
     assert page.words.count(EVIL) > 10
     assert all("onload" not in about for _, about in page.tags)
-    code = page.words[page.words.index("The command, and what it met.") :]
+    code = page.words[
+        page.words.index("The command, with its recipe, hardware and software versions.") :
+    ]
     assert f"resnext train 'a b' --out '{EVIL}'" in code
 
 

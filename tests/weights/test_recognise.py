@@ -219,7 +219,9 @@ def test_what_is_not_a_classifier() -> None:
         assert detected.heads == weights
         assert set(detected.state) == set(PLAIN)
         assert not detected.left
-    with pytest.raises(CheckpointError, match=r"fc\.bias is there, but not the weight beside it"):
+    with pytest.raises(
+        CheckpointError, match=r"fc\.bias exists, but not the weight that belongs to it"
+    ):
         recognise({**trunk, "fc.bias": torch.zeros(2)})
 
 

@@ -1,6 +1,6 @@
 """From image files to pixels: decoding, resizing and cropping as the preprocessing says.
 
-All of it is done by Pillow, because public weights were trained and measured with Pillow. Needs no
+Pillow does all of this, because public weights were trained and measured with Pillow. Loads no
 torch.
 """
 

@@ -1,7 +1,7 @@
 """OpenMMLab: MMClassification 0.x and MMPretrain 1.x, MMDetection and MMSegmentation.
 
-One file holds two dialects: the projects share how they name norms, what their checkpoints contain
-and how their config files describe a network. They differ in the deep stem, which is flat in
+This file holds two dialects: the projects share the names of norms, the contents of checkpoints and
+the format of config files. They differ in the deep stem, which is flat in
 mmdet, and in `avg_down`, which pools in every stage there. mmdet has no classifier; a file for it
 keeps ours under `fc`, which mmdet leaves unread.
 

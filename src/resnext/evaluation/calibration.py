@@ -166,7 +166,7 @@ def interval(
         level: Fraction of the resamples inside the interval.
 
     Raises:
-        InputError: There are no predictions, or an argument is out of range.
+        InputError: `right` is empty, or an argument is out of range.
     """
     right = np.asarray(right, dtype=bool)
     count, good = len(right), int(right.sum())

@@ -1,8 +1,8 @@
 """Reads OpenMMLab config files (mmcls, mmpretrain, mmdet) as data, without executing them.
 
-A config file is Python. It is parsed, and the part of the language that describes data is
-evaluated here, node by node; anything else is refused with its line. Work and memory are bounded
-too, so that a hostile file can neither run nor hang.
+A config file is Python. It is parsed, and the subset of the language that describes data is
+evaluated here, node by node; anything else is refused, and the error names its line. Work and
+memory are bounded, so that a hostile file can neither run code nor hang.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
         path: A `.py` or `.json` file, as mmcv's or mmengine's `Config.fromfile` takes.
 
     Returns:
-        The merged settings, of dictionaries, lists, tuples, strings, numbers, booleans and None,
-        none of them shared. An imported class is its name, a set is a sorted list.
+        The merged settings: dictionaries, lists, tuples, strings, numbers, booleans and None; no
+        object occurs twice. An imported class is its name, a set is a sorted list.
 
     Raises:
         ConfigError: A file would have to be executed, is damaged, or contradicts its bases.

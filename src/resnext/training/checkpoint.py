@@ -33,7 +33,7 @@ class Checkpoint:
 
     Args:
         tensors: Weights, weight averages and optimizer state, by name.
-        about: All other values, as JSON has them: state of the run, identity, execution.
+        about: All other values, as JSON values: state of the run, identity, execution.
     """
 
     tensors: dict[str, Tensor]
@@ -51,7 +51,7 @@ def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State of an optimizer: tensors by name, and all other values as JSON has them."""
+    """State of an optimizer: tensors by name, and all other values as JSON values."""
     whole = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
@@ -117,7 +117,7 @@ def read_state(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        CheckpointError: It is damaged.
+        CheckpointError: The checkpoint is damaged.
     """
     try:
         first, _, content = path.read_bytes().partition(b"\n")

@@ -1,4 +1,4 @@
-"""When a loss counts as diverged, and what to say about it."""
+"""When a loss counts as diverged, and the message about it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Diverged(Exception):
 
 
 class LossMonitor:
-    """Collects the loss of each step and says when it has diverged.
+    """Collects the loss of each step and detects divergence.
 
     Args:
-        num_classes: Decides the loss of guessing, which the limits are multiples of.
+        num_classes: Sets the loss of uniform guessing, which the limits are multiples of.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -47,7 +47,7 @@ class LossMonitor:
         return None
 
     def describe(self, value: float, state: TrainState, rate: float, network: nn.Module) -> str:
-        """Where the loss diverged, at which rate, after which losses, and the first bad weight."""
+        """Where the loss diverged, the learning rate, the last losses, and the first bad weight."""
         before = ", ".join(f"{x:.3g}" for x in list(self.recent)[-4:-1])
         text = (
             f"The loss became {value:.4g} in epoch {state.epoch}, step {state.step}, "

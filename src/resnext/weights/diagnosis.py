@@ -1,4 +1,4 @@
-"""`diagnose`: identifies a file of weights, names its problems and advises what to do next."""
+"""`diagnose`: identifies a file of weights, lists its problems and suggests the next step."""
 
 from __future__ import annotations
 
@@ -91,13 +91,13 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(path: str | Path) -> Diagnosis:
-    """Examine a file of weights, or a folder with one. Nothing in it is executed.
+    """Examine a file of weights, or a folder that contains one. No code in it is executed.
 
     Args:
-        path: A file of any format, also a damaged one.
+        path: A file in any format, even a damaged one.
 
     Raises:
-        MissingFileError: There is no such file.
+        MissingFileError: The file does not exist.
     """
     path = Path(path)
     if not path.exists():
@@ -166,7 +166,7 @@ def _resolved(diagnosis: Diagnosis, checkpoint: ResolvedCheckpoint) -> Diagnosis
 
 
 def _short(texts: Iterable[object]) -> tuple[str, ...]:
-    """Texts cut to a readable length, because names in a damaged file can be endless."""
+    """Texts cut to a readable length, because names in a damaged file can be very long."""
     whole = map(str, texts)
     return tuple(x if len(x) <= _LONGEST else f"{x[:_LONGEST]}…" for x in whole)
 
@@ -177,7 +177,7 @@ def _typed(path: str) -> str:
 
 
 def _unresolved(diagnosis: Diagnosis, weights: ChosenWeights, reason: str) -> Diagnosis:
-    """The diagnosis of weights that are not those of a network."""
+    """The diagnosis of weights that are not a usable network."""
     problems = [reason.removeprefix(f"{diagnosis.path}: ")]
     names = list(weights.state)
     problems += dict.fromkeys(why for word, why in _CAUSES if any(word in name for name in names))

@@ -29,8 +29,8 @@ def read_header(path: str | Path) -> tuple[ResNeXtConfig, Card]:
     """Config and card of a model file.
 
     Raises:
-        MissingFileError: There is no such file.
-        CheckpointError: It was not written by `resnext.save`, or is damaged.
+        MissingFileError: The file does not exist.
+        CheckpointError: The file was not written by `resnext.save`, or is damaged.
     """
     path = Path(path)
     if not path.exists():
@@ -58,7 +58,7 @@ def parse_header(metadata: Mapping[str, Any], path: Path) -> tuple[ResNeXtConfig
     """Config and card in a file's metadata.
 
     Raises:
-        CheckpointError: They cannot be read.
+        CheckpointError: The metadata cannot be read.
     """
     try:
         content: dict[str, Any] = json.loads(metadata[_KEY])

@@ -1,4 +1,4 @@
-"""Sharing on the Hugging Face Hub: writes a folder that timm can load too, and uploads it."""
+"""Sharing on the Hugging Face Hub: writes a folder that timm can also load, and uploads it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from resnext.weights.save import save
 
 
 def save_pretrained(model: ResNeXt, folder: str | Path, *, repo: str = "owner/name") -> Path:
-    """Write a folder that `resnext.load` reads, and timm too if it has the architecture.
+    """Write a folder that `resnext.load` can read, and timm too if it has the architecture.
 
     Args:
         model: A network with a card.

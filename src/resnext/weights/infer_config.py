@@ -33,10 +33,10 @@ def infer_config(shapes: Mapping[str, Shape], norm: str = "batch") -> InferredCo
 
     Args:
         shapes: Shape of every entry, under our names.
-        norm: The kind of norm, as far as the names of another library show it.
+        norm: The kind of norm, if another library's names show it.
 
     Raises:
-        CheckpointError: It is not a ResNeXt, or several configs fit.
+        CheckpointError: The state dict is not a ResNeXt's, or several configs fit.
     """
     layers = _layers(shapes)
     firsts = [f"layer{i + 1}.0" for i in range(len(layers))]

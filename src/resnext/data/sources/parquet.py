@@ -237,7 +237,7 @@ def _save(temporary: str, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _cached(path: Path, index: Path) -> _Copied | None:
-    """A finished copy from the cache; None if there is none, or it is damaged."""
+    """A finished copy from the cache; None if it does not exist, or is damaged."""
     try:
         with index.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             about = json.loads(saved["about"].tobytes())

@@ -1,4 +1,4 @@
-"""What engines are built from: the folded network and its graphs, each made once."""
+"""The folded network and its graphs, each made once, from which engines are built."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EngineBuilder:
 
     Args:
         network: The network; left unchanged.
-        size: Side of the images, pixels.
+        size: Image size, pixels.
         device: Where to run.
         preprocessing: How to normalize pixels; None if only normalized images will be given.
 

@@ -33,7 +33,7 @@ class OnnxRuntime(Engine):
         return ("fp32",) if device == "cpu" else ()
 
     def divisions(self, batch: int) -> list[tuple[int, int]]:
-        """All images at once, one at a time, or one piece for each group of cores."""
+        """All images at once, one by one, or one piece for each group of cores."""
         return core_divisions(batch)
 
     def build(self, source: EngineBuilder, form: EngineConfig, kind: InputKind) -> Session:
@@ -58,8 +58,8 @@ class OnnxSession:
 
     Args:
         graph: File of the graph, or its content.
-        piece: Images that it computes at once.
-        streams: Pieces that it computes in parallel.
+        piece: Images computed at once.
+        streams: Pieces computed in parallel.
         threads: Threads for all of them together.
     """
 

@@ -1,4 +1,4 @@
-"""Eight-bit networks through NNCF, for OpenVINO."""
+"""int8 networks through NNCF, for OpenVINO."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def quantize(
     Args:
         model: An `openvino.Model`; left unchanged.
         images: Normalized images.
-        accuracy: Measures a session. If given, the layers that cost most accuracy return to
-            floats until at most `MAX_DROP` is lost.
+        accuracy: Measures a session. If given, the layers that cost most accuracy are returned to
+            floating point until at most `MAX_DROP` is lost.
 
     Raises:
         InputError: NNCF is not installed.

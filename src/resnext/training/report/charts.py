@@ -167,7 +167,7 @@ def nice(values: Sequence[float]) -> list[float]:
 
 
 def whole(first: float, last: float) -> list[int]:
-    """A few whole numbers from the first to the last."""
+    """A few integers from the first to the last."""
     span = max(int(last - first), 1)
     step = next(s for s in (m * 10**p for p in range(9) for m in (1, 2, 5)) if span / s <= 6)
     start = math.ceil(first)
