@@ -11,7 +11,7 @@ from resnext.config import ResNeXtConfig, check_config
 from resnext.errors import ConfigError, ConfigTypeError
 from resnext.network import Images, Maps, Trunk, init_weights
 
-B = TypeVar("B", bound="Backbone")  # beartype knows `Self` only in classes it decorates whole
+B = TypeVar("B", bound="Backbone")  # beartype supports `Self` only if it decorates the class
 
 
 class Feature(NamedTuple):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Run = Callable[[], Any]
 NETWORK = "network.safetensors"
 IMAGES = "images.npy"
-_CALIBRATION = 256  # images to choose the ranges of 8 bits with
+_CALIBRATION = 256  # images to calibrate int8 with
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def _openvino(contender: Contender) -> tuple[Run, str]:
     model = core.read_model(_int8_model(contender) if int8 else _onnx_file(contender))
     hint, _, division = contender.way.partition(", ")
     options: dict[str, Any] = {"PERFORMANCE_HINT": hint, "INFERENCE_NUM_THREADS": contender.threads}
-    if not int8:  # there, it would only apply to the few layers that stay in floats
+    if not int8:  # with int8, it would only apply to the few layers in floating point
         options["INFERENCE_PRECISION_HINT"] = "bf16" if contender.precision == "bf16" else "f32"
 
     def compile_for(piece: int) -> Any:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 BenchmarkPrecision = Literal["auto", "fp32", "bf16", "int8"]
 _ROUNDS = 8
-_SIDE = 2048  # of the matrices whose product is the peak
+_SIDE = 2048  # size of the matrices whose product measures the peak
 _TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "int8": float("inf")}  # relative to the largest logit
 
 
@@ -115,7 +115,7 @@ def _precisions(wanted: BenchmarkPrecision, data: object) -> list[str]:
             f"precision must be one of {', '.join(get_args(BenchmarkPrecision))}, not {wanted!r}."
         )
     if wanted == "int8" and data is None:
-        raise InputError("precision int8 is calibrated with images of known classes: give data.")
+        raise InputError("precision int8 needs labelled images for calibration: give data.")
     if wanted == "bf16":
         require_bf16()
     if wanted != "auto":

@@ -25,7 +25,7 @@ def catalog(
     variant: str | None = None,
     plot: Path | None = None,
 ) -> None:
-    """List public checkpoints, most accurate first; ● marks those no cheaper one beats.
+    """List public checkpoints, most accurate first; ● marks each that no cheaper one beats.
 
     Args:
         licence: `commercial` for any licence that allows commercial use, or one of apache-2.0,
@@ -83,8 +83,8 @@ def convert(
         path: File to write; its suffix chooses the format.
         to: Library to convert for.
         images: Photos to compare outputs on, in addition to random images.
-        labels: Class names, if the source has none: `imagenet-1k`, or a text file with one name
-            per line.
+        labels: Class names that replace those of the source: `imagenet-1k`, or a text file with
+            one name per line.
         overwrite: Replace the file if it exists.
     """
     from resnext.weights.catalog import read_labels

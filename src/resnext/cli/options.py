@@ -21,7 +21,7 @@ def check_json_path(path: Path | None) -> None:
     """Refuse a file that could not be written, before any work is done.
 
     Raises:
-        ResNeXtError: It is a folder, or its folder does not exist.
+        ResNeXtError: The path is a folder, or its folder does not exist.
     """
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
         raise ResNeXtError(f"{path} cannot be written: give a file in a folder that exists.")

@@ -30,8 +30,8 @@ def optimize(
     Args:
         file: A model file.
         precision: Compute precision; auto uses the fastest that agrees with the network.
-        engine: Inference engine; auto times all that are installed, but compile only if neither
-            OpenVINO nor ONNX Runtime is.
+        engine: Inference engine; auto times all that are installed, but on a CPU compile only if
+            neither OpenVINO nor ONNX Runtime is.
         batch_size: Batch size to optimize for; the result accepts any batch size.
         data: Labelled images the model was not trained on, in any form that evaluate accepts, to
             compare predictions on and to calibrate int8 with.

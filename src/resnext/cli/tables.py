@@ -144,7 +144,7 @@ def catalog_table(checkpoints: Sequence[Checkpoint], width: int) -> Table:
 
 
 def diagnosis_table(diagnosis: Diagnosis) -> Table:
-    """The facts about a file, then notes, problems and what to do next."""
+    """The facts about a file, then notes, problems and the next steps."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")

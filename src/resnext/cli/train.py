@@ -65,7 +65,8 @@ def train(
             folder.
         workers: Number of processes that decode images. Default: depends on the number of cores.
         device: auto, cpu, cuda, cuda:1, …
-        precision: Compute precision; auto uses bf16 where the hardware supports it.
+        precision: Compute precision; auto uses bf16 where the hardware supports it, else fp16 on a
+            GPU and fp32 on a CPU.
         compile: Compile the network with torch.compile. Default: on GPUs, for long runs.
         sync_norms: Compute batch norm statistics over all processes.
         resume: Continue from the last checkpoint, bit for bit; start a new run if none exists.

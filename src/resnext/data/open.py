@@ -75,7 +75,7 @@ def open_splits(source: str | Path, *, seed: int = 0, val_fraction: float = 0.2)
 def open_for_evaluation(
     source: str | Path, labels: tuple[str, ...], trained_on: dict[str, object]
 ) -> ImageSet:
-    """Open images the model was not trained on: `test`, else `val`, else what training held out.
+    """Open images the model was not trained on: `test`, else `val`, else the held-out images.
 
     Args:
         source: A data set, as for `open_splits`.

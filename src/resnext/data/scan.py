@@ -76,7 +76,7 @@ class Scan:
         return f"{text}, {small if small == large else f'{small} to {large}'} pixels."
 
     def lines(self) -> list[str]:
-        """The findings, one sentence each; none for what was not found."""
+        """The findings, one sentence each; empty without findings."""
         lines: list[str] = []
         if self.unreadable:
             first = self.unreadable[0]

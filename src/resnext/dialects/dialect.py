@@ -119,9 +119,9 @@ class Dialect:
         title: Its name in messages.
         network: Parameter names outside blocks.
         block: Parameter names inside a block.
-        block_prefix: What precedes the names of a block, with `{stage}` and `{block}`.
+        block_prefix: Prefix of the names in a block, with `{stage}` and `{block}`.
         first_stage: Number of the first stage.
-        trunk: What precedes all names of a classifier except those of its last layer.
+        trunk: Prefix of all names of a classifier except those of its last layer.
         norms: Letters for each kind of norm, if the library names norms by kind.
         counters: Whether batch norms count batches.
         linear_squeeze: Whether SE blocks squeeze with linear layers instead of 1×1 convolutions.

@@ -219,7 +219,7 @@ def _metadata(documents: Documents) -> CheckpointMetadata:
     """From `meta` in a file that mmcv or mmengine wrote.
 
     Raises:
-        CheckpointError: It holds the config of a ResNeXt that cannot be built.
+        CheckpointError: `meta` holds the config of a ResNeXt that cannot be built.
     """
     meta = documents.file.get("meta")
     if not isinstance(meta, dict):
@@ -251,7 +251,7 @@ def _network(model: Values) -> ResNeXtConfig | None:
     """Our config for the backbone in `model`; None if it is not a ResNeXt.
 
     Raises:
-        CheckpointError: It is a ResNeXt that cannot be built.
+        CheckpointError: The backbone is a ResNeXt that cannot be built.
     """
     backbone = model.get("backbone")
     kind = str(backbone.get("type")).rpartition(".")[2] if isinstance(backbone, Mapping) else ""

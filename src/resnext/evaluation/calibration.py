@@ -11,8 +11,8 @@ from torch import Tensor
 
 from resnext.errors import InputError
 
-_BOUNDS = 0.05, 20.0  # of a fitted temperature
-_ROWS = 4096  # rows of logits converted to double precision at a time
+_BOUNDS = 0.05, 20.0  # lowest and highest fitted temperature
+_ROWS = 4096  # rows of logits converted to double precision at once
 
 Numbers = Float[np.ndarray, " n"]
 Right = Bool[np.ndarray, " n"]

@@ -181,9 +181,7 @@ def score(
     skipped = tuple(images.title(i) for i in missing.tolist())
     if not count:
         first = f", such as {skipped[0]}" if skipped else ""
-        raise DataError(
-            f"{images.name} has no image that can be read{first}. There is nothing to evaluate."
-        )
+        raise DataError(f"{images.name} has no image that can be read{first}. Give other images.")
     targets = answers.targets
     predicted = answers.logits.argmax(1)
     log_p = torch.cat(

@@ -34,8 +34,8 @@ from resnext.system.progress import Reporter, reporter
 from resnext.weights.load import load_classifier
 
 PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16", "int8"]
-_PATTERNS = 64  # synthetic images, where none are given
-_CALIBRATION = 256  # images to choose ranges with, and to compare answers on
+_PATTERNS = 64  # synthetic images, if `data` is not given
+_CALIBRATION = 256  # images to calibrate int8 with, and to compare predictions on
 _LABELLED = 1024  # images to measure accuracy on
 
 
@@ -89,7 +89,7 @@ def optimize(
     if type(batch) is not int or not 1 <= batch <= 4096:
         raise InputError(f"batch must be from 1 to 4096 images, not {batch!r}.")
     if precision == "int8" and data is None:
-        raise InputError("precision int8 is calibrated with images of known classes: give data.")
+        raise InputError("precision int8 needs labelled images for calibration: give data.")
     torch_device = pick_device(device)
     check_precision(precision, torch_device)
     if engine != "auto":
@@ -99,8 +99,8 @@ def optimize(
     network = copy.deepcopy(network).float().eval()
     if network.config.norm in ("batch", "sync") and not network.config.norm_track:
         raise InputError(
-            "With norm_track=False the answer for an image depends on the others in its batch, so "
-            "no batch can be divided. Run the network itself."
+            "With norm_track=False the prediction for an image depends on the others in its batch, "
+            "so no batch can be divided. Run the network itself."
         )
     size = network.card.preprocessing.size if network.card else default_size(network.config)
     device_name = "cpu" if torch_device.type == "cpu" else hardware(torch_device)

@@ -24,7 +24,7 @@ class Measurement:
     """The speed and the agreement of one way to compute a network.
 
     Args:
-        form: What was measured; None for the unmodified network in PyTorch.
+        form: The measured form; None for the unmodified network in PyTorch.
         images_per_second: Its speed; 0 if it could not run.
         verdict: "chosen", or why this form cannot be used; empty if it was slower, or equally fast
             but less simple.
@@ -133,7 +133,7 @@ def require_folder(folder: Path) -> None:
     """Create a folder for plans and graphs if it does not exist.
 
     Raises:
-        CheckpointError: It cannot be created or written to.
+        CheckpointError: The folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def read_plans(path: Path) -> list[Plan]:
     """The plans in a file; none if the file does not exist.
 
     Raises:
-        CheckpointError: It cannot be read.
+        CheckpointError: The file cannot be read.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

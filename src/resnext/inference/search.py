@@ -30,12 +30,12 @@ MAX_DIFFERENCE = 1e-4
 MIN_AGREEMENT = 0.995
 """Least fraction of the images that keep their class in 16 bits."""
 
-_SECONDS = 0.5  # least time that a form is timed for
+_SECONDS = 0.5  # minimum time to time a form
 _WIDTHS = (8, 16, 32)
 _PROMISING = 0.8  # fraction of the best speed from which a form is worth improving
 _EQUAL = 0.98  # fraction of the best speed that counts as equally fast
 _HOPELESS = 0.3  # fraction of the best speed below which one call is enough
-_FIRST_IMAGES = 8  # to quantize with before a form is chosen
+_FIRST_IMAGES = 8  # images to quantize with before a form is chosen
 
 
 @dataclass(frozen=True)
@@ -302,7 +302,7 @@ class Search:
         def accuracy(session: Session) -> float:
             return float((self.logits(session, labelled).argmax(1) == targets).mean())
 
-        self.progress.line(f"Calibrating 8 bits with {len(self.examples.images)} images …")
+        self.progress.line(f"Calibrating int8 with {len(self.examples.images)} images …")
         wanted = accuracy(self.plain)
         self.rows[None] = replace(self.rows[None], accuracy=wanted)
         control: Callable[[Session], float] | None = None
@@ -312,7 +312,9 @@ class Search:
             achieved = accuracy(session)
             if achieved >= wanted - MAX_DROP:
                 break
-            self.progress.line(f"8 bits cost {wanted - achieved:.2%}: returning layers to floats …")
+            self.progress.line(
+                f"int8 costs {wanted - achieved:.2%}: returning layers to floating point …"
+            )
         for other in [f for f in self.rows if f and f.precision == "int8" and f != form]:
             self.rows[other] = replace(self.rows[other], verdict="a first try, with few images")
             self.sessions.pop(other, None)

@@ -97,7 +97,7 @@ def conv_fields(cfg: Cfg | None) -> dict[str, Any]:
 
     Raises:
         UnknownNameError: The type is not known.
-        ConfigTypeError: It is not a dictionary, or has an unknown argument.
+        ConfigTypeError: The value is not a dictionary, or has an unknown argument.
     """
     if cfg is None:
         return {}
@@ -110,7 +110,7 @@ def norm_fields(cfg: Cfg) -> dict[str, Any]:
 
     Raises:
         UnknownNameError: The type is not known.
-        ConfigTypeError: It is not a dictionary, or has an unknown argument.
+        ConfigTypeError: The value is not a dictionary, or has an unknown argument.
         RefusedError: A group norm has no `num_groups`.
     """
     kind, given = _fields_of(cfg, "norm_cfg", _NORMS, free=("requires_grad",))

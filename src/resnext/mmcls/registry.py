@@ -25,7 +25,7 @@ _CLASSIFIER_ARGS = (
 
 
 def build(cfg: Cfg) -> nn.Module:
-    """Build what a config dict describes.
+    """Build the module that a config dict describes.
 
     Args:
         cfg: Its `type` is ResNeXt, SEResNeXt or ImageClassifier (with GlobalAveragePooling and

@@ -236,7 +236,7 @@ def _listed(
             digest.update(name.encode("utf-8", "surrogatepass") + b"\0")
             count += 1
         if not count:
-            raise DataError("There are no images to classify.")
+            raise DataError("No images were given to classify.")
         file.seek(0)
         yield map(json.loads, file), count, digest.hexdigest()
 

@@ -148,7 +148,7 @@ def expand_images(images: Picture | Sequence[Picture]) -> list[tuple[str, Pictur
         else:
             named.append((str(i), picture))
     if not named:
-        raise DataError("There are no images to classify.")
+        raise DataError("No images were given to classify.")
     return named
 
 
@@ -175,7 +175,7 @@ def to_pixels(picture: Picture, preprocessing: Preprocessing) -> UInt8[np.ndarra
     """An image as a runner takes it: resized, cropped, with channels in the network's order.
 
     Raises:
-        DataError: It is a damaged file, or an array of the wrong shape or type.
+        DataError: The picture is a damaged file, or an array of the wrong shape or type.
     """
     if isinstance(picture, str | Path):
         return read_pixels(picture, preprocessing)
@@ -214,7 +214,7 @@ def decode(picture: Picture, colour: str) -> Image.Image:
     """A picture as a Pillow image, not resized, upright, in mode "L" or "RGB".
 
     Raises:
-        DataError: It is a damaged file, or an array of the wrong shape or type.
+        DataError: The picture is a damaged file, or an array of the wrong shape or type.
     """
     if isinstance(picture, str | Path):
         return open_image(Path(picture), colour)

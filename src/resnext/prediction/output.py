@@ -48,7 +48,7 @@ class Journal:
         overwrite: Whether a journal with other settings may be discarded.
 
     Raises:
-        CheckpointError: It cannot be written.
+        CheckpointError: The journal cannot be written.
         InputError: The journal has other settings, or another process is writing it.
     """
 
@@ -104,7 +104,7 @@ class Journal:
         """Append the next images. Once this returns, only a power cut can lose them.
 
         Raises:
-            CheckpointError: They cannot be written.
+            CheckpointError: The journal cannot be written.
         """
         if self._array and embeddings is not None:
             with _writing(Path(self._array.name)):

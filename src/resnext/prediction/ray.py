@@ -131,7 +131,7 @@ def _answers_from_cluster(
 
 
 def _actor_pool(ray: Any) -> dict[str, Any]:
-    """One actor per GPU; if there are none, one per machine, with all its cores."""
+    """One actor per GPU; without GPUs, one per machine, with all its cores."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if gpus := int(sum(has.get("GPU", 0) for has in machines)):
         return {"compute": ray.data.ActorPoolStrategy(size=gpus), "num_gpus": 1}

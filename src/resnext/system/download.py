@@ -199,7 +199,7 @@ class _Download:
             self.receive()
             digest = file_sha256(self.part)
             if continued and self.sha256 and not digest.startswith(self.sha256):
-                self.part.unlink()  # its beginning may have been of another version
+                self.part.unlink()  # its beginning may be from another version
                 self.receive()
                 digest = file_sha256(self.part)
         finally:

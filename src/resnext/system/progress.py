@@ -40,7 +40,7 @@ def reporter(show: bool, unit: str = "images") -> Reporter:
 
     Args:
         show: Whether to show anything.
-        unit: What is counted.
+        unit: Noun for the items that are counted.
     """
     if not show:
         return SilentReporter()

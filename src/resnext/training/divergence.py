@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from resnext.training.run_state import TrainState
 
 _WINDOW = 20  # steps whose mean loss is compared with that of the first steps
-_LIMIT = 1000  # times the loss of guessing: no single step may reach it
+_LIMIT = 1000  # no single step's loss may reach this multiple of the loss of uniform guessing
 
 
 class Diverged(Exception):
@@ -25,7 +25,7 @@ class LossMonitor:
     """
 
     def __init__(self, num_classes: int) -> None:
-        self.baseline = max(math.log(num_classes), 1.0)  # about the loss of guessing
+        self.baseline = max(math.log(num_classes), 1.0)  # about the loss of uniform guessing
         self.recent: deque[float] = deque(maxlen=_WINDOW)
         self.pending: list[Tensor] = []  # still on the device
 

@@ -109,7 +109,7 @@ class EMA:
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             [average[name] for name in moving], [current[name] for name in moving], 1 - decay
         )
-        for name in average.keys() - set(moving):  # counts of batches
+        for name in average.keys() - set(moving):  # batch counters
             average[name].copy_(current[name])
 
 

@@ -143,7 +143,7 @@ class Recipe:
         return Augmentation(**{name: getattr(self, name) for name in sorted(shared)})
 
     def required_packages(self) -> dict[str, str]:
-        """Optional packages that the recipe needs: name of the package, and what needs it."""
+        """Optional packages that the recipe needs, each with the feature that needs it."""
         packages: dict[str, str] = {}
         if self.optimizer == "lamb":
             packages["pytorch_optimizer"] = "The optimizer lamb"

@@ -94,7 +94,7 @@ class Trainer:
         self.writer = CheckpointWriter(progress.line) if group.first else None
         self.metrics_log = MetricsLog(settings.folder, progress.line) if group.first else None
 
-    # -- the whole run ------------------------------------------------------------------------
+    # -- the run ------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Train to the end and keep the best epoch's model.

@@ -49,7 +49,7 @@ _SOURCES = {
 
 
 class Checkpoint(NamedTuple):
-    """A public checkpoint and what is needed to use it."""
+    """A public checkpoint, with everything needed to use it."""
 
     name: str
     variant: str
@@ -58,7 +58,7 @@ class Checkpoint(NamedTuple):
     licence: str
     """SPDX identifier; empty if the publisher names none."""
     top1: float | None
-    """Published accuracy on ImageNet-1k, per cent; None if there is none."""
+    """Published accuracy on ImageNet-1k in percent; None if unpublished."""
     top5: float | None
     dialect: str = "timm"
     size: int = 224

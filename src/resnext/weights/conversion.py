@@ -38,9 +38,9 @@ class Parity(NamedTuple):
     difference: float
     """Largest difference of a logit, or of a feature map's value without a classifier."""
     largest: float
-    """Largest value in the answers of the source."""
+    """Largest output of the source."""
     through: str
-    """What computed the answers of the converted file: the library, or our own reading."""
+    """Source of the converted file's outputs: the library, or our own reader."""
     images: int
     """Number of images compared."""
     photographs: int
@@ -162,8 +162,8 @@ def _write(
         )
         if not parity.difference <= 1e-4 * max(parity.largest, 1e-3):
             raise CheckpointError(
-                f"The converted file answers differently: by up to {parity.difference:.2g} of "
-                f"{parity.largest:.2g}. It was not kept; are there NaNs? See resnext doctor."
+                f"The converted file's outputs differ by up to {parity.difference:.2g} (largest "
+                f"{parity.largest:.2g}), so it was not kept. resnext doctor checks for NaN."
             )
         draft.replace(path)
     return parity

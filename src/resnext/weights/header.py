@@ -43,9 +43,7 @@ def read_header(path: str | Path) -> tuple[ResNeXtConfig, Card]:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a model file, or is damaged: {error}.") from error
     if not is_own(metadata):
-        raise CheckpointError(
-            f"{path} carries no config. `resnext convert` makes it a file that does."
-        )
+        raise CheckpointError(f"{path} has no config. `resnext convert` writes a file with one.")
     return parse_header(metadata, path)
 
 

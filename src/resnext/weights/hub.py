@@ -125,7 +125,7 @@ def _variant_name(model: ResNeXt) -> str:
 
 
 def _config(model: ResNeXt, card: Card) -> dict[str, Any]:
-    """config.json: our labels, and what each library that has the architecture reads."""
+    """config.json: our labels, and the entries for each library that has the architecture."""
     values: dict[str, Any] = {}
     for dialect in DIALECTS.values():
         values |= dialect.hub_config(model.config, card)

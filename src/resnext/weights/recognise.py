@@ -42,7 +42,7 @@ class DetectedNetwork(NamedTuple):
 
     dialect: Dialect
     prefix: str
-    """What preceded its names."""
+    """Prefix of its names."""
     state: dict[str, Tensor]
     norm: str
     """The kind of norm, as far as names show it."""
@@ -143,13 +143,13 @@ def _anchors() -> tuple[str, ...]:
 
 
 def _prefix(name: str, anchor: str) -> str | None:
-    """What precedes an anchor, if a name ends with that."""
+    """The prefix before an anchor, if a name ends with the anchor."""
     prefix = name.removesuffix(anchor)
     return prefix if prefix != name and (not prefix or prefix.endswith(".")) else None
 
 
 def _find(state: Mapping[str, Tensor]) -> tuple[str, str, tuple[str, ...]]:
-    """The anchor of the network, what precedes it, and what precedes those of other networks.
+    """The anchor of the network, its prefix, and the prefixes of other networks.
 
     Of several networks, averaged weights are taken, then the one under the fewest unusual words.
     """

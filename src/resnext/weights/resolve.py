@@ -198,7 +198,7 @@ def resolve_contents(
 
 
 def _metadata(documents: Documents) -> CheckpointMetadata:
-    """What all dialects together read in the documents; earlier rows of the table win."""
+    """The metadata that all dialects read in the documents; earlier rows of the table win."""
     metadata = CheckpointMetadata()
     for dialect in DIALECTS.values():
         metadata = metadata.merge(dialect.metadata(documents))
@@ -262,7 +262,7 @@ def _network(
     shapes = {name: tuple(value.shape) for name, value in detected.state.items()}
     if known is None:
         config, _ = infer_config(shapes, detected.norm)
-        notes.append(f"not visible in names and shapes, so the usual is assumed: {ASSUMED}")
+        notes.append(f"not visible in names and shapes, so the usual values are assumed: {ASSUMED}")
     else:
         config = known
     network, problem = match_network(config, detected.state, classifier="fc.weight" in shapes)

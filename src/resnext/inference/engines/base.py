@@ -52,7 +52,7 @@ class EngineConfig:
     width: int = 0
 
     def __str__(self) -> str:
-        """What differs within an engine: "2 × 8 images, groups of 16"."""
+        """Settings that differ within an engine: "2 × 8 images, groups of 16"."""
         pieces = f"{self.streams} × {self.piece} image{'s' if self.piece > 1 else ''}"
         return f"{pieces}, groups of {self.width}" if self.width else pieces
 
@@ -148,7 +148,7 @@ class Engine(ABC):
 
     @property
     def version(self) -> str:
-        """Version of the package that is installed; empty if there is none."""
+        """Version of the installed package; empty if it is not installed."""
         try:
             return metadata.version(self.package)
         except metadata.PackageNotFoundError:
@@ -163,7 +163,7 @@ class Engine(ABC):
         """The package.
 
         Raises:
-            InputError: It is not installed.
+            InputError: The package is not installed.
         """
         return load_package(self.package, self.install_hint)
 
@@ -189,7 +189,7 @@ def load_package(name: str, install_hint: str) -> Any:
         install_hint: Argument of `pip install`.
 
     Raises:
-        InputError: It is not installed.
+        InputError: The package is not installed.
     """
     if find_spec(name) is None:
         raise InputError(f"{name} is not installed. Install it with pip install {install_hint}.")

@@ -66,7 +66,7 @@ class EngineBuilder:
 
         Args:
             width: Channels that narrower groups are merged to; 0 leaves groups as they are.
-            kind: What the graph takes.
+            kind: Kind of the graph's input.
 
         Raises:
             InputError: onnx or onnxscript is not installed.

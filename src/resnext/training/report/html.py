@@ -28,9 +28,9 @@ from resnext.network import ResNeXt
 from resnext.system.atomic import write_bytes_atomically
 from resnext.training.report.charts import Line, bars, curves, reliability_diagram
 
-_MOST_CLASSES = 40  # of a confusion matrix that shows them all
-_MOST_CONFUSED = 25  # otherwise
-_SIDE = 224  # of a picture in the gallery, at least
+_MOST_CLASSES = 40  # with more classes, the confusion matrix shows only the most confused
+_MOST_CONFUSED = 25  # classes that it then shows
+_SIDE = 224  # minimum size of a picture in the gallery, pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +119,7 @@ def write_report(facts: Facts, path: str | Path) -> None:
         path: The file; an existing one is replaced.
 
     Raises:
-        CheckpointError: It cannot be written; an existing file is unchanged.
+        CheckpointError: The file cannot be written; an existing file is unchanged.
     """
     write_bytes_atomically(Path(path), render(facts).encode())
 

@@ -104,7 +104,7 @@ class _Reader(
         """The stand-in for a name.
 
         Raises:
-            CheckpointError: It is not known to be harmless.
+            CheckpointError: The name is not known to be harmless.
         """
         full = f"{module}.{name}"
         if full == "collections.OrderedDict":

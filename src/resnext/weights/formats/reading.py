@@ -55,7 +55,7 @@ class Contents(NamedTuple):
     metadata: Mapping[str, Any]
     """Plain values and dictionaries at the top of the file, all harmless."""
     root: object = None
-    """What the file holds if it is not a dictionary: the module of a Torch7 file."""
+    """The content if it is not a dictionary, such as the module of a Torch7 file."""
 
 
 def read(path: Path) -> Contents:
@@ -309,7 +309,8 @@ def to_tensors(path: Path, arrays: Arrays) -> dict[str, Tensor]:
     """Arrays as tensors, each in its own memory.
 
     Raises:
-        CheckpointError: One is not of a kind that weights have; the message names file and array.
+        CheckpointError: An array is not of a kind that weights have; the message names file and
+            array.
     """
     return {name: _tensor(path, name, value) for name, value in arrays.items()}
 
@@ -318,7 +319,7 @@ def _tensor(path: Path, name: str, value: Tensor | np.ndarray) -> Tensor:
     """The tensor in its own memory.
 
     Raises:
-        CheckpointError: It is of a kind that weights do not have.
+        CheckpointError: The value is not of a kind that weights have.
     """
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "fiub" or value.dtype.itemsize > 8:
