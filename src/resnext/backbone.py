@@ -78,7 +78,7 @@ class Backbone(Trunk):
 
     @property
     def feature_info(self) -> tuple[Feature, ...]:
-        """Name, channels and stride of each map that is returned, finest first."""
+        """Name, channels and stride of each returned map, finest first."""
         stride, infos = self.config.stem_stride, []
         for i, stage in enumerate(self.config.stages):
             stride *= stage.stride

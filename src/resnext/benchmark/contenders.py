@@ -68,7 +68,7 @@ class Contender:
 
 
 class KnownContender(NamedTuple):
-    """A library that takes part in the benchmark.
+    """A library that `bench` times.
 
     Args:
         precisions: Supported precisions.

@@ -56,7 +56,7 @@ class Benchmark:
     """Everything that `bench` measured.
 
     Args:
-        machine: Name of the processor.
+        machine: Name of the CPU.
         threads: Threads that every contender computes with.
         versions: Versions of the libraries.
         name: The network or file.

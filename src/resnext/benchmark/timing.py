@@ -52,7 +52,7 @@ def bench(
     seconds: float = 5.0,
     progress: bool = False,
 ) -> Benchmark:
-    """Time torchvision, timm, ONNX Runtime, OpenVINO and this library on the processor.
+    """Time torchvision, timm, ONNX Runtime, OpenVINO and this library on the CPU.
 
     All contenders have the same weights, images and threads, and must return the network's logits.
     They run in turns, because a machine's speed varies. A library that is not installed, or

@@ -328,7 +328,7 @@ def held_out(
         kept.append(members[count:])
     return (
         whole.select(np.sort(np.concatenate(kept)), whole.name),
-        whole.select(np.sort(np.concatenate(held)), f"{whole.name}, held-out part"),
+        whole.select(np.sort(np.concatenate(held)), f"{whole.name}, held-out images"),
     )
 
 

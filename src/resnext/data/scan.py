@@ -121,7 +121,7 @@ def scan(
         progress: Shows progress.
         cache: Folder of the cached records; "auto" for `scans` in the cache folder, None to cache
             nothing.
-        threads: Number of decoding threads; by default one per processor, at most 8.
+        threads: Number of decoding threads; by default one per core, at most 8.
         quarantine: File that lists the unusable images, written if there are any.
 
     Raises:

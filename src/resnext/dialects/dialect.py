@@ -39,14 +39,14 @@ class NameRule(NamedTuple):
     ours: str
     theirs: str
     when: Callable[[ResNeXtConfig], bool] | None = None
-    """Networks that the rule is written for; None for all. Every rule is read."""
+    """Networks that the rule is used to write; None for all. Every rule is used to read."""
 
 
 class ParameterNames(NamedTuple):
     """The names in a state dict, as a dialect's recogniser sees them."""
 
     network: Collection[str]
-    """Names of the network, without the prefix in front of all of them."""
+    """Names of the network, without their common prefix."""
     outside: Collection[str]
     """Names without that prefix: other parts of a detector, averages of weights."""
     classifier: Collection[str]

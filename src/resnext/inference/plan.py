@@ -54,7 +54,7 @@ class Plan:
         size: Image size, pixels.
         device: "cpu", or the name of a GPU.
         request: The requested precision, engine and data, as JSON.
-        machine: Name of the processor and its threads, or name of the GPU.
+        machine: Name of the CPU and its threads, or name of the GPU.
         version: Version of the engine.
         rows: All measurements.
         file: SHA-256 of the model file; empty for a network without a file.
@@ -99,7 +99,7 @@ def _gpu_name() -> str:
 
 
 def machine_id(device: str) -> str:
-    """How plans name this machine: processor and threads, or the GPU `device`."""
+    """Name of this machine in plans: CPU and threads, or the GPU `device`."""
     return f"{cpu_name()}, {core_count()} threads" if device == "cpu" else device
 
 

@@ -28,7 +28,7 @@ MAX_DIFFERENCE = 1e-4
 """Largest difference of a logit in fp32, relative to the largest logit."""
 
 MIN_AGREEMENT = 0.995
-"""Least fraction of the images that keep their class in 16 bits."""
+"""Minimum fraction of the images that keep their class in 16 bits."""
 
 _SECONDS = 0.5  # minimum time to time a form
 _WIDTHS = (8, 16, 32)

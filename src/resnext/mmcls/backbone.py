@@ -179,7 +179,7 @@ class Bottleneck(_Block):
 
 
 class ResNeXt(Backbone):
-    """mmcls's backbone: images `(n, in_channels, h, w)` to maps of the requested stages.
+    """mmcls's backbone: images `(n, in_channels, h, w)` to feature maps of requested stages.
 
     Returns one tensor if one stage is requested, else a tuple. A new network has torch's default
     weights; `init_weights` applies `init_cfg`.
@@ -347,7 +347,7 @@ class ResNeXt(Backbone):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Tensor, "n c h w"]
     ) -> Float[Tensor, "n _ _ _"] | tuple[Float[Tensor, "n _ _ _"], ...]:
-        """The requested map, or a tuple of several, finest first."""
+        """The requested feature map, or a tuple of several, finest first."""
         maps = super().forward(x)
         return maps[0] if len(maps) == 1 else maps
 

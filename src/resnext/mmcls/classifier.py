@@ -63,7 +63,7 @@ class ImageClassifier(nn.Module):
     def extract_feat(
         self, img: Float[Tensor, "n c h w"], stage: str = "neck"
     ) -> Float[Tensor, "n _ _ _"] | Float[Tensor, "n c"]:
-        """The last map ("backbone") or its average over pixels ("neck" or "pre_logits")."""
+        """The last feature map ("backbone") or its average over pixels ("neck" or "pre_logits")."""
         if stage not in ("backbone", "neck", "pre_logits"):
             raise ConfigError(f"stage must be backbone, neck or pre_logits, not {stage!r}.")
         maps = self.backbone(img)

@@ -53,7 +53,7 @@ class PredictionSummary:
     """Rows that an earlier call had finished."""
     seconds: float
     images_per_second: float
-    """Over the images of this call."""
+    """Speed over the images of this call."""
 
 
 class AnsweredBatch(NamedTuple):

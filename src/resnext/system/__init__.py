@@ -2,7 +2,7 @@
 
 atomic.py    files that are written completely or not at all
 cache.py     the cache folder
-cpu.py       processor name and core count
+cpu.py       CPU name and core count
 device.py    torch device and precision
 digest.py    SHA-256 of files and texts
 download.py  downloads of model files and shards, into the cache

@@ -288,7 +288,7 @@ def _start(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
 
 @contextmanager
 def _peer_errors(group: ProcessGroup) -> Iterator[None]:
-    """Report the death of another process in one line, in place of torch.distributed's error.
+    """Report the death of another process in one line, instead of torch.distributed's error.
 
     Raises:
         ResNeXtError: Another process of the run died.

@@ -70,7 +70,7 @@ class RunSettings:
 
 
 class Clock:
-    """Seconds spent in each part of a run. Parts do not overlap: an inner one pauses the outer."""
+    """Seconds spent in each activity of a run; an inner activity pauses the outer one."""
 
     def __init__(self) -> None:
         parts = ("training", "waiting for images", "validating", "checkpoints")

@@ -36,7 +36,7 @@ class Parity(NamedTuple):
     """How much the outputs of a converted file differ from those of its source."""
 
     difference: float
-    """Largest difference of a logit, or of a feature map's value without a classifier."""
+    """Largest difference of a logit or, without a classifier, of a value in the feature maps."""
     largest: float
     """Largest output of the source."""
     through: str
@@ -44,7 +44,7 @@ class Parity(NamedTuple):
     images: int
     """Number of images compared."""
     photographs: int
-    """How many of them were photographs; the others were random."""
+    """Number of photos among them; the others were random."""
 
 
 class Conversion(NamedTuple):

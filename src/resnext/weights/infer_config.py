@@ -17,7 +17,7 @@ ASSUMED = (
     "stride on the 3×3 convolution, strides 1, 2, 2, 2, no dilation, no anti-aliasing, plain "
     "convolutions, ReLU, average pooling, 1e-5 added to variances"
 )
-"""Properties that names and shapes do not show, as they are assumed."""
+"""Assumed properties that names and shapes do not show."""
 
 
 class InferredConfig(NamedTuple):

@@ -42,7 +42,7 @@ def load(
     Returns:
         The network in evaluation mode, with its card; `card.provenance["notes"]` lists what was
         assumed or adapted. For a checkpoint without a classifier, such as a detector's, a
-        `Backbone` that returns all maps.
+        `Backbone` that returns all feature maps.
 
     Raises:
         MissingFileError: The file does not exist.

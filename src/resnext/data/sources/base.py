@@ -65,7 +65,7 @@ class Source:
 
 def split_title(name: object, split: SplitName) -> str:
     """Name of a split in messages."""
-    return str(name) if split == "train" else f"{name}, {split} part"
+    return str(name) if split == "train" else f"{name}, {split} split"
 
 
 def by_split(name: str, files: Sequence[str]) -> dict[SplitName, list[str]]:

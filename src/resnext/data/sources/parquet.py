@@ -79,7 +79,7 @@ def _check_complete(root: Path, files: Iterable[Path]) -> None:
             for i in range(int(match[4])):
                 wanted = f"{match[1]}{i:05}{match[3]}{match[4]}{match[5]}"
                 if wanted not in there:
-                    raise DataError(f"{root}: {wanted} is missing. Download it, too.")
+                    raise DataError(f"{root}: {wanted} is missing. Download it.")
 
 
 class _Copied(NamedTuple):

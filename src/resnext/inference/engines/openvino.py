@@ -1,4 +1,4 @@
-"""OpenVINO on processors, in fp32, bf16 and, through NNCF, int8."""
+"""OpenVINO on CPUs, in fp32, bf16 and, through NNCF, int8."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from resnext.inference.engines.openvino import OpenVino, preserve_signal_stack
 from resnext.inference.runner import Outputs, Session
 
 MAX_DROP = 0.005
-"""Accuracy that 8 bits may cost: half a percentage point."""
+"""Accuracy that int8 may cost: half a percentage point."""
 
 
 def quantize(

@@ -1,4 +1,4 @@
-"""PyTorch as an engine: eager, compiled, or through TensorRT; on a processor or a GPU.
+"""PyTorch as an engine: eager, compiled, or through TensorRT; on a CPU or a GPU.
 
 torch is imported only by functions that need it, so that other engines predict without it.
 """
