@@ -43,7 +43,7 @@ class Recipe:
         label_smoothing: Probability spread evenly over all classes (arXiv:1512.00567).
         min_area: Smallest fraction of an image that a random crop keeps.
         padding: If above 0, images are shifted by up to this many pixels instead of cropped.
-        flip: Whether to mirror half of the images. Turn it off for digits and text.
+        flip: Whether to mirror images with probability 1/2. Turn it off for digits and text.
         repeats: Times an image is drawn within one epoch, augmented differently each time; each
             epoch then draws only one in `repeats` images (arXiv:1902.05509).
         policy: "none", "rand" (arXiv:1909.13719) or "trivial" (arXiv:2103.10158).
