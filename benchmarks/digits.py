@@ -1,4 +1,4 @@
-"""The demo's claim: accuracy on unseen digits and seconds of training, over several seeds.
+"""The demo's claim: accuracy on unseen digits and training time in seconds, over several seeds.
 
 Run alone on the machine: `python benchmarks/digits.py`.
 """
@@ -17,7 +17,7 @@ from resnext.system.cpu import cpu_name
 
 
 def main() -> None:
-    """Train with three seeds, the first one twice, and print what came out."""
+    """Train with three seeds, the first one twice, and print the results."""
     print(f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     hashes: list[str] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,12 +1,12 @@
-"""Speed of inference: beside other libraries, in 8 bits, from files, and of a whole process.
+"""Speed of inference: relative to other libraries, in int8, from files, and of a complete process.
 
 Run alone on the machine: `python benchmarks/inference.py PART…`, by default all. Parts:
 
-    networks   four networks at batches 1 and 16 beside torchvision, timm, ONNX Runtime, OpenVINO
-    int8       resnext50_32x4d in 8 bits beside its fastest other form; the weights are random, so
-               it does not measure accuracy
-    folder     predict_files on 600 JPEGs of 500×375 beside the engine alone and beside timm as
-               people use it
+    networks   four networks at batch sizes 1 and 16, and torchvision, timm, ONNX Runtime, OpenVINO
+    int8       resnext50_32x4d in int8, relative to its fastest other precision; the weights are
+               random, so accuracy is not measured
+    folder     predict_files on 600 JPEGs of 500×375, relative to the engine alone and to a plain
+               timm script
     start      seconds of `resnext predict FILE photo.jpg`, including the start of the process
 """
 
@@ -47,7 +47,7 @@ IMAGES = 600
 
 
 def main(parts: list[str]) -> None:
-    """Measure the given parts, or all."""
+    """Measure the given parts, or all of them."""
     if unknown := set(parts) - set(PARTS):
         sys.exit(f"There is no part {', '.join(sorted(unknown))}, only {', '.join(PARTS)}.")
     names = ("torch", "torchvision", "timm", "onnxruntime", "openvino", "nncf")
@@ -130,7 +130,7 @@ def in_turns(ways: dict[str, Callable[[], object]], images: int) -> dict[str, fl
 
 
 def folder() -> None:
-    """Beside the engine alone, on decoded batches, and beside timm as people use it."""
+    """Relative to the engine alone on decoded batches, and to a plain timm script."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "photos").mkdir()
@@ -153,7 +153,7 @@ def folder() -> None:
 
 
 def photographs(folder: Path, count: int) -> None:
-    """JPEGs of 500×375 at quality 90: different parts of scikit-learn's two photographs."""
+    """JPEGs of 500×375 at quality 90: different parts of scikit-learn's two photos."""
     from sklearn.datasets import load_sample_images
 
     rng = np.random.default_rng(0)
@@ -169,7 +169,7 @@ def photographs(folder: Path, count: int) -> None:
 
 
 def model(folder: Path, batch: int) -> Path:
-    """A resnext50_32x4d with 1000 labels, and its plan beside it."""
+    """A resnext50_32x4d with 1000 labels, with its plan next to it."""
     from resnext import Card, save
     from resnext.benchmark.timing import classifier_for
     from resnext.inference.optimize import optimize
@@ -227,7 +227,7 @@ def engine(photos: Path, file: Path) -> float:
 
 
 def plain_timm(photos: Path, file: Path) -> float:
-    """As people write it: the network in fp32, Pillow and timm's transform in the main loop."""
+    """A typical script: the network in fp32, Pillow and timm's transform in the main loop."""
     from oracles import originals
     from timm.data.transforms_factory import create_transform
 
@@ -246,7 +246,7 @@ def plain_timm(photos: Path, file: Path) -> float:
 
 
 def start() -> None:
-    """Seconds of a whole process, with a plan beside the file."""
+    """Seconds of a complete process, with a plan next to the file."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photographs(folder, 1)

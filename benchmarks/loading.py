@@ -1,4 +1,4 @@
-"""Loading resnext101_32x8d: time and peak memory, beside reading the file and torchvision.
+"""Loading resnext101_32x8d: time and peak memory, relative to reading the file and to torchvision.
 
 Every measurement runs several times in a new process; the smallest value counts.
 Run alone on the machine: `python benchmarks/loading.py`.

@@ -1,4 +1,4 @@
-"""What training reaches and how fast: accuracy on real data, the step, the pipeline, the scan.
+"""Accuracy and speed of training: on real data, and of the step, the pipeline and the scan.
 
 Run alone on the machine: `python benchmarks/training.py PART…`. Parts:
 
@@ -6,10 +6,10 @@ Run alone on the machine: `python benchmarks/training.py PART…`. Parts:
                of the idx files (Debian's package dataset-fashion-mnist has them)
     cifar      accuracy on the test images of a folder of CIFAR-10 JPEGs and minutes; CIFAR names
                the folder with train and test
-    step       a training step of resnext50_32x4d at 224, batch 8, beside torchvision's model in
-               the usual loop and timm's; on a GPU batch 128, channels-last and AMP for all
-    pipeline   images per second and core: our views beside torchvision's usual transforms
-    scan       memory and time of looking at 100,000 files
+    step       a training step of resnext50_32x4d at 224, batch 8, relative to torchvision's model
+               in the usual loop and to timm's; on a GPU batch 128, channels-last and AMP for all
+    pipeline   images per second and core: our views relative to torchvision's usual transforms
+    scan       memory and time of scanning 100,000 files
     overhead   share of a run that checkpoints take
 """
 
@@ -67,7 +67,7 @@ SHORT: dict[str, Any] = {  # the paper's recipe for small images, made for a few
 
 
 def main(parts: list[str]) -> None:
-    """Measure the parts that were asked for, or all that need no folder."""
+    """Measure the requested parts, or all that need no folder."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = hardware(device) if device.type == "cuda" else cpu_name()
     print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
@@ -76,7 +76,7 @@ def main(parts: list[str]) -> None:
 
 
 def trained(name: str, data: str, config: Any, **options: Any) -> Path:
-    """A run, whose accuracy on test images is printed; the model file."""
+    """Train, print the accuracy on test images, and return the model file."""
     out = Path(tempfile.mkdtemp()) / f"{name}.safetensors"
     began = time.perf_counter()
     model = resnext.train(data, config, out=out, **options)
@@ -227,7 +227,7 @@ def pipeline() -> None:
 
 
 def jpegs(folder: Path, photographs: list[np.ndarray]) -> list[Path]:
-    """64 different parts of two photographs, 500×375."""
+    """64 different parts of two photos, 500×375."""
     rng = np.random.default_rng(0)
     for i in range(64):
         photograph = photographs[i % len(photographs)]
@@ -267,7 +267,7 @@ def scan() -> None:
 
 
 def overhead() -> None:
-    """The target is less than 2 % of a run: with a checkpoint every 30 s, ten times the usual."""
+    """The target is less than 2 % of a run with a checkpoint every 30 s, ten times the default."""
     from sklearn.datasets import load_sample_images
 
     from resnext.training.trainer import Trainer

@@ -1,4 +1,4 @@
-"""The ResNeXt library: define, load, train, run, explain and ship ResNeXt networks.
+"""ResNeXt networks on PyTorch: define, load, train, evaluate, convert and run them.
 
 Importing this package loads no torch and reads no files; each name is loaded on first use.
 """

@@ -1,4 +1,4 @@
-"""`python -m resnext` is the `resnext` command."""
+"""`python -m resnext` runs the `resnext` command."""
 
 from resnext.cli.app import main
 

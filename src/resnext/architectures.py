@@ -1,4 +1,4 @@
-"""The named variants, their spellings, and what differs between two networks. Needs no torch."""
+"""The named variants, their spellings, and how two networks differ. Loads no torch."""
 
 from __future__ import annotations
 
@@ -103,10 +103,10 @@ def variant(name: str, **overrides: Any) -> ResNeXtConfig:
 
 
 def canonical_name(name: str) -> str:
-    """Our spelling of a variant's name that is spelled as by us or another library.
+    """Our spelling of a variant's name, from our own or another library's spelling.
 
-    timm adds a tag after a dot and formerly a prefix for the origin of the weights, Lucid writes
-    an underscore before the depth, mmcls writes hyphens and the training schedule.
+    timm adds a tag after a dot, and formerly a prefix for the origin of the weights; Lucid writes
+    an underscore before the depth; mmcls writes hyphens and the training schedule.
     """
     key = str(name).strip().lower().replace("-", "_").split(".")[0]
     key = re.sub(r"^(tv|ig|ssl|swsl|gluon)_", "", key)
@@ -116,7 +116,7 @@ def canonical_name(name: str) -> str:
 
 
 def differences(config: ResNeXtConfig, other: ResNeXtConfig) -> list[str]:
-    """Names of the properties in which two networks compute differently; empty if they do not."""
+    """Names of the properties in which two networks differ; empty if they compute the same."""
     mine, theirs = _computed(config), _computed(other)
     return [name for name in mine if mine[name] != theirs[name]]
 
@@ -136,7 +136,7 @@ def unsupported_reason(config: ResNeXtConfig, nearest: ResNeXtConfig) -> str:
 
 
 def nearest_variant(config: ResNeXtConfig) -> tuple[str, list[str]]:
-    """The most similar named variant, and what differs besides classes and input channels."""
+    """The most similar named variant, and what differs apart from classes and input channels."""
     ignored = ("num_classes", "in_channels")
     ranked = [
         ([x for x in differences(config, variant(name)) if x not in ignored], name)

@@ -1,4 +1,4 @@
-"""The network as a backbone: maps of chosen stages, frozen stages, gradient checkpointing."""
+"""The network as a backbone: feature maps, frozen stages, activation checkpointing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from resnext.config import ResNeXtConfig, check_config
 from resnext.errors import ConfigError, ConfigTypeError
 from resnext.network import Images, Maps, Trunk, init_weights
 
-B = TypeVar("B", bound="Backbone")  # beartype knows `Self` only in classes it decorates whole
+B = TypeVar("B", bound="Backbone")  # beartype supports `Self` only if it decorates the class
 
 
 class Feature(NamedTuple):
-    """Description of one map that a `Backbone` returns."""
+    """Description of one feature map that a `Backbone` returns."""
 
     name: str
     """Name of the stage: "layer1" to "layer4"."""
@@ -26,7 +26,7 @@ class Feature(NamedTuple):
 
 
 class Backbone(Trunk):
-    """Maps of chosen stages, for detection, segmentation and other heads.
+    """Feature maps of chosen stages, for detection, segmentation and other heads.
 
     The state dict is that of a `ResNeXt` without `fc` and without stages that are not built, so
     `backbone.load_state_dict(model.state_dict(), strict=False)` loads it.
@@ -39,7 +39,7 @@ class Backbone(Trunk):
             stages get no gradients and stay in evaluation mode, also after `train()`.
         norm_eval: Whether batch norms stay in evaluation mode during training.
         checkpointing: Whether to recompute the activations inside blocks in the backward pass,
-            which saves memory and takes about a third more time.
+            which saves memory but takes about a third more time.
 
     Attributes:
         card: Preprocessing and provenance of loaded weights, else None.
@@ -78,7 +78,7 @@ class Backbone(Trunk):
 
     @property
     def feature_info(self) -> tuple[Feature, ...]:
-        """Name, channels and stride of each map that is returned, finest first."""
+        """Name, channels and stride of each returned map, finest first."""
         stride, infos = self.config.stem_stride, []
         for i, stage in enumerate(self.config.stages):
             stride *= stage.stride
@@ -111,11 +111,11 @@ class Backbone(Trunk):
 
 
 def wanted_stages(out_indices: Sequence[int] | None, num_stages: int) -> tuple[int, ...]:
-    """Indices of the stages to return, in order and without repetition; None stands for all.
+    """Indices of the stages to return, sorted and without repetition; None for all.
 
     Raises:
         ConfigTypeError: `out_indices` is not a list or tuple of integers.
-        ConfigError: It is empty, or names a stage that does not exist.
+        ConfigError: `out_indices` is empty, or names a stage that does not exist.
     """
     if out_indices is None:
         return tuple(range(num_stages))

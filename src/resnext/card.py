@@ -1,4 +1,4 @@
-"""How to use weights: preprocessing, labels, provenance. Travels inside every model file."""
+"""How to use weights: preprocessing, labels, provenance. Stored inside every model file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Preprocessing:
     255, then `mean` is subtracted and the result divided by `std`.
 
     Args:
-        size: Side of the square input, pixels.
+        size: Image size: side of the square input, pixels.
         resize: Length of the shorter side before cropping, pixels.
         interpolation: Filter for resizing, antialiased as in Pillow.
         mean: One number per channel, in the order of `colour`.

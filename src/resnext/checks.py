@@ -1,7 +1,7 @@
 """Checks of single values, for configs, cards, recipes and arguments.
 
-Each raises an error of one line that says which values are allowed and which came. An integer is
-an `int` but not a `bool`; NumPy's integers are refused. Nothing here needs torch.
+Each check raises a one-line error with the allowed values and the given one. An integer is an `int`
+but not a `bool`; NumPy's integers are refused. This module loads no torch.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def boolean(name: str, value: Any) -> None:
 
 
 def choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """Require one of a few strings, or None if that is a choice.
+    """Require one of a few strings, or None if it is among the choices.
 
     Raises:
         ConfigTypeError: The value is neither a string nor None.
@@ -78,7 +78,7 @@ def one_of(
     """Require one of some names.
 
     Raises:
-        ResNeXtError: The value is not one of them; of the type `error`.
+        ResNeXtError: The value is not one of them; its type is `error`.
     """
     choices = tuple(choices)
     if value not in choices:
@@ -126,7 +126,7 @@ def at_least(
     """Require a number of at least `low`; an integer unless `whole` is False.
 
     Raises:
-        ResNeXtError: The value is smaller, or not a number of this kind; of the type `error`.
+        ResNeXtError: The value is smaller, or not a number of this kind; its type is `error`.
     """
     if not (is_finite(value) and value >= low and (type(value) is int or not whole)):
         raise error(f"{name} must be at least {low}, not {value!r}.")

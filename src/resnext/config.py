@@ -1,4 +1,4 @@
-"""The architecture of a ResNeXt as data: `ResNeXtConfig`. Nothing here needs torch."""
+"""The architecture of a ResNeXt as data: `ResNeXtConfig`. Loads no torch."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class ResNeXtConfig:
         norm_affine: Whether norms have a learnable scale and shift.
         norm_track: Whether batch norms keep running statistics for evaluation.
         conv: Kind of convolution: "standard", "weight_standardized" (arXiv:1903.10520),
-            "affine_weight_standardized" or "same_padding", as mmcls has them.
+            "affine_weight_standardized" or "same_padding", as in mmcls.
         conv_eps: Added to the standard deviation of standardized weights.
         padding_mode: How convolutions pad: "zeros", "reflect", "replicate" or "circular".
         attention: Channel attention at the end of each residual branch: None, "se"
@@ -414,10 +414,10 @@ def _stages_hint(name: str, value: Any) -> str:
 
 
 def check_config(config: Any) -> ResNeXtConfig:
-    """`config`, checked to be a `ResNeXtConfig`.
+    """Return `config` if it is a `ResNeXtConfig`.
 
     Raises:
-        ConfigTypeError: It is anything else, such as the name of a variant.
+        ConfigTypeError: `config` is anything else, such as the name of a variant.
     """
     if not isinstance(config, ResNeXtConfig):
         raise ConfigTypeError(

@@ -50,7 +50,7 @@ class MergedConv2d(nn.Conv2d):
 
 
 def spread(weight: Float[Tensor, "k c h w"], groups: int, merged: int) -> Float[Tensor, "k c2 h w"]:
-    """Weights of the equal convolution with `merged` times fewer groups.
+    """Weights of the equivalent convolution with `merged` times fewer groups.
 
     Args:
         weight: Weights of the original convolution.

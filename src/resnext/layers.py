@@ -1,7 +1,7 @@
 """The layers of a ResNeXt; `network.py` puts them together.
 
-First the functions that build the layer a config asks for, then the layers that torch does not
-have, then gradient checkpointing and the check of the input.
+First the functions that build the layer a config asks for, then the layers that torch lacks, then
+activation checkpointing and the check of the input.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class SamePaddingConv2d(nn.Conv2d):
     """Convolution with TensorFlow's SAME padding: size over stride, rounded up."""
 
     def forward(self, input: Map) -> Convolved:
-        """Pad by what the input's size needs, an odd pixel at right and bottom, then convolve."""
+        """Pad as the input's size requires, an odd pixel at right and bottom, then convolve."""
         pads: list[int] = []
         for axis in (1, 0):  # F.pad starts with the last axis
             size, stride = input.shape[2 + axis], self.stride[axis]

@@ -135,7 +135,7 @@ class Trunk(nn.Module):
         return self.maxpool(self.relu(self.bn1(self.conv1(x))))
 
     def features(self, x: Images, depth: int | None = None) -> Maps:
-        """Maps of the first `depth` stages, by default of all that were built, finest first.
+        """Feature maps of the first `depth` stages, by default of all stages, finest first.
 
         Raises:
             InputError: `x` is not a batch of images with the config's number of channels, or
@@ -158,7 +158,7 @@ class ResNeXt(Trunk):
 
     Attributes:
         card: Labels, preprocessing and provenance of trained or loaded weights, else None.
-        num_features: Channels of the last stage's map.
+        num_features: Channels of the last feature map.
 
     Raises:
         ConfigTypeError: `config` is not a `ResNeXtConfig`.
@@ -176,7 +176,7 @@ class ResNeXt(Trunk):
         return self.fc(self.dropout(self.embed(x)))
 
     def embed(self, x: Images) -> Float[Tensor, "n k"]:
-        """Embeddings `(n, num_features)`: the last map averaged over its pixels."""
+        """Embeddings `(n, num_features)`: the last feature map averaged over its pixels."""
         return self.avgpool(self.features(x)[-1]).flatten(1)
 
     def reset_classifier(self, num_classes: int) -> None:

@@ -1,4 +1,4 @@
-"""Parameters, MACs and receptive field of a network, from its config alone. Needs no torch.
+"""Parameters, MACs and receptive field of a network, from its config alone. Loads no torch.
 
 `_Walk` follows one image through the network: each layer changes the size of the map, adds
 parameters and multiply-accumulates (MACs), and widens the receptive field.
@@ -63,7 +63,7 @@ def summarize(config: ResNeXtConfig, size: int | tuple[int, int] | None = None) 
 
     Args:
         config: The architecture.
-        size: Side of the image, or its height and width, in pixels; None for `default_size`.
+        size: Image size in pixels, one number or height and width; None for `default_size`.
 
     Raises:
         InputError: `size` is not a size, or is too small for the network.
@@ -85,7 +85,7 @@ def summarize(config: ResNeXtConfig, size: int | tuple[int, int] | None = None) 
 
 
 def default_size(config: ResNeXtConfig) -> int:
-    """Side of the images the paper uses with this stem: 32 (CIFAR) or 224 (ImageNet)."""
+    """Image size the paper uses with this stem: 32 (CIFAR) or 224 (ImageNet) pixels."""
     return 32 if config.small_stem else 224
 
 

@@ -67,7 +67,7 @@ def test_the_images_that_training_held_out_are_found_again(tmp_path: Path, inner
             measured = open_for_evaluation(root, splits.train.labels, trained_on(splits, seed))
             assert [*measured.images] == [*splits.val.images]
             assert measured.targets == splits.val.targets
-            assert "held-out part" in measured.name
+            assert "held-out images" in measured.name
 
 
 def test_the_training_folder_is_known_wherever_it_is_moved(tmp_path: Path) -> None:

@@ -205,7 +205,9 @@ def test_text_of_others_is_text() -> None:
     assert EVIL not in text
     assert page.words.count(EVIL) > 10
     assert all("onload" not in about for _, about in page.tags)
-    code = page.words[page.words.index("The command, and what it met.") :]
+    code = page.words[
+        page.words.index("The command, with its recipe, hardware and software versions.") :
+    ]
     assert f"resnext train 'a b' --out '{EVIL}'" in code
 
 
@@ -227,7 +229,7 @@ def test_the_numbers_are_there() -> None:
     scaled = torch.from_numpy(result.logits / 2.5).softmax(1).amax(1).numpy()
     sure = scaled >= 0.6
     part, right = 100 * sure.mean(), 100 * result.right[sure].mean()
-    assert f"{part:.1f} % of the images have one, and {right:.1f} % of those" in words
+    assert f"{part:.1f} % of all, of which {right:.1f} % are right" in words
     errors = re.findall(r"expected calibration error ([\d.]+) %", words)
     assert float(errors[0]) == pytest.approx(100 * result.ece, abs=0.006)
     assert errors[0] != errors[1]

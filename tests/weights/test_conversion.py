@@ -115,7 +115,7 @@ def test_parity_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     own_file(tmp_path / "a.safetensors", CLASSIC)
     dialect = replace(DIALECTS["torchvision"], original=other)
     monkeypatch.setitem(DIALECTS, "torchvision", dialect)
-    with pytest.raises(CheckpointError, match="answers differently: by up to"):
+    with pytest.raises(CheckpointError, match="outputs differ by up to"):
         convert(tmp_path / "a.safetensors", tmp_path / "b.pth", to="torchvision")
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 

@@ -132,7 +132,7 @@ def test_names_that_no_row_recognises(monkeypatch: pytest.MonkeyPatch) -> None:
     """An anchor alone is not enough."""
     shy = Dialect("shy", "Shy", block_prefix="b{stage}.{block}.", recognises=lambda names: False)
     monkeypatch.setitem(DIALECTS, "shy", shy)
-    with pytest.raises(CheckpointError, match=r"No library is known whose b1\.0\.conv2\.weight"):
+    with pytest.raises(CheckpointError, match=r"No known library uses b1\.0\.conv2\.weight"):
         recognise(tensors("b1.0.conv2.weight"))
 
 
@@ -219,7 +219,9 @@ def test_what_is_not_a_classifier() -> None:
         assert detected.heads == weights
         assert set(detected.state) == set(PLAIN)
         assert not detected.left
-    with pytest.raises(CheckpointError, match=r"fc\.bias is there, but not the weight beside it"):
+    with pytest.raises(
+        CheckpointError, match=r"fc\.bias exists, but not the weight that belongs to it"
+    ):
         recognise({**trunk, "fc.bias": torch.zeros(2)})
 
 

@@ -1,7 +1,7 @@
-"""Other libraries and this one side by side.
+"""Benchmarks of other libraries and this one, side by side.
 
 timing.py      `bench`: runs the contenders in turns
-contenders.py  each library at the best setting that is known
+contenders.py  each library at its best known settings
 results.py     rows, ratios and the table
 """
 

@@ -1,6 +1,7 @@
-"""The contenders of `bench`, each at the best setting that its documentation names.
+"""The contenders of `bench`, each at the best settings that its documentation recommends.
 
-Nothing imports torch at the top, so that the memory of engines without it is measured alone.
+torch is imported only by functions that need it, so that the memory of other engines is measured
+without it.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 Run = Callable[[], Any]
 NETWORK = "network.safetensors"
 IMAGES = "images.npy"
-_CALIBRATION = 256  # images to choose the ranges of 8 bits with
+_CALIBRATION = 256  # images to calibrate int8 with
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A contender with one precision, batch size and way of running.
+    """A contender with one precision, batch size and mode.
 
     Args:
         folder: Folder with the network and the images.
@@ -39,8 +40,8 @@ class Contender:
         precision: Compute precision.
         batch: Batch size.
         threads: Threads to compute with.
-        data: Images with known classes, to calibrate int8 with.
-        way: Which of several ways to run.
+        data: Labelled images, to calibrate int8 with.
+        way: Index of the mode to run in.
     """
 
     folder: Path
@@ -56,7 +57,7 @@ class Contender:
         return ", ".join(filter(None, (self.who, self.precision, f"batch {self.batch}", self.way)))
 
     def images(self) -> np.ndarray:
-        """The batch that it computes."""
+        """The batch of images to compute."""
         return np.load(self.folder / IMAGES)[: self.batch]
 
     def network(self) -> ResNeXt:
@@ -67,13 +68,13 @@ class Contender:
 
 
 class KnownContender(NamedTuple):
-    """A library that takes part.
+    """A library that `bench` times.
 
     Args:
-        precisions: Precisions that it computes in.
-        open: From a contender to a call that computes its batch, and the setting in words.
-        ways: Ways of running, of which the best counts; a batch of one has only the first.
-        slow: Whether opening it takes minutes, so that it is left out unless asked for.
+        precisions: Supported precisions.
+        open: Turns a contender into a call that computes its batch, and its settings as text.
+        ways: Number of modes, the best of which counts; batch size 1 has only the first.
+        slow: Whether opening it takes minutes, so that it only runs on request.
     """
 
     precisions: tuple[str, ...]
@@ -83,10 +84,10 @@ class KnownContender(NamedTuple):
 
 
 def _library(name: str) -> Any:
-    """A library that may be missing.
+    """Import a library that may be missing.
 
     Raises:
-        InputError: It is missing, or cannot be imported.
+        InputError: The library is missing, or cannot be imported.
     """
     try:
         return import_module(name)
@@ -122,7 +123,7 @@ def _int8_model(contender: Contender) -> Path:
 
 
 def _calibration(contender: Contender) -> np.ndarray:
-    """Normalized images of the data set, evenly spaced."""
+    """Evenly spaced images of the data set, normalized."""
     from resnext.data.loader import EvalDataset
     from resnext.data.open import open_for_evaluation
 
@@ -196,7 +197,7 @@ def _openvino(contender: Contender) -> tuple[Run, str]:
     model = core.read_model(_int8_model(contender) if int8 else _onnx_file(contender))
     hint, _, division = contender.way.partition(", ")
     options: dict[str, Any] = {"PERFORMANCE_HINT": hint, "INFERENCE_NUM_THREADS": contender.threads}
-    if not int8:  # there, it would only apply to the few layers that stay in floats
+    if not int8:  # with int8, it would only apply to the few layers in floating point
         options["INFERENCE_PRECISION_HINT"] = "bf16" if contender.precision == "bf16" else "f32"
 
     def compile_for(piece: int) -> Any:

@@ -16,17 +16,17 @@ class BenchmarkRow:
     """One contender with one precision and batch size.
 
     Args:
-        who: "resnext" or a peer.
+        who: "resnext" or the name of another library.
         precision: Compute precision.
         batch: Batch size.
-        images_per_second: Mean of its fastest round; 0 if it could not run.
+        images_per_second: Mean of the fastest round; 0 if the contender could not run.
         p50: Median latency of a batch, milliseconds.
         p99: 99th percentile of the latency, milliseconds.
-        fraction: Arithmetic per second, relative to the peak of the precision.
+        fraction: Arithmetic per second, as a fraction of the precision's peak.
         memory: Peak memory of a process that runs nothing else, MiB.
-        difference: Largest difference of a logit from the network's own, relative to the largest.
-        how: Its fastest setting.
-        note: Why it is missing, or does not count; empty if it counts.
+        difference: Largest difference from the network's logits, relative to the largest logit.
+        how: The fastest settings.
+        note: Why the row does not count; empty if it does.
     """
 
     who: str
@@ -43,7 +43,7 @@ class BenchmarkRow:
 
 
 class SpeedRatio(NamedTuple):
-    """Our speed as a multiple of the best peer's, for one batch size and precision."""
+    """Speed of resnext as a multiple of the best peer's, for one batch size and precision."""
 
     batch: int
     precision: str
@@ -56,11 +56,11 @@ class Benchmark:
     """Everything that `bench` measured.
 
     Args:
-        machine: Name of the processor.
+        machine: Name of the CPU.
         threads: Threads that every contender computes with.
         versions: Versions of the libraries.
         name: The network or file.
-        size: Side of the images, pixels.
+        size: Image size, pixels.
         peaks: GFLOP/s of a product of large matrices, by precision.
         rows: The contenders.
     """
@@ -76,7 +76,7 @@ class Benchmark:
     def fastest(
         self, batch: int, precision: str | None = None, who: str = ""
     ) -> BenchmarkRow | None:
-        """The fastest row that counts, None if there is none.
+        """The fastest row that counts; None without one.
 
         Args:
             batch: The batch size.
@@ -94,7 +94,7 @@ class Benchmark:
         return max(rows, key=lambda row: row.images_per_second, default=None)
 
     def ratios(self) -> tuple[SpeedRatio, ...]:
-        """Our speed against the best peer, for each batch size and precision that both have."""
+        """Speed of resnext relative to the best peer, by batch size and precision of both."""
         ratios: list[SpeedRatio] = []
         for row in self.rows:
             peer = self.fastest(row.batch, row.precision)
@@ -104,7 +104,7 @@ class Benchmark:
         return tuple(ratios)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values, ratios included."""
+        """Everything, including ratios, as JSON values."""
         return {**asdict(self), "ratios": [ratio._asdict() for ratio in self.ratios()]}
 
     def table(self) -> str:
@@ -151,5 +151,5 @@ class Benchmark:
 
 
 def _remarks(row: BenchmarkRow) -> str:
-    """Setting and note, whichever there are."""
+    """Settings and note, as far as they are set."""
     return "; ".join(text for text in (row.how, row.note) if text)

@@ -1,7 +1,7 @@
-"""`bench`: other libraries and this one side by side: one process, the same images, in turns.
+"""`bench`: other libraries and this one side by side, in one process, on the same images, in turns.
 
-All contenders open the same files of a folder, so that each can also run alone in a process whose
-memory is measured. Nothing imports torch at the top, because that process may not need it.
+All contenders open the same files in a folder, so that each can also run alone in a process whose
+memory is measured. torch is imported only where it is needed, because that process may not need it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 BenchmarkPrecision = Literal["auto", "fp32", "bf16", "int8"]
 _ROUNDS = 8
-_SIDE = 2048  # of the matrices whose product is the peak
+_SIDE = 2048  # size of the matrices whose product measures the peak
 _TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "int8": float("inf")}  # relative to the largest logit
 
 
@@ -52,29 +52,29 @@ def bench(
     seconds: float = 5.0,
     progress: bool = False,
 ) -> Benchmark:
-    """Time torchvision, timm, ONNX Runtime, OpenVINO and this library on the processor.
+    """Time torchvision, timm, ONNX Runtime, OpenVINO and this library on the CPU.
 
     All contenders have the same weights, images and threads, and must return the network's logits.
-    They run in turns, because a machine's speed varies. A library that is not installed, or does
-    not have the network, gets a row that says so. A call passes a batch and waits for its logits.
+    They run in turns, because a machine's speed varies. A library that is not installed, or
+    lacks the network, gets a row that says so. Each call passes one batch and waits for logits.
 
     Args:
         model: A classifier, a variant's name, or a file or name as for `resnext.load`. Variants
             get random weights.
         batches: Batch sizes.
-        precision: Compute precision; "auto" takes all that the machine supports: fp32, bf16, and
+        precision: Compute precision; "auto" times all that the machine supports: fp32, bf16, and
             int8 if `data` is given.
-        data: Images with known classes, as for `resnext.evaluate`, to calibrate int8 with.
-        compiled: Whether to time timm with `torch.compile` too, which takes minutes.
+        data: Labelled images, as for `resnext.evaluate`, to calibrate int8 with.
+        compiled: Whether to also time timm with `torch.compile`, which takes minutes.
         memory: Whether to measure peak memory, each contender in its own process.
         seconds: Seconds to time each contender for each batch size.
         progress: Whether to show progress on standard error.
 
     Raises:
-        CheckpointError: The file is not a model.
-        DataError: `data` is missing, or has classes the model does not know.
-        InputError: An argument is wrong, or the processor does not support the precision.
-        UnknownNameError: There is no variant of that name.
+        CheckpointError: The file does not hold a usable model.
+        DataError: `data` does not exist, or has classes that the model lacks.
+        InputError: An argument is out of range, or the CPU does not support the precision.
+        UnknownNameError: No variant has that name.
     """
     import torch
 
@@ -115,7 +115,7 @@ def _precisions(wanted: BenchmarkPrecision, data: object) -> list[str]:
             f"precision must be one of {', '.join(get_args(BenchmarkPrecision))}, not {wanted!r}."
         )
     if wanted == "int8" and data is None:
-        raise InputError("precision int8 is calibrated with images of known classes: give data.")
+        raise InputError("precision int8 needs labelled images for calibration: give data.")
     if wanted == "bf16":
         require_bf16()
     if wanted != "auto":
@@ -235,7 +235,7 @@ class _BenchmarkRun:
     def time(
         self, batch: int, seconds: float
     ) -> tuple[dict[Contender, BenchmarkRow], dict[str, float]]:
-        """Time a batch size: the best way of each contender with its row, and peaks in GFLOP/s."""
+        """Time a batch size: the best mode of each contender with its row, and peaks in GFLOP/s."""
         rows: dict[Contender, BenchmarkRow] = {}
         runs: dict[Any, Run] = {
             kind: _matrix_product(kind) for kind in self.precisions if kind != "int8"
@@ -267,7 +267,7 @@ class _BenchmarkRun:
         return {contender: rows[contender] for contender in best.values()}, speeds
 
     def contenders(self, batch: int) -> list[Contender]:
-        """All contenders, each in every precision and every way of running that it has."""
+        """All contenders, each in every precision and mode that it has."""
         contenders: list[Contender] = []
         for who, known in CONTENDERS.items():
             if known.slow and not self.compiled:
@@ -303,14 +303,14 @@ class _BenchmarkRun:
 
 
 def _rank(row: BenchmarkRow) -> tuple[bool, float]:
-    """Orders the ways of a contender: those that count first, then by speed."""
+    """Orders the modes of a contender: those that count first, then by speed."""
     return not row.note, row.images_per_second
 
 
 def time_calls(run: Run, seconds: float) -> list[float]:
     """Seconds of each call, until they add up to `seconds`.
 
-    A first call is not counted: the previous contender's threads may still be busy.
+    The first call is not counted: the previous contender's threads may still be busy.
     """
     run()
     times: list[float] = []
@@ -322,7 +322,7 @@ def time_calls(run: Run, seconds: float) -> list[float]:
 
 
 def _statistics(rounds: Sequence[Sequence[float]], batch: int) -> dict[str, float]:
-    """Percentiles over all calls; the speed is that of the fastest round."""
+    """Percentiles over all calls, and the speed of the fastest round."""
     calls = 1e3 * np.concatenate(rounds)
     p50, p99 = (float(np.percentile(calls, percent)) for percent in (50, 99))
     best = min(float(np.mean(times)) for times in rounds)

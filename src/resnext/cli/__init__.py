@@ -6,7 +6,6 @@ train.py        train
 classify.py     evaluate, predict
 speed.py        optimize, bench
 checkpoints.py  catalog, convert, doctor, push
-models.py       from a name or file to its config and card, for `info`
 tables.py       the tables that commands print
 plots.py        charts of the catalog and of benchmarks
 options.py      option types and output files that several commands share

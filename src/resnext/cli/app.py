@@ -1,4 +1,4 @@
-"""The `resnext` command: which commands there are, and what happens when one fails.
+"""The `resnext` command: all commands, error messages and exit codes.
 
 Commands import what they need when they run, so that `resnext --help` loads no torch.
 """
@@ -28,7 +28,7 @@ app = App(
     version_flags=["--version"],
     help_format="rich",  # the start page has no Markdown, whose parser takes a fifth of its time
     result_action="return_value",
-    suppress_keyboard_interrupt=False,  # Ctrl-C and SIGTERM have exit codes of their own
+    suppress_keyboard_interrupt=False,  # Ctrl-C and SIGTERM have their own exit codes
 )
 app.meta.group_parameters = Group("All commands", sort_key=9)
 for _command in (

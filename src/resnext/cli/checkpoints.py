@@ -25,10 +25,10 @@ def catalog(
     variant: str | None = None,
     plot: Path | None = None,
 ) -> None:
-    """List public checkpoints, most accurate first; ● marks the best accuracy for the cost.
+    """List public checkpoints, most accurate first; ● marks each that no cheaper one beats.
 
     Args:
-        licence: `commercial` for all that allow commercial use, or one of apache-2.0,
+        licence: `commercial` for any licence that allows commercial use, or one of apache-2.0,
             bsd-3-clause, cc-by-nc-4.0.
         min_top1: Minimum published ImageNet-1k accuracy in percent.
         max_gmacs: Maximum cost per image, in billions of multiply-accumulates.
@@ -76,15 +76,15 @@ def convert(
     labels: str | None = None,
     overwrite: Flag = False,
 ) -> None:
-    """Convert a checkpoint for another library, and verify that its outputs are the same.
+    """Convert a checkpoint to the format of another library, and verify that outputs are equal.
 
     Args:
-        source: A file of any library, a catalog name, hf://owner/repo or a URL.
+        source: A file from any library, a catalog name, hf://owner/repo or a URL.
         path: File to write; its suffix chooses the format.
         to: Library to convert for.
         images: Photos to compare outputs on, in addition to random images.
-        labels: Class names, if the source has none: `imagenet-1k`, or a text file with one name
-            per line.
+        labels: Class names that replace those of the source: `imagenet-1k`, or a text file with
+            one name per line.
         overwrite: Replace the file if it exists.
     """
     from resnext.weights.catalog import read_labels
@@ -104,12 +104,12 @@ def convert(
 
 
 def doctor(file: Path, /) -> None:
-    """Describe a checkpoint file: what it holds, what is wrong and what to do next.
+    """Describe a checkpoint file: its contents, its problems and the next step.
 
-    No code in the file is executed. The exit code is 1 if there is a problem.
+    No code in the file is executed. The exit code is 1 if a problem is found.
 
     Args:
-        file: A checkpoint file of any library, or a folder that contains one.
+        file: A checkpoint file from any library, or a folder that contains one.
     """
     from rich.console import Console
 

@@ -29,10 +29,10 @@ def evaluate(
     device: str = "auto",
     plan: bool = True,
 ) -> None:
-    """Measure accuracy and calibration on labelled images that were not trained on.
+    """Measure accuracy and calibration on labelled images the model was not trained on.
 
     Args:
-        file: A model file of any library that contains the class names, or a catalog name.
+        file: A model file from any library that contains the class names, or a catalog name.
         data: A folder with one folder of images per class, or with val or test folders of that
             kind; any other data that train accepts; or `digits`. From the data the model was
             trained on, only the held-out images are used.
@@ -44,7 +44,7 @@ def evaluate(
         batch_size: Images per batch.
         workers: Number of processes that decode images.
         device: auto, cpu, cuda, cuda:1, …
-        plan: Use the plan that `resnext optimize` saved beside the model file.
+        plan: Use the plan that `resnext optimize` saved next to the model file.
     """
     from resnext.cli.tables import print_evaluation
     from resnext.evaluation.classification import compare, evaluate
@@ -88,7 +88,7 @@ def predict(
     command is run again.
 
     Args:
-        file: A model file of any library that contains the class names, or a catalog name.
+        file: A model file from any library that contains the class names, or a catalog name.
         images: Image files and folders, searched at any depth; or `digits` for handwritten digits
             that the model was not trained on.
         top: Number of classes to show for each image.
@@ -101,7 +101,7 @@ def predict(
         workers: With --out, number of threads that decode images. Default: one per core, at most
             16.
         device: auto, cpu, cuda, cuda:1, …
-        plan: Use the plan that `resnext optimize` saved beside the model file.
+        plan: Use the plan that `resnext optimize` saved next to the model file.
         ray: With --out, run on a cluster with Ray Data.
         overwrite: With --out, replace the file if it exists.
     """
@@ -135,7 +135,7 @@ def predict(
     if not built_in:
         pictures = [picture for _, picture in expand_images(images)][:limit]
     batch = 64 if batch_size is None else batch_size
-    most = min(batch, len(pictures) or limit or batch)  # choose a plan for so many at a time
+    most = min(batch, len(pictures) or limit or batch)  # the batch size a plan is chosen for
     model = open_runner(file, device=device, batch=most, plan=plan, progress=True)
     if built_in:
         pictures = held_out_images(model, built_in, limit)

@@ -17,8 +17,8 @@ def info(
 
     Args:
         name: A variant (`resnext50_32x4d`, spelled as in torchvision, timm, Lucid or mmcls), a
-            catalog name, or a model file of any library. Without a name, all variants are listed.
-        size: Image size in pixels. By default the model's own; for a variant 224, or 32 if it is
+            catalog name, or a model file from any library. Without a name, all variants are listed.
+        size: Image size in pixels. Default: the model's own; for a variant 224, or 32 if it is
             made for small images.
     """
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""What several commands share: option types, and writing JSON. Loaded by `resnext --help`."""
+"""Option types, and writing JSON, shared by several commands. Loaded by `resnext --help`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from cyclopts import Parameter
 from resnext.errors import ResNeXtError
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
-"""An option without a value that is off unless given."""
+"""A flag: an option without a value, off by default."""
 
 Several = Parameter(negative="", show_default=False)
-"""For an option that can be given more than once, with nothing by default."""
+"""An option that can be repeated; empty by default."""
 
 
 def check_json_path(path: Path | None) -> None:
-    """Refuse a file that could not be written, before the work that fills it.
+    """Refuse a file that could not be written, before any work is done.
 
     Raises:
-        ResNeXtError: It is a folder, or its folder does not exist.
+        ResNeXtError: The path is a folder, or its folder does not exist.
     """
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
         raise ResNeXtError(f"{path} cannot be written: give a file in a folder that exists.")

@@ -25,8 +25,8 @@ def plot_catalog(rows: Sequence[Checkpoint], path: str | Path) -> None:
         path: File to write: .png, .svg or .pdf.
 
     Raises:
-        InputError: matplotlib is not installed, the suffix is another one, the file cannot be
-            written, or no checkpoint has a published accuracy.
+        InputError: matplotlib is not installed, the suffix is not one of these, the file cannot
+            be written, or no checkpoint has a published accuracy.
     """
     path = Path(path)
     _check_suffix(path)
@@ -83,8 +83,8 @@ def plot_benchmark(benchmark: Benchmark, path: str | Path) -> None:
         path: File to write: .png, .svg or .pdf.
 
     Raises:
-        InputError: matplotlib is not installed, the suffix is another one, the file cannot be
-            written, or there is nothing to draw.
+        InputError: matplotlib is not installed, the suffix is not one of these, the file cannot
+            be written, or every contender failed.
     """
     path = Path(path)
     _check_suffix(path)

@@ -22,23 +22,24 @@ def optimize(
     device: str = "auto",
     again: Flag = False,
 ) -> None:
-    """Find the fastest way to run a model on this machine, and save it as a plan beside the file.
+    """Find the fastest way to run a model on this machine, and save it as a plan next to the file.
 
-    Every candidate must give the same predictions as the network. evaluate and predict use the
-    plan from then on.
+    The predictions must agree with those of the unmodified network. From then on, evaluate and
+    predict use the plan.
 
     Args:
         file: A model file.
-        precision: Compute precision; auto takes the fastest that agrees with the network.
-        engine: Inference engine; auto times all that are installed.
+        precision: Compute precision; auto uses the fastest that agrees with the network.
+        engine: Inference engine; auto times all that are installed, but on a CPU compile only if
+            neither OpenVINO nor ONNX Runtime is.
         batch_size: Batch size to optimize for; the result accepts any batch size.
-        data: Labelled images that were not trained on, as for evaluate: to compare predictions on,
-            and to calibrate int8 with.
+        data: Labelled images the model was not trained on, in any form that evaluate accepts, to
+            compare predictions on and to calibrate int8 with.
         device: auto, cpu, cuda, cuda:1, …
         again: Measure again even if a result is cached.
     """
     if not Path(file).is_file():
-        raise ResNeXtError(f"{file} is not a file. A plan is saved beside a model file.")
+        raise ResNeXtError(f"{file} is not a file. A plan is saved next to a model file.")
     from resnext.inference.optimize import optimize
 
     optimized = optimize(
@@ -69,7 +70,7 @@ def bench(
     """Time a model in resnext, torchvision, timm, ONNX Runtime and OpenVINO side by side.
 
     Args:
-        model: A variant or a model file.
+        model: A variant, a model file or a catalog name.
         batch_size: Batch size to time; repeat the option for several. Default: 1 and 16.
         precision: Compute precision of resnext.
         data: Labelled images to calibrate int8 with.

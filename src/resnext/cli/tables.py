@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from resnext.weights.catalog import Checkpoint
     from resnext.weights.diagnosis import Diagnosis
 
-_ALL_CLASSES = 40  # as many are printed; of more, only the worst
+_ALL_CLASSES = 40  # with more classes, only the worst are printed
 _WORST_CLASSES = 20
-_NARROW = 90  # columns of a terminal in which the catalog leaves one out
+_NARROW = 90  # in a terminal with fewer columns, the catalog omits one
 
 
 def plain(text: str) -> str:
-    """Text that may come from anywhere, made safe to print: no markup, no terminal commands."""
+    """Untrusted text, made safe to print: without markup and terminal control characters."""
     return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
 def variants_table(summaries: Iterable[tuple[str, Summary]]) -> Table:
-    """All variants, with the size of their images, parameters and cost."""
+    """All variants, with image size, parameters and cost."""
     table = _table("Variant", *_right("Size", "Parameters", "GMACs"))
     for name, summary in summaries:
         macs = f"{summary.macs / 1e9:.2f}"
@@ -89,7 +89,7 @@ def print_evaluation(result: Evaluation) -> None:
 
 
 def _classes_table(result: Evaluation) -> tuple[Table, int]:
-    """The scores of all classes, or of the worst if there are many; and how many are shown."""
+    """The scores of all classes, or only of the worst if there are many, and the number shown."""
     confusion = result.confusion
     columns = ("Images", "Recall", "Precision", "F1")
     table = _table("Class", *_right(*columns), "Mostly confused with")
@@ -120,7 +120,7 @@ def predictions_table(predictions: Sequence[Prediction]) -> Table:
 
 
 def catalog_table(checkpoints: Sequence[Checkpoint], width: int) -> Table:
-    """Public checkpoints, with a mark at those that nothing cheaper beats.
+    """Public checkpoints, with a mark at those that no cheaper one beats.
 
     Names are never cut, because they are copied; a narrow terminal shows no top-5 accuracy.
     """
@@ -144,7 +144,7 @@ def catalog_table(checkpoints: Sequence[Checkpoint], width: int) -> Table:
 
 
 def diagnosis_table(diagnosis: Diagnosis) -> Table:
-    """The facts about a file, then notes, problems and what to do next."""
+    """The facts about a file, then notes, problems and the next steps."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")

@@ -47,13 +47,13 @@ def train(
             idx files; a CSV file with the columns path and label; a folder of Parquet files from
             Hugging Face; or `digits`.
         model: Variant to train from scratch; `resnext info` lists them. Default: depends on the
-            data, mostly resnext50_32x4d.
-        weights: Checkpoint to fine-tune, instead of a variant: a file of any library, a catalog
+            data, usually resnext50_32x4d.
+        weights: Checkpoint to fine-tune, instead of a variant: a file from any library, a catalog
             name, hf://owner/repo or a URL.
-        out: Model file to write; it always holds the best epoch so far. A folder of the same name
-            ending in .run gets checkpoints, metrics and report.html.
+        out: Model file to write; it always holds the best epoch so far. The run folder, with the
+            same name but the suffix .run, holds checkpoints, metrics and report.html.
         recipe: Training recipe: small, large, finetune, paper, torchvision_v2, rsb_a1, rsb_a2,
-            rsb_a3, cifar, digits, or your own as file.py:name. Default: chosen by the data.
+            rsb_a3, cifar, digits, or your own as file.py:name. Default: depends on the data.
         epochs: Number of epochs. Default: the recipe's.
         batch_size: Images per step, summed over all processes; the learning rate scales with it.
             Default: the recipe's.
@@ -63,13 +63,13 @@ def train(
         seed: Random seed for initialization, data order and augmentation.
         val_fraction: Fraction of each class to hold out for validation if the data has no val
             folder.
-        workers: Number of processes that decode images. Default: chosen by the number of cores.
+        workers: Number of processes that decode images. Default: depends on the number of cores.
         device: auto, cpu, cuda, cuda:1, …
-        precision: Compute precision; auto uses bf16 where the hardware supports it.
-        compile: Compile the network with torch.compile. Default: on GPUs, for long
-            runs.
+        precision: Compute precision; auto uses bf16 where the hardware supports it, else fp16 on a
+            GPU and fp32 on a CPU.
+        compile: Compile the network with torch.compile. Default: on GPUs, for long runs.
         sync_norms: Compute batch norm statistics over all processes.
-        resume: Continue from the last checkpoint, bit for bit; start from scratch if there is none.
+        resume: Continue from the last checkpoint, bit for bit; start a new run if none exists.
         retries: If the loss diverges, how many times to return to the last checkpoint and halve the
             learning rate.
         checkpoint_minutes: Minutes between checkpoints; one is also written after every epoch.

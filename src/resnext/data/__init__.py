@@ -9,7 +9,7 @@ transforms.py  from pixels to tensors: preprocessing, random views for training 
 loader.py      batches for evaluation, test-time augmentation (loads torch)
 scan.py        checks every image before training
 scan_cache.py  records of images, cached between scans
-duplicates.py  equal images and images that look alike
+duplicates.py  equal and similar images
 """
 
 from resnext.data.dataset import EXTENSIONS, ImageSet, Problem, Splits, Stored, class_weights

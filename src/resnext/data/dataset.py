@@ -42,7 +42,7 @@ class Stored:
         """The encoded image.
 
         Raises:
-            DataError: The file is missing or has become shorter.
+            DataError: The file does not exist, or has become shorter.
         """
         try:
             with self.file.open("rb") as file:
@@ -213,7 +213,7 @@ class ImageSet:
             raise DataError(_reason(image, error)) from error
 
     def title(self, index: int) -> str:
-        """Name of one image in messages: its file, or its number in the whole set."""
+        """Name of one image in messages: its file, or its position in the set."""
         image = self.images[index]
         if isinstance(image, np.ndarray):
             number = self.images.indices[index] if isinstance(self.images, Chosen) else index
@@ -250,12 +250,12 @@ class Problem:
 
 
 class SourceDefaults(NamedTuple):
-    """What training uses for a data set unless the user chooses; None as for photographs."""
+    """Defaults of training on a data set; None for the defaults for photographs."""
 
     recipe: str | None = None
     """Name of a recipe."""
     size: int | None = None
-    """Side of the images the network sees, pixels."""
+    """Image size the network is trained with, pixels."""
     network: str | None = None
     """Name of a variant."""
 
@@ -270,10 +270,10 @@ class Splits:
     Args:
         train: Images to train on.
         val: Images to choose the best epoch by.
-        test: Images used for neither; None if there are none.
+        test: Images used for neither; None without a test split.
         colour: "L" if the images are grey by nature, else "RGB".
         fingerprint: Hash that identifies the images `train` was taken from.
-        val_fraction: Fraction of each class drawn as `val`; None if the data came with a `val`.
+        val_fraction: Fraction of each class drawn as `val`; None if the data has its own `val`.
         problems: Samples left out because they lack an image or a class.
         defaults: Recipe, size and network that suit the data.
     """
@@ -288,7 +288,7 @@ class Splits:
     defaults: SourceDefaults = LIKE_PHOTOGRAPHS
 
     def by_name(self) -> dict[str, ImageSet]:
-        """The splits there are, by name."""
+        """All splits that exist, by name."""
         splits = {"train": self.train, "val": self.val}
         return splits if self.test is None else {**splits, "test": self.test}
 
@@ -328,7 +328,7 @@ def held_out(
         kept.append(members[count:])
     return (
         whole.select(np.sort(np.concatenate(kept)), whole.name),
-        whole.select(np.sort(np.concatenate(held)), f"{whole.name}, held-out part"),
+        whole.select(np.sort(np.concatenate(held)), f"{whole.name}, held-out images"),
     )
 
 

@@ -1,6 +1,6 @@
 """From image files to pixels: decoding, resizing and cropping as the preprocessing says.
 
-All of it is done by Pillow, because public weights were trained and measured with Pillow. Needs no
+Pillow does all of this, because public weights were trained and measured with Pillow. Loads no
 torch.
 """
 
@@ -68,8 +68,8 @@ def open_lazily(source: Path | io.BytesIO, name: str) -> Image.Image:
     """Open an image: its header is read, its pixels are not decoded yet.
 
     Raises:
-        DataError: It has too many pixels.
-        OSError: It cannot be read; Pillow raises other errors, too, for damaged files.
+        DataError: The image has too many pixels.
+        OSError: The image cannot be read; Pillow raises other errors for damaged files.
     """
     Image.init()
     image = Image.open(source, formats=[kind for kind in FORMATS if kind in Image.OPEN])
@@ -102,7 +102,7 @@ def convert(image: Image.Image, colour: str) -> Image.Image:
     """The image in mode "L" or "RGB"; 16-bit grey keeps its upper 8 bits.
 
     Raises:
-        DataError: It has no pixels, or floating-point pixels.
+        DataError: The image has no pixels, or floating-point pixels.
     """
     if 0 in image.size:
         raise DataError(f"An image must have pixels, not {image.width}×{image.height}.")

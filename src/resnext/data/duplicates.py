@@ -1,4 +1,4 @@
-"""Finds equal images, images that look alike, and equal images in two classes."""
+"""Finds equal images, similar images, and equal images in two classes."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class ImageIndex:
         return sorted(pairs)
 
     def lookalikes(self) -> list[Pair]:
-        """Training images that look like one of another split, without being equal to it."""
+        """Training images that look like one of another split but are not equal to it."""
         bands = {name: _difference_hash_bands(records) for name, records in self.records.items()}
         pairs: dict[int, Pair] = {}
         for i in range(_BANDS):

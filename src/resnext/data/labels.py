@@ -60,7 +60,7 @@ def refuse_unknown(name: str, found: set[str], labels: Sequence[str]) -> None:
     """Refuse classes that are not among `labels`.
 
     Raises:
-        DataError: There is one.
+        DataError: A class is unknown.
     """
     unknown = sorted(found.difference(labels))
     if unknown:

@@ -1,4 +1,4 @@
-"""Batches of images for evaluation, without the images that cannot be read."""
+"""Batches of images for evaluation; unreadable images are skipped."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class EvalDataset(Dataset[tuple[Tensor, int, int] | None]):
 
 
 class EvalLoader:
-    """Batches in order, without the images that cannot be read; to be iterated once."""
+    """Batches in order, without unreadable images; can be iterated once."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
@@ -87,7 +87,7 @@ def eval_loader(
     Args:
         images: The set.
         preprocessing: How images become the network's input.
-        batch_size: Images in a batch; fewer where some cannot be read.
+        batch_size: Images per batch; fewer if some cannot be read.
         workers: Number of processes that decode images.
         views: Views of each image, 1, 2 or 10; with more than one, a batch is
             `(n, views, c, s, s)`.

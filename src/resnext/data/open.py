@@ -24,7 +24,7 @@ from resnext.data.sources.webdataset import is_pattern, is_tar_name, tars_in, we
 from resnext.errors import DataError
 
 BUILT_IN: dict[str, Callable[[], Source]] = {"digits": digits}
-"""Data sets that come with a package, by name."""
+"""Data sets from installed packages, by name."""
 
 
 def open_splits(source: str | Path, *, seed: int = 0, val_fraction: float = 0.2) -> Splits:
@@ -39,7 +39,7 @@ def open_splits(source: str | Path, *, seed: int = 0, val_fraction: float = 0.2)
         val_fraction: Fraction of each class that is held out then.
 
     Raises:
-        DataError: There is nothing to train on, or too little.
+        DataError: The data has too few images to train on, or none.
     """
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction must be between 0 and 1, not {val_fraction}.")
@@ -75,7 +75,7 @@ def open_splits(source: str | Path, *, seed: int = 0, val_fraction: float = 0.2)
 def open_for_evaluation(
     source: str | Path, labels: tuple[str, ...], trained_on: dict[str, object]
 ) -> ImageSet:
-    """Open images the model was not trained on: `test`, else `val`, else what training held out.
+    """Open images the model was not trained on: `test`, else `val`, else the held-out images.
 
     Args:
         source: A data set, as for `open_splits`.
@@ -84,8 +84,8 @@ def open_for_evaluation(
             the data is what the model was trained on, the same images are held out again.
 
     Raises:
-        DataError: There is nothing to evaluate on, a class is not the model's, or the model was
-            trained on every image.
+        DataError: The data has no images, a class is not the model's, or the model was trained on
+            every image.
     """
     opened = find_source(source)
     for split in ("test", "val"):
@@ -109,10 +109,10 @@ def open_for_evaluation(
 
 
 def find_source(source: str | Path) -> Source:
-    """The data set that a path, pattern, URL or name stands for.
+    """The data set at a path, pattern or URL, or with a name.
 
     Raises:
-        DataError: It does not exist, or is of no supported kind.
+        DataError: The data does not exist, or is not of a supported kind.
     """
     if str(source) in BUILT_IN:
         return BUILT_IN[str(source)]()

@@ -52,7 +52,7 @@ class Scan:
             one of another split.
         counts: Number of images of each class, by split of `splits`.
         sizes: Sizes of the images; None if none can be read.
-        unreadable: Images that cannot be used.
+        unreadable: Unreadable images.
         leaks: Training images that are also in another split. Equal ones are not in `splits`.
         duplicates: Number of training images that repeat another one.
         conflicts: Equal images with different classes.
@@ -76,7 +76,7 @@ class Scan:
         return f"{text}, {small if small == large else f'{small} to {large}'} pixels."
 
     def lines(self) -> list[str]:
-        """The findings, one sentence each; none for what was not found."""
+        """The findings, one sentence each; empty without findings."""
         lines: list[str] = []
         if self.unreadable:
             first = self.unreadable[0]
@@ -121,7 +121,7 @@ def scan(
         progress: Shows progress.
         cache: Folder of the cached records; "auto" for `scans` in the cache folder, None to cache
             nothing.
-        threads: Number of decoding threads; by default one per processor, at most 8.
+        threads: Number of decoding threads; by default one per core, at most 8.
         quarantine: File that lists the unusable images, written if there are any.
 
     Raises:
@@ -208,13 +208,13 @@ def _refuse_too_many(
 
 
 def _refuse_empty(train: ImageSet, kept: np.ndarray) -> None:
-    """Refuse a class that has training images, but none that are left."""
+    """Refuse a class whose training images were all left out."""
     counts = np.bincount(np.asarray(train.targets)[kept], minlength=len(train.labels))
     for label, before, after in zip(train.labels, train.counts(), counts, strict=True):
         if before and not after:
             raise DataError(
-                f"All {before} training images of class {label!r} are also in another part. "
-                f"Add training images of this class that are in no other part."
+                f"All {before} training images of class {label!r} are also in another split. "
+                f"Add training images of this class that are in no other split."
             )
 
 

@@ -21,7 +21,7 @@ from resnext.system.digest import short_digest
 from resnext.system.progress import Reporter
 
 GRID = 9
-"""Side of the thumbnail in a record, pixels."""
+"""Width and height of the thumbnail in a record, pixels."""
 RECORD = np.dtype(
     [
         ("key", "u8"),  # identifies the image in the cache; 0 if it is not cached
@@ -98,7 +98,7 @@ class ScanCache:
         self._new.append(records)
 
     def save(self, progress: Reporter, complete: bool) -> None:
-        """Write the file if there are new records; a failure is reported and nothing else.
+        """Write the file if new records were added; a failure is only reported.
 
         Args:
             progress: Takes the line about a failure.

@@ -1,7 +1,7 @@
-"""Other libraries: one file for each, with everything known about it, and one row in the table.
+"""Other libraries: one file and one row in the table for each.
 
 dialect.py       the type: names, files, metadata, recogniser
-table.py         the table of all dialects
+table.py         the table of dialects
 torchvision.py   torchvision
 timm.py          timm
 openmmlab.py     MMClassification, MMPretrain, MMDetection, MMSegmentation

@@ -31,22 +31,22 @@ _SHORTCUT = re.compile(r"(layer\d+\.\d+\.)downsample\.(\d)\.(.*)")
 
 
 class NameRule(NamedTuple):
-    """Two prefixes of a parameter's name, inside a block or outside of all blocks.
+    """Two prefixes of a parameter's name, inside a block or outside all blocks.
 
-    `{n}` in `theirs` stands for the letters by which the library names the kind of norm.
+    `{n}` in `theirs` is a placeholder for the library's letters for the kind of norm.
     """
 
     ours: str
     theirs: str
     when: Callable[[ResNeXtConfig], bool] | None = None
-    """Networks that the rule is written for; None for all. Every rule is read."""
+    """Networks that the rule is used to write; None for all. Every rule is used to read."""
 
 
 class ParameterNames(NamedTuple):
     """The names in a state dict, as a dialect's recogniser sees them."""
 
     network: Collection[str]
-    """Names of the network, without the prefix in front of all of them."""
+    """Names of the network, without their common prefix."""
     outside: Collection[str]
     """Names without that prefix: other parts of a detector, averages of weights."""
     classifier: Collection[str]
@@ -54,7 +54,7 @@ class ParameterNames(NamedTuple):
 
 
 class Documents(NamedTuple):
-    """What accompanies weights."""
+    """Documents that accompany weights."""
 
     file: Values = _EMPTY
     """Other entries of the checkpoint's dictionary; a safetensors file's metadata."""
@@ -66,7 +66,7 @@ class Documents(NamedTuple):
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """What a checkpoint says about itself besides its weights.
+    """Everything a checkpoint states in addition to its weights.
 
     Args:
         labels: Name of each class; empty if the checkpoint names none.
@@ -97,7 +97,7 @@ class CheckpointMetadata:
         )
 
     def merge(self, other: CheckpointMetadata) -> CheckpointMetadata:
-        """Both together; where both state something, this one wins."""
+        """Both combined; where both state something, this one wins."""
         count = other.num_classes if self.num_classes is None else self.num_classes
         return CheckpointMetadata(
             self.labels or other.labels,
@@ -112,16 +112,16 @@ class CheckpointMetadata:
 
 @dataclass(frozen=True, eq=False)
 class Dialect:
-    """What one library calls the parameters of a ResNeXt, and what its files look like.
+    """How one library names the parameters of a ResNeXt, and the format of its files.
 
     Args:
         name: Its name in code: `resnext convert --to NAME`. With `original`, the package's name.
         title: Its name in messages.
-        network: Parameter names outside of blocks.
+        network: Parameter names outside blocks.
         block: Parameter names inside a block.
-        block_prefix: What precedes the names of a block, with `{stage}` and `{block}`.
+        block_prefix: Prefix of the names in a block, with `{stage}` and `{block}`.
         first_stage: Number of the first stage.
-        trunk: What precedes all names of a classifier except those of its last layer.
+        trunk: Prefix of all names of a classifier except those of its last layer.
         norms: Letters for each kind of norm, if the library names norms by kind.
         counters: Whether batch norms count batches.
         linear_squeeze: Whether SE blocks squeeze with linear layers instead of 1×1 convolutions.
@@ -134,17 +134,17 @@ class Dialect:
             card. By default the state dict itself.
         hub_config: Makes the library's entries of a repository's `config.json`; empty if the
             library cannot load the architecture by name.
-        metadata: Reads what accompanies weights. Every dialect is asked about every checkpoint,
-            because parameter names do not show who wrote `config.json`; the first row of the table
-            that states something wins. May raise `CheckpointError`.
+        metadata: Reads the documents that accompany weights. Every dialect reads those of every
+            checkpoint, because parameter names do not show who wrote `config.json`; the first row
+            of the table that states something wins. May raise `CheckpointError`.
         unpack: Makes arrays under our names from an object that is not a dictionary of arrays;
             None if it is another kind of object. May raise `CheckpointError`.
         recognises: Whether a state dict that contains `anchor` was written by the library. Of
             several dialects with the same anchor, the last row of the table that says so is taken.
             May raise `CheckpointError` if the file cannot be used.
-        problem: Why a network cannot be written: what the library does not have, or computes
-            differently. The end of a sentence that starts with `title`; empty if it can.
-        unreadable: Why a network in a file of the library cannot be used; empty if it can.
+        problem: Why a network cannot be written: what the library lacks, or computes differently.
+            The end of a sentence that starts with `title`; empty if the network can be written.
+        unreadable: Why a network in a file from the library cannot be used; empty if it can.
         original: Builds the library's own network with its Python package.
     """
 
@@ -207,7 +207,7 @@ class Dialect:
         """Our state dict under the library's names and in its shapes, in the same order.
 
         Raises:
-            CheckpointError: The library does not have the network, or computes it differently.
+            CheckpointError: The library cannot express the network, or computes it differently.
         """
         self.check(config)
         network, block = (self._written(rules, config) for rules in (self.network, self.block))
@@ -227,7 +227,7 @@ class Dialect:
         return _in_our_shapes({self.to_ours(name): value for name, value in state.items()})
 
     def check(self, config: ResNeXtConfig) -> None:
-        """Refuse a network that the library cannot have.
+        """Refuse a network that the library cannot express.
 
         Raises:
             CheckpointError: With the reason.
@@ -259,7 +259,7 @@ class Dialect:
 
     @cached_property
     def _read(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-        """Rules for reading, outside of blocks and inside."""
+        """Rules for reading, outside and inside blocks."""
         network, block = (
             _longest_first(
                 (rule.theirs.replace("{n}", letters), rule.ours)

@@ -1,7 +1,7 @@
 """Lucid 2 and 3.
 
-Source: the released code of Lucid 2, run with random weights; its arguments are the first ones of
-`ResNeXtConfig`. The source code of Lucid 3, which has classic ResNeXts only.
+Sources: the released code of Lucid 2, run with random weights, whose arguments are the first fields
+of `ResNeXtConfig`; the source code of Lucid 3, which has classic ResNeXts only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """OpenMMLab: MMClassification 0.x and MMPretrain 1.x, MMDetection and MMSegmentation.
 
-One file holds two dialects: the projects share how they name norms, what their checkpoints contain
-and how their config files describe a network. They differ in the deep stem, which is flat in
+This file holds two dialects: the projects share the names of norms, the contents of checkpoints and
+the format of config files. They differ in the deep stem, which is flat in
 mmdet, and in `avg_down`, which pools in every stage there. mmdet has no classifier; a file for it
 keeps ours under `fc`, which mmdet leaves unread.
 
@@ -219,7 +219,7 @@ def _metadata(documents: Documents) -> CheckpointMetadata:
     """From `meta` in a file that mmcv or mmengine wrote.
 
     Raises:
-        CheckpointError: It holds the config of a ResNeXt that cannot be built.
+        CheckpointError: `meta` holds the config of a ResNeXt that cannot be built.
     """
     meta = documents.file.get("meta")
     if not isinstance(meta, dict):
@@ -251,7 +251,7 @@ def _network(model: Values) -> ResNeXtConfig | None:
     """Our config for the backbone in `model`; None if it is not a ResNeXt.
 
     Raises:
-        CheckpointError: It is a ResNeXt that cannot be built.
+        CheckpointError: The backbone is a ResNeXt that cannot be built.
     """
     backbone = model.get("backbone")
     kind = str(backbone.get("type")).rpartition(".")[2] if isinstance(backbone, Mapping) else ""

@@ -1,4 +1,4 @@
-"""The table of all dialects: one row for each library."""
+"""The table of dialects: one row for each library."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def _metadata(documents: Documents) -> CheckpointMetadata:
     """From `config.json` as timm writes it.
 
     Raises:
-        CheckpointError: It names an architecture or an argument that is not supported here.
+        CheckpointError: `config.json` names an unsupported architecture or argument.
     """
     config = documents.config
     count = config.get("num_classes")

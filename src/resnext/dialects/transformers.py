@@ -33,7 +33,7 @@ def _metadata(documents: Documents) -> CheckpointMetadata:
     """From `config.json` and `preprocessor_config.json` as Transformers writes them.
 
     Raises:
-        CheckpointError: They describe a ResNet that is not supported here.
+        CheckpointError: The files describe an unsupported ResNet.
     """
     config, preprocessor = documents.config, documents.preprocessor
     count = config.get("num_labels")

@@ -1,8 +1,8 @@
 """How good a classifier is.
 
-classification.py  `evaluate` and `compare`: run a classifier over images with known classes
-metrics.py         what comes of its logits: accuracy, confusion, calibration error
-calibration.py     how far confidences can be trusted; intervals and tests
+classification.py  `evaluate` and `compare`: run a classifier over labelled images
+metrics.py         numbers from the logits: accuracy, confusion, calibration error
+calibration.py     calibration of confidences, threshold, intervals and tests
 """
 
 from resnext.evaluation.classification import compare, evaluate

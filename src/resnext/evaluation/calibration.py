@@ -11,8 +11,8 @@ from torch import Tensor
 
 from resnext.errors import InputError
 
-_BOUNDS = 0.05, 20.0  # of a fitted temperature
-_ROWS = 4096  # rows of logits converted to double precision at a time
+_BOUNDS = 0.05, 20.0  # lowest and highest fitted temperature
+_ROWS = 4096  # rows of logits converted to double precision at once
 
 Numbers = Float[np.ndarray, " n"]
 Right = Bool[np.ndarray, " n"]
@@ -166,7 +166,7 @@ def interval(
         level: Fraction of the resamples inside the interval.
 
     Raises:
-        InputError: There are no predictions, or an argument is out of range.
+        InputError: `right` is empty, or an argument is out of range.
     """
     right = np.asarray(right, dtype=bool)
     count, good = len(right), int(right.sum())

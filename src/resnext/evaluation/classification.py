@@ -1,4 +1,4 @@
-"""`evaluate` and `compare`: run classifiers over images with known classes."""
+"""`evaluate` and `compare`: run classifiers over labelled images."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ def evaluate(
         device: "auto", or a torch device.
         views: Test-time augmentation, averaging probabilities: 1 is none; 2 adds the mirror image;
             10 takes the four corners and the centre of the resized image and of its mirror image.
-            Do not mirror what has a left and a right, such as digits and text.
+            Do not mirror digits and text.
         keep_logits: Whether the result holds the logits.
-        plan: Whether to use the plan that `resnext optimize` saved beside a model file.
+        plan: Whether to use the plan that `resnext optimize` saved next to a model file.
         progress: Whether to show progress on standard error.
 
     Raises:
         CheckpointError: The file holds no usable model.
-        DataError: The data is missing, no image can be read, or it has classes unknown to the
-            model.
+        DataError: The data does not exist, no image can be read, or the data has classes that
+            the model lacks.
         InputError: The model has no card with labels, or an argument is out of range.
     """
     settings = _Settings(batch_size, workers, device, views, plan, progress)
@@ -98,18 +98,18 @@ def compare(
         model_a: A network with a card, the result of `resnext.optimize`, a model file or a catalog
             name.
         model_b: The model to compare with; its classes may be in another order.
-        data: Images with known classes, as for `evaluate`.
+        data: Labelled images, as for `evaluate`.
         batch_size: Images per batch.
         workers: Number of processes that decode images.
         device: "auto", or a torch device.
         views: Views of each image to average over: 1, 2 or 10, as for `evaluate`.
-        plan: Whether to use the plans that `resnext optimize` saved beside model files.
+        plan: Whether to use the plans that `resnext optimize` saved next to model files.
         progress: Whether to show progress on standard error.
 
     Raises:
         CheckpointError: A file holds no usable model.
-        DataError: The data is missing, no image can be read, it has classes unknown to a model, or
-            every image was used to train one of the models.
+        DataError: The data does not exist, no image can be read, the data has classes that a model
+            lacks, or every image was used to train one of the models.
         InputError: A model has no card with labels, or an argument is out of range.
     """
     settings = _Settings(batch_size, workers, device, views, plan, progress)
@@ -177,7 +177,7 @@ def measure(
 
 
 class _Settings(NamedTuple):
-    """How to open and run models; fields as the arguments of `evaluate`."""
+    """How to open and run models: the arguments of `evaluate` with these names."""
 
     batch_size: int
     workers: int
@@ -187,10 +187,10 @@ class _Settings(NamedTuple):
     progress: bool
 
     def check(self, preprocessing: Preprocessing) -> None:
-        """Refuse values that cannot work.
+        """Refuse invalid values.
 
         Raises:
-            InputError: One is out of range, or the images have no corners to cut views from.
+            InputError: A value is out of range, or the resized images have no margin for ten views.
         """
         at_least("batch_size", self.batch_size, 1, error=InputError)
         at_least("workers", self.workers, 0, error=InputError)
@@ -207,7 +207,7 @@ class _Settings(NamedTuple):
 def _open(
     model: ResNeXt | Optimized | str | Path, data: str | Path, settings: _Settings
 ) -> tuple[ResNeXt | Optimized, ImageSet]:
-    """A classifier that is ready, and the images of the data that it was not trained on."""
+    """A classifier ready to run, and the images of the data that it was not trained on."""
     pick_device(settings.device)  # a runner ignores it, but a typo must not pass
     classifier = open_model(
         model,
@@ -224,7 +224,7 @@ def _open(
 def _run(
     model: ResNeXt | Optimized, images: ImageSet, settings: _Settings, keep_logits: bool = False
 ) -> Evaluation:
-    """Run a classifier that is ready over images, and count."""
+    """Run a classifier over images and evaluate its predictions."""
     card = card_of(model)
     loader = eval_loader(
         images,
@@ -252,7 +252,7 @@ def _in_common(a: ImageSet, b: ImageSet) -> tuple[ImageSet, ImageSet]:
     """Both sets reduced to the images they have in common, in the same order.
 
     Raises:
-        DataError: They have none in common.
+        DataError: No image is in both sets.
     """
     names = [[_identity(x, i) for i in range(len(x))] for x in (a, b)]
     if names[0] == names[1]:
@@ -268,7 +268,7 @@ def _in_common(a: ImageSet, b: ImageSet) -> tuple[ImageSet, ImageSet]:
 
 
 def _identity(images: ImageSet, index: int) -> str:
-    """What identifies an image in every set: its name, or a hash of its pixels if it has none."""
+    """Identity of an image across sets: its name, or a hash of its pixels if it has none."""
     image = images.images[index]
     if isinstance(image, np.ndarray):
         return hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()

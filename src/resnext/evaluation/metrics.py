@@ -58,7 +58,7 @@ class Evaluation:
 
     @property
     def right(self) -> np.ndarray:
-        """Whether each image was recognised."""
+        """Whether each prediction is right."""
         return self.predicted == self.targets
 
     def interval(self) -> tuple[float, float]:
@@ -66,7 +66,7 @@ class Evaluation:
         return interval(self.right)
 
     def recall(self) -> list[float]:
-        """Fraction of each class that is recognised; NaN for a class without images."""
+        """Fraction of each class's images predicted right; NaN for a class without images."""
         return _fractions(self.confusion, self.confusion.sum(1))
 
     def precision(self) -> list[float]:
@@ -78,7 +78,7 @@ class Evaluation:
         return _fractions(2 * self.confusion, self.confusion.sum(0) + self.confusion.sum(1))
 
     def confusions(self, limit: int | None = None) -> list[tuple[str, str, int]]:
-        """The most frequent mistakes: right class, predicted class, number of images."""
+        """The most frequent confusions: right class, predicted class, number of images."""
         wrong = self.confusion - np.diag(np.diag(self.confusion))
         rows, columns = np.nonzero(wrong)
         order = np.argsort(-wrong[rows, columns], kind="stable")[:limit]
@@ -88,7 +88,7 @@ class Evaluation:
         ]
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """The numbers by name, as a card holds them: `{prefix}_accuracy` and so on."""
+        """The numbers by name, as in a card: `{prefix}_accuracy`, …."""
         values = {"accuracy": self.accuracy, "nll": self.nll, "ece": self.ece}
         if self.top5 is not None:
             values["top5"] = self.top5
@@ -99,7 +99,7 @@ class Evaluation:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the predictions of single images, as JSON values; None in place of NaN.
+        """Everything but the predictions of single images, as JSON values; None for NaN.
 
         Each class has recall, precision and F1; `confusions` has every kind of mistake.
         """
@@ -181,9 +181,7 @@ def score(
     skipped = tuple(images.title(i) for i in missing.tolist())
     if not count:
         first = f", such as {skipped[0]}" if skipped else ""
-        raise DataError(
-            f"{images.name} has no image that can be read{first}. There is nothing to evaluate."
-        )
+        raise DataError(f"{images.name} has no image that can be read{first}. Give other images.")
     targets = answers.targets
     predicted = answers.logits.argmax(1)
     log_p = torch.cat(
@@ -218,5 +216,5 @@ def _fractions(numerator: np.ndarray, totals: np.ndarray) -> list[float]:
 
 
 def _number(value: Any) -> Any:
-    """A JSON value: None in place of NaN or infinity."""
+    """A JSON value: None instead of NaN or infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -18,7 +18,7 @@ def fold(network: ResNeXt) -> ResNeXt:
     """A copy for inference whose batch norms are part of the convolutions before them.
 
     Weight-standardized convolutions become plain ones. Norms whose statistics come from the
-    images, as those of group norm, are kept. The arithmetic of folding is in double precision.
+    input, such as group norms, are kept. Folding computes in double precision.
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
     for module in list(network.modules()):
@@ -54,7 +54,7 @@ def _fold(conv: nn.Conv2d, norm: _BatchNorm, mean: Tensor, var: Tensor) -> None:
 
 
 class LogitsAndEmbedding(nn.Module):
-    """A classifier that also returns its embedding: the module that engines compute."""
+    """A classifier that also returns its embeddings: the module that engines compute."""
 
     def __init__(self, network: ResNeXt) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From a network, a model file or a name to something that predicts, the fastest way known."""
+"""From a network, a model file or a name to a runner, by the fastest known way."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def open_runner(
     plan: bool = True,
     progress: bool = False,
 ) -> Runner:
-    """A model, ready to classify pixels.
+    """A runner for a model, ready to classify pixels.
 
     Args:
-        model: As for `open_model`.
+        model: A network, a runner, or a model file or name as for `resnext.load`.
         device: "auto", or a torch device; a plan is used only if it was made for that device.
         batch: Batch size to expect; of several plans, the nearest is used.
-        plan: Whether to use the plan that `resnext optimize` saved beside a model file.
+        plan: Whether to use the plan that `resnext optimize` saved next to a model file.
         progress: Whether to show downloads and the choice of plan on standard error.
 
     Raises:
@@ -65,7 +65,7 @@ def open_model(
             or name, as for `resnext.load`.
         device: "auto", or a torch device; a plan is used only if it was made for that device.
         batch: Batch size to expect; of several plans, the nearest is used.
-        plan: Whether to use the plan that `resnext optimize` saved beside a model file.
+        plan: Whether to use the plan that `resnext optimize` saved next to a model file.
         progress: Whether to show downloads and the choice of plan on standard error.
 
     Raises:
@@ -91,7 +91,7 @@ def open_model(
 
 @contextmanager
 def evaluation_mode(model: object) -> Iterator[None]:
-    """Evaluation mode for a network inside a `with` block; afterwards it is as it was.
+    """Evaluation mode for a network inside a `with` block; its previous mode is restored.
 
     Args:
         model: A network; a runner, file or name is ignored.
@@ -106,7 +106,7 @@ def evaluation_mode(model: object) -> Iterator[None]:
 
 
 def open_planned(source: str | Path, device: str, batch: int, progress: bool) -> Optimized | None:
-    """A model that runs by the plan beside its file; None if no plan is for this machine.
+    """A model that runs as the plan next to its file says; None if no plan is for this machine.
 
     Args:
         source: A model file; names and folders have no plan.

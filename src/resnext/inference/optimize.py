@@ -34,8 +34,8 @@ from resnext.system.progress import Reporter, reporter
 from resnext.weights.load import load_classifier
 
 PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16", "int8"]
-_PATTERNS = 64  # synthetic images, where none are given
-_CALIBRATION = 256  # images to choose ranges with, and to compare answers on
+_PATTERNS = 64  # synthetic images, if `data` is not given
+_CALIBRATION = 256  # images to calibrate int8 with, and to compare predictions on
 _LABELLED = 1024  # images to measure accuracy on
 
 
@@ -52,23 +52,24 @@ def optimize(
 ) -> Optimized:
     """The fastest way to run a classifier on this machine, found by measuring.
 
-    Batch norms are folded, groups merged where that is faster, engines and their settings timed;
-    of those within 2 % of the fastest, the simplest is chosen. It must agree with the network: in
-    fp32 every logit to 1e-4 of the largest, in bf16 and fp16 the class of 99.5 % of the images, in
-    int8 the accuracy to half a point. The result is cached by model, machine and versions.
+    Batch norms are folded, groups are merged where that is faster, and engines and their settings
+    are timed. Of the candidates within 2 % of the fastest, the simplest is chosen. A candidate must
+    agree with the network: in fp32 every logit to within 1e-4 of the largest; in bf16 and fp16 the
+    class of 99.5 % of the images; in int8 the accuracy to within half a point. The result is cached
+    by model, machine and versions.
 
     Args:
         model: A classifier, or a file or name as for `resnext.load`.
-        precision: Compute precision; "auto" takes the fastest that agrees: 16 bits where the
-            hardware supports them, 8 bits if `data` is given.
-        engine: Engine to use; "auto" times those that are installed. "compile" is left out of
-            that where OpenVINO or ONNX Runtime is installed, because compiling takes minutes.
+        precision: Compute precision; "auto" takes the fastest that agrees and also tries 16 bits
+            where the hardware supports them, and int8 if `data` is given.
+        engine: Engine to use; "auto" times those that are installed. On a CPU it skips "compile",
+            which takes minutes, if OpenVINO or ONNX Runtime is installed.
         batch: Batch size to optimize for; the result accepts any batch size.
-        data: Images with known classes, as for `resnext.evaluate`, that the model was not trained
-            on: to compare answers on, and to calibrate 8 bits with.
+        data: Labelled images, as for `resnext.evaluate`, that the model was not trained on, to
+            compare predictions on and to calibrate int8 with.
         device: "auto", "cpu" or a GPU.
-        again: Whether to measure again even if there is a cached result.
-        progress: Whether to show what is timed, on standard error.
+        again: Whether to measure again even if a result is cached.
+        progress: Whether to show progress on standard error.
 
     Returns:
         A classifier that is called like the network; `explain()` returns the measurements.
@@ -88,7 +89,7 @@ def optimize(
     if type(batch) is not int or not 1 <= batch <= 4096:
         raise InputError(f"batch must be from 1 to 4096 images, not {batch!r}.")
     if precision == "int8" and data is None:
-        raise InputError("precision int8 is calibrated with images of known classes: give data.")
+        raise InputError("precision int8 needs labelled images for calibration: give data.")
     torch_device = pick_device(device)
     check_precision(precision, torch_device)
     if engine != "auto":
@@ -98,8 +99,8 @@ def optimize(
     network = copy.deepcopy(network).float().eval()
     if network.config.norm in ("batch", "sync") and not network.config.norm_track:
         raise InputError(
-            "With norm_track=False the answer for an image depends on the others in its batch, so "
-            "no batch can be divided. Run the network itself."
+            "With norm_track=False the prediction for an image depends on the others in its batch, "
+            "so no batch can be divided. Run the network itself."
         )
     size = network.card.preprocessing.size if network.card else default_size(network.config)
     device_name = "cpu" if torch_device.type == "cpu" else hardware(torch_device)
@@ -136,7 +137,7 @@ def optimize(
 
 
 def _cached_plan(path: Path) -> Plan | None:
-    """The plan in a file of the cache; None if there is none that applies."""
+    """The plan in a cached file; None if none applies."""
     try:
         return next((plan for plan in read_plans(path) if not plan.mismatch()), None)
     except ResNeXtError:
@@ -144,7 +145,7 @@ def _cached_plan(path: Path) -> Plan | None:
 
 
 def _examples(network: ResNeXt, data: str | Path | None, size: int, progress: Reporter) -> Examples:
-    """Images to compare answers on: from `data`, else synthetic ones."""
+    """Images to compare predictions on: from `data`, else synthetic ones."""
     if data is None:
         return Examples(patterns(_PATTERNS, network.config.in_channels, size), real=False)
     card = card_of(network)

@@ -1,4 +1,4 @@
-"""A classifier that is computed as its plan says. It needs torch only if the plan's engine does."""
+"""A classifier that runs as its plan says. torch is loaded only if the plan's engine needs it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Optimized:
     """A classifier that is called like the network: images `(n, c, h, w)` in, logits `(n, k)` out.
 
-    Results are in single precision. It is safe to call from several threads.
+    Results are in single precision. Calls from several threads are safe.
 
     Args:
         plan: How to compute.
@@ -51,12 +51,12 @@ class Optimized:
 
     @property
     def batch(self) -> int:
-        """Batch size that it was optimized for."""
+        """The batch size that the plan was made for."""
         return self.plan.batch
 
     @property
     def fingerprint(self) -> str:
-        """Differs between models that may give different answers."""
+        """Differs between models that may predict differently."""
         return f"{self.plan.model} {self.plan.form}"
 
     def __call__(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
@@ -76,13 +76,13 @@ class Optimized:
         return self.session("pixels", len(x))(x)
 
     def explain(self) -> str:
-        """A table of everything that was measured, and what was chosen."""
+        """A table of all measurements, and the choice."""
         from resnext.inference.plan_table import plan_table
 
         return plan_table(self.plan)
 
     def save_plan(self, file: str | Path) -> Path:
-        """Write the plan beside the model's file, where `predict` and `evaluate` find it."""
+        """Write the plan next to the model's file, where `predict` and `evaluate` find it."""
         return save_beside(Path(file), self.plan)
 
     def session(self, kind: InputKind, count: int) -> Session:

@@ -1,4 +1,4 @@
-"""How a model is computed on a machine, and the files that say so. No torch."""
+"""Plans: how a model is computed on a machine, and the files that hold them. Loads no torch."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Measurement:
     """The speed and the agreement of one way to compute a network.
 
     Args:
-        form: What was measured; None for the unmodified network in PyTorch.
+        form: The measured form; None for the unmodified network in PyTorch.
         images_per_second: Its speed; 0 if it could not run.
-        verdict: "chosen", or why it cannot be used; empty if it was slower, or equally fast and
-            less simple.
+        verdict: "chosen", or why this form cannot be used; empty if it was slower, or equally fast
+            but less simple.
         difference: Largest difference of a logit from the network's own, relative to the largest
             logit; None if it was not compared.
         agreement: Fraction of the images that got the same class; None if it was not compared.
@@ -49,15 +49,15 @@ class Plan:
 
     Args:
         model: SHA-256 of config, preprocessing and weights.
-        form: The way to compute it.
+        form: How to compute it.
         batch: Batch size that it was optimized for.
-        size: Side of the images, pixels.
+        size: Image size, pixels.
         device: "cpu", or the name of a GPU.
         request: The requested precision, engine and data, as JSON.
-        machine: Name of the processor and its threads, or name of the GPU.
+        machine: Name of the CPU and its threads, or name of the GPU.
         version: Version of the engine.
         rows: All measurements.
-        file: SHA-256 of the model file; empty if there is none.
+        file: SHA-256 of the model file; empty for a network without a file.
     """
 
     model: str
@@ -80,7 +80,7 @@ class Plan:
         return _folder(self.model) / name
 
     def mismatch(self) -> str:
-        """Why it does not apply on this machine; empty if it does."""
+        """Why the plan does not apply on this machine; empty if it does."""
         here = machine_id("cpu" if self.device == "cpu" else _gpu_name())
         if self.machine != here:
             return f"it was made for {self.machine}, this is {here or 'no GPU'}"
@@ -92,19 +92,19 @@ class Plan:
 
 
 def _gpu_name() -> str:
-    """The GPU's name; empty if there is none. Only plans for a GPU need torch."""
+    """The GPU's name; empty without one. Only plans for a GPU need torch."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 
 def machine_id(device: str) -> str:
-    """How plans name this machine: processor and threads, or the GPU `device`."""
+    """Name of this machine in plans: CPU and threads, or the GPU `device`."""
     return f"{cpu_name()}, {core_count()} threads" if device == "cpu" else device
 
 
 def cached_plan_path(model: str, device: str, batch: int, size: int, request: str) -> Path:
-    """File of the cache for a request; another one for other versions of the engines."""
+    """Cache file of a request; it depends on the versions of the engines."""
     versions = [engine.version for engine in ENGINES.values()]
     key = json.dumps([model, machine_id(device), batch, size, request, versions])
     return _folder(model) / f"{short_digest(key)}.plan.json"
@@ -115,7 +115,7 @@ def _folder(model: str) -> Path:
 
 
 def plan_path(file: Path) -> Path:
-    """File with the plans of a model file, beside it."""
+    """File with the plans of a model file, next to it."""
     return file.with_suffix(".plan.json") if file.name else file / ".plan.json"
 
 
@@ -130,10 +130,10 @@ def write_plans(path: Path, plans: Sequence[Plan]) -> None:
 
 
 def require_folder(folder: Path) -> None:
-    """Create a folder for plans and graphs, if there is none.
+    """Create a folder for plans and graphs if it does not exist.
 
     Raises:
-        CheckpointError: It cannot be created or written to.
+        CheckpointError: The folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -145,10 +145,10 @@ def require_folder(folder: Path) -> None:
 
 
 def read_plans(path: Path) -> list[Plan]:
-    """The plans in a file; none if there is no file.
+    """The plans in a file; none if the file does not exist.
 
     Raises:
-        CheckpointError: It cannot be read.
+        CheckpointError: The file cannot be read.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -182,9 +182,9 @@ def _form(values: dict[str, Any]) -> EngineConfig:
 
 
 def save_beside(file: Path, plan: Plan) -> Path:
-    """Add a plan to those beside a model file, and remove those that it replaces.
+    """Add a plan to those next to a model file, and remove those that it replaces.
 
-    Removed are plans for the same machine and batch size, and plans for other weights.
+    It replaces plans for the same machine and batch size, and plans for other weights.
 
     Raises:
         CheckpointError: The file cannot be written.
@@ -203,7 +203,7 @@ def save_beside(file: Path, plan: Plan) -> Path:
 
 
 def find_plan(file: Path, batch: int, device: str) -> tuple[Plan | None, str]:
-    """The plan beside a model file that applies on this machine, nearest in batch size.
+    """The plan next to a model file that applies on this machine, nearest in batch size.
 
     Args:
         file: The model file.

@@ -1,4 +1,4 @@
-"""The interface of everything that predicts: images in, logits and embeddings out. No torch."""
+"""The interface of everything that predicts: images in, logits and embeddings out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Session = Callable[[Shaped[np.ndarray, "n _ _ _"]], Outputs]
 
 @runtime_checkable
 class Runner(Protocol):
-    """A model that predicts, whatever computes it. Safe to call from several threads."""
+    """A model that predicts, independent of its engine. Safe to call from several threads."""
 
     @property
     def card(self) -> Card | None:
@@ -34,7 +34,7 @@ class Runner(Protocol):
 
     @property
     def batch(self) -> int:
-        """The batch size that it is fastest with; it accepts any."""
+        """The fastest batch size; any other is accepted too."""
         ...
 
     def pixels(self, x: UInt8[np.ndarray, "n h w c"]) -> Outputs:

@@ -28,25 +28,25 @@ MAX_DIFFERENCE = 1e-4
 """Largest difference of a logit in fp32, relative to the largest logit."""
 
 MIN_AGREEMENT = 0.995
-"""Least fraction of the images that keep their class in 16 bits."""
+"""Minimum fraction of the images that keep their class in 16 bits."""
 
-_SECONDS = 0.5  # least time that a form is timed for
+_SECONDS = 0.5  # minimum time to time a form
 _WIDTHS = (8, 16, 32)
 _PROMISING = 0.8  # fraction of the best speed from which a form is worth improving
 _EQUAL = 0.98  # fraction of the best speed that counts as equally fast
 _HOPELESS = 0.3  # fraction of the best speed below which one call is enough
-_FIRST_IMAGES = 8  # to quantize with before a form is chosen
+_FIRST_IMAGES = 8  # images to quantize with before a form is chosen
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Images to compare answers on.
+    """Images to compare predictions on.
 
     Args:
-        images: Normalized images, also for the ranges of 8 bits.
-        real: Whether they are images; False for synthetic patterns.
-        labelled: Other images, to measure accuracy on; None if they are patterns.
-        targets: Their classes.
+        images: Normalized images, also used to calibrate int8.
+        real: False for synthetic patterns.
+        labelled: Other images, to measure accuracy on; None for synthetic patterns.
+        targets: Classes of `labelled`.
     """
 
     images: Float32[np.ndarray, "n c h w"]
@@ -60,10 +60,10 @@ class Search:
 
     Args:
         network: A network in evaluation mode and single precision.
-        size: Side of the images, pixels.
+        size: Image size, pixels.
         device: Where to run.
         batch: Batch size to optimize for.
-        examples: Images to compare answers on.
+        examples: Images to compare predictions on.
         progress: Shows the steps.
     """
 
@@ -94,7 +94,7 @@ class Search:
             engine: Name of an engine, or "auto".
 
         Raises:
-            InputError: Nothing runs, or nothing agrees.
+            InputError: No form runs, or none agrees with the network.
         """
         self.plain = TorchSession(self.network, torch.float32, channels_last=False)
         self.rows[None] = Measurement(None, self.speed(self.plain))
@@ -137,8 +137,8 @@ class Search:
     def engines(self, wanted: str, precision: str) -> list[Engine]:
         """The engines to try for a precision.
 
-        The last of the table comes first: it is usually a specialized, faster engine, and an
-        engine that is much slower than a previous one is dropped after one call.
+        The last row of the table comes first: it is usually a specialized, faster engine, and an
+        engine that is much slower than an earlier one is dropped after one call.
         """
         known = ENGINES.values() if wanted == "auto" else [ENGINES[wanted]]
         able = [e for e in reversed(known) if precision in e.precisions(self.device.type)]
@@ -152,7 +152,7 @@ class Search:
         """Time an engine: first divisions of the batch, then wider groups for the best of them.
 
         Raises:
-            InputError: It cannot be used.
+            InputError: The engine cannot be used.
         """
         engine.check_precision(precision, self.device.type)
         if precision == "int8":
@@ -200,7 +200,7 @@ class Search:
         return self.rows[form].images_per_second
 
     def forget(self) -> None:
-        """Unload engines that will hardly be chosen: they hold memory."""
+        """Unload engines that are unlikely to be chosen, because they hold memory."""
         order = sorted(self.sessions, key=self.rate, reverse=True)
         best = {form.engine: form for form in reversed(order)}.values()
         for form in order[4:]:
@@ -246,7 +246,7 @@ class Search:
             self.rows[form] = replace(self.rows[form], images_per_second=self.batch / best[form])
 
     def preferred(self) -> list[EngineConfig]:
-        """Fastest first, but of those as fast as the fastest, the simplest first."""
+        """Fastest first, but among those as fast as the fastest, simplest first."""
         forms = sorted(self.sessions, key=self.rate, reverse=True)
         equal = [form for form in forms if self.rate(form) >= _EQUAL * self.rate(forms[0])]
         return sorted(equal, key=lambda form: (form.width, form.streams)) + forms[len(equal) :]
@@ -294,7 +294,7 @@ class Search:
         engine.quantize(self.builder, width, self.examples.images[:_FIRST_IMAGES])
 
     def quantize_fully(self, engine: Engine, form: EngineConfig) -> None:
-        """Calibrate with all images; if that costs too much accuracy, return layers to floats."""
+        """Calibrate with all images; layers that cost too much accuracy are not quantized."""
         labelled, targets = self.examples.labelled, self.examples.targets
         assert labelled is not None
         assert targets is not None
@@ -302,7 +302,7 @@ class Search:
         def accuracy(session: Session) -> float:
             return float((self.logits(session, labelled).argmax(1) == targets).mean())
 
-        self.progress.line(f"Calibrating 8 bits with {len(self.examples.images)} images …")
+        self.progress.line(f"Calibrating int8 with {len(self.examples.images)} images …")
         wanted = accuracy(self.plain)
         self.rows[None] = replace(self.rows[None], accuracy=wanted)
         control: Callable[[Session], float] | None = None
@@ -312,7 +312,9 @@ class Search:
             achieved = accuracy(session)
             if achieved >= wanted - MAX_DROP:
                 break
-            self.progress.line(f"8 bits cost {wanted - achieved:.2%}: returning layers to floats …")
+            self.progress.line(
+                f"int8 costs {wanted - achieved:.2%}: returning layers to floating point …"
+            )
         for other in [f for f in self.rows if f and f.precision == "int8" and f != form]:
             self.rows[other] = replace(self.rows[other], verdict="a first try, with few images")
             self.sessions.pop(other, None)

@@ -5,7 +5,7 @@ classifier.py   `ImageClassifier`
 registry.py     `build`: modules from config dicts
 layer_cfg.py    `conv_cfg`, `norm_cfg`, `act_cfg` as fields of our config
 init_cfg.py     mmcv's initializers
-config_file.py  `read_config`, which executes nothing
+config_file.py  `read_config`: reads config files without executing them
 """
 
 from resnext.mmcls.backbone import Bottleneck, ResNeXt, SEResNeXt

@@ -1,8 +1,8 @@
 """MMClassification 0.x and MMPretrain 1.x: their backbone, its arguments, names and defaults.
 
-Source: the documentation of mmcls 0.25; where the released code differs from it, the
-documentation wins. Inside is our own network: this file translates arguments into a
-`ResNeXtConfig` and gives the modules mmcls's names, so that its checkpoints load strictly.
+Source: the documentation of mmcls 0.25, which wins where the released code differs from it. The
+network inside is our own: this file translates arguments into a `ResNeXtConfig` and gives modules
+mmcls's names, so that its checkpoints load strictly.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Bottleneck(_Block):
         dilation: Dilation of the 3×3 convolution.
         downsample: The shortcut; None adds the input as it is.
         style: "pytorch" strides the 3×3, "caffe" the first 1×1 convolution.
-        with_cp: Whether activations are computed again in the backward pass.
+        with_cp: Whether activations are recomputed in the backward pass.
         conv_cfg: Kind of convolution.
         norm_cfg: Kind of normalization.
         act_cfg: Kind of activation.
@@ -179,9 +179,9 @@ class Bottleneck(_Block):
 
 
 class ResNeXt(Backbone):
-    """mmcls's backbone: images `(n, in_channels, h, w)` to maps of the stages asked for.
+    """mmcls's backbone: images `(n, in_channels, h, w)` to feature maps of requested stages.
 
-    Returns one tensor if one stage is asked for, else a tuple. A new network has torch's default
+    Returns one tensor if one stage is requested, else a tuple. A new network has torch's default
     weights; `init_weights` applies `init_cfg`.
 
     Args:
@@ -197,16 +197,16 @@ class ResNeXt(Backbone):
         dilations: Dilation of the 3×3 convolutions of each stage.
         out_indices: Stages to return, counted from 0.
         style: "pytorch" strides the 3×3, "caffe" the first 1×1 convolution.
-        deep_stem: Three 3×3 convolutions in place of the 7×7.
-        avg_down: Strided shortcuts average-pool, then project.
-        frozen_stages: -1 none; 0 the stem; i the stem and stages 1 to i: no gradients and
-            evaluation mode, kept through every `train()`.
+        deep_stem: Whether three 3×3 convolutions replace the 7×7.
+        avg_down: Whether strided shortcuts average-pool, then project.
+        frozen_stages: -1 for none, 0 for the stem, i for the stem and the first i stages. Frozen
+            stages get no gradients and stay in evaluation mode, also after `train()`.
         conv_cfg: `type` Conv2d, Conv, ConvWS, ConvAWS or Conv2dAdaptivePadding.
         norm_cfg: `type` BN, BN2d, SyncBN, GN, IN, IN2d or LN2d, its arguments, `requires_grad`.
         norm_eval: Whether `train()` leaves batch norms in evaluation mode.
-        with_cp: Whether activations are computed again in the backward pass.
+        with_cp: Whether activations are recomputed in the backward pass.
         zero_init_residual: Whether `init_weights` zeroes the last norm of each block.
-        init_cfg: What `init_weights` does.
+        init_cfg: The initialization that `init_weights` applies.
         drop_path_rate: Probability of dropping each block's residual branch in training.
 
     Raises:
@@ -347,12 +347,12 @@ class ResNeXt(Backbone):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Tensor, "n c h w"]
     ) -> Float[Tensor, "n _ _ _"] | tuple[Float[Tensor, "n _ _ _"], ...]:
-        """The map asked for, or a tuple if several were, finest first."""
+        """The requested feature map, or a tuple of several, finest first."""
         maps = super().forward(x)
         return maps[0] if len(maps) == 1 else maps
 
     def init_weights(self) -> None:
-        """Apply `init_cfg`, then zero the last norm of each block if asked to.
+        """Apply `init_cfg`, then zero the last norm of each block with `zero_init_residual`.
 
         Raises:
             MissingFileError: A `Pretrained` checkpoint does not exist.

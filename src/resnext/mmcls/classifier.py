@@ -20,7 +20,7 @@ class LinearClsHead(nn.Module):
         self.fc = nn.Linear(in_channels, num_classes)
 
     def init_weights(self) -> None:
-        """Draw weights from a normal distribution of deviation 0.01."""
+        """Draw weights from a normal distribution with standard deviation 0.01."""
         initialize(self, {"type": "Normal", "layer": "Linear", "std": 0.01})
 
 
@@ -49,7 +49,7 @@ class ImageClassifier(nn.Module):
         """Logits `(n, k)`; or `{"loss": …}`; or a list of n arrays of k probabilities.
 
         Raises:
-            ConfigTypeError: The loss is asked for without labels.
+            ConfigTypeError: The loss is requested without labels.
         """
         logits = self.head.fc(self.extract_feat(img))
         if return_loss is None:
@@ -63,7 +63,7 @@ class ImageClassifier(nn.Module):
     def extract_feat(
         self, img: Float[Tensor, "n c h w"], stage: str = "neck"
     ) -> Float[Tensor, "n _ _ _"] | Float[Tensor, "n c"]:
-        """The last map ("backbone") or its average over pixels ("neck" or "pre_logits")."""
+        """The last feature map ("backbone") or its average over pixels ("neck" or "pre_logits")."""
         if stage not in ("backbone", "neck", "pre_logits"):
             raise ConfigError(f"stage must be backbone, neck or pre_logits, not {stage!r}.")
         maps = self.backbone(img)
@@ -75,7 +75,7 @@ class ImageClassifier(nn.Module):
         return self(img, return_loss=False)
 
     def init_weights(self) -> None:
-        """Apply `init_cfg`, then initialize backbone and head unless it was a checkpoint.
+        """Apply `init_cfg`, then initialize backbone and head unless `init_cfg` loads a checkpoint.
 
         Raises:
             MissingFileError: A `Pretrained` checkpoint does not exist.

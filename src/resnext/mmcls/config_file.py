@@ -1,8 +1,8 @@
 """Reads OpenMMLab config files (mmcls, mmpretrain, mmdet) as data, without executing them.
 
-A config file is Python. It is parsed, and the part of the language that describes data is
-evaluated here, node by node; anything else is refused with its line. Work and memory are bounded
-too, so that a hostile file can neither run nor hang.
+A config file is Python. It is parsed, and the subset of the language that describes data is
+evaluated here, node by node; anything else is refused, and the error names its line. Work and
+memory are bounded, so that a hostile file can neither run code nor hang.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
         path: A `.py` or `.json` file, as mmcv's or mmengine's `Config.fromfile` takes.
 
     Returns:
-        The merged settings, of dictionaries, lists, tuples, strings, numbers, booleans and None,
-        none of them shared. An imported class is its name, a set is a sorted list.
+        The merged settings: dictionaries, lists, tuples, strings, numbers, booleans and None; no
+        object occurs twice. An imported class is its name, a set is a sorted list.
 
     Raises:
         ConfigError: A file would have to be executed, is damaged, or contradicts its bases.
@@ -59,13 +59,13 @@ def parse_config(text: str, name: str = "config") -> dict[str, Any]:
     """Read an OpenMMLab config from its text, as checkpoints hold it; it can have no bases.
 
     Raises:
-        ConfigError: It would have to be executed, or is damaged.
+        ConfigError: The text would have to be executed, or is damaged.
     """
     return _Text(text, name).read()
 
 
 class _BaseDict(dict[Any, Any]):
-    """A dict from a base file: `update` merges into it, but replaces what is in a plain dict."""
+    """A dict from a base file: `update` merges into it, but replaces values of a plain dict."""
 
 
 class _File:
@@ -80,7 +80,7 @@ class _File:
         self.path = path
         self.full = Path(normpath(path.absolute()))
         self.child = child
-        self.leaf: _File = child.leaf if child else self  # counts the work of all
+        self.leaf: _File = child.leaf if child else self  # counts the work of all files
         self.work = 0
         self.line = 1  # the current one, for messages
         self.names: dict[str, Any] = {}
@@ -324,7 +324,7 @@ class _File:
             case ast.Set([ast.Set([ast.Name() | ast.Attribute()])]):
                 text = ast.unparse(node)  # Python reads {{_base_.a}} as a set in a set
                 if not _BASE_VALUE.fullmatch(text) and not _FILE_VALUE.fullmatch(text):
-                    raise self.error(f"uses {_brief(node)}, which stands for nothing")
+                    raise self.error(f"uses {_brief(node)}, which refers to nothing")
                 return self.fill(text)
             case ast.Set(nodes):
                 return sorted({self.flat(self.evaluate(each)) for each in nodes}, key=repr)

@@ -27,7 +27,7 @@ def initialize(module: nn.Module, init_cfg: InitCfg) -> None:
     Raises:
         ConfigError: An entry has an unknown type or argument.
         MissingFileError: A `Pretrained` checkpoint does not exist.
-        CheckpointError: It cannot be read.
+        CheckpointError: A `Pretrained` checkpoint cannot be read.
     """
     for cfg in _entries(init_cfg):
         args = dict(cfg)

@@ -56,14 +56,14 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class RefusedError(ConfigError, AssertionError):
-    """An error where mmcls asserts without a message: caught as either kind."""
+    """An error where mmcls asserts without a message; also an `AssertionError`."""
 
 
 def pop_type(cfg: dict[str, Any], what: str) -> str:
     """Take the `type` out of a config dict, without the name of its library.
 
     Raises:
-        UnknownNameError: There is none.
+        UnknownNameError: The `type` is missing.
     """
     kind = cfg.pop("type", None)
     if not isinstance(kind, str):
@@ -97,7 +97,7 @@ def conv_fields(cfg: Cfg | None) -> dict[str, Any]:
 
     Raises:
         UnknownNameError: The type is not known.
-        ConfigTypeError: It is not a dictionary, or has an unknown argument.
+        ConfigTypeError: The value is not a dictionary, or has an unknown argument.
     """
     if cfg is None:
         return {}
@@ -110,7 +110,7 @@ def norm_fields(cfg: Cfg) -> dict[str, Any]:
 
     Raises:
         UnknownNameError: The type is not known.
-        ConfigTypeError: It is not a dictionary, or has an unknown argument.
+        ConfigTypeError: The value is not a dictionary, or has an unknown argument.
         RefusedError: A group norm has no `num_groups`.
     """
     kind, given = _fields_of(cfg, "norm_cfg", _NORMS, free=("requires_grad",))
@@ -123,7 +123,7 @@ def norm_fields(cfg: Cfg) -> dict[str, Any]:
 
 
 def freeze_norms(module: nn.Module, cfg: Cfg) -> None:
-    """Take the gradients from all norms in a module if `norm_cfg` says so."""
+    """Turn off gradients of all norms in a module if `norm_cfg` says so."""
     if not cfg.get("requires_grad", True):
         for child in module.modules():
             if isinstance(child, NORM_LAYERS):

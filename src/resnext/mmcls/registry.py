@@ -1,4 +1,4 @@
-"""`build`: the types that a config dict can name, and the modules made of them."""
+"""`build`: modules from config dicts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CLASSIFIER_ARGS = (
 
 
 def build(cfg: Cfg) -> nn.Module:
-    """Build what a config dict describes.
+    """Build the module that a config dict describes.
 
     Args:
         cfg: Its `type` is ResNeXt, SEResNeXt or ImageClassifier (with GlobalAveragePooling and
@@ -33,7 +33,7 @@ def build(cfg: Cfg) -> nn.Module:
             only (`loss`, `topk`, `cal_acc`, `train_cfg`, `data_preprocessor`) are ignored.
 
     Raises:
-        ConfigError: An entry is missing, or of a type that is not built here. Also a `KeyError`.
+        ConfigError: An entry is missing, or its type is not supported. Also a `KeyError`.
     """
     if not isinstance(cfg, Mapping):
         raise ConfigTypeError(f"A config must be a dictionary, not {cfg!r}.")

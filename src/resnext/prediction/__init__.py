@@ -1,9 +1,9 @@
 """Classify images. Importing this package loads no torch.
 
 images.py         `predict`: images in memory or in files, predictions in memory
-files.py          `predict_files`: folders of any size, to a table, resumable
+files.py          `predict_files`: folders of any size to a table, resumable
 output.py         tables (CSV, JSON Lines, Parquet) and the journal behind them
-ray.py            `predict_files_with_ray`: folders on a Ray cluster
+ray.py            `predict_files_with_ray`: `predict_files` on a Ray cluster
 contact_sheet.py  images and their predictions as one picture
 """
 

@@ -23,12 +23,12 @@ def draw_sheet(
     The bar is grey where the model is not sure.
 
     Args:
-        pictures: The images that `predict` was given; folders already expanded.
+        pictures: The images given to `predict`, with folders expanded.
         predictions: The predictions for them.
         columns: Images per row.
 
     Raises:
-        DataError: There are no images, their number differs from that of the predictions, or one
+        DataError: No images are given, their number differs from that of the predictions, or one
             cannot be read.
         InputError: `columns` is less than 1.
     """

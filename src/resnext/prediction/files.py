@@ -1,4 +1,4 @@
-"""Predictions for folders of any size: in bounded memory, continued after an interruption.
+"""Predictions for folders of any size, in bounded memory, resumable after an interruption.
 
 Threads decode the next batches while the engine computes. Finished predictions go to `OUT.part`
 at once: a line of settings, then one line of JSON for each image. At the end it becomes `OUT`.
@@ -35,7 +35,7 @@ from resnext.system.cpu import core_count
 from resnext.system.progress import reporter
 
 AHEAD = 2  # batches that are decoded while one is computed
-_ROOM = 48_000_000  # pixels decoded at a time, at about 12 bytes
+_ROOM = 48_000_000  # pixels decoded at once, at about 12 bytes each
 _BLOCK = 2**26  # bytes Pillow allocates at a time; malloc returns what is above 2**25 at once
 
 
@@ -53,7 +53,7 @@ class PredictionSummary:
     """Rows that an earlier call had finished."""
     seconds: float
     images_per_second: float
-    """Over the images of this call."""
+    """Speed over the images of this call."""
 
 
 class AnsweredBatch(NamedTuple):
@@ -64,7 +64,7 @@ class AnsweredBatch(NamedTuple):
     problems: list[str | None]
     """Why an image has no prediction; None if it has one."""
     embeddings: Float32[np.ndarray, "n d"] | None = None
-    """NaN where there is no prediction."""
+    """NaN for images without a prediction."""
 
 
 def predict_files(
@@ -84,7 +84,7 @@ def predict_files(
     The columns are path, error, label, probability, then label_2, probability_2 … for more
     classes, and sure if the model's card has a threshold. JSON Lines hold lists instead: path,
     labels, probabilities and sure, or path and error. Bytes of a file name that are not UTF-8 are
-    written as `\xff`. A call that was interrupted is continued by the next one with the same
+    written as `\xff`. An interrupted call is continued by the next call with the same
     arguments.
 
     Args:
@@ -92,16 +92,16 @@ def predict_files(
         images: Files, and folders that are searched at any depth.
         out: A file ending in .csv, .jsonl or .parquet.
         top: Number of classes to report for each image.
-        embeddings: A .npy file for the embeddings, float32 `(images, d)`; NaN where there is no
-            prediction.
+        embeddings: A .npy file for the embeddings, float32 `(images, d)`; NaN for images without
+            a prediction.
         batch_size: Images per batch; None for the runner's own.
         workers: Threads that decode images; None for one per core, at most 16.
-        overwrite: Whether `out` may exist. A call that was interrupted is continued even then.
+        overwrite: Whether `out` may exist. An interrupted call is continued even then.
         progress: Whether to show progress on standard error.
 
     Raises:
         CheckpointError: A file cannot be written. Call again to continue.
-        DataError: There are no images, or none can be read.
+        DataError: No images are given, or none can be read.
         InputError: The model has no card with labels, an argument is out of range, or `out` exists
             or was started with other arguments.
     """
@@ -154,7 +154,7 @@ def predict_table(
 
     Raises:
         CheckpointError: A file cannot be written. Call again to continue.
-        DataError: There are no images, or none can be read.
+        DataError: No images are given, or none can be read.
         InputError: The model has no card with labels, an argument is out of range, or `out` exists
             or was started with other arguments.
     """
@@ -236,7 +236,7 @@ def _listed(
             digest.update(name.encode("utf-8", "surrogatepass") + b"\0")
             count += 1
         if not count:
-            raise DataError("There are no images to classify.")
+            raise DataError("No images were given to classify.")
         file.seek(0)
         yield map(json.loads, file), count, digest.hexdigest()
 
@@ -315,7 +315,7 @@ def _decode(
 
 
 class _Room:
-    """Limits how many pixels are decoded at a time; an image above the limit is decoded alone."""
+    """Limits how many pixels are decoded at once; an image above the limit is decoded alone."""
 
     def __init__(self, size: int) -> None:
         self._size = self._free = size
@@ -323,7 +323,7 @@ class _Room:
 
     @contextmanager
     def reserve(self, wanted: int) -> Iterator[None]:
-        """Wait until so many pixels fit, and hold their room inside the `with` block."""
+        """Wait until this many pixels fit, and reserve room for them inside the `with` block."""
         wanted = min(wanted, self._size)
         with self._changed:
             self._changed.wait_for(lambda: self._free >= wanted)

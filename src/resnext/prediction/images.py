@@ -1,4 +1,4 @@
-"""Classify images in memory or in files; and what folder prediction shares with that."""
+"""Classify images in memory or in files, with helpers that folder prediction shares."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Prediction(NamedTuple):
 
     @property
     def sure(self) -> bool:
-        """Whether the most likely class reaches the threshold; True if there is none."""
+        """Whether the most likely class reaches the threshold; True without a threshold."""
         return self.threshold is None or self.probabilities[0] >= self.threshold
 
 
@@ -76,7 +76,7 @@ def predict(
         top: Number of classes to report for each image.
         batch_size: Images per batch.
         device: "auto", or a torch device.
-        plan: Whether to use the plan that `resnext optimize` saved beside a model file.
+        plan: Whether to use the plan that `resnext optimize` saved next to a model file.
         progress: Whether to show progress on standard error.
 
     Returns:
@@ -84,7 +84,7 @@ def predict(
 
     Raises:
         CheckpointError: The file holds no usable model.
-        DataError: An image cannot be read, or there are no images.
+        DataError: An image cannot be read, or no images are given.
         InputError: The model has no card with labels, or an argument is out of range.
     """
     at_least("batch_size", batch_size, 1, error=InputError)
@@ -128,7 +128,7 @@ def check_top(top: int, card: Card) -> None:
     """Require a number of classes that the model has.
 
     Raises:
-        InputError: It has not.
+        InputError: `top` is larger than the number of classes, or less than 1.
     """
     if type(top) is not int or not 1 <= top <= len(card.labels):
         raise InputError(f"top must be from 1 to the {len(card.labels)} classes, not {top}.")
@@ -138,7 +138,7 @@ def expand_images(images: Picture | Sequence[Picture]) -> list[tuple[str, Pictur
     """Every image with its name: the file name, or the position in `images`.
 
     Raises:
-        DataError: There are no images, or a file does not exist.
+        DataError: No images are given, or a file does not exist.
     """
     pictures = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
     named: list[tuple[str, Picture]] = []
@@ -148,7 +148,7 @@ def expand_images(images: Picture | Sequence[Picture]) -> list[tuple[str, Pictur
         else:
             named.append((str(i), picture))
     if not named:
-        raise DataError("There are no images to classify.")
+        raise DataError("No images were given to classify.")
     return named
 
 
@@ -175,7 +175,7 @@ def to_pixels(picture: Picture, preprocessing: Preprocessing) -> UInt8[np.ndarra
     """An image as a runner takes it: resized, cropped, with channels in the network's order.
 
     Raises:
-        DataError: It is a damaged file, or an array of the wrong shape or type.
+        DataError: The picture is a damaged file, or an array of the wrong shape or type.
     """
     if isinstance(picture, str | Path):
         return read_pixels(picture, preprocessing)
@@ -195,7 +195,7 @@ def read_pixels(
         reserve: Called with the number of pixels once it is known; they are decoded inside.
 
     Raises:
-        DataError: It is missing, damaged, not an image or unreasonably large.
+        DataError: The file does not exist, is damaged, not an image or unreasonably large.
     """
     try:
         with open_lazily(Path(file), str(file)) as image:
@@ -211,10 +211,10 @@ def read_pixels(
 
 
 def decode(picture: Picture, colour: str) -> Image.Image:
-    """A picture as a whole Pillow image, upright, in mode "L" or "RGB".
+    """A picture as a Pillow image, not resized, upright, in mode "L" or "RGB".
 
     Raises:
-        DataError: It is a damaged file, or an array of the wrong shape or type.
+        DataError: The picture is a damaged file, or an array of the wrong shape or type.
     """
     if isinstance(picture, str | Path):
         return open_image(Path(picture), colour)

@@ -1,4 +1,4 @@
-"""Where folder predictions are written: to a journal while they are made, then to a table.
+"""Output of folder prediction: first a journal, then a table.
 
 OUT.part    a line of settings, then one line of JSON per image, in order
 X.npy.part  embeddings, one row per image, written before its line
@@ -37,10 +37,10 @@ _GROUP = 20_000  # rows per Parquet row group, held in memory
 
 
 class Journal:
-    """The predictions made so far, on disk: a call that is killed continues from them.
+    """The predictions made so far, on disk, from which an interrupted call continues.
 
     Args:
-        out: The table it is for.
+        out: The table that will be written.
         settings: Everything that predictions depend on; "count" is the number of images.
         embeddings: File of the embeddings, or None.
         width: Length of an embedding.
@@ -48,8 +48,8 @@ class Journal:
         overwrite: Whether a journal with other settings may be discarded.
 
     Raises:
-        CheckpointError: It cannot be written.
-        InputError: It has other settings, or another process is writing it.
+        CheckpointError: The journal cannot be written.
+        InputError: The journal has other settings, or another process is writing it.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Journal:
         """Append the next images. Once this returns, only a power cut can lose them.
 
         Raises:
-            CheckpointError: They cannot be written.
+            CheckpointError: The journal cannot be written.
         """
         if self._array and embeddings is not None:
             with _writing(Path(self._array.name)):
@@ -154,7 +154,7 @@ class Journal:
         """Whether the journal was started with these settings; False if it is to be discarded.
 
         Raises:
-            InputError: It has other settings and may not be discarded.
+            InputError: The journal has other settings and may not be discarded.
         """
         self._file.seek(0)
         line = self._file.readline()
@@ -202,7 +202,7 @@ class Journal:
         return 0
 
     def _keep(self, limit: int, step: int) -> None:
-        """Count the first `limit` rows, and cut off everything after the last whole batch."""
+        """Count the first `limit` rows, and cut off everything after the last complete batch."""
         self._file.seek(0)
         end = kept = len(self._file.readline())
         errors = list[dict[str, Any]]()
@@ -239,7 +239,7 @@ _NAMES = {
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """A row from a whole line; None if the line is torn or damaged."""
+    """A row from a complete line; None if the line is torn or damaged."""
     try:
         row = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:  # a power cut can leave anything
@@ -291,7 +291,7 @@ def needs(kind: str) -> None:
     """Require the library that a kind of table needs.
 
     Raises:
-        InputError: It is not installed.
+        InputError: The library is not installed.
     """
     if kind != ".parquet":
         return

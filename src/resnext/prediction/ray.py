@@ -42,9 +42,9 @@ def predict_files_with_ray(
 ) -> PredictionSummary:
     """Classify image files on a Ray cluster, and write a table with one row for each, in order.
 
-    One actor runs on each GPU of the cluster, or on each machine if there are no GPUs. The table
-    is that of `predict_files`, and an interrupted call is continued in the same way. Ray is started
-    on this machine unless it runs already or RAY_ADDRESS names a cluster.
+    One actor runs on each GPU of the cluster, or on each machine if the cluster has no GPUs. The
+    table is that of `predict_files`, and an interrupted call is continued in the same way. Ray is
+    started on this machine unless it is already running or RAY_ADDRESS names a cluster.
 
     Args:
         model: A model file or name that every machine can open.
@@ -55,12 +55,12 @@ def predict_files_with_ray(
         batch_size: Images per batch; None for the runner's own.
         overwrite: Whether `out` may exist.
         progress: Whether to show progress on standard error.
-        plan: Whether each machine uses the plan for it beside the model file.
+        plan: Whether each machine uses its plan next to the model file.
         opener: Opens a model by name; the second argument is `plan`. Must be picklable.
 
     Raises:
         CheckpointError: A file cannot be written. Call again to continue.
-        DataError: There are no images, or none can be read.
+        DataError: No images are given, or none can be read.
         InputError: Ray is not installed, the model has no card with labels, an argument is out of
             range, or `out` exists or was started with other arguments.
     """
@@ -131,7 +131,7 @@ def _answers_from_cluster(
 
 
 def _actor_pool(ray: Any) -> dict[str, Any]:
-    """One actor per GPU; if there are none, one per machine, with all its cores."""
+    """One actor per GPU; without GPUs, one per machine, with all its cores."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if gpus := int(sum(has.get("GPU", 0) for has in machines)):
         return {"compute": ray.data.ActorPoolStrategy(size=gpus), "num_gpus": 1}

@@ -1,11 +1,11 @@
-"""The machine and its files; nothing here knows a network.
+"""The machine and its files, independent of networks.
 
 atomic.py    files that are written completely or not at all
 cache.py     the cache folder
-cpu.py       processor name and core count
+cpu.py       CPU name and core count
 device.py    torch device and precision
 digest.py    SHA-256 of files and texts
 download.py  downloads of model files and shards, into the cache
 progress.py  progress bars and log lines
-text.py      words for numbers
+text.py      numbers and nouns in messages
 """

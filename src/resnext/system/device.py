@@ -14,7 +14,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device of a name; "auto" is the GPU if there is one, else the CPU.
+    """The torch device with a name; "auto" is the GPU if available, else the CPU.
 
     Raises:
         InputError: The name is invalid, or this machine has no such device.

@@ -67,7 +67,7 @@ def fetch(
         check: Raises `CheckpointError` for a file that cannot be used. Called before a file
             without a published hash is kept.
         progress: Whether to show progress on standard error.
-        timeout: Seconds without an answer or a byte, after which the download is retried.
+        timeout: Seconds without a response or data, after which the download is retried.
         tries: Number of consecutive failures that end the download.
 
     Raises:
@@ -94,7 +94,7 @@ def fetch_shard(
     Args:
         url: Its address, of any scheme that WebDataset can read.
         check: Raises `DataError` for a file that cannot be used. Called before it is kept.
-        optional: Whether a file that the server does not have is replaced by an empty one.
+        optional: Whether a file missing on the server is replaced by an empty one.
 
     Raises:
         DataError: The file cannot be downloaded or used. The cache is unchanged.
@@ -148,7 +148,7 @@ def _receive(
         with _stream(url) as stream, Path(temporary).open("wb") as out:
             shutil.copyfileobj(stream, out, _CHUNK)
     except (OSError, ValueError, ImportError) as error:
-        missing = "exit 22 " in str(error)  # how curl reports a 404 and its like
+        missing = "exit 22 " in str(error)  # curl reports HTTP errors such as 404
         if missing and optional:
             return
         reason = "the server has no such file" if missing else str(error).partition("\n")[0]
@@ -199,7 +199,7 @@ class _Download:
             self.receive()
             digest = file_sha256(self.part)
             if continued and self.sha256 and not digest.startswith(self.sha256):
-                self.part.unlink()  # its beginning may have been of another version
+                self.part.unlink()  # its beginning may be from another version
                 self.receive()
                 digest = file_sha256(self.part)
         finally:
@@ -366,7 +366,7 @@ def _extent(headers: Any, continued: bool) -> tuple[int, int | None]:
 
 
 def _is_unchanged(path: Path, sha256: str) -> bool:
-    """Whether a cached file is as downloaded; if its time differs, its content is hashed."""
+    """Whether a cached file is unchanged; if its modification time differs, it is hashed."""
     note, stat = _read_note(path.with_name(f"{path.name}.json")), path.stat()
     known = str(note.get("sha256", ""))
     if not known or not known.startswith(sha256.lower()) or note.get("size") != stat.st_size:

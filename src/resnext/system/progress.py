@@ -40,7 +40,7 @@ def reporter(show: bool, unit: str = "images") -> Reporter:
 
     Args:
         show: Whether to show anything.
-        unit: What is counted.
+        unit: Noun for the items that are counted.
     """
     if not show:
         return SilentReporter()
@@ -58,7 +58,7 @@ class SilentReporter:
 
 
 class PlainReporter:
-    """Prints the lines it is given, and one about the running task every half minute."""
+    """Prints given lines, and one about the running task every half minute."""
 
     def __init__(self, unit: str = "images") -> None:
         self._unit = unit

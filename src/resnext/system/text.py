@@ -1,4 +1,4 @@
-"""Words for numbers in messages."""
+"""Numbers and nouns in messages."""
 
 
 def counted(count: int, noun: str) -> str:

@@ -1,11 +1,11 @@
 """Training: from images to a model file with its report.
 
 launch.py        train(): from arguments to a run, phase by phase
-preparation.py   what the phases need: checks, network, batch size, execution, identity
+preparation.py   checks, network, batch size, execution and identity of a run
 trainer.py       the loop over epochs and steps
 step.py          one optimizer step: augmentation, forward, backward, update
 run_state.py     settings and state of a run, and its clock
-divergence.py    when a loss counts as diverged, and what to say about it
+divergence.py    when a loss counts as diverged, and the message about it
 interrupts.py    SIGINT and SIGTERM: stop after the running step
 validation.py    logits and metrics of the validation images, over all processes
 recipe.py        Recipe: how to train, as data

@@ -33,7 +33,7 @@ class Checkpoint:
 
     Args:
         tensors: Weights, weight averages and optimizer state, by name.
-        about: All other values, as JSON has them: state of the run, identity, execution.
+        about: All other values, as JSON values: state of the run, identity, execution.
     """
 
     tensors: dict[str, Tensor]
@@ -51,7 +51,7 @@ def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State of an optimizer: tensors by name, and all other values as JSON has them."""
+    """State of an optimizer: tensors by name, and all other values as JSON values."""
     whole = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
@@ -66,7 +66,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
 ) -> None:
-    """Restore what `optimizer_state` returned, in the memory layout of the parameters."""
+    """Restore the state from `optimizer_state`, in the memory layout of the parameters."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in (*tensors.items(), *about["numbers"].items()):
@@ -75,7 +75,7 @@ def restore_optimizer(
         if isinstance(value, Tensor) and value.shape == parameter.shape:
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         elif isinstance(value, Tensor):
-            value = value.clone()  # a view would keep the whole file in memory
+            value = value.clone()  # a view would keep the complete file in memory
         state.setdefault(int(index), {})[name] = value
     groups = [
         {**saved, "betas": tuple(saved["betas"]), "params": now["params"]}
@@ -90,7 +90,7 @@ def write_checkpoint(state: Checkpoint, folder: Path, position: int) -> Path:
     """Write a checkpoint, then remove all but the newest two.
 
     Raises:
-        CheckpointError: It cannot be written, or its weights contain NaN or infinity. Earlier
+        CheckpointError: The file cannot be written, or weights contain NaN or infinity. Earlier
             checkpoints are kept.
     """
     for name, x in state.tensors.items():
@@ -117,7 +117,7 @@ def read_state(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        CheckpointError: It is damaged.
+        CheckpointError: The checkpoint is damaged.
     """
     try:
         first, _, content = path.read_bytes().partition(b"\n")
@@ -192,7 +192,7 @@ class CheckpointWriter:
             self._begin()
 
     def flush(self) -> None:
-        """Wait until everything is written, with one more try for what failed before.
+        """Wait until everything is written, and retry failed writes once.
 
         Raises:
             CheckpointError: A write failed again.

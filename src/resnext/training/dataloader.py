@@ -23,7 +23,7 @@ from resnext.training.distributed import ProcessGroup
 from resnext.training.recipe import Recipe
 
 _ORDER, _VIEW, BATCH = 1, 2, 3  # purpose of a draw: part of its seed
-_TRIES = 10  # images tried in place of one that cannot be read
+_TRIES = 10  # images tried instead of one that cannot be read
 
 
 class SampleKey(NamedTuple):

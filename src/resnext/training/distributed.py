@@ -72,7 +72,7 @@ _groups: dict[str, Any] = {}
 
 
 def _control() -> Any:
-    """A process group for small objects on the CPU, beside the one for gradients."""
+    """A process group for small objects on the CPU, in addition to the one for gradients."""
     if dist.get_backend() == "gloo":
         return None
     if "control" not in _groups:
@@ -84,7 +84,7 @@ def init_distributed(device: str) -> ProcessGroup:
     """Join the other processes if `torchrun` started several.
 
     Raises:
-        InputError: There are more processes on this machine than GPUs.
+        InputError: This machine runs more processes than it has GPUs.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

@@ -1,4 +1,4 @@
-"""When a loss counts as diverged, and what to say about it."""
+"""When a loss counts as diverged, and the message about it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from resnext.training.run_state import TrainState
 
 _WINDOW = 20  # steps whose mean loss is compared with that of the first steps
-_LIMIT = 1000  # times the loss of guessing: no single step may reach it
+_LIMIT = 1000  # no single step's loss may reach this multiple of the loss of uniform guessing
 
 
 class Diverged(Exception):
@@ -18,14 +18,14 @@ class Diverged(Exception):
 
 
 class LossMonitor:
-    """Collects the loss of each step and says when it has diverged.
+    """Collects the loss of each step and detects divergence.
 
     Args:
-        num_classes: Decides the loss of guessing, which the limits are multiples of.
+        num_classes: Sets the loss of uniform guessing, which the limits are multiples of.
     """
 
     def __init__(self, num_classes: int) -> None:
-        self.baseline = max(math.log(num_classes), 1.0)  # about the loss of guessing
+        self.baseline = max(math.log(num_classes), 1.0)  # about the loss of uniform guessing
         self.recent: deque[float] = deque(maxlen=_WINDOW)
         self.pending: list[Tensor] = []  # still on the device
 
@@ -47,7 +47,7 @@ class LossMonitor:
         return None
 
     def describe(self, value: float, state: TrainState, rate: float, network: nn.Module) -> str:
-        """Where the loss diverged, at which rate, after which losses, and the first bad weight."""
+        """Where the loss diverged, the learning rate, the last losses, and the first bad weight."""
         before = ", ".join(f"{x:.3g}" for x in list(self.recent)[-4:-1])
         text = (
             f"The loss became {value:.4g} in epoch {state.epoch}, step {state.step}, "

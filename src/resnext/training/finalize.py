@@ -22,7 +22,7 @@ from resnext.weights.save import save
 
 
 def finalize(run: Trainer, *, command: str) -> None:
-    """Validate the best epoch's model once more, calibrate it, write it and the report.
+    """Validate the best epoch's model again, calibrate it, and write it and the report.
 
     The temperature and the threshold are fitted on the validation images (arXiv:1706.04599).
     """

@@ -11,7 +11,7 @@ from resnext.errors import Terminated
 
 
 class Interrupts:
-    """Remembers signals until the run is at a point where it can stop."""
+    """Remembers signals until the run reaches a point where it can stop."""
 
     def __init__(self) -> None:
         self.requested: int | None = None  # the signal that asked to stop
@@ -19,7 +19,7 @@ class Interrupts:
 
     @contextmanager
     def listen(self) -> Iterator[None]:
-        """Handle both signals inside the `with` block, where this is the main thread."""
+        """Handle both signals inside the `with` block, if this is the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -34,7 +34,7 @@ class Interrupts:
                 signal.signal(number, handler)
 
     def stop(self) -> None:
-        """End the run as the signal of this process asks; as Ctrl-C where another process got it.
+        """End the run as this process's signal asks; as Ctrl-C if another process got the signal.
 
         Raises:
             KeyboardInterrupt: Always; for SIGTERM, its subclass `Terminated`.

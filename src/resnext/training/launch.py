@@ -73,37 +73,40 @@ def train(
     """Train a classifier and keep its best epoch.
 
     The file at `out` is written after each epoch that beats all earlier ones on the validation
-    images, so it is usable whenever the run ends. A folder of the same name with the ending `.run`
-    holds checkpoints, `metrics.jsonl`, TensorBoard events, `quarantine.csv` and `report.html`.
-    Ctrl-C and SIGTERM write a checkpoint first. With `resume`, the run continues from the last
-    checkpoint, bit for bit.
+    images, so it is usable whenever the run ends. The run folder, with the same name but the suffix
+    `.run`, holds checkpoints, `metrics.jsonl`, TensorBoard events, `quarantine.csv` and
+    `report.html`. Ctrl-C and SIGTERM write a checkpoint before the run ends. With `resume`, the run
+    continues from the last checkpoint, bit for bit.
 
     Processes started by `torchrun` train one network together.
 
     Args:
-        data: A folder of class folders, one with `train` and `val` inside, tar shards, idx files,
-            a CSV manifest, a Hugging Face folder of parquet files, or "digits".
+        data: A folder with one folder of images per class, or with `train` and `val` folders of
+            that kind; tar shards; a folder of idx files; a CSV list; a folder of Parquet files from
+            Hugging Face; or "digits".
         model: Name of a variant, or a config; by default resnext50_32x4d, or resnext11_8x16d for
-            the digits. Classes and image channels follow the data, and the recipe says how the
-            blocks of a variant start.
-        weights: Weights to fine-tune, as for `load`, in place of `model`.
+            the digits. Classes and image channels follow the data, and the recipe decides how the
+            blocks of a variant are initialized.
+        weights: Weights to fine-tune instead of `model`: a file from any library, a catalog name,
+            `hf://owner/repo` or a URL.
         out: File to write: weights, config, labels, preprocessing, metrics and provenance.
         recipe: A name, a `Recipe`, or `file.py:name`, which is executed; by default "digits" for
             the digits, "finetune" with `weights`, else "small" or, from 20,000 images, "large".
-        size: Side of the images the network sees, pixels; by default 8 for the digits, that of
-            the weights, else 32 for small-image networks and 224 for all others.
+        size: Image size in pixels; by default 8 for the digits, the size of the weights, else 32
+            for small-image networks and 224 for all others.
         seed: Random seed for initialization, data order and augmentation.
         val_fraction: Fraction of each class to hold out if the data has no `val`.
-        workers: Processes that decode images; by default chosen by the number of cores.
+        workers: Number of processes that decode images; by default it depends on the number of
+            cores.
         device: "auto", or a torch device.
         precision: "fp32", "bf16", "fp16", or "auto": bf16 where the hardware supports it, fp16 on
             older GPUs, else fp32.
         compile: Whether to compile the network; by default on GPUs, for long runs.
         sync_norms: Whether batch norms see the images of all processes.
-        resume: Continue from the last checkpoint; start a new run if there is none.
-        retries: Times to return to the last checkpoint with half the learning rate after the loss
-            diverged, before the run fails.
-        checkpoint_minutes: Minutes between checkpoints; each epoch ends with one as well.
+        resume: Continue from the last checkpoint; start a new run if none exists.
+        retries: If the loss diverges, how many times to return to the last checkpoint and halve the
+            learning rate.
+        checkpoint_minutes: Minutes between checkpoints; one is also written after every epoch.
         overwrite: Whether an existing `out` may be replaced.
         progress: Whether to show progress on standard error.
         changes: Fields of the recipe to change, such as `epochs=10`. Without `learning_rate`, the
@@ -113,10 +116,13 @@ def train(
         The best epoch's network in evaluation mode, equal to `load(out)`.
 
     Raises:
-        DataError: The data is missing, too small, or more than 5 % of a class cannot be read.
+        DataError: The data does not exist or is too small, or more than 5 % of a class cannot be
+            read.
         ConfigError: Model, recipe or size are invalid, or an optional package is missing.
-        CheckpointError: `out` exists or cannot be written, or the checkpoint is of another run.
-        InputError: The device or precision cannot be used, or the batch cannot be divided.
+        CheckpointError: `out` exists or cannot be written, or the checkpoint belongs to another
+            run.
+        InputError: The device or precision cannot be used, or the batch size cannot be divided
+            among the processes.
         ResNeXtError: The loss diverged.
         KeyboardInterrupt: The run was interrupted.
     """
@@ -213,7 +219,7 @@ def _scan(splits: Splits, folder: Path, context: Context) -> Scan:
 
 
 def _after_scan(plan: RunPlan, scanned: Scan, context: Context) -> RunPlan:
-    """The plan for the images that are left, with the network on its device."""
+    """The run plan for the images that were kept, with the network on its device."""
     recipe = fit_batch_size(plan.recipe, scanned.splits.train, context.group)
     network = plan.network.to(context.device, memory_format=torch.channels_last)  # pyright: ignore
     return replace(plan, splits=scanned.splits, recipe=recipe, network=network)
@@ -222,7 +228,7 @@ def _after_scan(plan: RunPlan, scanned: Scan, context: Context) -> RunPlan:
 def _choose_execution(
     request: Request, context: Context, plan: RunPlan, checkpoint: Checkpoint | None
 ) -> ExecutionConfig:
-    """That of the checkpoint, else the fastest one, measured by the first process."""
+    """The execution of the checkpoint, else the fastest one, measured by the first process."""
     if checkpoint is not None:
         return resumed_execution(ExecutionConfig(**checkpoint.about["forms"]), request.precision)
     return context.group.broadcast(fastest_execution(request, context, plan))
@@ -282,7 +288,7 @@ def _start(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
 
 @contextmanager
 def _peer_errors(group: ProcessGroup) -> Iterator[None]:
-    """Report the death of another process in one line, in place of torch.distributed's error.
+    """Report the death of another process in one line, instead of torch.distributed's error.
 
     Raises:
         ResNeXtError: Another process of the run died.

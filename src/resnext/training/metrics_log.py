@@ -1,4 +1,4 @@
-"""Metrics of each epoch: metrics.jsonl, TensorBoard events, and a line for people."""
+"""Metrics of each epoch: metrics.jsonl, TensorBoard events and a line on the terminal."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def epoch_line(
 
     Args:
         metrics: The epoch's row of metrics.jsonl.
-        took: Seconds of the epoch, by part; one that took more than 10 % is named.
+        took: Seconds of the epoch, by activity; one that took more than 10 % is named.
         epochs: Epochs of the run.
         left: Estimated seconds until the end of the run.
         best: Whether the epoch is the best so far.

@@ -45,7 +45,7 @@ def optimizer(network: ResNeXt, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimizer, fused where torch has a fused version.
 
     Raises:
-        ConfigError: It needs a package that is not installed.
+        ConfigError: The optimizer needs a package that is not installed.
     """
     groups = parameter_groups(network, recipe.weight_decay, recipe.layer_decay)
     fused = not recipe.head_epochs  # fused optimizers need all parameters of a group to have state
@@ -75,7 +75,7 @@ def lr_schedule(recipe: Recipe, step: int, steps: int) -> float:
     Args:
         recipe: Warm-up, schedule and milestones.
         step: Number of the step, from 0.
-        steps: Steps of the whole run.
+        steps: Number of steps of the run.
     """
     warmup = round(steps * recipe.warmup)
     if step < warmup:
@@ -109,7 +109,7 @@ class EMA:
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             [average[name] for name in moving], [current[name] for name in moving], 1 - decay
         )
-        for name in average.keys() - set(moving):  # counts of batches
+        for name in average.keys() - set(moving):  # batch counters
             average[name].copy_(current[name])
 
 

@@ -1,4 +1,4 @@
-"""What a run needs before its first step: checks, network, batch size, execution, identity."""
+"""Before the first step of a run: checks, network, batch size, execution, identity."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _DEFAULT_NETWORK = "resnext50_32x4d"
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of `train`, where they are documented."""
+    """The arguments of `train`, which documents them."""
 
     data: str | Path
     model: str | ResNeXtConfig | None
@@ -60,7 +60,7 @@ class Request:
 
     @property
     def folder(self) -> Path:
-        """Folder of the run, beside the model file."""
+        """The run folder, next to the model file."""
         return self.out.with_name(f"{self.out.stem}.run")
 
 
@@ -126,7 +126,7 @@ def chosen_preprocessing(network: ResNeXt, splits: Splits, size: int | None) -> 
 
 
 def build_network(request: Request, splits: Splits, recipe: Recipe, progress: bool) -> ResNeXt:
-    """The network as it is before the first step.
+    """The network before the first step.
 
     Raises:
         ConfigError: The variant is unknown, or both a model and weights are given.
@@ -194,7 +194,7 @@ def fit_batch_size(recipe: Recipe, images: ImageSet, group: ProcessGroup) -> Rec
     """The recipe with batches no larger than the data, divisible among all processes and parts.
 
     Raises:
-        DataError: There are fewer than two images for each process.
+        DataError: A process would get fewer than two images.
         InputError: The batch cannot be divided.
     """
     if len(images) < 2 * group.world:
@@ -243,7 +243,7 @@ def open_folder(request: Request, progress: Reporter) -> Checkpoint | None:
 
 
 def run_identity(request: Request, plan: RunPlan) -> dict[str, Any]:
-    """What must be equal for a run to resume from a checkpoint, as JSON has it."""
+    """Everything that must be equal for a run to resume from a checkpoint, as JSON values."""
     splits, images = plan.splits, hashlib.sha256(plan.splits.fingerprint.encode())
     for part in (splits.train, splits.val):
         images.update(np.asarray(part.targets, np.int64).tobytes() + b"|")
@@ -300,10 +300,10 @@ def fastest_execution(request: Request, context: Context, plan: RunPlan) -> Exec
 
 
 def resumed_execution(saved: ExecutionConfig, precision: str) -> ExecutionConfig:
-    """The execution the run was started with; it keeps this on any machine.
+    """The execution the run was started with, which it keeps on any machine.
 
     Raises:
-        CheckpointError: Another precision is asked for, or simplejpeg is missing.
+        CheckpointError: Another precision is requested, or simplejpeg is not installed.
     """
     names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
     if names.get(precision, saved.dtype) != saved.dtype:
@@ -320,9 +320,9 @@ def resumed_execution(saved: ExecutionConfig, precision: str) -> ExecutionConfig
 
 
 def default_workers(images: ImageSet, device: torch.device) -> int:
-    """This process's share of the machine's cores, at most 8, or 16 for a GPU.
+    """This process's share of the machine's cores, at most 8, or 16 with a GPU.
 
-    0 for small data in memory.
+    0 for small arrays in memory.
     """
     if isinstance(images.images[0], np.ndarray) and len(images) < 10_000:
         return 0
@@ -331,7 +331,7 @@ def default_workers(images: ImageSet, device: torch.device) -> int:
 
 
 def provenance_of(request: Request, plan: RunPlan) -> dict[str, Any]:
-    """Where the weights come from, for the model's card."""
+    """Provenance of the weights, for the model's card."""
     provenance = {
         "data": Path(plan.splits.train.name).resolve().name,
         "fingerprint": plan.splits.fingerprint,

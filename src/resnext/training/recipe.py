@@ -1,4 +1,4 @@
-"""How to train, as data: the `Recipe` type, and changes to its fields."""
+"""The `Recipe` type: how to train, as data; and changes to its fields."""
 
 from __future__ import annotations
 
@@ -32,16 +32,18 @@ class Recipe:
         momentum: Momentum of sgd.
         weight_decay: On the weights of convolutions and linear layers.
         schedule: "cosine" down to zero (arXiv:1608.03983), or "step".
-        milestones: For "step": fractions of the run after which the rate is divided by ten.
-        warmup: Fraction of the steps in which the rate rises linearly (arXiv:1706.02677).
-        accumulate: Parts a batch is split into to save memory. Batch norm sees single parts.
+        milestones: For "step": fractions of the run after which the learning rate is divided by
+            ten.
+        warmup: Fraction of the steps in which the learning rate rises linearly (arXiv:1706.02677).
+        accumulate: Parts that a batch is split into to save memory; batch norm sees each part
+            separately.
         clip: Largest gradient norm; 0 turns clipping off.
-        ema: Decay of the moving average of the weights, validated beside them; 0 turns it off.
+        ema: Decay of the moving average of the weights, validated along with them; 0 turns it off.
         loss: "cross_entropy", or "binary" for each class separately (arXiv:2110.00476).
         label_smoothing: Probability spread evenly over all classes (arXiv:1512.00567).
         min_area: Smallest fraction of an image that a random crop keeps.
         padding: If above 0, images are shifted by up to this many pixels instead of cropped.
-        flip: Whether to mirror half of the images. Turn it off for digits and letters.
+        flip: Whether to mirror images with probability 1/2. Turn it off for digits and text.
         repeats: Times an image is drawn within one epoch, augmented differently each time; each
             epoch then draws only one in `repeats` images (arXiv:1902.05509).
         policy: "none", "rand" (arXiv:1909.13719) or "trivial" (arXiv:2103.10158).
@@ -52,13 +54,15 @@ class Recipe:
         cutmix: Alpha of CutMix (arXiv:1905.04899); 0 turns it off.
         balance: For skewed data: "sampling" draws each class equally often, "weights" gives rare
             classes more weight in the loss.
-        drop_path: Probability of skipping a block of a named variant (arXiv:1603.09382).
-        zero_init_residual: Whether blocks start as their shortcuts, which keeps the first steps of
-            deep networks stable (arXiv:1706.02677).
-        layer_decay: Factor on the rate from each stage to the one before it; 1 turns it off.
+        drop_path: Probability of skipping a block in training, for named variants and `weights`
+            (arXiv:1603.09382).
+        zero_init_residual: Whether the blocks of a named variant start as their shortcuts, which
+            keeps the first steps of deep networks stable (arXiv:1706.02677).
+        layer_decay: Factor on the learning rate from each stage to the one before it; 1 turns it
+            off.
         head_epochs: First epochs, in which only the classifier is trained.
         frozen_norms: Whether batch norms keep their initial statistics and weights.
-        train_size: Side of the training images, pixels; by default the size of the run.
+        train_size: Image size in training, pixels; by default the run's image size.
 
     Raises:
         ConfigError: A value is out of range.
@@ -139,7 +143,7 @@ class Recipe:
         return Augmentation(**{name: getattr(self, name) for name in sorted(shared)})
 
     def required_packages(self) -> dict[str, str]:
-        """Optional packages that the recipe needs: name of the package, and what needs it."""
+        """Optional packages that the recipe needs, each with the feature that needs it."""
         packages: dict[str, str] = {}
         if self.optimizer == "lamb":
             packages["pytorch_optimizer"] = "The optimizer lamb"

@@ -1,4 +1,4 @@
-"""What a run is (settings), how far it is (state), and where its time goes (clock)."""
+"""The settings of a run, its state, and the clock that measures where its time goes."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ class RunSettings:
     Args:
         title: Name of the network in the report.
         out: The model file.
-        folder: Folder of the run: checkpoints, metrics, report.
+        folder: The run folder: checkpoints, metrics, report.
         recipe: How to train.
         preprocessing: How images become input.
         seed: Random seed for data order and augmentation.
         workers: Processes that decode images.
-        device: Where the network runs.
+        device: Device of the network.
         execution: How the network is computed.
         provenance: Origin of the model, as its card states it.
-        identity: What must be equal for a run to resume from a checkpoint.
-        retries: How many times to continue with half the rate after the loss diverged.
-        checkpoint_seconds: Seconds from one checkpoint to the next.
+        identity: Everything that must be equal for a run to resume from a checkpoint.
+        retries: How many times to continue with half the learning rate after the loss diverged.
+        checkpoint_seconds: Seconds between checkpoints.
         sync_norms: Whether batch norms see the images of all processes.
     """
 
@@ -70,7 +70,7 @@ class RunSettings:
 
 
 class Clock:
-    """Seconds spent in each part of a run. Parts do not overlap: an inner one pauses the outer."""
+    """Seconds spent in each activity of a run; an inner activity pauses the outer one."""
 
     def __init__(self) -> None:
         parts = ("training", "waiting for images", "validating", "checkpoints")
@@ -98,7 +98,7 @@ class Clock:
 
 @dataclass
 class TrainState:
-    """How far a run is. Every field is written into every checkpoint, under its name.
+    """Progress of a run. Every field is written into every checkpoint, under its name.
 
     Args:
         epoch: The running epoch, from 1.
@@ -107,7 +107,7 @@ class TrainState:
         factor: Factor on the learning rate, halved by every retry.
         retries: Retries used.
         first: Mean loss of the first steps of the run, the reference for divergence.
-        best: Epoch, accuracy and negative log-likelihood of the model that is kept.
+        best: Epoch, accuracy and negative log-likelihood of the saved model.
         history: Metrics of each finished epoch.
         seconds: Time of the finished epochs, by part.
         bad: Images that became unreadable during training: reason by index.

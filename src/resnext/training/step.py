@@ -22,7 +22,7 @@ class TrainStep:
     """Computes gradients and updates the weights.
 
     Args:
-        network: What is trained, on the device of the run.
+        network: The network, on the device of the run.
         images: The training images, for classes and their weights.
         settings: Recipe, seed, preprocessing and execution.
         group: The processes that train together.
@@ -76,7 +76,7 @@ class TrainStep:
         Args:
             model: As `model` returned it.
             batch: The part's images.
-            number: Number of the step in the whole run.
+            number: Number of the step in the run.
             part: Number of the part in the batch; processes exchange gradients in the last one.
 
         Returns:

@@ -50,11 +50,11 @@ class Trainer:
     """One training run, or one process of it.
 
     Args:
-        network: What is trained, on the device of the run.
-        scan: The images, and what could not be read before training.
+        network: The network, on the device of the run.
+        scan: The images, and the scan's findings.
         settings: Everything else that defines the run.
         group: The processes that train together.
-        progress: Shows what happens.
+        progress: Shows the progress.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Trainer:
         self.writer = CheckpointWriter(progress.line) if group.first else None
         self.metrics_log = MetricsLog(settings.folder, progress.line) if group.first else None
 
-    # -- the whole run ------------------------------------------------------------------------
+    # -- the run ------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Train to the end and keep the best epoch's model.
@@ -233,7 +233,7 @@ class Trainer:
             raise Diverged(problem or "the loss of another process diverged")
 
     def _check_losses(self) -> str:
-        """The problem with the losses of the last steps; empty if there is none."""
+        """The problem with the losses of the last steps; empty if they are fine."""
         value = self.losses.check(self.state)
         if value is None:
             return ""
@@ -241,10 +241,10 @@ class Trainer:
         return self.losses.describe(value, self.state, self._rate(number), self.network)
 
     def _retry(self, problem: str) -> None:
-        """Go back to the last checkpoint with half the rate, or give up.
+        """Return to the last checkpoint with half the learning rate, or give up.
 
         Raises:
-            ResNeXtError: No retry is left.
+            ResNeXtError: All retries are used.
         """
         problem, factor, used = self.group.broadcast(
             (problem, self.state.factor, self.state.retries)
@@ -302,13 +302,13 @@ class Trainer:
         """Stop between steps if a signal asked for it, in any process.
 
         Raises:
-            KeyboardInterrupt: One did.
+            KeyboardInterrupt: A process got a signal.
         """
         if self.group.any(self.interrupts.requested is not None)[0]:
             self.interrupts.stop()
 
     def _interrupted(self) -> None:
-        """Write a checkpoint, and the model file if there is none yet."""
+        """Write a checkpoint, and the model file if it does not exist yet."""
         if self.interrupts.forced:
             self._line(
                 "Stopped immediately. Run the same command with --resume to continue from the last "
@@ -431,7 +431,7 @@ class Trainer:
         self.losses.reset()
 
     def begin(self) -> None:
-        """Write the first checkpoint, to which a run that diverges in its first epoch returns."""
+        """Write the first checkpoint, to which a run returns if it diverges in its first epoch."""
         self._save_checkpoint()
 
     def _log_epoch(self, metrics: dict[str, Any], took: dict[str, float], best: bool) -> None:

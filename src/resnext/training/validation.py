@@ -27,8 +27,8 @@ class Validator:
         images: The validation images.
         settings: Preprocessing, batch size, precision and device.
         group: The processes, which share the images.
-        progress: Shows how many images are done.
-        check_stop: Called before each batch where there is one process; raises to interrupt.
+        progress: Shows the progress.
+        check_stop: With a single process, called before each batch; raises to interrupt.
     """
 
     images: ImageSet
@@ -38,10 +38,10 @@ class Validator:
     check_stop: Callable[[], None]
 
     def evaluate(self, network: ResNeXt, title: str) -> Evaluation:
-        """Metrics of a network, which is left in evaluation mode.
+        """Metrics of a network, which is put in evaluation mode.
 
         Raises:
-            DataError: More than 5 % of the images cannot be read any more.
+            DataError: More than 5 % of the images have become unreadable.
         """
         network.eval()
         result = score(self.outputs(network, title), self.images)

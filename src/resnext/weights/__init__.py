@@ -1,10 +1,10 @@
-"""Model files: our own, which contain everything needed to use them, and those of other libraries.
+"""Model files: our own, with everything needed to use them, and those of other libraries.
 
 catalog.py       public checkpoints
 header.py        config and card in a safetensors header
 resolve.py       from a name, address or file to a checkpoint with its config
 description.py   `describe`: config and card of a model, without its weights where possible
-recognise.py     which weights in a file are used, and which dialect they are in
+recognise.py     chooses the weights in a file, and finds their dialect and the network
 infer_config.py  rebuilds the config from names and shapes
 adapt.py         changes the number of classes or channels
 load.py          `load`, `load_backbone`

@@ -1,4 +1,4 @@
-"""Adapts a checkpoint to other numbers of input channels and classes."""
+"""Adapts a checkpoint to another number of input channels or classes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def fit_input(
 ) -> Fitted:
     """Config, state and card with another number of input channels.
 
-    The filters of the first convolution are repeated cyclically and divided by the number of their
-    repetitions, so that an image whose new channels repeat the old ones gives the same activations.
-    For one channel they are summed, so that a grey image gives what its three equal channels gave.
-    Image files additionally pass through the card's preprocessing. Its mean and deviation for grey
-    are averages over the colours, so the answers are close to those in colour, but not equal.
+    The filters of the first convolution are repeated cyclically and divided by the number of
+    repetitions: an image whose new channels repeat the old ones gives the same activations. For one
+    channel the filters are summed: a grey image gives the same as three equal channels. Image files
+    also pass through the card's preprocessing, whose mean and deviation for grey are averages over
+    the colours, so predictions are close to those in colour, but not equal.
 
     Raises:
         ConfigError: `in_channels` is not positive.

@@ -1,7 +1,7 @@
-"""Public checkpoints of the ResNeXt family, as one table. Nothing here needs torch.
+"""Public checkpoints of the ResNeXt family, as one table. Loads no torch.
 
-Accuracies are those that the publishers state, in per cent of ImageNet-1k's validation images, with
-the preprocessing of the measurement; for timm, that of the test size in its table of results.
+Accuracies are published ones, in percent on ImageNet-1k's validation images, with the preprocessing
+of the measurement; for timm, the accuracy at the test size in its results table.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _SOURCES = {
 
 
 class Checkpoint(NamedTuple):
-    """A public checkpoint and what is needed to use it."""
+    """A public checkpoint, with everything needed to use it."""
 
     name: str
     variant: str
@@ -58,7 +58,7 @@ class Checkpoint(NamedTuple):
     licence: str
     """SPDX identifier; empty if the publisher names none."""
     top1: float | None
-    """Published accuracy on ImageNet-1k, per cent; None if there is none."""
+    """Published accuracy on ImageNet-1k in percent; None if unpublished."""
     top5: float | None
     dialect: str = "timm"
     size: int = 224
@@ -73,13 +73,13 @@ class Checkpoint(NamedTuple):
 
     @property
     def sha256(self) -> str:
-        """The published SHA-256, or its first digits from the file's name; empty if there is none."""
+        """The published SHA-256, or its first digits from the file's name; empty if unpublished."""
         in_name = re.search(r"-([0-9a-f]{8,64})\.(?:pth|safetensors)$", self.location)
         return self.published_sha256 or (in_name[1] if in_name else "")
 
     @property
     def source(self) -> str:
-        """Where the accuracies were published; empty if there are none."""
+        """Where the accuracies were published; empty without any."""
         return _SOURCES[self.measured_by or self.dialect] if self.top1 is not None else ""
 
     @property
@@ -94,7 +94,7 @@ class Checkpoint(NamedTuple):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How images become its input."""
+        """Preprocessing of its images."""
         mean, std = (x[::-1] if self.colour == "BGR" else x for x in _IMAGENET)
         return Preprocessing(
             self.size, self.resize, self.interpolation, mean, std, colour=self.colour
@@ -102,7 +102,7 @@ class Checkpoint(NamedTuple):
 
     @property
     def gmacs(self) -> float:
-        """Billions of multiply-accumulates for one image of its size."""
+        """Billions of multiply-accumulates for one image at its image size."""
         return summarize(self.config, self.size).macs / 1e9
 
     @property
@@ -206,11 +206,11 @@ def catalog(
     """The public checkpoints, most accurate first, then cheapest.
 
     Args:
-        licence: "commercial" for those that allow commercial use, or an SPDX identifier.
-        min_top1: Lowest published accuracy on ImageNet-1k, per cent.
-        max_gmacs: Highest cost of one image of the checkpoint's size, billions of
+        licence: "commercial" for any licence that allows commercial use, or an SPDX identifier.
+        min_top1: Minimum published ImageNet-1k accuracy in percent.
+        max_gmacs: Maximum cost of one image at the checkpoint's image size, in billions of
             multiply-accumulates.
-        variant: Name of an architecture.
+        variant: Only checkpoints of this variant.
 
     Raises:
         ConfigError: The licence is unknown, a bound is not a number of at least 0.
@@ -237,7 +237,7 @@ def catalog(
 
 
 def frontier(rows: Iterable[Checkpoint]) -> tuple[Checkpoint, ...]:
-    """The checkpoints that no cheaper or equally cheap one beats in accuracy, cheapest first."""
+    """The checkpoints that no cheaper or equally expensive one beats in accuracy, cheapest first."""
     best: list[Checkpoint] = []
     measured = [row for row in rows if row.top1 is not None]
     for row in sorted(measured, key=lambda row: (row.gmacs, -(row.top1 or 0))):
@@ -247,13 +247,13 @@ def frontier(rows: Iterable[Checkpoint]) -> tuple[Checkpoint, ...]:
 
 
 def find(name: str) -> Checkpoint:
-    """The checkpoint of a name.
+    """The checkpoint with a name.
 
     Args:
-        name: A name of the table, in any case; or mmcls's form, `mmcls://resnext50_32x4d`.
+        name: A name in the table, in any case; or mmcls's form, `mmcls://resnext50_32x4d`.
 
     Raises:
-        UnknownNameError: There is none, or the name is an architecture with several.
+        UnknownNameError: No checkpoint has that name, or it is a variant with several.
     """
     if row := exact(name):
         return row
@@ -269,7 +269,7 @@ def find(name: str) -> Checkpoint:
 
 
 def exact(name: str) -> Checkpoint | None:
-    """The checkpoint of exactly this name, in any case or in mmcls's form; None if there is none."""
+    """The checkpoint with exactly this name, in any case or in mmcls's form; None without one."""
     key = re.sub(r"^mmcls://(\w+?)_(\w+)$", r"\1-\2_8xb32_in1k", str(name).strip()).lower()
     return next((row for row in _TABLE if row.name.lower() == key), None)
 
@@ -283,7 +283,7 @@ def from_repository(owner: str, repo: str) -> Checkpoint | None:
 
 
 def is_address(text: str) -> bool:
-    """Whether a text is a URL, and not a name of the catalog that looks like one."""
+    """Whether a text is a URL, and not a catalog name that looks like one."""
     scheme, separator, _ = text.partition("://")
     return bool(separator) and scheme not in ("open-mmlab", "mmcls")
 

@@ -1,4 +1,4 @@
-"""`convert`: writes a checkpoint as a file of another library, and compares the answers of both."""
+"""`convert`: writes a checkpoint as another library's file, and compares the outputs of both."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ _OWN = "resnext"  # our own files are not a dialect
 
 
 class Parity(NamedTuple):
-    """How much the answers of a converted file differ from those of its source."""
+    """How much the outputs of a converted file differ from those of its source."""
 
     difference: float
-    """Largest difference of a logit, or of a value in the maps where there is no classifier."""
+    """Largest difference of a logit or, without a classifier, of a value in the feature maps."""
     largest: float
-    """Largest value in the answers of the source."""
+    """Largest output of the source."""
     through: str
-    """What computed the answers of the converted file: the library, or our own reading."""
+    """Source of the converted file's outputs: the library, or our own reader."""
     images: int
     """Number of images compared."""
     photographs: int
-    """How many of them were photographs; the others were random."""
+    """Number of photos among them; the others were random."""
 
 
 class Conversion(NamedTuple):
-    """A conversion that was made and compared."""
+    """The result of a conversion."""
 
     path: Path
     source: str
@@ -70,24 +70,25 @@ def convert(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Conversion:
-    """Write a checkpoint as a file of another library, and compare the answers of both.
+    """Write a checkpoint as another library's file, and verify that outputs are equal.
 
     Args:
-        source: A file of any library, a name of the catalog or an address, as for `load`.
+        source: A file from any library, a catalog name or an address, as for `load`.
         path: File to write. For torchvision and timm .pth, .safetensors or .npz; for mmcls and
             mmdet .pth; for Lucid .safetensors, .lcd or .npz; for us .safetensors.
         to: torchvision, timm, mmcls, mmdet, lucid (2) or resnext; or the name of a dialect that
             was added to `resnext.dialects.table.DIALECTS`.
-        images: Photographs to compare answers on; by default scikit-learn's two if it is installed.
-        labels: Names of the classes, in place of those of the source.
-        config: The architecture, if the file does not state it, as for `load`.
+        images: Photos to compare outputs on, in addition to random images; by default
+            scikit-learn's two if it is installed.
+        labels: Class names that replace those of the source.
+        config: The architecture, if the file does not state it; checked against the file.
         overwrite: Whether to replace the file if it exists.
         progress: Whether to show downloads on standard error.
 
     Raises:
-        CheckpointError: The source cannot be loaded, the target has no such network, the answers
-            differ, or the file cannot be written.
-        DataError: A photograph cannot be read.
+        CheckpointError: The source cannot be loaded, the target cannot express the network, the
+            outputs differ, or the file cannot be written.
+        DataError: A photo cannot be read.
     """
     path = Path(path)
     target = find_target(to)
@@ -125,7 +126,7 @@ def find_target(to: str) -> Dialect | None:
     """The dialect to write; None for our own files.
 
     Raises:
-        CheckpointError: Nothing is written for a library of that name.
+        CheckpointError: Files cannot be written for a library of that name.
     """
     written = {name: dialect for name, dialect in DIALECTS.items() if dialect.suffixes}
     if to not in (*written, _OWN):
@@ -141,7 +142,7 @@ def _write(
     x: Tensor,
     photographs: int,
 ) -> Parity:
-    """Write a draft in the same folder, compare its answers, then move it to its path."""
+    """Write a draft in the same folder, compare its outputs, then move it to its path."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".resnext-") as folder:
         draft = Path(folder) / path.name
         if target is None:
@@ -161,8 +162,8 @@ def _write(
         )
         if not parity.difference <= 1e-4 * max(parity.largest, 1e-3):
             raise CheckpointError(
-                f"The converted file answers differently: by up to {parity.difference:.2g} of "
-                f"{parity.largest:.2g}. It was not kept; are there NaNs? See resnext doctor."
+                f"The converted file's outputs differ by up to {parity.difference:.2g} (largest "
+                f"{parity.largest:.2g}), so it was not kept. resnext doctor checks for NaN."
             )
         draft.replace(path)
     return parity

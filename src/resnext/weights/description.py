@@ -1,4 +1,4 @@
-"""Config and card of a model. For names and our own files this needs neither weights nor torch."""
+"""Config and card of a model; for names and our own files, without weights and torch."""
 
 from __future__ import annotations
 
@@ -27,23 +27,24 @@ class Description(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Side of the images that it expects, pixels."""
+        """Image size that the model expects, pixels."""
         return self.card.preprocessing.size if self.card else default_size(self.config)
 
 
 def describe(source: str | Path, *, progress: bool = False) -> Description:
-    """What a file, a name or an address stands for, in the order in which `load` looks.
+    """Config and card of a variant, catalog name, address, file or folder, looked up as by `load`.
 
     Our own files and names are described without reading weights; other files are read.
 
     Args:
-        source: A variant, a name of the catalog, an address, a file or a folder.
+        source: A variant, a catalog name, an address, a file or a folder.
         progress: Whether to show downloads on standard error.
 
     Raises:
-        MissingFileError: There is no such file.
+        MissingFileError: The file does not exist.
         UnknownNameError: Neither a variant nor a checkpoint has that name.
-        CheckpointError: It is not a ResNeXt, is damaged, may hold code, or contradicts itself.
+        CheckpointError: The checkpoint is not a ResNeXt, is damaged, may hold code, or
+            contradicts itself.
     """
     text = str(source)
     if isinstance(source, Path) or _exists(text):

@@ -1,4 +1,4 @@
-"""`diagnose`: identifies a file of weights, names its problems and advises what to do next."""
+"""`diagnose`: identifies a file of weights, lists its problems and suggests the next step."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _CAUSES = (
     ("weight_orig", "It has spectral norm or pruning. Remove it and save again."),
     ("_packed_params", "It is quantized. Save the network as it was before."),
     ("zero_point", "It is quantized. Save the network as it was before."),
-    ("layer0.", "It is a network of Cadene's, whose pooling differs (timm: legacy_seresnext…)."),
+    ("layer0.", "It is one of Cadene's networks, whose pooling differs (timm: legacy_seresnext…)."),
     (
         ".se_module.",
-        "It is a network of Cadene's, whose pooling differs (timm: legacy_seresnext…).",
+        "It is one of Cadene's networks, whose pooling differs (timm: legacy_seresnext…).",
     ),
 )
 
@@ -52,7 +52,7 @@ class Diagnosis(NamedTuple):
     format: str = ""
     dialect: str = ""
     architecture: str = ""
-    """A named variant, or the nearest one and what differs."""
+    """A named variant, or the nearest one and the differences."""
     config: ResNeXtConfig | None = None
     classifier: bool = False
     card: Card | None = None
@@ -60,14 +60,14 @@ class Diagnosis(NamedTuple):
     parameters: int = 0
     dtypes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    """What was left out or assumed."""
+    """Notes on what was left out or assumed."""
     problems: tuple[str, ...] = ()
     """Why it cannot or should not be used; empty if nothing is wrong."""
     advice: tuple[str, ...] = ()
     """Commands or steps to take next."""
 
     def facts(self) -> list[tuple[str, str]]:
-        """What is known about the file, as pairs of a name and a text."""
+        """The facts about the file, as pairs of a name and a text."""
         facts = [("File", f"{self.path}, {self.bytes:,} bytes" if self.bytes else str(self.path))]
         if self.format:
             facts.append(("Format", self.format))
@@ -91,13 +91,13 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(path: str | Path) -> Diagnosis:
-    """Examine a file of weights, or a folder with one. Nothing in it is executed.
+    """Examine a file of weights, or a folder that contains one. No code in it is executed.
 
     Args:
-        path: A file of any format, also a damaged one.
+        path: A file in any format, even a damaged one.
 
     Raises:
-        MissingFileError: There is no such file.
+        MissingFileError: The file does not exist.
     """
     path = Path(path)
     if not path.exists():
@@ -166,7 +166,7 @@ def _resolved(diagnosis: Diagnosis, checkpoint: ResolvedCheckpoint) -> Diagnosis
 
 
 def _short(texts: Iterable[object]) -> tuple[str, ...]:
-    """Texts cut to a readable length, because names in a damaged file can be endless."""
+    """Texts cut to a readable length, because names in a damaged file can be very long."""
     whole = map(str, texts)
     return tuple(x if len(x) <= _LONGEST else f"{x[:_LONGEST]}…" for x in whole)
 
@@ -177,7 +177,7 @@ def _typed(path: str) -> str:
 
 
 def _unresolved(diagnosis: Diagnosis, weights: ChosenWeights, reason: str) -> Diagnosis:
-    """The diagnosis of weights that are not those of a network."""
+    """The diagnosis of weights that are not a usable network."""
     problems = [reason.removeprefix(f"{diagnosis.path}: ")]
     names = list(weights.state)
     problems += dict.fromkeys(why for word, why in _CAUSES if any(word in name for name in names))
@@ -212,7 +212,7 @@ def _compared(detected: DetectedNetwork) -> list[str]:
     ]
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", other))
     return [
-        f"Beside {best}, {len(names)} {kind}: {', '.join(names[:_SHOWN])}"
+        f"Compared with {best}, {len(names)} {kind}: {', '.join(names[:_SHOWN])}"
         + ("…" if len(names) > _SHOWN else "")
         for kind, names in kinds
         if names
@@ -232,7 +232,7 @@ def _shapes(name: str) -> dict[str, tuple[int, ...]]:
 
 
 def nearest(config: ResNeXtConfig) -> tuple[str, list[str]]:
-    """The named variant that equals a config or is most similar to it, and what differs."""
+    """The named variant that equals a config or is most similar to it, and the differences."""
     name, other = nearest_variant(config)
     if len(other) > 3:
         return "none of the named variants", other

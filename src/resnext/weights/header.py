@@ -29,8 +29,8 @@ def read_header(path: str | Path) -> tuple[ResNeXtConfig, Card]:
     """Config and card of a model file.
 
     Raises:
-        MissingFileError: There is no such file.
-        CheckpointError: It was not written by `resnext.save`, or is damaged.
+        MissingFileError: The file does not exist.
+        CheckpointError: The file was not written by `resnext.save`, or is damaged.
     """
     path = Path(path)
     if not path.exists():
@@ -43,9 +43,7 @@ def read_header(path: str | Path) -> tuple[ResNeXtConfig, Card]:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a model file, or is damaged: {error}.") from error
     if not is_own(metadata):
-        raise CheckpointError(
-            f"{path} carries no config. `resnext convert` makes it a file that does."
-        )
+        raise CheckpointError(f"{path} has no config. `resnext convert` writes a file with one.")
     return parse_header(metadata, path)
 
 
@@ -58,7 +56,7 @@ def parse_header(metadata: Mapping[str, Any], path: Path) -> tuple[ResNeXtConfig
     """Config and card in a file's metadata.
 
     Raises:
-        CheckpointError: They cannot be read.
+        CheckpointError: The metadata cannot be read.
     """
     try:
         content: dict[str, Any] = json.loads(metadata[_KEY])

@@ -1,4 +1,4 @@
-"""Sharing on the Hugging Face Hub: writes a folder that timm can load too, and uploads it."""
+"""Sharing on the Hugging Face Hub: writes a folder that timm can also load, and uploads it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from resnext.weights.save import save
 
 
 def save_pretrained(model: ResNeXt, folder: str | Path, *, repo: str = "owner/name") -> Path:
-    """Write a folder that `resnext.load` reads, and timm too if it has the architecture.
+    """Write a folder that `resnext.load` can read, and timm too if it has the architecture.
 
     Args:
         model: A network with a card.
@@ -125,7 +125,7 @@ def _variant_name(model: ResNeXt) -> str:
 
 
 def _config(model: ResNeXt, card: Card) -> dict[str, Any]:
-    """config.json: our labels, and what each library that has the architecture reads."""
+    """config.json: our labels, and the entries for each library that has the architecture."""
     values: dict[str, Any] = {}
     for dialect in DIALECTS.values():
         values |= dialect.hub_config(model.config, card)

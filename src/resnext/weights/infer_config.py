@@ -17,7 +17,7 @@ ASSUMED = (
     "stride on the 3×3 convolution, strides 1, 2, 2, 2, no dilation, no anti-aliasing, plain "
     "convolutions, ReLU, average pooling, 1e-5 added to variances"
 )
-"""Properties that names and shapes do not show, as they are assumed."""
+"""Assumed properties that names and shapes do not show."""
 
 
 class InferredConfig(NamedTuple):
@@ -33,10 +33,10 @@ def infer_config(shapes: Mapping[str, Shape], norm: str = "batch") -> InferredCo
 
     Args:
         shapes: Shape of every entry, under our names.
-        norm: The kind of norm, as far as the names of another library show it.
+        norm: The kind of norm, if another library's names show it.
 
     Raises:
-        CheckpointError: It is not a ResNeXt, or several configs fit.
+        CheckpointError: The state dict is not a ResNeXt's, or several configs fit.
     """
     layers = _layers(shapes)
     firsts = [f"layer{i + 1}.0" for i in range(len(layers))]

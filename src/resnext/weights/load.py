@@ -28,11 +28,11 @@ def load(
     """A network from a checkpoint of any library, with its labels and preprocessing.
 
     Args:
-        source: A name of the catalog, `open-mmlab://…`, `hf://owner/repo[/file]`, a URL, a file
+        source: A catalog name, `open-mmlab://…`, `hf://owner/repo[/file]`, a URL, a file
             (safetensors; `.pth` of torchvision, timm, mmcls, mmdet or Detectron2; Lucid's `.lcd`;
             `.npz`), or a folder with `config.json` and `model.safetensors`.
-        num_classes: Replaces the classifier by an untrained one, unless the checkpoint's has that
-            many classes already.
+        num_classes: Replaces the classifier with an untrained one, unless it already has this
+            many classes.
         in_channels: Adapts the first convolution by repeating or summing its filters, so that
             activations keep their scale.
         config: The architecture, if the file does not state it; checked against the file.
@@ -42,12 +42,13 @@ def load(
     Returns:
         The network in evaluation mode, with its card; `card.provenance["notes"]` lists what was
         assumed or adapted. For a checkpoint without a classifier, such as a detector's, a
-        `Backbone` that returns all maps.
+        `Backbone` that returns all feature maps.
 
     Raises:
-        MissingFileError: There is no such file.
+        MissingFileError: The file does not exist.
         UnknownNameError: No checkpoint has that name.
-        CheckpointError: It is not a ResNeXt, is damaged, may hold code, or contradicts itself.
+        CheckpointError: The checkpoint is not a ResNeXt, is damaged, may hold code, or
+            contradicts itself.
         InputError: The device is not available.
     """
     device = pick_device(str(device))
@@ -66,7 +67,7 @@ def load_classifier(
         progress: Whether to show downloads on standard error.
 
     Raises:
-        CheckpointError: It cannot be loaded, or has no classifier.
+        CheckpointError: The checkpoint cannot be loaded, or has no classifier.
     """
     model = load(source, device=device, progress=progress)
     if not isinstance(model, ResNeXt):
@@ -95,14 +96,16 @@ def load_backbone(
     device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> Backbone:
-    """The backbone of a checkpoint: of a classifier, a detector or a segmentor.
+    """The backbone from a checkpoint of a classifier, a detector or a segmentor.
 
     Args:
         source: A name, an address, a file or a folder, as for `load`.
         out_indices: Stages to return, counted from 0; None for all.
-        frozen_stages: -1 none; 0 the stem; i the stem and stages 1 to i are not trained.
-        norm_eval: Whether `train()` leaves batch norms in evaluation mode.
-        checkpointing: Whether activations are computed again in the backward pass.
+        frozen_stages: -1 for none, 0 for the stem, i for the stem and the first i stages. Frozen
+            stages get no gradients and stay in evaluation mode, also after `train()`.
+        norm_eval: Whether batch norms stay in evaluation mode during training.
+        checkpointing: Whether to recompute the activations inside blocks in the backward pass,
+            which saves memory.
         in_channels: Adapts the first convolution to another number of channels.
         config: The architecture, if the file does not state it; checked against the file.
         device: Where to put the weights.
@@ -112,9 +115,10 @@ def load_backbone(
         The backbone in evaluation mode, with the checkpoint's card.
 
     Raises:
-        MissingFileError: There is no such file.
+        MissingFileError: The file does not exist.
         UnknownNameError: No checkpoint has that name.
-        CheckpointError: It is not a ResNeXt, is damaged, may hold code, or contradicts itself.
+        CheckpointError: The checkpoint is not a ResNeXt, is damaged, may hold code, or
+            contradicts itself.
         ConfigError: An option is out of range.
         InputError: The device is not available.
     """
@@ -137,7 +141,7 @@ def load_backbone(
 def adapted(
     checkpoint: ResolvedCheckpoint, num_classes: int | None, in_channels: int | None
 ) -> ResolvedCheckpoint:
-    """The checkpoint for other numbers of classes and channels; its card notes the changes."""
+    """The checkpoint for another number of classes or channels; its card notes the changes."""
     config, state, card, notes = checkpoint.config, checkpoint.state, checkpoint.card, list[str]()
     if in_channels is not None and config.replace(in_channels=in_channels) != config:
         config, state, card = fit_input(config, state, card, in_channels, notes)

@@ -1,4 +1,4 @@
-"""Which dialect a checkpoint is in, and where in it the ResNeXt is."""
+"""Finds the dialect of a checkpoint, and the ResNeXt in it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CLASSIFIER = re.compile(
 
 
 class ChosenWeights(NamedTuple):
-    """The state dict of a file that is used."""
+    """The state dict chosen from a file."""
 
     state: dict[str, Tensor]
     key: str
@@ -42,7 +42,7 @@ class DetectedNetwork(NamedTuple):
 
     dialect: Dialect
     prefix: str
-    """What preceded its names."""
+    """Prefix of its names."""
     state: dict[str, Tensor]
     norm: str
     """The kind of norm, as far as names show it."""
@@ -112,7 +112,7 @@ def recognise(state: Mapping[str, Tensor], dialect: Dialect | None = None) -> De
         dialect: The dialect, if it is known; by default the names decide.
 
     Raises:
-        CheckpointError: There is none, or several.
+        CheckpointError: No ResNeXt is found, or several are.
     """
     anchor, prefix, others = _find(state)
     network = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
@@ -122,7 +122,7 @@ def recognise(state: Mapping[str, Tensor], dialect: Dialect | None = None) -> De
     ours = dialect.read({n: state[prefix + n] for n in network if prefix + n not in heads})
     weights = [name for name, part in heads.items() if part == "weight"]
     if heads and not weights:
-        raise CheckpointError(f"{next(iter(heads))} is there, but not the weight beside it.")
+        raise CheckpointError(f"{next(iter(heads))} exists, but not the weight that belongs to it.")
     one = len(weights) == 1 and state[weights[0]].ndim == 2
     if one:
         ours |= {f"fc.{part}": state[name] for name, part in heads.items()}
@@ -143,13 +143,13 @@ def _anchors() -> tuple[str, ...]:
 
 
 def _prefix(name: str, anchor: str) -> str | None:
-    """What precedes an anchor, if a name ends with that."""
+    """The prefix before an anchor, if a name ends with the anchor."""
     prefix = name.removesuffix(anchor)
     return prefix if prefix != name and (not prefix or prefix.endswith(".")) else None
 
 
 def _find(state: Mapping[str, Tensor]) -> tuple[str, str, tuple[str, ...]]:
-    """The anchor of the network, what precedes it, and what precedes those of other networks.
+    """The anchor of the network, its prefix, and the prefixes of other networks.
 
     Of several networks, averaged weights are taken, then the one under the fewest unusual words.
     """
@@ -180,11 +180,11 @@ def _dialect(anchor: str, names: ParameterNames) -> Dialect:
     for dialect in reversed(DIALECTS.values()):
         if dialect.anchor == anchor and dialect.recognises(names):
             return dialect
-    raise CheckpointError(f"No library is known whose {anchor} stands beside such names.")
+    raise CheckpointError(f"No known library uses {anchor} together with such names.")
 
 
 def _classifiers(state: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
-    """Names that a last layer may have, beside the network or in it, and which part they are."""
+    """Possible names of the last layer, inside or outside the network, and their parameter."""
     parts = prefix.split(".")[:-1]
     roots = ["".join(f"{part}." for part in parts[:i]) for i in range(len(parts) + 1)]
     heads: dict[str, str] = {}

@@ -46,7 +46,7 @@ class ResolvedCheckpoint(NamedTuple):
     card: Card
     """Its provenance lists what was left out, chosen or assumed."""
     network: ResNeXt | Backbone
-    """On the meta device: a `Backbone` where there is no classifier."""
+    """On the meta device; a `Backbone` if the checkpoint has no classifier."""
 
     @property
     def config(self) -> ResNeXtConfig:
@@ -65,14 +65,15 @@ def resolve(
     """Find a checkpoint, read it, recognise it and rebuild its config.
 
     Args:
-        source: A name of the catalog, an address, a file or a folder.
+        source: A catalog name, an address, a file or a folder.
         config: The architecture it must have; by default the checkpoint decides.
         progress: Whether to show downloads on standard error.
 
     Raises:
-        MissingFileError: There is no such file.
+        MissingFileError: The file does not exist.
         UnknownNameError: No checkpoint has that name.
-        CheckpointError: It is not a ResNeXt, is damaged, may hold code, or contradicts itself.
+        CheckpointError: The checkpoint is not a ResNeXt, is damaged, may hold code, or
+            contradicts itself.
     """
     if not isinstance(source, str | Path) or not str(source).strip():
         raise CheckpointError(f"A checkpoint is a name, an address or a file, not {source!r}.")
@@ -106,7 +107,7 @@ def _exists(path: Path) -> bool:
 def _resolve_hub(
     uri: str, config: ResNeXtConfig | None, entry: Checkpoint | None, progress: bool
 ) -> ResolvedCheckpoint:
-    """`hf://owner/repo[/file]`: by default model.safetensors, with the config.json beside it."""
+    """`hf://owner/repo[/file]`: by default model.safetensors, with the config.json next to it."""
     owner, _, rest = uri.removeprefix("hf://").partition("/")
     repo, _, file = rest.partition("/")
     parts = [owner, repo, *(file.split("/") if file else [])]
@@ -136,10 +137,10 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def in_folder(folder: Path) -> tuple[Path, Documents]:
-    """The file of weights in a folder, and the documents beside it.
+    """The file of weights in a folder, and the documents next to it.
 
     Raises:
-        CheckpointError: There is not a file of weights, or a document is not JSON.
+        CheckpointError: The folder holds no file of weights, or a document is not JSON.
     """
     names = ("model.safetensors", "pytorch_model.bin", "model.bin")
     path = next((folder / name for name in names if (folder / name).is_file()), None)
@@ -156,16 +157,16 @@ def resolve_contents(
     entry: Checkpoint | None = None,
     documents: Documents | None = None,
 ) -> ResolvedCheckpoint:
-    """Recognise what was read, and rebuild its config.
+    """Recognise the contents of a file, and rebuild the config.
 
     Args:
-        contents: What was read.
+        contents: The contents of the file.
         config: The architecture it must have; by default the checkpoint decides.
         entry: The row of the catalog, if it was loaded by name.
-        documents: What accompanies the file.
+        documents: Documents that accompany the file.
 
     Raises:
-        CheckpointError: It is not a ResNeXt, or contradicts itself.
+        CheckpointError: The checkpoint is not a ResNeXt, or contradicts itself.
     """
     path, weights = contents.path, choose_weights(contents)
     if is_own(contents.metadata):
@@ -195,7 +196,7 @@ def resolve_contents(
 
 
 def _metadata(documents: Documents) -> CheckpointMetadata:
-    """What all dialects together read in the documents; earlier rows of the table win."""
+    """The metadata that all dialects read in the documents; earlier rows of the table win."""
     metadata = CheckpointMetadata()
     for dialect in DIALECTS.values():
         metadata = metadata.merge(dialect.metadata(documents))
@@ -212,7 +213,7 @@ def _entry_of_file(path: Path, notes: list[str]) -> Checkpoint | None:
 
 
 def _left_out(weights: ChosenWeights, detected: DetectedNetwork) -> list[str]:
-    """What was chosen, and what was not."""
+    """Notes on what was chosen, and what was left out."""
     notes = [f"weights from the file's {weights.key!r}"] if weights.key else []
     notes += [f"names start with {detected.prefix!r}"] if detected.prefix else []
     if others := [*weights.passed_over, *detected.passed_over]:
@@ -226,7 +227,7 @@ def _left_out(weights: ChosenWeights, detected: DetectedNetwork) -> list[str]:
 
 
 def _check_classes(count: int, stated: int | None, labels: int) -> None:
-    """Refuse a classifier of another size than is stated.
+    """Refuse a classifier whose number of classes differs from the stated one.
 
     Raises:
         CheckpointError: The file contradicts itself.
@@ -259,7 +260,7 @@ def _network(
     shapes = {name: tuple(value.shape) for name, value in detected.state.items()}
     if known is None:
         config, _ = infer_config(shapes, detected.norm)
-        notes.append(f"not visible in names and shapes, so the usual is assumed: {ASSUMED}")
+        notes.append(f"not visible in names and shapes, so the usual values are assumed: {ASSUMED}")
     else:
         config = known
     network, problem = match_network(config, detected.state, classifier="fc.weight" in shapes)
@@ -296,7 +297,7 @@ def _own(
 
 
 def with_notes(card: Card, *, notes: Iterable[str], **provenance: Any) -> Card:
-    """The card with more provenance, and with notes after the ones that it has."""
+    """The card with added provenance, and with notes appended to its notes."""
     earlier = card.provenance.get("notes", [])
     if notes := list(notes):
         provenance |= {"notes": [*(earlier if isinstance(earlier, list) else []), *notes]}

@@ -18,7 +18,7 @@ def save(model: ResNeXt, path: str | Path) -> None:
     """Write a network with its config and card to a file, completely or not at all.
 
     Args:
-        model: The network; `model.card` says how to use it.
+        model: The network; its `card` holds labels and preprocessing.
         path: File to write. An existing file is replaced once the new one is complete.
 
     Raises:

@@ -122,7 +122,7 @@ def test_parquet_with_texts_and_gaps(tmp_path: Path) -> None:
     parquet(root / "train.parquet", some_rows(0, 9), NAMES, label="fine_label")
     assert open_splits(root).train.labels == tuple(NAMES)
     parquet(root / "test.parquet", [(picture(1), -1)] * 3, NAMES, label="fine_label")
-    with pytest.raises(DataError, match=r"test part: none of 3 rows has an image and a class"):
+    with pytest.raises(DataError, match=r"test split: none of 3 rows has an image and a class"):
         open_splits(root)
 
 

@@ -64,7 +64,7 @@ def _digits(split: SplitName, labels: tuple[str, ...] | None) -> LoadedSplit:
     pixels = Chosen[np.ndarray](images, np.arange(len(images)))
     whole = ImageSet(pixels, compact(np.asarray(targets)), DIGITS, "digits")
     train, test = held_out(whole, seed=0, fraction=0.2)
-    chosen = test.select(range(len(test)), "digits, test part") if split == "test" else train
+    chosen = test.select(range(len(test)), "digits, test split") if split == "test" else train
     return LoadedSplit(chosen, DIGITS, lambda: "scikit-learn digits")
 
 

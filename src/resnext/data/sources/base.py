@@ -1,4 +1,4 @@
-"""What every source returns, and what several sources share."""
+"""The return types of all sources, and helpers that several sources share."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Source:
 
     Args:
         name: Name of the data, for messages.
-        splits: Reads each split the data came in; data that is not split has "train" only. If
+        splits: Reads each split of the data; data without splits has "train" only. If
             labels are given, targets index into them and other classes are refused.
         colour: "L" if the images are grey by nature, else "RGB".
         defaults: Recipe, size and network that suit the data.
@@ -64,8 +64,8 @@ class Source:
 
 
 def split_title(name: object, split: SplitName) -> str:
-    """What messages call a split of a data set."""
-    return str(name) if split == "train" else f"{name}, {split} part"
+    """Name of a split in messages."""
+    return str(name) if split == "train" else f"{name}, {split} split"
 
 
 def by_split(name: str, files: Sequence[str]) -> dict[SplitName, list[str]]:

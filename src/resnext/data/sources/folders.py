@@ -30,7 +30,7 @@ def image_files(folder: Path) -> list[Path]:
     """Image files under a folder, at any depth, in a fixed order.
 
     Raises:
-        DataError: There are none.
+        DataError: The folder holds no images.
     """
     return [folder / name for name in _image_names(folder)]
 
@@ -84,7 +84,7 @@ def class_folders(root: Path) -> Source:
     """A folder of class folders, or a folder with `train` and `val` that hold them.
 
     Raises:
-        DataError: Two folders stand for the same split.
+        DataError: Two folders are named after the same split.
     """
     splits = _split_folders(root) or {"train": root}
     return Source(

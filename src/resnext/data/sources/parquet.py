@@ -79,7 +79,7 @@ def _check_complete(root: Path, files: Iterable[Path]) -> None:
             for i in range(int(match[4])):
                 wanted = f"{match[1]}{i:05}{match[3]}{match[4]}{match[5]}"
                 if wanted not in there:
-                    raise DataError(f"{root}: {wanted} is missing. Download it, too.")
+                    raise DataError(f"{root}: {wanted} is missing. Download it.")
 
 
 class _Copied(NamedTuple):
@@ -237,7 +237,7 @@ def _save(temporary: str, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _cached(path: Path, index: Path) -> _Copied | None:
-    """A finished copy from the cache; None if there is none, or it is damaged."""
+    """A finished copy from the cache; None if it does not exist, or is damaged."""
     try:
         with index.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             about = json.loads(saved["about"].tobytes())

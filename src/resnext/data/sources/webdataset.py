@@ -70,7 +70,7 @@ def webdataset(name: str, files: Sequence[str] | None = None) -> Source:
 
     Files of a sample share their name up to the first dot: `0001.jpg` and `0001.cls`. The class
     is a number or a text in `.cls`, or "label" or "cls" in `.json`. Names of numbered classes are
-    the lines of `classnames.txt`, `labels.txt` or `classes.txt` beside the shards.
+    the lines of `classnames.txt`, `labels.txt` or `classes.txt` next to the shards.
 
     Args:
         name: The source as the user gave it.
@@ -162,7 +162,7 @@ def _local(file: str) -> Path:
 
 
 class Sample(NamedTuple):
-    """The files of one key in a tar; image and label are None if there is none."""
+    """The files of one key in a tar; image and label are None if missing."""
 
     key: str
     image: str | None
@@ -251,7 +251,7 @@ def _label(content: bytes, ending: str) -> str | None:
 
 
 def _class_names(files: Sequence[str]) -> tuple[str, ...] | None:
-    """Class names from a text file beside the shards; None if there is none."""
+    """Class names from a text file next to the shards; None without one."""
     folder = files[0].rpartition("/")[0]
     for name in _NAMES:
         if is_url(files[0]):

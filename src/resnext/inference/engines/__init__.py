@@ -1,6 +1,6 @@
-"""The engines, and what they are built from.
+"""The engines, and the graphs that they run.
 
-base.py          what an engine is
+base.py          the protocol of an engine
 torch.py         PyTorch: eager, compiled, or through TensorRT
 onnxruntime.py   ONNX Runtime
 openvino.py      OpenVINO, also in 8 bits

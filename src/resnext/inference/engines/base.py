@@ -1,4 +1,4 @@
-"""What an engine is, and one way to compute a network with it. Nothing here needs torch."""
+"""The protocol of an engine, and one way to compute a network with it. Loads no torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from resnext.inference.engines.builder import EngineBuilder
 
 EngineChoice = Literal["auto", "torch", "compile", "tensorrt", "onnxruntime", "openvino"]
-"""The engines that come with the library; `ENGINES` also has those that were registered."""
+"""The built-in engines; `ENGINES` also has those that users added."""
 
 InputKind = Literal["images", "pixels"]
 """Normalized images `(n, c, h, w)` of floats, or pixels `(n, h, w, c)` of 8 bits."""
@@ -40,8 +40,8 @@ class EngineConfig:
     Args:
         engine: Name of the engine.
         precision: "fp32", "bf16", "fp16" or "int8".
-        piece: Images that it computes at once.
-        streams: Pieces that it computes in parallel.
+        piece: Images computed at once.
+        streams: Pieces computed in parallel.
         width: Channels that narrower groups are merged to; 0 leaves groups as they are.
     """
 
@@ -52,7 +52,7 @@ class EngineConfig:
     width: int = 0
 
     def __str__(self) -> str:
-        """What differs within an engine: "2 × 8 images, groups of 16"."""
+        """Settings that differ within an engine: "2 × 8 images, groups of 16"."""
         pieces = f"{self.streams} × {self.piece} image{'s' if self.piece > 1 else ''}"
         return f"{pieces}, groups of {self.width}" if self.width else pieces
 
@@ -66,11 +66,11 @@ class Engine(ABC):
         name: Its name in plans and on the command line.
         title: Its name in tables and messages.
         package: The module that it needs.
-        install_hint: What to give to `pip install` if that module is missing.
-        suffix: Suffix of the file that is kept for the next process; empty if there is none.
+        install_hint: Argument of `pip install` if that module is missing.
+        suffix: Suffix of the file that is kept for the next process; empty if none is kept.
         merges_groups: Whether to time convolutions with wider groups.
-        slow_to_build: Types of devices for which building takes minutes. There, `optimize` times
-            it only if it is asked to, or has fewer than two other engines.
+        slow_to_build: Types of devices for which building takes minutes. On these, `optimize`
+            times the engine only on request, or with fewer than two other engines.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Engine(ABC):
 
     @abstractmethod
     def precisions(self, device: str) -> tuple[str, ...]:
-        """Precisions that it has kernels for on a type of device ("cpu", "cuda")."""
+        """Precisions with kernels on a type of device ("cpu", "cuda")."""
 
     @abstractmethod
     def build(self, source: EngineBuilder, form: EngineConfig, kind: InputKind) -> Session:
@@ -94,14 +94,14 @@ class Engine(ABC):
         """
 
     def check_precision(self, precision: str, device: str) -> None:
-        """Refuse a precision that it cannot compute in.
+        """Refuse a precision that the engine cannot compute in.
 
         Args:
             precision: The precision; "auto" for any.
             device: Type of the device: "cpu", "cuda".
 
         Raises:
-            InputError: There are no kernels for it, or the hardware lacks the arithmetic.
+            InputError: The engine has no kernels for it, or the hardware lacks the arithmetic.
         """
         known = self.precisions(device)
         if not known:
@@ -117,11 +117,11 @@ class Engine(ABC):
         return [(batch, 1)]
 
     def form_for(self, form: EngineConfig, count: int) -> EngineConfig:
-        """The form to use for a call with so many images, where the plan says `form`."""
+        """The form for a call with `count` images, given the plan's `form`."""
         return form
 
     def save(self, source: EngineBuilder, form: EngineConfig, kind: InputKind, path: Path) -> None:
-        """Write what `open` reads, completely or not at all; for engines with a suffix."""
+        """Write the file that `open` reads, completely or not at all; for engines with a suffix."""
         raise NotImplementedError
 
     def open(self, path: Path, form: EngineConfig) -> Session:
@@ -141,14 +141,14 @@ class Engine(ABC):
             source: The network; keeps the result.
             width: Channels that narrower groups are merged to; 0 leaves groups as they are.
             images: Chooses the ranges of activations.
-            accuracy: Measures a session. If given, the layers that cost most accuracy return to
-                floats until at most half a point is lost.
+            accuracy: Measures a session. If given, the layers that cost most accuracy are returned
+                to floating point until at most half a point is lost.
         """
         raise NotImplementedError
 
     @property
     def version(self) -> str:
-        """Version of the package that is installed; empty if there is none."""
+        """Version of the installed package; empty if it is not installed."""
         try:
             return metadata.version(self.package)
         except metadata.PackageNotFoundError:
@@ -163,7 +163,7 @@ class Engine(ABC):
         """The package.
 
         Raises:
-            InputError: It is not installed.
+            InputError: The package is not installed.
         """
         return load_package(self.package, self.install_hint)
 
@@ -171,7 +171,7 @@ class Engine(ABC):
 def core_divisions(batch: int) -> list[tuple[int, int]]:
     """Ways to divide a batch over cores: (images at once, pieces in parallel).
 
-    All images at once, one at a time, or one piece for every one, two or four cores.
+    All images at once, one by one, or one piece for every one, two or four cores.
     """
     ways = {(batch, 1), (1, 1)}
     for cores in (1, 2, 4):
@@ -182,14 +182,14 @@ def core_divisions(batch: int) -> list[tuple[int, int]]:
 
 
 def load_package(name: str, install_hint: str) -> Any:
-    """A module that may be missing.
+    """Import a module that may be missing.
 
     Args:
         name: The module.
-        install_hint: What to give to `pip install`.
+        install_hint: Argument of `pip install`.
 
     Raises:
-        InputError: It is not installed.
+        InputError: The package is not installed.
     """
     if find_spec(name) is None:
         raise InputError(f"{name} is not installed. Install it with pip install {install_hint}.")

@@ -1,4 +1,4 @@
-"""What engines are built from: the folded network and its graphs, each made once."""
+"""The folded network and its graphs, each made once, from which engines are built."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EngineBuilder:
 
     Args:
         network: The network; left unchanged.
-        size: Side of the images, pixels.
+        size: Image size, pixels.
         device: Where to run.
         preprocessing: How to normalize pixels; None if only normalized images will be given.
 
@@ -66,7 +66,7 @@ class EngineBuilder:
 
         Args:
             width: Channels that narrower groups are merged to; 0 leaves groups as they are.
-            kind: What the graph takes.
+            kind: Kind of the graph's input.
 
         Raises:
             InputError: onnx or onnxscript is not installed.

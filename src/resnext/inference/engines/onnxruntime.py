@@ -1,4 +1,4 @@
-"""ONNX Runtime on processors."""
+"""ONNX Runtime on CPUs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class OnnxRuntime(Engine):
-    """ONNX Runtime's processor kernels; the file is an ONNX graph."""
+    """ONNX Runtime's CPU kernels; the file is an ONNX graph."""
 
     name = "onnxruntime"
     title = "ONNX Runtime"
@@ -29,11 +29,11 @@ class OnnxRuntime(Engine):
     merges_groups = True
 
     def precisions(self, device: str) -> tuple[str, ...]:
-        """Only fp32: its processor kernels for convolutions have no bf16."""
+        """Only fp32: the CPU kernels for convolutions lack bf16."""
         return ("fp32",) if device == "cpu" else ()
 
     def divisions(self, batch: int) -> list[tuple[int, int]]:
-        """All images at once, one at a time, or one piece for each group of cores."""
+        """All images at once, one by one, or one piece for each group of cores."""
         return core_divisions(batch)
 
     def build(self, source: EngineBuilder, form: EngineConfig, kind: InputKind) -> Session:
@@ -58,8 +58,8 @@ class OnnxSession:
 
     Args:
         graph: File of the graph, or its content.
-        piece: Images that it computes at once.
-        streams: Pieces that it computes in parallel.
+        piece: Images computed at once.
+        streams: Pieces computed in parallel.
         threads: Threads for all of them together.
     """
 

@@ -1,4 +1,4 @@
-"""OpenVINO on processors, in fp32, bf16 and, through NNCF, int8."""
+"""OpenVINO on CPUs, in fp32, bf16 and, through NNCF, int8."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _STACK_T = 24  # bytes of the struct that `sigaltstack` takes: address, flags, s
 
 
 class OpenVino(Engine):
-    """OpenVINO's processor plugin; the file is its own XML, with the weights in a .bin beside."""
+    """OpenVINO's CPU plugin; the file is its own XML, with the weights in a .bin next to it."""
 
     name = "openvino"
     title = "OpenVINO"
@@ -37,7 +37,7 @@ class OpenVino(Engine):
     merges_groups = True
 
     def precisions(self, device: str) -> tuple[str, ...]:
-        """Those of its processor plugin."""
+        """Precisions of its CPU plugin."""
         return ("fp32", "bf16", "int8") if device == "cpu" else ()
 
     def check_precision(self, precision: str, device: str) -> None:
@@ -49,7 +49,7 @@ class OpenVino(Engine):
             require_bf16()
 
     def divisions(self, batch: int) -> list[tuple[int, int]]:
-        """All images at once, one at a time, or one piece for each group of cores."""
+        """All images at once, one by one, or one piece for each group of cores."""
         return core_divisions(batch)
 
     def form_for(self, form: EngineConfig, count: int) -> EngineConfig:
@@ -115,8 +115,8 @@ class OpenVinoSession:
 
     Args:
         model: File of the graph, ONNX or OpenVINO's own, or an `openvino.Model`.
-        piece: Images that it computes at once.
-        streams: Pieces that it computes in parallel.
+        piece: Images computed at once.
+        streams: Pieces computed in parallel.
         threads: Threads for all of them together.
         precision: "f32" or "bf16"; None to let OpenVINO choose.
     """
@@ -170,8 +170,8 @@ def openvino_core() -> Any:
     """OpenVINO's `Core`: one for the whole process, never freed.
 
     Each `Core` installs a stack for signal handlers and restores the previous one when it is
-    freed. If several are freed in an order other than last first, a freed stack is restored, and
-    the next signal overwrites whatever has that memory by then.
+    freed. If several are freed in any order but last first, a freed stack is restored, and the
+    next signal overwrites memory that is in use elsewhere.
 
     Raises:
         InputError: OpenVINO is not installed.

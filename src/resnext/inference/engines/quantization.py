@@ -1,4 +1,4 @@
-"""Eight-bit networks through NNCF, for OpenVINO."""
+"""int8 networks through NNCF, for OpenVINO."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from resnext.inference.engines.openvino import OpenVino, preserve_signal_stack
 from resnext.inference.runner import Outputs, Session
 
 MAX_DROP = 0.005
-"""Accuracy that 8 bits may cost: half a percentage point."""
+"""Accuracy that int8 may cost: half a percentage point."""
 
 
 def quantize(
@@ -32,8 +32,8 @@ def quantize(
     Args:
         model: An `openvino.Model`; left unchanged.
         images: Normalized images.
-        accuracy: Measures a session. If given, the layers that cost most accuracy return to
-            floats until at most `MAX_DROP` is lost.
+        accuracy: Measures a session. If given, the layers that cost most accuracy are returned to
+            floating point until at most `MAX_DROP` is lost.
 
     Raises:
         InputError: NNCF is not installed.

@@ -1,6 +1,6 @@
-"""PyTorch as an engine: eager, compiled, or through TensorRT; on a processor or a GPU.
+"""PyTorch as an engine: eager, compiled, or through TensorRT; on a CPU or a GPU.
 
-torch is imported by the functions that need it: a prediction by another engine does without.
+torch is imported only by functions that need it, so that other engines predict without it.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class TensorRT(Torch):
     install_hint = "torch-tensorrt"
 
     def precisions(self, device: str) -> tuple[str, ...]:
-        """It runs on NVIDIA GPUs only."""
+        """None except on NVIDIA GPUs."""
         return super().precisions(device) if device == "cuda" else ()
 
     def compiler_options(self, device: str) -> dict[str, Any] | None:
@@ -95,9 +95,9 @@ class TorchSession:
 
     Args:
         network: The network, on the device to run on; it is not copied.
-        dtype: Number type to compute in; the network must have it.
+        dtype: Compute precision; the network's parameters must have it.
         preprocessing: How to normalize pixels; None for images that are normalized already.
-        piece: Images that it computes at once; None for all.
+        piece: Images computed at once; None for all.
         compile: Arguments of `torch.compile`, to compile for pieces of exactly this size; None to
             run eagerly.
         channels_last: Whether the channels of a pixel are adjacent in memory.
@@ -183,7 +183,7 @@ class TorchRunner:
 
     @property
     def fingerprint(self) -> str:
-        """Differs between models that may give different answers."""
+        """Differs between models that may predict differently."""
         return weights_digest(self._network)
 
     def pixels(self, x: Shaped[np.ndarray, "n h w c"]) -> Outputs:

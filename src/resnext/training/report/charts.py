@@ -110,7 +110,7 @@ def reliability_diagram(bins: Sequence[Bin], name: str) -> Markup:
         x, high = left + i * width, side * row.accuracy
         tall = max(row.count / most * (low - 14), 1)
         tooltip = escape(
-            f"{row.count:,} answers with confidence {row.confidence:.1%} on average, "
+            f"{row.count:,} predictions with confidence {row.confidence:.1%} on average, "
             f"{row.accuracy:.1%} of them right"
         )
         parts.append(f"<g><title>{tooltip}</title>")
@@ -126,7 +126,7 @@ def reliability_diagram(bins: Sequence[Bin], name: str) -> Markup:
     parts.append(_line(left, top + side, left + side, top, "ideal"))
     parts.append(_line(left, foot, left + side, foot, "grid"))
     count = sum(row.count for row in bins)
-    return _svg(left + side + 16, foot + 26, f"{name}: {count:,} answers", parts)
+    return _svg(left + side + 16, foot + 26, f"{name}: {count:,} predictions", parts)
 
 
 def bars(values: Sequence[int], name: str) -> Markup:
@@ -134,7 +134,7 @@ def bars(values: Sequence[int], name: str) -> Markup:
 
     Args:
         values: The counts.
-        name: What is counted.
+        name: Noun for the items that are counted.
     """
     width, height = 720, 90
     most = max(values, default=0)
@@ -167,7 +167,7 @@ def nice(values: Sequence[float]) -> list[float]:
 
 
 def whole(first: float, last: float) -> list[int]:
-    """A few whole numbers from the first to the last."""
+    """A few integers from the first to the last."""
     span = max(int(last - first), 1)
     step = next(s for s in (m * 10**p for p in range(9) for m in (1, 2, 5)) if span / s <= 6)
     start = math.ceil(first)

@@ -1,4 +1,4 @@
-"""The report of a training run: one HTML file that needs nothing else."""
+"""The report of a training run: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from resnext.network import ResNeXt
 from resnext.system.atomic import write_bytes_atomically
 from resnext.training.report.charts import Line, bars, curves, reliability_diagram
 
-_MOST_CLASSES = 40  # of a confusion matrix that shows them all
-_MOST_CONFUSED = 25  # otherwise
-_SIDE = 224  # of a picture in the gallery, at least
+_MOST_CLASSES = 40  # with more classes, the confusion matrix shows only the most confused
+_MOST_CONFUSED = 25  # classes that it then shows
+_SIDE = 224  # minimum size of a picture in the gallery, pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,15 +70,15 @@ class Facts:
         recipe: Fields of the recipe.
         hardware: Processor, threads, memory, GPU.
         versions: Versions of the software.
-        seconds: Duration of the run under "total", and of its parts, which do not overlap:
+        seconds: Duration of the run under "total", and of its activities, which do not overlap:
             "training", "validating", "waiting for images", "checkpoints".
         history: One dictionary per epoch: `epoch`, `loss`, `val_accuracy`, `val_nll`,
             `ema_accuracy`, `rate`, `images_per_second` and more. A value may be None.
         evaluation: The best epoch on the validation images, without temperature, if possible with
             logits.
         temperature: Temperature fitted on the validation images.
-        threshold: Calibrated confidence from which a prediction counts as sure; None if there is
-            no reliable one.
+        threshold: Lowest calibrated confidence of a prediction that counts as sure; None if no
+            threshold is reliable.
         summary: Number and size of the images.
         findings: Problems found in the data, one line each.
         train_counts: Training images of each class.
@@ -119,7 +119,7 @@ def write_report(facts: Facts, path: str | Path) -> None:
         path: The file; an existing one is replaced.
 
     Raises:
-        CheckpointError: It cannot be written; an existing file is unchanged.
+        CheckpointError: The file cannot be written; an existing file is unchanged.
     """
     write_bytes_atomically(Path(path), render(facts).encode())
 
@@ -348,7 +348,7 @@ def _charts(facts: Facts) -> list[tuple[str, list[Line], Any]]:
 
 
 def _chosen_classes(result: Evaluation) -> list[int]:
-    """Indices of all classes, or of those with the most errors if there are many."""
+    """Indices of all classes, or of those with the most errors if they are too many to show."""
     k = len(result.labels)
     if k <= _MOST_CLASSES:
         return list(range(k))

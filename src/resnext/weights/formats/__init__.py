@@ -1,7 +1,7 @@
-"""File formats: reads and writes dictionaries of arrays. Nothing here knows a network.
+"""File formats: reads and writes dictionaries of arrays, independent of networks.
 
 reading.py  every format that can be read
 writing.py  files as other libraries write them
-pickles.py  pickles read without executing anything
+pickles.py  reads pickles without executing code
 torch7.py   Torch7's serialization
 """

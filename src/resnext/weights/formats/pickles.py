@@ -1,4 +1,4 @@
-"""Pickles with more than tensors: harmless objects are read, and nothing is executed.
+"""Pickles with more than tensors: harmless objects are read, and no code is executed.
 
 Objects of foreign classes become `InertObject`, which keeps their data and does nothing.
 """
@@ -71,7 +71,7 @@ _DICTIONARIES = (
 
 
 class InertObject:
-    """Stands for an object whose class is not loaded, and keeps its data."""
+    """Replaces an object whose class is not loaded, and keeps its data."""
 
     def __init__(self, *args: object) -> None:
         self.args = args
@@ -83,7 +83,7 @@ class InertObject:
 
 
 def _empty(*args: object) -> OrderedDict[str, Any]:
-    """Stands for `defaultdict`, so that its factory is not called."""
+    """Replaces `defaultdict`, so that its factory is not called."""
     return OrderedDict()
 
 
@@ -104,7 +104,7 @@ class _Reader(
         """The stand-in for a name.
 
         Raises:
-            CheckpointError: It is not known to be harmless.
+            CheckpointError: The name is not known to be harmless.
         """
         full = f"{module}.{name}"
         if full == "collections.OrderedDict":
@@ -120,7 +120,7 @@ def read_pickle(file: IO[bytes]) -> Any:
     """The content of a plain pickle, with NumPy arrays rebuilt and other objects inert.
 
     Raises:
-        CheckpointError: It names something that is not known to be harmless, or is damaged.
+        CheckpointError: The pickle names something not known to be harmless, or is damaged.
     """
     try:
         return revived(_Reader(file, encoding="latin1").load())

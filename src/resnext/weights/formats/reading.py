@@ -1,7 +1,7 @@
-"""Files of weights: which format they are in, and the dictionaries of tensors in them.
+"""Files of weights: their format, and the dictionaries of tensors in them.
 
-Nothing in a file is ever executed. Pickles are read with torch's `weights_only`, or by
-`pickles.py`. Nothing here knows a library or a network.
+No code in a file is ever executed. Pickles are read with torch's `weights_only`, or by
+`pickles.py`. This module is independent of libraries and networks.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ class Contents(NamedTuple):
     metadata: Mapping[str, Any]
     """Plain values and dictionaries at the top of the file, all harmless."""
     root: object = None
-    """What the file holds if it is not a dictionary: the module of a Torch7 file."""
+    """The content if it is not a dictionary, such as the module of a Torch7 file."""
 
 
 def read(path: Path) -> Contents:
     """The contents of a file, whatever its format.
 
     Raises:
-        MissingFileError: There is no such file.
-        CheckpointError: It is in no known format, damaged, or holds what could be code.
+        MissingFileError: The file does not exist.
+        CheckpointError: The format is unknown, or the file is damaged or may hold code.
     """
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
@@ -80,7 +80,7 @@ def read(path: Path) -> Contents:
 
 
 def _format(path: Path, start: bytes) -> str:
-    """The format, from the first bytes: names of files are often wrong."""
+    """The format, from the first bytes, because file names are often wrong."""
     if _is_zip(path):
         arrays = any(entry.filename.endswith(".npy") for entry in _entries(path))
         return "numpy" if arrays else "torch"
@@ -116,10 +116,10 @@ def _entries(path: Path) -> list[zipfile.ZipInfo]:
 
 
 def _bounded(path: Path) -> list[zipfile.ZipInfo]:
-    """The entries of a zip file that does not unpack to far more than its size.
+    """The entries of a zip file, checked not to unpack to far more than its size.
 
     Raises:
-        CheckpointError: It does, or is damaged.
+        CheckpointError: The file unpacks to far more, or is damaged.
     """
     entries = _entries(path)
     size = sum(entry.file_size for entry in entries)
@@ -137,7 +137,7 @@ def _guess(start: bytes) -> str:
         (b"\x1f\x8b", "it is gzip; unpack it first"),
         (b"\x89hdf", "it is HDF5, which Keras writes"),
         (b"\x08", "it looks like ONNX"),
-        (b"{", "it is JSON, perhaps the config of the file beside it"),
+        (b"{", "it is JSON, perhaps the config of the file next to it"),
     ):
         if text.startswith(head):
             return guess
@@ -277,7 +277,7 @@ _READERS = {
 
 
 def _contents(format: str, path: Path, content: Any) -> Contents:
-    """Every dictionary of arrays in the content of a file, and everything beside them."""
+    """Every dictionary of arrays in the content of a file, and everything else in it."""
     if not isinstance(content, dict):
         kind = "object" if isinstance(content, InertObject) else type(content).__name__
         raise CheckpointError(f"{path} holds one {kind}, not a dictionary of tensors.")
@@ -309,7 +309,8 @@ def to_tensors(path: Path, arrays: Arrays) -> dict[str, Tensor]:
     """Arrays as tensors, each in its own memory.
 
     Raises:
-        CheckpointError: One is not of a kind that weights have; the message names file and array.
+        CheckpointError: An array is not of a kind that weights have; the message names file and
+            array.
     """
     return {name: _tensor(path, name, value) for name, value in arrays.items()}
 
@@ -318,7 +319,7 @@ def _tensor(path: Path, name: str, value: Tensor | np.ndarray) -> Tensor:
     """The tensor in its own memory.
 
     Raises:
-        CheckpointError: It is of a kind that weights do not have.
+        CheckpointError: The value is not of a kind that weights have.
     """
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "fiub" or value.dtype.itemsize > 8:

@@ -52,7 +52,7 @@ def read_torch7(path: Path) -> Any:
     """The content of a file: a `Module`, a dictionary, an array or a plain value.
 
     Raises:
-        CheckpointError: It is not a Torch7 file, or is damaged.
+        CheckpointError: The file is not Torch7's, or is damaged.
     """
     with path.open("rb") as file:
         try:

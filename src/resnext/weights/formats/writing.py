@@ -32,8 +32,8 @@ def write(
         card: Labels and preprocessing, for libraries that keep them in the file.
 
     Raises:
-        CheckpointError: The library does not have the network or the format, or the file cannot be
-            written.
+        CheckpointError: The library cannot express the network or lacks the format, or the file
+            cannot be written.
     """
     if path.suffix not in dialect.suffixes:
         raise CheckpointError(
