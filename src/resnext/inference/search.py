@@ -120,13 +120,14 @@ class Search:
         return [*sorted(forms, key=lambda row: -row.images_per_second), self.rows[None]]
 
     def reasons(self) -> str:
-        """Why each form cannot be used, in one line."""
+        """Why each form cannot be used, in one line; a reason of several forms once."""
         rows = [row for row in self.table() if row.form is not None and row.verdict]
-        return "; ".join(
+        reasons = (
             f"{row.form.engine} {row.form.precision}: {row.verdict.rstrip('.')}"
             for row in rows
             if row.form
         )
+        return "; ".join(dict.fromkeys(reasons))
 
     def precisions(self, wanted: str) -> list[str]:
         """The precisions to try."""
