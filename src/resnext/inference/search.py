@@ -106,13 +106,13 @@ class Search:
                     failed = EngineConfig(candidate.name, kind)
                     self.rows.setdefault(failed, Measurement(failed, 0.0, str(error)))
         if not self.sessions:
-            raise InputError(f"No engine can compute this network here:\n{self.reasons()}")
+            raise InputError(f"No engine can compute this network here: {self.reasons()}.")
         self.finals()
         for form in self.preferred():
             if self.agrees(form):
                 self.rows[form] = replace(self.rows[form], verdict="chosen")
                 return form, self.table()
-        raise InputError(f"Every form that was timed disagrees with the network:\n{self.reasons()}")
+        raise InputError(f"Every form that was timed disagrees with the network: {self.reasons()}.")
 
     def table(self) -> list[Measurement]:
         """All measurements, fastest first, the unmodified network last."""
@@ -120,9 +120,14 @@ class Search:
         return [*sorted(forms, key=lambda row: -row.images_per_second), self.rows[None]]
 
     def reasons(self) -> str:
-        """Why each form cannot be used, one line for each."""
+        """Why each form cannot be used, in one line; a reason of several forms once."""
         rows = [row for row in self.table() if row.form is not None and row.verdict]
-        return "\n".join(f"{row.form.engine}: {row.verdict}" for row in rows if row.form)
+        reasons = (
+            f"{row.form.engine} {row.form.precision}: {row.verdict.rstrip('.')}"
+            for row in rows
+            if row.form
+        )
+        return "; ".join(dict.fromkeys(reasons))
 
     def precisions(self, wanted: str) -> list[str]:
         """The precisions to try."""

@@ -15,6 +15,7 @@ from resnext.evaluation.classification import collect_outputs, merge_outputs
 from resnext.evaluation.metrics import EvalOutputs, Evaluation, score
 from resnext.network import ResNeXt
 from resnext.system.progress import Reporter
+from resnext.system.text import counted
 from resnext.training.distributed import ProcessGroup
 from resnext.training.run_state import RunSettings
 
@@ -53,7 +54,7 @@ class Validator:
             )
         if lost and self.group.first:
             self.progress.line(
-                f"{lost} validation images cannot be read, such as {result.skipped[0]}."
+                f"{counted(lost, 'validation image')} cannot be read, such as {result.skipped[0]}."
             )
         return result
 
