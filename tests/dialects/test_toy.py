@@ -171,7 +171,7 @@ def test_without_the_row_it_is_not_known(tmp_path: Path, monkeypatch: pytest.Mon
 ELSEWHERE = {
     "__init__.py": "the module resnext.mmcls",
     "config.py": "values of se_rounding",
-    "cli/app.py": "choices that the help shows; the table decides",
+    "cli/checkpoints.py": "choices that the help shows; the table decides",
     "weights/catalog.py": "who published each checkpoint",
     "benchmark/contenders.py": "libraries that are timed",
     "benchmark/timing.py": "packages whose versions are recorded",
