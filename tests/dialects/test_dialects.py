@@ -251,6 +251,7 @@ def test_other_norms(norm: Any) -> None:
     state = state_of(config)
     theirs = DIALECTS["mmcls"].write(state, config)
     assert f"backbone.layer1.0.{LETTERS[norm]}2.weight" in theirs
+    assert {"head.fc.weight", "head.fc.bias"} < set(theirs)
     detected = recognise(theirs)
     assert detected.norm == norm
     assert shapes(detected.state) == shapes(state)

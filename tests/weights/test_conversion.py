@@ -120,6 +120,22 @@ def test_parity_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+def test_a_config_that_is_written_is_compared_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong stride in mmcls's config has no weights: only the answers show it."""
+    mmcls, own = DIALECTS["mmcls"], tmp_path / "a.safetensors"
+    own_file(own, SMALL)
+
+    def content(state: Any, config: ResNeXtConfig, card: Card) -> dict[str, Any]:
+        return mmcls.content(state, config.replace(strides=(1, 1, 2, 2)), card)
+
+    monkeypatch.setitem(DIALECTS, "mmcls", replace(mmcls, content=content))
+    with pytest.raises(CheckpointError, match="answers differently"):
+        convert(own, tmp_path / "b.pth", to="mmcls")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
 @pytest.mark.parametrize(
     ("to", "changes", "said"),
     [

@@ -326,6 +326,19 @@ def test_folders_of_transformers(tmp_path: Path) -> None:
         assert loaded.card.labels == tuple(f"class {i}" for i in range(5))
 
 
+def test_labels_for_two_libraries(tmp_path: Path) -> None:
+    """`config.json` can hold entries for both."""
+    save_file(network().state_dict(), tmp_path / "model.safetensors")
+    about = {
+        "id2label": {str(i): f"transformers {i}" for i in range(5)},
+        "label_names": [f"timm {i}" for i in range(5)],
+    }
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    card = classifier(tmp_path).card
+    assert card is not None
+    assert card.labels == tuple(f"timm {i}" for i in range(5))
+
+
 def test_a_folder_without_weights(tmp_path: Path) -> None:
     """The message names the file that is missing."""
     with pytest.raises(CheckpointError, match=r"without model\.safetensors"):

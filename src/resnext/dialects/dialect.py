@@ -122,7 +122,8 @@ class Dialect:
         block_prefix: Prefix of the names in a block, with `{stage}` and `{block}`.
         first_stage: Number of the first stage.
         trunk: Prefix of all names of a classifier except those of its last layer.
-        norms: Letters for each kind of norm, if the library names norms by kind.
+        norms: Letters for each kind of norm, if the library names norms by kind. Of kinds with
+            equal letters, the first is read.
         counters: Whether batch norms count batches.
         linear_squeeze: Whether SE blocks squeeze with linear layers instead of 1×1 convolutions.
         empty_pool: Whether an `avg_down` shortcut without stride keeps the index of its pooling.
@@ -186,14 +187,8 @@ class Dialect:
     def norm_kind(self, names: Collection[str]) -> str:
         """The kind of norm that the names of a network state; "batch" if they do not."""
         first = self.block_prefix.format(stage=self.first_stage, block=0)
-        return next(
-            (
-                kind
-                for kind, letters in self.norms.items()
-                if letters != self.norms.get("batch") and f"{first}{letters}2.weight" in names
-            ),
-            "batch",
-        )
+        stated = (k for k, letters in self.norms.items() if f"{first}{letters}2.weight" in names)
+        return next(stated, "batch")
 
     def to_ours(self, name: str) -> str:
         """Our name of a parameter; a name that no rule matches stays."""
@@ -216,10 +211,10 @@ class Dialect:
             if name.endswith("num_batches_tracked") and not self.counters:
                 continue
             flat = self.linear_squeeze and _SQUEEZE.search(name)
+            trunk = "" if name.startswith("fc.") else self.trunk
             name = name if self.empty_pool else _without_empty_pool(name, config)
             name = self._rename(name, block if _OURS.match(name) else network)
-            name = name if not self.trunk or _is_head(name) else self.trunk + name
-            theirs[name] = value.flatten(1) if flat else value
+            theirs[trunk + name] = value.flatten(1) if flat else value
         return theirs
 
     def read(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -330,10 +325,6 @@ def _replaced(name: str, rules: Iterable[tuple[str, str]]) -> str:
         if name.startswith(old):
             return new + name.removeprefix(old)
     return name
-
-
-def _is_head(name: str) -> bool:
-    return name.startswith(("head.", "fc.", "classifier."))
 
 
 def _without_empty_pool(name: str, config: ResNeXtConfig) -> str:

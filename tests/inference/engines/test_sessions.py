@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import openvino
 import pytest
 import torch
@@ -21,7 +22,8 @@ from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig
 from resnext.data.transforms import normalized
 from resnext.errors import InputError
 from resnext.inference.engines import ENGINES
-from resnext.inference.engines.base import EngineConfig
+from resnext.inference.engines.base import EngineConfig, InputKind
+from resnext.inference.engines.builder import EngineBuilder
 from resnext.inference.engines.onnx_export import export_graph, graph_with_pixel_input
 from resnext.inference.engines.onnxruntime import OnnxSession
 from resnext.inference.engines.openvino import OpenVinoSession
@@ -48,9 +50,15 @@ def network() -> ResNeXt:
 
 
 @pytest.fixture(scope="module")
-def graph(network: ResNeXt) -> Any:
-    """Exported once for all tests."""
-    return export_graph(fold(network), SIZE)
+def builder(network: ResNeXt) -> EngineBuilder:
+    """Exports the network once for all tests."""
+    return EngineBuilder(network, SIZE, torch.device("cpu"), PREPROCESSING)
+
+
+@pytest.fixture(scope="module")
+def graph(builder: EngineBuilder) -> Any:
+    """The network in ONNX."""
+    return builder.graph()
 
 
 @pytest.fixture(scope="module")
@@ -324,6 +332,40 @@ def test_graphs_from_files(
         agree(session(images), wanted, slice(None))
 
 
+@pytest.mark.parametrize("kind", ["images", "pixels"])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_sessions_of_a_network_and_of_its_file(
+    builder: EngineBuilder, network: ResNeXt, name: str, kind: InputKind, tmp_path: Path
+) -> None:
+    """A plan computes the same in the process that made it and in the next one."""
+    values = np.random.default_rng(5).integers(0, 256, (7, SIZE, SIZE, 3), dtype=np.uint8)
+    with torch.no_grad():
+        x = normalized(torch.from_numpy(values), PREPROCESSING)
+        both = network(x).numpy(), network.embed(x).numpy()
+    engine, form = ENGINES[name], EngineConfig(name, piece=3, streams=2)
+    path = tmp_path / f"a{engine.suffix}"
+    engine.save(builder, form, kind, path)
+    for session in (builder.session(form, kind), engine.open(path, form)):
+        agree(session(values if kind == "pixels" else x.numpy()), both, slice(None))
+
+
+@pytest.mark.parametrize(("threads", "streams", "each"), [(5, 2, 2), (4, 1, 4), (1, 3, 1)])
+def test_streams_of_onnx_runtime_share_the_threads(
+    graph: Any, threads: int, streams: int, each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More threads than cores would wait for each other."""
+    counts: list[int] = []
+    create = onnxruntime.InferenceSession
+
+    def counted(graph: Any, options: Any, **others: Any) -> Any:
+        counts.append(options.intra_op_num_threads)
+        return create(graph, options, **others)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", counted)
+    OnnxSession(graph.SerializeToString(), PIECE, streams, threads)
+    assert counts == [each]
+
+
 @pytest.mark.parametrize(
     ("module", "extra"), [("onnxruntime", "onnx"), ("openvino", "openvino"), ("nncf", "openvino")]
 )
@@ -353,7 +395,7 @@ def test_an_unmodified_network(network: ResNeXt) -> None:
         both = network(x).numpy(), network.embed(x).numpy()
     plain = TorchRunner(network)
     agree(plain.pixels(values), both, slice(None))
-    assert (plain.card, plain.config) == (network.card, CONFIG)
+    assert (plain.card, plain.config, plain.batch) == (network.card, CONFIG, 64)
 
 
 def test_evaluation_mode_is_for_a_while(network: ResNeXt) -> None:

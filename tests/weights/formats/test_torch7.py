@@ -110,7 +110,11 @@ def changed(change: Any) -> Lua:
         (lambda m: m[1].fields.update(bias=np.ones(64)), "conv1 has a bias"),
         (lambda m: m[1].fields.pop("weight"), "conv1 .* has no weight"),
         (lambda m: m[2].fields.update(running_std=np.ones(64)), "running_std"),
-        (lambda m: m.pop(2), "not the convolution, norm, stages"),
+        (
+            lambda m: m.pop(2),
+            r"holds cudnn\.SpatialConvolution, cudnn\.ReLU, nn\.Sequential, nn\.Sequential, "
+            r"nn\.Sequential, nn\.View…: not the convolution, norm, stages and linear layer",
+        ),
         (lambda m: m[4].fields["modules"][1].fields["modules"].pop(1), "not a block of form C"),
         (
             lambda m: (

@@ -145,7 +145,7 @@ class OpenVinoSession:
         wanted = tuple(self._compiled.input(0).shape)[1:]
         if x.shape[1:] != wanted:
             raise InputError(f"Images must have shape {(len(x), *wanted)}, not {x.shape}.")
-        starts = range(0, max(len(x), 1), self._piece)
+        starts = range(0, len(x), self._piece)
         widths = [output.shape[1] for output in self._compiled.outputs]
         logits, embeddings = (np.empty((len(x), k), np.float32) for k in widths)
 
