@@ -76,7 +76,7 @@ def photos(tmp_path: Path) -> Path:
         ("doctor nothing.pth", "nothing.pth does not exist"),
         ("push MODEL cats", "must be owner/name"),
         ("predict resnext50_32x4d PHOTOS", "19 public checkpoints; choose one"),
-        ("predict MODEL", "no images to classify"),
+        ("predict MODEL", "No images were given"),
         ("predict MODEL nowhere.jpg", "nowhere.jpg: no such file"),
         ("predict MODEL TEXT", "not a readable image"),
         ("predict MODEL EMPTY", "holds no image"),
@@ -96,7 +96,7 @@ def photos(tmp_path: Path) -> Path:
         ("evaluate MODEL PHOTOS --json FOLDER", "cannot be written: give a file in a folder"),
         ("evaluate MODEL PHOTOS --json FOLDER/no/a.json", "cannot be written: give a file"),
         ("bench MODEL --json FOLDER/no/a.json", "cannot be written: give a file in a folder"),
-        ("optimize nothing.safetensors", "is not a file. A plan is saved beside a model file"),
+        ("optimize nothing.safetensors", "is not a file. A plan is saved next to a model file"),
         ("optimize FOLDER", "is not a file"),
     ],
 )

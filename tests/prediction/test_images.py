@@ -278,7 +278,7 @@ def test_there_must_be_pictures(model: ResNeXt, tmp_path: Path) -> None:
     """An empty answer looks like success."""
     (tmp_path / "empty").mkdir()
     for nothing in ([], ()):
-        with pytest.raises(DataError, match="no images"):
+        with pytest.raises(DataError, match="No images were given"):
             predict(model, nothing, device="cpu")
     with pytest.raises(DataError, match="holds no image"):
         predict(model, tmp_path / "empty", device="cpu")
