@@ -6,10 +6,6 @@ import base64
 import io
 import math
 import re
-import shutil
-import subprocess
-import sys
-import zipfile
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -135,6 +131,7 @@ def facts(k: int = 10, epochs: int = 5, **changes: Any) -> Facts:
         "versions": {"resnext": "0.1.0"},
         "seconds": {"total": 100.0, "training": 70.0, "waiting for data": 20.0},
         "history": history,
+        "best_epoch": epochs or None,
         "evaluation": result,
         "temperature": 2.5,
         "threshold": 0.6,
@@ -211,6 +208,14 @@ def test_text_of_others_is_text() -> None:
     assert f"resnext train 'a b' --out '{EVIL}'" in code
 
 
+def test_the_epoch_that_was_kept_is_named() -> None:
+    """Of two epochs with equal accuracy, the later one was named although the first was kept."""
+    equal = [{**row, "val_accuracy": 1.0} for row in facts().history]
+    words = Page(render(facts(history=equal, best_epoch=3))).words
+    assert "Best epoch 3 of 5" in words
+    assert "marks epoch 3" in words
+
+
 def test_the_numbers_are_there() -> None:
     """A headline of another epoch, or a part shown as per cent of a per cent."""
     told = facts()
@@ -221,6 +226,7 @@ def test_the_numbers_are_there() -> None:
     assert f"expect between {100 * low:.1f} % and {100 * high:.1f} %" in words
     assert "of 300 validation images" in words
     assert "Best epoch 5 of 5" in words
+    assert "marks epoch 5" in words
     assert "Parameters 25.0 M" in words
     assert "Everything else 10 s 10.0 %" in words
     assert result.top5 is not None
@@ -276,21 +282,6 @@ def test_writing(tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == [path]
     with pytest.raises(CheckpointError, match="cannot be written"):
         write_report(facts(), tmp_path / "missing" / "report.html")
-
-
-@pytest.mark.slow
-def test_the_template_is_in_the_wheel(tmp_path: Path) -> None:
-    """It was found in the checkout, and by nobody who installed the package."""
-    root = Path(__file__).parents[2]
-    copy = tmp_path / "copy"
-    shutil.copytree(root / "src", copy / "src")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(root / name, copy / name)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, copy]
-    subprocess.run(pip, check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        assert "resnext/training/report/report.html" in archive.namelist()
 
 
 # -- charts -----------------------------------------------------------------------------------

@@ -62,6 +62,7 @@ def finalize(run: Trainer, *, command: str) -> None:
         },
         seconds={**run.state.seconds, "total": sum(run.state.seconds.values())},
         history=run.state.history,
+        best_epoch=run.state.best["epoch"] if run.state.best else None,
         evaluation=raw,
         temperature=temperature,
         threshold=threshold,

@@ -74,6 +74,7 @@ class Facts:
             "training", "validating", "waiting for images", "checkpoints".
         history: One dictionary per epoch: `epoch`, `loss`, `val_accuracy`, `val_nll`,
             `ema_accuracy`, `rate`, `images_per_second` and more. A value may be None.
+        best_epoch: Epoch whose weights were kept; None if none was completed.
         evaluation: The best epoch on the validation images, without temperature, if possible with
             logits.
         temperature: Temperature fitted on the validation images.
@@ -100,6 +101,7 @@ class Facts:
     versions: Mapping[str, Any]
     seconds: Mapping[str, float]
     history: Sequence[Mapping[str, Any]]
+    best_epoch: int | None
     evaluation: Evaluation
     temperature: float = 1.0
     threshold: float | None = None
@@ -133,7 +135,7 @@ def render(facts: Facts) -> str:
         facts=facts,
         result=result,
         interval=interval(result.right),
-        best=_best_epoch(facts),
+        best=facts.best_epoch,
         charts=_charts(facts),
         matrix=_matrix(result, chosen),
         confusions=result.confusions(8),
@@ -311,22 +313,8 @@ def _values(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float,
     ]
 
 
-def _best_epoch(facts: Facts) -> int | None:
-    """The last epoch with the accuracy of the evaluation."""
-    wanted = facts.evaluation.accuracy
-    return next(
-        (
-            int(row["epoch"])
-            for key in ("ema_accuracy", "val_accuracy")
-            for row in reversed(facts.history)
-            if row.get(key) is not None and abs(row[key] - wanted) < 1e-9
-        ),
-        None,
-    )
-
-
 def _charts(facts: Facts) -> list[tuple[str, list[Line], Any]]:
-    history, best = facts.history, _best_epoch(facts)
+    history, best = facts.history, facts.best_epoch
     drawn = []
     for name, keys, form in (
         ("Loss", (("loss", "Training"), ("val_nll", "Validation")), lambda y: f"{y:.3g}"),
