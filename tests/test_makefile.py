@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LINTERS = ["ruff format", "ruff check", "basedpyright", "lint-imports"]
+# As typed in a shell: under `make test`, an inner make would also print the folders it enters.
+TYPED = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def make(project: Path, target: str) -> list[str]:
     """The tools that a target ran, in order."""
     log = project / "log"
     log.unlink(missing_ok=True)
-    subprocess.run(["make", target], cwd=project, capture_output=True, check=False)
+    subprocess.run(["make", target], cwd=project, env=TYPED, capture_output=True, check=False)
     return [line.strip().removesuffix(" -n") for line in log.read_text().splitlines()]
 
 
@@ -80,6 +83,8 @@ def test_lint_always_lints(project: Path) -> None:
 
 def test_help_lists_every_target() -> None:
     """`make` alone is what a newcomer types."""
-    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["make"], cwd=ROOT, env=TYPED, capture_output=True, text=True, check=True
+    ).stdout
     targets = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert [line.split()[1] for line in listed.splitlines()] == targets[0].split()
