@@ -627,7 +627,7 @@ def test_weights_that_are_not_ordinary_are_named(tmp_path: Path) -> None:
             load(tmp_path / "a.pth")
     del state["fc.weight"]
     torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match=r"fc\.bias is there, but not the weight"):
+    with pytest.raises(CheckpointError, match=r"fc\.bias exists, but not the weight"):
         load(tmp_path / "a.pth")
 
 
