@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing.spawn as multiprocessing
 from network_cases import TINY, VARIANTS, filled, gradients, images, loss, same, tiny
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from resnext import Backbone, ResNeXt
@@ -166,7 +166,7 @@ def test_two_processes_average_their_gradients(
     """Two halves of a batch on two processes must learn what the whole batch teaches one."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
     monkeypatch.setenv("PYTHONPATH", path)  # the children import this module by its name
-    multiprocessing.spawn(train_one_of_two, (str(tmp_path),), nprocs=2)
+    spawn(train_one_of_two, (str(tmp_path),), nprocs=2)
     model = filled(ResNeXt(tiny())).eval()
     model(images(4, 3, 32, 32)).square().sum(1).mean().backward()
     for rank in range(2):
