@@ -286,8 +286,7 @@ class _Download:
             if not continued:
                 mark = "" if now.startswith("W/") else now
             with self.part.open("ab" if continued else "wb") as out:
-                version = json.dumps({"mark": mark}).encode()
-                write_bytes_atomically(self.version_file(), version)  # once the old part is empty
+                _write_note(self.version_file(), {"mark": mark})  # once the old part is empty
                 done = self.copy(answer, out, have if continued else 0, total)
         return total is None or done == total
 
@@ -379,3 +378,11 @@ def _read_note(path: Path) -> dict[str, Any]:
         note = json.loads(path.read_text(encoding="utf-8"))
         return note if isinstance(note, dict) else {}
     return {}
+
+
+def _write_note(path: Path, note: dict[str, Any]) -> None:
+    """Write JSON; a failure is the disk's, as for the file itself, which names URL and cache."""
+    try:
+        write_bytes_atomically(path, json.dumps(note).encode())
+    except CheckpointError as error:
+        raise OSError(str(error)) from error
