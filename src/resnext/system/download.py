@@ -220,7 +220,7 @@ class _Download:
         self.part.replace(self.path)
         stat = self.path.stat()
         note = {"url": self.url, "sha256": digest, "size": stat.st_size, "time": stat.st_mtime_ns}
-        write_bytes_atomically(self.note, json.dumps(note).encode())
+        _write_note(self.note, note)
         self.version_file().unlink(missing_ok=True)
         return self.path
 
