@@ -17,7 +17,7 @@ from resnext.cli.plots import plot_catalog
 from resnext.data.transforms import prepare
 from resnext.errors import CheckpointError, ConfigError, InputError, UnknownNameError
 from resnext.weights.catalog import (
-    Checkpoint,
+    CatalogEntry,
     catalog,
     find,
     from_file_name,
@@ -94,7 +94,7 @@ def test_timms_entries(name: str) -> None:
     check_preprocessing(row, theirs)
 
 
-def check_preprocessing(row: Checkpoint, theirs: Any) -> None:
+def check_preprocessing(row: CatalogEntry, theirs: Any) -> None:
     """The same bits, of photographs lying and standing."""
     for photo in PHOTOGRAPHS:
         for image in (photo, photo.rotate(90, expand=True), photo.resize((211, 307))):
@@ -104,7 +104,7 @@ def check_preprocessing(row: Checkpoint, theirs: Any) -> None:
 @pytest.mark.parametrize(
     "row", [row for row in ROWS if row.dialect not in ("torchvision", "timm")], ids=lambda r: r.name
 )
-def test_the_others_preprocessing(row: Checkpoint) -> None:
+def test_the_others_preprocessing(row: CatalogEntry) -> None:
     """OpenMMLab's and Lucid's, against torchvision's pipeline; BGR is flipped before."""
     steps = torchvision.transforms
     kind = steps.InterpolationMode(row.interpolation)

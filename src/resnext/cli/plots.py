@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnext.errors import InputError
-from resnext.weights.catalog import Checkpoint, frontier
+from resnext.weights.catalog import CatalogEntry, frontier
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _COLOURS = {"apache-2.0": "#1f6f8b", "bsd-3-clause": "#3a8f5c", "cc-by-nc-4.0": "#c2672d"}
 
 
-def plot_catalog(rows: Sequence[Checkpoint], path: str | Path) -> None:
+def plot_catalog(rows: Sequence[CatalogEntry], path: str | Path) -> None:
     """Draw accuracy against cost, and a line through the checkpoints that nothing cheaper beats.
 
     Args:
@@ -62,11 +62,11 @@ def plot_catalog(rows: Sequence[Checkpoint], path: str | Path) -> None:
     _write(figure, path)
 
 
-def _points(rows: Sequence[Checkpoint]) -> tuple[list[float], list[float]]:
+def _points(rows: Sequence[CatalogEntry]) -> tuple[list[float], list[float]]:
     return [row.gmacs for row in rows], [row.top1 or 0 for row in rows]
 
 
-def _dots(axes: Axes, rows: Sequence[Checkpoint], colour: str, licence: str) -> None:
+def _dots(axes: Axes, rows: Sequence[CatalogEntry], colour: str, licence: str) -> None:
     x, y = _points(rows)
     axes.scatter(x, y, s=36, color=colour, alpha=0.85, linewidths=0, label=licence, zorder=3)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from resnext.evaluation.metrics import Evaluation
     from resnext.prediction.images import Prediction
     from resnext.summary import Summary
-    from resnext.weights.catalog import Checkpoint
+    from resnext.weights.catalog import CatalogEntry
     from resnext.weights.diagnosis import Diagnosis
 
 _ALL_CLASSES = 40  # with more classes, only the worst are printed
@@ -119,7 +119,7 @@ def predictions_table(predictions: Sequence[Prediction]) -> Table:
     return table
 
 
-def catalog_table(checkpoints: Sequence[Checkpoint], width: int) -> Table:
+def catalog_table(checkpoints: Sequence[CatalogEntry], width: int) -> Table:
     """Public checkpoints, with a mark at those that no cheaper one beats.
 
     Names are never cut, because they are copied; a narrow terminal shows no top-5 accuracy.

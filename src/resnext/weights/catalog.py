@@ -48,7 +48,7 @@ _SOURCES = {
 }
 
 
-class Checkpoint(NamedTuple):
+class CatalogEntry(NamedTuple):
     """A public checkpoint, with everything needed to use it."""
 
     name: str
@@ -124,74 +124,74 @@ class Checkpoint(NamedTuple):
 
 
 # fmt: off
-_TABLE: tuple[Checkpoint, ...] = (
-    Checkpoint("ResNeXt50_32X4D_Weights.IMAGENET1K_V1", "resnext50_32x4d", _TORCH + "resnext50_32x4d-7cdf4587.pth", _BSD, 77.618, 93.698, "torchvision"),
-    Checkpoint("ResNeXt50_32X4D_Weights.IMAGENET1K_V2", "resnext50_32x4d", _TORCH + "resnext50_32x4d-1a0047aa.pth", _BSD, 81.198, 95.34, "torchvision", resize=232),
-    Checkpoint("ResNeXt101_32X8D_Weights.IMAGENET1K_V1", "resnext101_32x8d", _TORCH + "resnext101_32x8d-8ba56ff5.pth", _BSD, 79.312, 94.526, "torchvision"),
-    Checkpoint("ResNeXt101_32X8D_Weights.IMAGENET1K_V2", "resnext101_32x8d", _TORCH + "resnext101_32x8d-110c445d.pth", _BSD, 82.834, 96.228, "torchvision", resize=232),
-    Checkpoint("ResNeXt101_64X4D_Weights.IMAGENET1K_V1", "resnext101_64x4d", _TORCH + "resnext101_64x4d-173b62eb.pth", _BSD, 83.246, 96.454, "torchvision", resize=232),
-    Checkpoint("resnext50_32x4d.a1_in1k", "resnext50_32x4d", _TIMM + "v0.1-rsb-weights/resnext50_32x4d_a1_0-b5a91a1d.pth", _APACHE, 81.466, 95.174, size=288, resize=288, interpolation=_CUBIC),
-    Checkpoint("resnext50_32x4d.a1h_in1k", "resnext50_32x4d", _TIMM + "v0.1-rsb-weights/resnext50_32x4d_a1h-0146ab0a.pth", _APACHE, 82.014, 95.934, size=288, resize=288, interpolation=_CUBIC),
-    Checkpoint("resnext50_32x4d.a2_in1k", "resnext50_32x4d", _TIMM + "v0.1-rsb-weights/resnext50_32x4d_a2_0-efc76add.pth", _APACHE, 81.304, 95.096, size=288, resize=288, interpolation=_CUBIC),
-    Checkpoint("resnext50_32x4d.a3_in1k", "resnext50_32x4d", _TIMM + "v0.1-rsb-weights/resnext50_32x4d_a3_0-3e450271.pth", _APACHE, 79.268, 94.306, size=224, resize=235, interpolation=_CUBIC),
-    Checkpoint("resnext50_32x4d.fb_ssl_yfcc100m_ft_in1k", "resnext50_32x4d", _SSL + "semi_supervised_resnext50_32x4-ddb3e555.pth", _NC, 80.338, 95.398),
-    Checkpoint("resnext50_32x4d.fb_swsl_ig1b_ft_in1k", "resnext50_32x4d", _SSL + "semi_weakly_supervised_resnext50_32x4-72679e44.pth", _NC, 82.174, 96.222),
-    Checkpoint("resnext50_32x4d.gluon_in1k", "resnext50_32x4d", _GLUON + "gluon_resnext50_32x4d-e6a097c1.pth", _APACHE, 79.36, 94.43, interpolation=_CUBIC),
-    Checkpoint("resnext50_32x4d.ra_in1k", "resnext50_32x4d", _TIMM + "v0.1-weights/resnext50_32x4d_ra-d733960d.pth", _APACHE, 80.698, 95.39, size=288, resize=303, interpolation=_CUBIC),
-    Checkpoint("resnext50_32x4d.tv2_in1k", "resnext50_32x4d", _TORCH + "resnext50_32x4d-1a0047aa.pth", _BSD, 81.182, 95.34, size=224, resize=232),
-    Checkpoint("resnext50_32x4d.tv_in1k", "resnext50_32x4d", _TORCH + "resnext50_32x4d-7cdf4587.pth", _BSD, 77.618, 93.696),
-    Checkpoint("resnext50d_32x4d.bt_in1k", "resnext50d_32x4d", _TIMM + "v0.1-weights/resnext50d_32x4d-103e99f8.pth", _APACHE, 80.664, 95.42, size=288, resize=303, interpolation=_CUBIC),
-    Checkpoint("resnext101_32x4d.fb_ssl_yfcc100m_ft_in1k", "resnext101_32x4d", _SSL + "semi_supervised_resnext101_32x4-dc43570a.pth", _NC, 80.924, 95.734),
-    Checkpoint("resnext101_32x4d.fb_swsl_ig1b_ft_in1k", "resnext101_32x4d", _SSL + "semi_weakly_supervised_resnext101_32x4-3f87e46b.pth", _NC, 83.232, 96.758),
-    Checkpoint("resnext101_32x4d.gluon_in1k", "resnext101_32x4d", _GLUON + "gluon_resnext101_32x4d-b253c8c4.pth", _APACHE, 80.34, 94.93, interpolation=_CUBIC),
-    Checkpoint("resnext101_32x8d.fb_ssl_yfcc100m_ft_in1k", "resnext101_32x8d", _SSL + "semi_supervised_resnext101_32x8-2cfe2f8b.pth", _NC, 81.606, 96.04),
-    Checkpoint("resnext101_32x8d.fb_swsl_ig1b_ft_in1k", "resnext101_32x8d", _SSL + "semi_weakly_supervised_resnext101_32x8-b4712904.pth", _NC, 84.302, 97.176),
-    Checkpoint("resnext101_32x8d.fb_wsl_ig1b_ft_in1k", "resnext101_32x8d", _TORCH + "ig_resnext101_32x8-c38310e5.pth", _NC, 82.698, 96.632),
-    Checkpoint("resnext101_32x8d.tv2_in1k", "resnext101_32x8d", _TORCH + "resnext101_32x8d-110c445d.pth", _BSD, 82.832, 96.232, size=224, resize=232),
-    Checkpoint("resnext101_32x8d.tv_in1k", "resnext101_32x8d", _TORCH + "resnext101_32x8d-8ba56ff5.pth", _BSD, 79.31, 94.52),
-    Checkpoint("resnext101_32x16d.fb_ssl_yfcc100m_ft_in1k", "resnext101_32x16d", _SSL + "semi_supervised_resnext101_32x16-15fffa57.pth", _NC, 81.842, 96.092),
-    Checkpoint("resnext101_32x16d.fb_swsl_ig1b_ft_in1k", "resnext101_32x16d", _SSL + "semi_weakly_supervised_resnext101_32x16-f3559a9c.pth", _NC, 83.336, 96.846),
-    Checkpoint("resnext101_32x16d.fb_wsl_ig1b_ft_in1k", "resnext101_32x16d", _TORCH + "ig_resnext101_32x16-c6f796b0.pth", _NC, 84.166, 97.198),
-    Checkpoint("resnext101_32x32d.fb_wsl_ig1b_ft_in1k", "resnext101_32x32d", _TORCH + "ig_resnext101_32x32-e4b90b00.pth", _NC, 85.098, 97.438),
-    Checkpoint("resnext101_64x4d.c1_in1k", "resnext101_64x4d", _TIMM + "v0.1-tpu-weights/resnext101_64x4d_c-0d0e0cc0.pth", _APACHE, 83.156, 96.374, size=288, resize=288, interpolation=_CUBIC),
-    Checkpoint("resnext101_64x4d.gluon_in1k", "resnext101_64x4d", _GLUON + "gluon_resnext101_64x4d-f9a8e184.pth", _APACHE, 80.6, 94.992, interpolation=_CUBIC),
-    Checkpoint("resnext101_64x4d.tv_in1k", "resnext101_64x4d", _TORCH + "resnext101_64x4d-173b62eb.pth", _BSD, 82.992, 96.244),
-    Checkpoint("seresnext26d_32x4d.bt_in1k", "seresnext26d_32x4d", _TIMM + "v0.1-weights/seresnext26d_32x4d-80fa48a3.pth", _APACHE, 78.814, 94.24, size=288, resize=303, interpolation=_CUBIC),
-    Checkpoint("seresnext26t_32x4d.bt_in1k", "seresnext26t_32x4d", _TIMM + "v0.1-weights/seresnext26tn_32x4d-569cb627.pth", _APACHE, 78.744, 94.312, size=288, resize=303, interpolation=_CUBIC),
-    Checkpoint("seresnext50_32x4d.gluon_in1k", "seresnext50_32x4d", _GLUON + "gluon_seresnext50_32x4d-90cf2d6e.pth", _APACHE, 79.91, 94.824, interpolation=_CUBIC),
-    Checkpoint("seresnext50_32x4d.racm_in1k", "seresnext50_32x4d", _TIMM + "v0.1-weights/seresnext50_32x4d_racm-a304a460.pth", _APACHE, 82.196, 96.148, size=288, resize=303, interpolation=_CUBIC),
-    Checkpoint("seresnext101_32x4d.gluon_in1k", "seresnext101_32x4d", _GLUON + "gluon_seresnext101_32x4d-cf52900d.pth", _APACHE, 80.892, 95.296, interpolation=_CUBIC),
-    Checkpoint("seresnext101_32x8d.ah_in1k", "seresnext101_32x8d", _TIMM + "v0.1-tpu-weights/seresnext101_32x8d_ah-e6bc4c0a.pth", _APACHE, 84.186, 96.874, size=288, resize=288, interpolation=_CUBIC),
-    Checkpoint("seresnext101_64x4d.gluon_in1k", "seresnext101_64x4d", _GLUON + "gluon_seresnext101_64x4d-f9926f93.pth", _APACHE, 80.896, 95.296, interpolation=_CUBIC),
-    Checkpoint("seresnext101d_32x8d.ah_in1k", "seresnext101d_32x8d", _TIMM + "v0.1-tpu-weights/seresnext101d_32x8d_ah-191d7b94.pth", _APACHE, 84.358, 96.92, size=288, resize=288, interpolation=_CUBIC),
-    Checkpoint("seresnextaa101d_32x8d.ah_in1k", "seresnextaa101d_32x8d", _TIMM + "v0.1-tpu-weights/seresnextaa101d_32x8d_ah-83c8ae12.pth", _APACHE, 84.566, 97.076, size=288, resize=288, interpolation=_CUBIC),
-    Checkpoint("seresnextaa101d_32x8d.sw_in12k", "seresnextaa101d_32x8d", "hf://timm/seresnextaa101d_32x8d.sw_in12k", _APACHE, None, None, size=288, resize=288, interpolation=_CUBIC, data="imagenet-12k"),
-    Checkpoint("seresnextaa101d_32x8d.sw_in12k_ft_in1k", "seresnextaa101d_32x8d", "hf://timm/seresnextaa101d_32x8d.sw_in12k_ft_in1k", _APACHE, 86.484, 98.03, size=288, resize=288, interpolation=_CUBIC),
-    Checkpoint("seresnextaa101d_32x8d.sw_in12k_ft_in1k_288", "seresnextaa101d_32x8d", "hf://timm/seresnextaa101d_32x8d.sw_in12k_ft_in1k_288", _APACHE, 86.724, 98.176, size=320, resize=320, interpolation=_CUBIC),
-    Checkpoint("seresnextaa201d_32x8d.sw_in12k", "seresnextaa201d_32x8d", "hf://timm/seresnextaa201d_32x8d.sw_in12k", _APACHE, None, None, size=384, resize=384, interpolation=_CUBIC, data="imagenet-12k"),
-    Checkpoint("seresnextaa201d_32x8d.sw_in12k_ft_in1k_384", "seresnextaa201d_32x8d", "hf://timm/seresnextaa201d_32x8d.sw_in12k_ft_in1k_384", _APACHE, None, None, size=384, resize=384, interpolation=_CUBIC),
-    Checkpoint("fb/resnext_50_32x4d", "resnext50_32x4d", _LUA + "resnext_50_32x4d.t7", _NC, 77.8, None, "torch7", interpolation=_CUBIC),
-    Checkpoint("fb/resnext_101_32x4d", "resnext101_32x4d", _LUA + "resnext_101_32x4d.t7", _NC, 78.8, None, "torch7", interpolation=_CUBIC),
-    Checkpoint("fb/resnext_101_64x4d", "resnext101_64x4d", _LUA + "resnext_101_64x4d.t7", _NC, 79.6, None, "torch7", interpolation=_CUBIC),
-    Checkpoint("resnext101_32x48d_wsl", "resnext101_32x48d", _TORCH + "ig_resnext101_32x48-3e41cc8a.pth", _NC, 85.4, 97.6, "torchvision", measured_by="wsl"),
-    Checkpoint("resnext50-32x4d_8xb32_in1k", "resnext50_32x4d", _MMCLS + "resnext50_32x4d_b32x8_imagenet_20210429-56066e27.pth", _APACHE, 77.9, 93.66, "mmcls"),
-    Checkpoint("resnext101-32x4d_8xb32_in1k", "resnext101_32x4d", _MMCLS + "resnext101_32x4d_b32x8_imagenet_20210506-e0fa3dd5.pth", _APACHE, 78.61, 94.17, "mmcls"),
-    Checkpoint("resnext101-32x8d_8xb32_in1k", "resnext101_32x8d", _MMCLS + "resnext101_32x8d_b32x8_imagenet_20210506-23a247d5.pth", _APACHE, 79.27, 94.58, "mmcls"),
-    Checkpoint("resnext152-32x4d_8xb32_in1k", "resnext152_32x4d", _MMCLS + "resnext152_32x4d_b32x8_imagenet_20210524-927787be.pth", _APACHE, 78.88, 94.33, "mmcls"),
-    Checkpoint("open-mmlab://resnext50_32x4d", "resnext50_32x4d", _MMLAB + "resnext50-32x4d-0ab1a123.pth", _UNKNOWN, None, None, "mmdet"),
-    Checkpoint("open-mmlab://resnext101_32x4d", "resnext101_32x4d", _MMLAB + "resnext101_32x4d-a5af3160.pth", _UNKNOWN, None, None, "mmdet"),
-    Checkpoint("open-mmlab://resnext101_64x4d", "resnext101_64x4d", _MMLAB + "resnext101_64x4d-ee2c6f71.pth", _UNKNOWN, None, None, "mmdet"),
-    Checkpoint("open-mmlab://detectron2/resnext101_32x8d", "resnext101_32x8d", _MMLAB + "resnext101_32x8d-1516f1aa.pth", _UNKNOWN, None, None, "mmdet", colour="BGR"),
-    Checkpoint("open-mmlab://jhu/resnext50_32x4d_gn", "resnext50_32x4d", _MMLAB + "resnext50_32x4d_gn-c7e8b754.pth", _UNKNOWN, None, None, "mmdet", fields=_GN),
-    Checkpoint("open-mmlab://jhu/resnext101_32x4d_gn", "resnext101_32x4d", _MMLAB + "resnext101_32x4d_gn-ac3bb84e.pth", _UNKNOWN, None, None, "mmdet", fields=_GN),
-    Checkpoint("open-mmlab://jhu/resnext50_32x4d_gn_ws", "resnext50_32x4d", _MMLAB + "resnext50_32x4d_gn_ws-0d87ac85.pth", _UNKNOWN, None, None, "mmdet", fields=_GN_WS),
-    Checkpoint("open-mmlab://jhu/resnext101_32x4d_gn_ws", "resnext101_32x4d", _MMLAB + "resnext101_32x4d_gn_ws-34ac1a9e.pth", _UNKNOWN, None, None, "mmdet", fields=_GN_WS),
-    Checkpoint("lucid/resnext_50_32x4d.in1k", "resnext50_32x4d", _LUCID2 + "resnext_50_32x4d_in1k.safetensors", _BSD, 77.61, 93.7, "lucid"),
-    Checkpoint("lucid/resnext_101_32x8d.in1k", "resnext101_32x8d", _LUCID2 + "resnext_101_32x8d_in1k.safetensors", _BSD, 79.31, 94.57, "lucid"),
-    Checkpoint("lucid/resnext_101_64x4d.in1k", "resnext101_64x4d", _LUCID2 + "resnext_101_64x4d_in1k.safetensors", _BSD, 83.25, 96.45, "lucid", resize=232),
-    Checkpoint("lucid/resnext_50_32x4d.IMAGENET1K_V2", "resnext50_32x4d", "hf://lucid-dl/resnext-50-32x4d/IMAGENET1K_V2/model.safetensors", _BSD, 81.198, 95.34, "lucid3", resize=232, published_sha256="95ab469ce4c14c1a7e1e517f8eeb140ea9b7747946d9ccd0258dd65f869fc704"),
-    Checkpoint("lucid/resnext_101_32x8d.IMAGENET1K_V2", "resnext101_32x8d", "hf://lucid-dl/resnext-101-32x8d/IMAGENET1K_V2/model.safetensors", _BSD, 82.834, 96.228, "lucid3", resize=232, published_sha256="39ddf40a89a715f0d9a4df83d94a3e338151076972917f6f1a29b3d7ebddccdb"),
-    Checkpoint("lucid/resnext_101_32x4d.GLUON_IN1K", "resnext101_32x4d", "hf://lucid-dl/resnext-101-32x4d/GLUON_IN1K/model.safetensors", _APACHE, 80.342, 94.926, "lucid3", interpolation=_CUBIC, published_sha256="20e585e08b43f2771202755e1947e0f3ed5a98e6875061b765e994ef16216b6d"),
+_TABLE: tuple[CatalogEntry, ...] = (
+    CatalogEntry("ResNeXt50_32X4D_Weights.IMAGENET1K_V1", "resnext50_32x4d", _TORCH + "resnext50_32x4d-7cdf4587.pth", _BSD, 77.618, 93.698, "torchvision"),
+    CatalogEntry("ResNeXt50_32X4D_Weights.IMAGENET1K_V2", "resnext50_32x4d", _TORCH + "resnext50_32x4d-1a0047aa.pth", _BSD, 81.198, 95.34, "torchvision", resize=232),
+    CatalogEntry("ResNeXt101_32X8D_Weights.IMAGENET1K_V1", "resnext101_32x8d", _TORCH + "resnext101_32x8d-8ba56ff5.pth", _BSD, 79.312, 94.526, "torchvision"),
+    CatalogEntry("ResNeXt101_32X8D_Weights.IMAGENET1K_V2", "resnext101_32x8d", _TORCH + "resnext101_32x8d-110c445d.pth", _BSD, 82.834, 96.228, "torchvision", resize=232),
+    CatalogEntry("ResNeXt101_64X4D_Weights.IMAGENET1K_V1", "resnext101_64x4d", _TORCH + "resnext101_64x4d-173b62eb.pth", _BSD, 83.246, 96.454, "torchvision", resize=232),
+    CatalogEntry("resnext50_32x4d.a1_in1k", "resnext50_32x4d", _TIMM + "v0.1-rsb-weights/resnext50_32x4d_a1_0-b5a91a1d.pth", _APACHE, 81.466, 95.174, size=288, resize=288, interpolation=_CUBIC),
+    CatalogEntry("resnext50_32x4d.a1h_in1k", "resnext50_32x4d", _TIMM + "v0.1-rsb-weights/resnext50_32x4d_a1h-0146ab0a.pth", _APACHE, 82.014, 95.934, size=288, resize=288, interpolation=_CUBIC),
+    CatalogEntry("resnext50_32x4d.a2_in1k", "resnext50_32x4d", _TIMM + "v0.1-rsb-weights/resnext50_32x4d_a2_0-efc76add.pth", _APACHE, 81.304, 95.096, size=288, resize=288, interpolation=_CUBIC),
+    CatalogEntry("resnext50_32x4d.a3_in1k", "resnext50_32x4d", _TIMM + "v0.1-rsb-weights/resnext50_32x4d_a3_0-3e450271.pth", _APACHE, 79.268, 94.306, size=224, resize=235, interpolation=_CUBIC),
+    CatalogEntry("resnext50_32x4d.fb_ssl_yfcc100m_ft_in1k", "resnext50_32x4d", _SSL + "semi_supervised_resnext50_32x4-ddb3e555.pth", _NC, 80.338, 95.398),
+    CatalogEntry("resnext50_32x4d.fb_swsl_ig1b_ft_in1k", "resnext50_32x4d", _SSL + "semi_weakly_supervised_resnext50_32x4-72679e44.pth", _NC, 82.174, 96.222),
+    CatalogEntry("resnext50_32x4d.gluon_in1k", "resnext50_32x4d", _GLUON + "gluon_resnext50_32x4d-e6a097c1.pth", _APACHE, 79.36, 94.43, interpolation=_CUBIC),
+    CatalogEntry("resnext50_32x4d.ra_in1k", "resnext50_32x4d", _TIMM + "v0.1-weights/resnext50_32x4d_ra-d733960d.pth", _APACHE, 80.698, 95.39, size=288, resize=303, interpolation=_CUBIC),
+    CatalogEntry("resnext50_32x4d.tv2_in1k", "resnext50_32x4d", _TORCH + "resnext50_32x4d-1a0047aa.pth", _BSD, 81.182, 95.34, size=224, resize=232),
+    CatalogEntry("resnext50_32x4d.tv_in1k", "resnext50_32x4d", _TORCH + "resnext50_32x4d-7cdf4587.pth", _BSD, 77.618, 93.696),
+    CatalogEntry("resnext50d_32x4d.bt_in1k", "resnext50d_32x4d", _TIMM + "v0.1-weights/resnext50d_32x4d-103e99f8.pth", _APACHE, 80.664, 95.42, size=288, resize=303, interpolation=_CUBIC),
+    CatalogEntry("resnext101_32x4d.fb_ssl_yfcc100m_ft_in1k", "resnext101_32x4d", _SSL + "semi_supervised_resnext101_32x4-dc43570a.pth", _NC, 80.924, 95.734),
+    CatalogEntry("resnext101_32x4d.fb_swsl_ig1b_ft_in1k", "resnext101_32x4d", _SSL + "semi_weakly_supervised_resnext101_32x4-3f87e46b.pth", _NC, 83.232, 96.758),
+    CatalogEntry("resnext101_32x4d.gluon_in1k", "resnext101_32x4d", _GLUON + "gluon_resnext101_32x4d-b253c8c4.pth", _APACHE, 80.34, 94.93, interpolation=_CUBIC),
+    CatalogEntry("resnext101_32x8d.fb_ssl_yfcc100m_ft_in1k", "resnext101_32x8d", _SSL + "semi_supervised_resnext101_32x8-2cfe2f8b.pth", _NC, 81.606, 96.04),
+    CatalogEntry("resnext101_32x8d.fb_swsl_ig1b_ft_in1k", "resnext101_32x8d", _SSL + "semi_weakly_supervised_resnext101_32x8-b4712904.pth", _NC, 84.302, 97.176),
+    CatalogEntry("resnext101_32x8d.fb_wsl_ig1b_ft_in1k", "resnext101_32x8d", _TORCH + "ig_resnext101_32x8-c38310e5.pth", _NC, 82.698, 96.632),
+    CatalogEntry("resnext101_32x8d.tv2_in1k", "resnext101_32x8d", _TORCH + "resnext101_32x8d-110c445d.pth", _BSD, 82.832, 96.232, size=224, resize=232),
+    CatalogEntry("resnext101_32x8d.tv_in1k", "resnext101_32x8d", _TORCH + "resnext101_32x8d-8ba56ff5.pth", _BSD, 79.31, 94.52),
+    CatalogEntry("resnext101_32x16d.fb_ssl_yfcc100m_ft_in1k", "resnext101_32x16d", _SSL + "semi_supervised_resnext101_32x16-15fffa57.pth", _NC, 81.842, 96.092),
+    CatalogEntry("resnext101_32x16d.fb_swsl_ig1b_ft_in1k", "resnext101_32x16d", _SSL + "semi_weakly_supervised_resnext101_32x16-f3559a9c.pth", _NC, 83.336, 96.846),
+    CatalogEntry("resnext101_32x16d.fb_wsl_ig1b_ft_in1k", "resnext101_32x16d", _TORCH + "ig_resnext101_32x16-c6f796b0.pth", _NC, 84.166, 97.198),
+    CatalogEntry("resnext101_32x32d.fb_wsl_ig1b_ft_in1k", "resnext101_32x32d", _TORCH + "ig_resnext101_32x32-e4b90b00.pth", _NC, 85.098, 97.438),
+    CatalogEntry("resnext101_64x4d.c1_in1k", "resnext101_64x4d", _TIMM + "v0.1-tpu-weights/resnext101_64x4d_c-0d0e0cc0.pth", _APACHE, 83.156, 96.374, size=288, resize=288, interpolation=_CUBIC),
+    CatalogEntry("resnext101_64x4d.gluon_in1k", "resnext101_64x4d", _GLUON + "gluon_resnext101_64x4d-f9a8e184.pth", _APACHE, 80.6, 94.992, interpolation=_CUBIC),
+    CatalogEntry("resnext101_64x4d.tv_in1k", "resnext101_64x4d", _TORCH + "resnext101_64x4d-173b62eb.pth", _BSD, 82.992, 96.244),
+    CatalogEntry("seresnext26d_32x4d.bt_in1k", "seresnext26d_32x4d", _TIMM + "v0.1-weights/seresnext26d_32x4d-80fa48a3.pth", _APACHE, 78.814, 94.24, size=288, resize=303, interpolation=_CUBIC),
+    CatalogEntry("seresnext26t_32x4d.bt_in1k", "seresnext26t_32x4d", _TIMM + "v0.1-weights/seresnext26tn_32x4d-569cb627.pth", _APACHE, 78.744, 94.312, size=288, resize=303, interpolation=_CUBIC),
+    CatalogEntry("seresnext50_32x4d.gluon_in1k", "seresnext50_32x4d", _GLUON + "gluon_seresnext50_32x4d-90cf2d6e.pth", _APACHE, 79.91, 94.824, interpolation=_CUBIC),
+    CatalogEntry("seresnext50_32x4d.racm_in1k", "seresnext50_32x4d", _TIMM + "v0.1-weights/seresnext50_32x4d_racm-a304a460.pth", _APACHE, 82.196, 96.148, size=288, resize=303, interpolation=_CUBIC),
+    CatalogEntry("seresnext101_32x4d.gluon_in1k", "seresnext101_32x4d", _GLUON + "gluon_seresnext101_32x4d-cf52900d.pth", _APACHE, 80.892, 95.296, interpolation=_CUBIC),
+    CatalogEntry("seresnext101_32x8d.ah_in1k", "seresnext101_32x8d", _TIMM + "v0.1-tpu-weights/seresnext101_32x8d_ah-e6bc4c0a.pth", _APACHE, 84.186, 96.874, size=288, resize=288, interpolation=_CUBIC),
+    CatalogEntry("seresnext101_64x4d.gluon_in1k", "seresnext101_64x4d", _GLUON + "gluon_seresnext101_64x4d-f9926f93.pth", _APACHE, 80.896, 95.296, interpolation=_CUBIC),
+    CatalogEntry("seresnext101d_32x8d.ah_in1k", "seresnext101d_32x8d", _TIMM + "v0.1-tpu-weights/seresnext101d_32x8d_ah-191d7b94.pth", _APACHE, 84.358, 96.92, size=288, resize=288, interpolation=_CUBIC),
+    CatalogEntry("seresnextaa101d_32x8d.ah_in1k", "seresnextaa101d_32x8d", _TIMM + "v0.1-tpu-weights/seresnextaa101d_32x8d_ah-83c8ae12.pth", _APACHE, 84.566, 97.076, size=288, resize=288, interpolation=_CUBIC),
+    CatalogEntry("seresnextaa101d_32x8d.sw_in12k", "seresnextaa101d_32x8d", "hf://timm/seresnextaa101d_32x8d.sw_in12k", _APACHE, None, None, size=288, resize=288, interpolation=_CUBIC, data="imagenet-12k"),
+    CatalogEntry("seresnextaa101d_32x8d.sw_in12k_ft_in1k", "seresnextaa101d_32x8d", "hf://timm/seresnextaa101d_32x8d.sw_in12k_ft_in1k", _APACHE, 86.484, 98.03, size=288, resize=288, interpolation=_CUBIC),
+    CatalogEntry("seresnextaa101d_32x8d.sw_in12k_ft_in1k_288", "seresnextaa101d_32x8d", "hf://timm/seresnextaa101d_32x8d.sw_in12k_ft_in1k_288", _APACHE, 86.724, 98.176, size=320, resize=320, interpolation=_CUBIC),
+    CatalogEntry("seresnextaa201d_32x8d.sw_in12k", "seresnextaa201d_32x8d", "hf://timm/seresnextaa201d_32x8d.sw_in12k", _APACHE, None, None, size=384, resize=384, interpolation=_CUBIC, data="imagenet-12k"),
+    CatalogEntry("seresnextaa201d_32x8d.sw_in12k_ft_in1k_384", "seresnextaa201d_32x8d", "hf://timm/seresnextaa201d_32x8d.sw_in12k_ft_in1k_384", _APACHE, None, None, size=384, resize=384, interpolation=_CUBIC),
+    CatalogEntry("fb/resnext_50_32x4d", "resnext50_32x4d", _LUA + "resnext_50_32x4d.t7", _NC, 77.8, None, "torch7", interpolation=_CUBIC),
+    CatalogEntry("fb/resnext_101_32x4d", "resnext101_32x4d", _LUA + "resnext_101_32x4d.t7", _NC, 78.8, None, "torch7", interpolation=_CUBIC),
+    CatalogEntry("fb/resnext_101_64x4d", "resnext101_64x4d", _LUA + "resnext_101_64x4d.t7", _NC, 79.6, None, "torch7", interpolation=_CUBIC),
+    CatalogEntry("resnext101_32x48d_wsl", "resnext101_32x48d", _TORCH + "ig_resnext101_32x48-3e41cc8a.pth", _NC, 85.4, 97.6, "torchvision", measured_by="wsl"),
+    CatalogEntry("resnext50-32x4d_8xb32_in1k", "resnext50_32x4d", _MMCLS + "resnext50_32x4d_b32x8_imagenet_20210429-56066e27.pth", _APACHE, 77.9, 93.66, "mmcls"),
+    CatalogEntry("resnext101-32x4d_8xb32_in1k", "resnext101_32x4d", _MMCLS + "resnext101_32x4d_b32x8_imagenet_20210506-e0fa3dd5.pth", _APACHE, 78.61, 94.17, "mmcls"),
+    CatalogEntry("resnext101-32x8d_8xb32_in1k", "resnext101_32x8d", _MMCLS + "resnext101_32x8d_b32x8_imagenet_20210506-23a247d5.pth", _APACHE, 79.27, 94.58, "mmcls"),
+    CatalogEntry("resnext152-32x4d_8xb32_in1k", "resnext152_32x4d", _MMCLS + "resnext152_32x4d_b32x8_imagenet_20210524-927787be.pth", _APACHE, 78.88, 94.33, "mmcls"),
+    CatalogEntry("open-mmlab://resnext50_32x4d", "resnext50_32x4d", _MMLAB + "resnext50-32x4d-0ab1a123.pth", _UNKNOWN, None, None, "mmdet"),
+    CatalogEntry("open-mmlab://resnext101_32x4d", "resnext101_32x4d", _MMLAB + "resnext101_32x4d-a5af3160.pth", _UNKNOWN, None, None, "mmdet"),
+    CatalogEntry("open-mmlab://resnext101_64x4d", "resnext101_64x4d", _MMLAB + "resnext101_64x4d-ee2c6f71.pth", _UNKNOWN, None, None, "mmdet"),
+    CatalogEntry("open-mmlab://detectron2/resnext101_32x8d", "resnext101_32x8d", _MMLAB + "resnext101_32x8d-1516f1aa.pth", _UNKNOWN, None, None, "mmdet", colour="BGR"),
+    CatalogEntry("open-mmlab://jhu/resnext50_32x4d_gn", "resnext50_32x4d", _MMLAB + "resnext50_32x4d_gn-c7e8b754.pth", _UNKNOWN, None, None, "mmdet", fields=_GN),
+    CatalogEntry("open-mmlab://jhu/resnext101_32x4d_gn", "resnext101_32x4d", _MMLAB + "resnext101_32x4d_gn-ac3bb84e.pth", _UNKNOWN, None, None, "mmdet", fields=_GN),
+    CatalogEntry("open-mmlab://jhu/resnext50_32x4d_gn_ws", "resnext50_32x4d", _MMLAB + "resnext50_32x4d_gn_ws-0d87ac85.pth", _UNKNOWN, None, None, "mmdet", fields=_GN_WS),
+    CatalogEntry("open-mmlab://jhu/resnext101_32x4d_gn_ws", "resnext101_32x4d", _MMLAB + "resnext101_32x4d_gn_ws-34ac1a9e.pth", _UNKNOWN, None, None, "mmdet", fields=_GN_WS),
+    CatalogEntry("lucid/resnext_50_32x4d.in1k", "resnext50_32x4d", _LUCID2 + "resnext_50_32x4d_in1k.safetensors", _BSD, 77.61, 93.7, "lucid"),
+    CatalogEntry("lucid/resnext_101_32x8d.in1k", "resnext101_32x8d", _LUCID2 + "resnext_101_32x8d_in1k.safetensors", _BSD, 79.31, 94.57, "lucid"),
+    CatalogEntry("lucid/resnext_101_64x4d.in1k", "resnext101_64x4d", _LUCID2 + "resnext_101_64x4d_in1k.safetensors", _BSD, 83.25, 96.45, "lucid", resize=232),
+    CatalogEntry("lucid/resnext_50_32x4d.IMAGENET1K_V2", "resnext50_32x4d", "hf://lucid-dl/resnext-50-32x4d/IMAGENET1K_V2/model.safetensors", _BSD, 81.198, 95.34, "lucid3", resize=232, published_sha256="95ab469ce4c14c1a7e1e517f8eeb140ea9b7747946d9ccd0258dd65f869fc704"),
+    CatalogEntry("lucid/resnext_101_32x8d.IMAGENET1K_V2", "resnext101_32x8d", "hf://lucid-dl/resnext-101-32x8d/IMAGENET1K_V2/model.safetensors", _BSD, 82.834, 96.228, "lucid3", resize=232, published_sha256="39ddf40a89a715f0d9a4df83d94a3e338151076972917f6f1a29b3d7ebddccdb"),
+    CatalogEntry("lucid/resnext_101_32x4d.GLUON_IN1K", "resnext101_32x4d", "hf://lucid-dl/resnext-101-32x4d/GLUON_IN1K/model.safetensors", _APACHE, 80.342, 94.926, "lucid3", interpolation=_CUBIC, published_sha256="20e585e08b43f2771202755e1947e0f3ed5a98e6875061b765e994ef16216b6d"),
 )
 # fmt: on
 
@@ -202,7 +202,7 @@ def catalog(
     min_top1: float | None = None,
     max_gmacs: float | None = None,
     variant: str | None = None,
-) -> tuple[Checkpoint, ...]:
+) -> tuple[CatalogEntry, ...]:
     """The public checkpoints, most accurate first, then cheapest.
 
     Args:
@@ -236,9 +236,9 @@ def catalog(
     return tuple(sorted(chosen, key=lambda row: (-(row.top1 or 0), row.gmacs, row.name)))
 
 
-def frontier(rows: Iterable[Checkpoint]) -> tuple[Checkpoint, ...]:
+def frontier(rows: Iterable[CatalogEntry]) -> tuple[CatalogEntry, ...]:
     """The checkpoints that no cheaper or equally expensive one beats in accuracy, cheapest first."""
-    best: list[Checkpoint] = []
+    best: list[CatalogEntry] = []
     measured = [row for row in rows if row.top1 is not None]
     for row in sorted(measured, key=lambda row: (row.gmacs, -(row.top1 or 0))):
         if not best or (row.top1 or 0) > (best[-1].top1 or 0):
@@ -246,7 +246,7 @@ def frontier(rows: Iterable[Checkpoint]) -> tuple[Checkpoint, ...]:
     return tuple(best)
 
 
-def find(name: str) -> Checkpoint:
+def find(name: str) -> CatalogEntry:
     """The checkpoint with a name.
 
     Args:
@@ -268,13 +268,13 @@ def find(name: str) -> Checkpoint:
     raise UnknownNameError(f"No public checkpoint is called {name!r}. {hint}")
 
 
-def exact(name: str) -> Checkpoint | None:
+def exact(name: str) -> CatalogEntry | None:
     """The checkpoint with exactly this name, in any case or in mmcls's form; None without one."""
     key = re.sub(r"^mmcls://(\w+?)_(\w+)$", r"\1-\2_8xb32_in1k", str(name).strip()).lower()
     return next((row for row in _TABLE if row.name.lower() == key), None)
 
 
-def from_repository(owner: str, repo: str) -> Checkpoint | None:
+def from_repository(owner: str, repo: str) -> CatalogEntry | None:
     """The checkpoint that a repository on the Hugging Face Hub holds; None if none does.
 
     timm's repositories have the names of its checkpoints.
@@ -295,7 +295,7 @@ def is_path(text: str) -> bool:
     return "/" in text and "://" not in text and not text.startswith(("lucid/", "fb/"))
 
 
-def from_file_name(name: str) -> Checkpoint | None:
+def from_file_name(name: str) -> CatalogEntry | None:
     """The checkpoint that is published under this file name, hash and all; None if none is."""
     if not re.search(r"-[0-9a-f]{8,}\.", name):
         return None

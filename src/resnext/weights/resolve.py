@@ -23,7 +23,7 @@ from resnext.network import ResNeXt
 from resnext.system.digest import file_sha256
 from resnext.system.download import fetch, hub
 from resnext.weights.catalog import (
-    Checkpoint,
+    CatalogEntry,
     find,
     from_file_name,
     from_repository,
@@ -105,7 +105,7 @@ def _exists(path: Path) -> bool:
 
 
 def _resolve_hub(
-    uri: str, config: ResNeXtConfig | None, entry: Checkpoint | None, progress: bool
+    uri: str, config: ResNeXtConfig | None, entry: CatalogEntry | None, progress: bool
 ) -> ResolvedCheckpoint:
     """`hf://owner/repo[/file]`: by default model.safetensors, with the config.json next to it."""
     owner, _, rest = uri.removeprefix("hf://").partition("/")
@@ -154,7 +154,7 @@ def in_folder(folder: Path) -> tuple[Path, Documents]:
 def resolve_contents(
     contents: Contents,
     config: ResNeXtConfig | None = None,
-    entry: Checkpoint | None = None,
+    entry: CatalogEntry | None = None,
     documents: Documents | None = None,
 ) -> ResolvedCheckpoint:
     """Recognise the contents of a file, and rebuild the config.
@@ -203,7 +203,7 @@ def _metadata(documents: Documents) -> CheckpointMetadata:
     return metadata
 
 
-def _entry_of_file(path: Path, notes: list[str]) -> Checkpoint | None:
+def _entry_of_file(path: Path, notes: list[str]) -> CatalogEntry | None:
     """The public checkpoint that a file is by name and by hash."""
     entry = from_file_name(path.name)
     if entry is None or file_sha256(path).startswith(entry.sha256):
