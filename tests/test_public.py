@@ -26,6 +26,7 @@ PUBLIC = [
     "convert",
     "create",
     "diagnose",
+    "distill",
     "evaluate",
     "load",
     "load_backbone",

@@ -120,6 +120,7 @@ RECIPE = {
     "head_epochs": 0,
     "frozen_norms": False,
     "train_size": None,
+    "distill_temperature": 1.0,
 }
 ROW = [  # of metrics.jsonl, and of the history in a checkpoint
     "epoch",
@@ -372,6 +373,7 @@ def test_checkpoint_identity(run: Run) -> None:
         "seed": 0,
         "val_fraction": 0.2,
         "weights": None,
+        "teacher": None,
         "classes": ["blue", "red"],
         **{f"config.{name}": value for name, value in CONFIG.items()},
         **{f"preprocessing.{name}": value for name, value in PREPROCESSING.items()},
@@ -1290,9 +1292,10 @@ FUNCTIONS = {  # a star stands before what is given by name only
     "optimize": "model *precision *engine *batch *data *device *again *progress",
     "predict": "model images *top *batch_size *device *plan *progress",
     "save": "model path",
-    "train": "data model *weights *out *recipe *size *seed *val_fraction *workers *device "
-    "*precision *compile *sync_norms *resume *retries *checkpoint_minutes *overwrite *progress "
-    "changes",
+    "distill": "teacher data model *unlabelled options",
+    "train": "data model *weights *teacher *unlabelled *out *recipe *size *seed *val_fraction "
+    "*workers *device *precision *compile *sync_norms *resume *retries *checkpoint_minutes "
+    "*overwrite *progress changes",
     "variant": "name overrides",
     "variants": "",
 }
@@ -1349,6 +1352,7 @@ def test_names_people_type() -> None:
         "rsb_a3",
         "cifar",
         "digits",
+        "distill",
     ]
     variants, rows = resnext.variants(), sorted(row.name for row in resnext.catalog())
     hashes = [hashlib.sha256("\n".join(x).encode()).hexdigest()[:16] for x in (variants, rows)]
@@ -1360,6 +1364,10 @@ OPTIONS = {  # choices stand behind a colon
     "info": "NAME --size,-s",
     "train": "DATA --model,-m --weights,-w --out,-o --recipe,-r --epochs --batch-size "
     "--learning-rate,--lr --set --size --seed --val-fraction --workers --device "
+    "--precision:auto|fp32|bf16|fp16 --compile,--no-compile --sync-norms --resume --retries "
+    "--checkpoint-minutes --overwrite",
+    "distill": "TEACHER --data --unlabelled --model,-m --weights,-w --out,-o --recipe,-r --epochs "
+    "--batch-size --learning-rate,--lr --set --size --seed --val-fraction --workers --device "
     "--precision:auto|fp32|bf16|fp16 --compile,--no-compile --sync-norms --resume --retries "
     "--checkpoint-minutes --overwrite",
     "evaluate": "FILE DATA --views:1|2|10 --against --json --batch-size --workers --device "

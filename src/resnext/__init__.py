@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from resnext.inference.optimize import optimize
     from resnext.network import ResNeXt, create
     from resnext.prediction.images import predict
-    from resnext.training import train
+    from resnext.training import distill, train
     from resnext.weights.catalog import catalog
     from resnext.weights.conversion import convert
     from resnext.weights.diagnosis import diagnose
@@ -39,6 +39,7 @@ _MODULE = {  # public name → module that defines it
     "convert": "weights.conversion",
     "create": "network",
     "diagnose": "weights.diagnosis",
+    "distill": "training.launch",
     "evaluate": "evaluation.classification",
     "load": "weights.load",
     "load_backbone": "weights.load",
@@ -61,6 +62,7 @@ __all__ = [
     "convert",
     "create",
     "diagnose",
+    "distill",
     "evaluate",
     "load",
     "load_backbone",

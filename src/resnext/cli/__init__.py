@@ -2,7 +2,7 @@
 
 app.py          all commands, the error messages and exit codes, `main`
 info.py         info
-train.py        train
+train.py        train, distill
 classify.py     evaluate, predict
 speed.py        optimize, bench
 checkpoints.py  catalog, convert, doctor, push

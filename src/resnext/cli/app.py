@@ -16,7 +16,7 @@ from resnext.cli.classify import evaluate, predict
 from resnext.cli.info import info
 from resnext.cli.options import Flag
 from resnext.cli.speed import bench, optimize
-from resnext.cli.train import train
+from resnext.cli.train import distill, train
 from resnext.errors import ResNeXtError, Terminated
 
 _OUT_OF_MEMORY = "Out of memory. Lower --batch-size or --size."
@@ -34,6 +34,7 @@ app.meta.group_parameters = Group("All commands", sort_key=9)
 for _command in (
     info,
     train,
+    distill,
     evaluate,
     predict,
     optimize,

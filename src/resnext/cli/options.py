@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +18,40 @@ Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
 Several = Parameter(negative="", show_default=False)
 """An option that can be repeated; empty by default."""
+
+
+def options_of(command: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a function that takes `**options` all options of another command, with their help.
+
+    Args:
+        command: The other command. Its help is kept where the function's docstring has none.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(function, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        taken = {p.name for p in own}
+        shared = inspect.signature(command, eval_str=True).parameters.values()
+        parameters = [
+            *own,
+            *(p for p in shared if p.kind is p.KEYWORD_ONLY and p.name not in taken),
+        ]
+        text, own_help = _split_docstring(function)
+        entries = _split_docstring(command)[1] | own_help
+        lines = (entries[p.name] for p in parameters if p.name in entries)
+        setattr(function, "__signature__", signature.replace(parameters=parameters))  # noqa: B010
+        function.__annotations__ = {p.name: p.annotation for p in parameters}
+        function.__doc__ = f"{text}Args:\n" + "\n".join(lines)
+        return function
+
+    return decorate
+
+
+def _split_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
+    """A docstring's text before "Args:", and the help of each argument by name."""
+    text, _, entries = inspect.cleandoc(function.__doc__ or "").partition("Args:\n")
+    blocks = re.split(r"\n(?=    \w)", entries)
+    return text, {block.partition(":")[0].strip(): block for block in blocks}
 
 
 def check_json_path(path: Path | None) -> None:

@@ -1,14 +1,17 @@
-"""`resnext train`: train a classifier on a folder or another data set."""
+"""`resnext train` and `resnext distill`: train a classifier, on labels or by a teacher."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from resnext.cli.options import Flag, Several
+from resnext.cli.options import Flag, Several, options_of
+
+_Unparsed = Annotated[Any, Parameter(parse=False)]
+"""An argument that only another command gives."""
 
 
 def train(
@@ -35,6 +38,8 @@ def train(
     retries: int = 0,
     checkpoint_minutes: float = 5.0,
     overwrite: Flag = False,
+    teacher: _Unparsed = None,
+    unlabelled: _Unparsed = None,
 ) -> None:
     """Train a classifier, and write a model file and a report.
 
@@ -53,7 +58,8 @@ def train(
         out: Model file to write; it always holds the best epoch so far. The run folder, with the
             same name but the suffix .run, holds checkpoints, metrics and report.html.
         recipe: Training recipe: small, large, finetune, paper, torchvision_v2, rsb_a1, rsb_a2,
-            rsb_a3, cifar, digits, or your own as file.py:name. Default: depends on the data.
+            rsb_a3, cifar, digits, distill, or your own as file.py:name. Default: depends on the
+            data.
         epochs: Number of epochs. Default: the recipe's.
         batch_size: Images per step, summed over all processes; the learning rate scales with it.
             Default: the recipe's.
@@ -74,9 +80,12 @@ def train(
             learning rate.
         checkpoint_minutes: Minutes between checkpoints; one is also written after every epoch.
         overwrite: Replace the model file if it exists.
+        teacher: Only from `distill`.
+        unlabelled: Only from `distill`.
     """
     from resnext.training import train
     from resnext.training.recipe import parse_changes
+    from resnext.training.teacher import comparison
 
     fields = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     changes = [f"{name}={value}" for name, value in fields.items() if value is not None]
@@ -84,6 +93,8 @@ def train(
         data,
         model,
         weights=weights,
+        teacher=teacher,
+        unlabelled=unlabelled,
         out=out,
         recipe=recipe,
         size=size,
@@ -106,4 +117,30 @@ def train(
     assert card is not None  # training always writes one
     accuracy, epoch = card.metrics["val_accuracy"], card.provenance["epoch"]
     print(f"{out}: epoch {epoch}, validation accuracy {accuracy:.2%}")
+    if teacher is not None:
+        print(f"{out}: {comparison(card, network.config)}")
     print(f"{out.with_name(out.stem + '.run') / 'report.html'}: training report")
+
+
+@options_of(train)
+def distill(teacher: str, /, *, data: str, unlabelled: Path | None = None, **options: Any) -> None:
+    """Train a small classifier to give the answers of a larger one.
+
+    Both see exactly the same views of the images, strongly augmented, for many epochs
+    (arXiv:2106.05237). The teacher's probabilities replace the labels, which only choose the best
+    epoch.
+
+    Args:
+        teacher: The trained classifier: a model file from any library, a catalog name,
+            hf://owner/repo or a URL. It must have the classes of the data, in any order.
+        data: Labelled images, as for train: a folder with one folder of images per class, or with
+            train and val folders of that kind; tar shards; a CSV file; Parquet files; or `digits`.
+        unlabelled: Folder of further images without classes, searched at any depth. They are
+            trained on, never validated on.
+        weights: Checkpoint that the student starts from, instead of a variant: a file from any
+            library, a catalog name, hf://owner/repo or a URL.
+        recipe: Training recipe, as for train. Default: distill.
+        size: Image size in pixels, for student and teacher. Default: the teacher's.
+        options: Options of `train`.
+    """
+    train(data, **options, teacher=teacher, unlabelled=unlabelled)

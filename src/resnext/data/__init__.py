@@ -10,6 +10,7 @@ loader.py      batches for evaluation, test-time augmentation (loads torch)
 scan.py        checks every image before training
 scan_cache.py  records of images, cached between scans
 duplicates.py  equal and similar images
+unlabelled.py  images without classes, for distillation
 """
 
 from resnext.data.dataset import EXTENSIONS, ImageSet, Problem, Splits, Stored, class_weights

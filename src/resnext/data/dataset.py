@@ -276,6 +276,7 @@ class Splits:
         val_fraction: Fraction of each class drawn as `val`; None if the data has its own `val`.
         problems: Samples left out because they lack an image or a class.
         defaults: Recipe, size and network that suit the data.
+        unlabelled: Images without classes to learn from through a teacher; None for none.
     """
 
     train: ImageSet
@@ -286,9 +287,10 @@ class Splits:
     val_fraction: float | None
     problems: tuple[Problem, ...] = ()
     defaults: SourceDefaults = LIKE_PHOTOGRAPHS
+    unlabelled: ImageSet | None = None
 
     def by_name(self) -> dict[str, ImageSet]:
-        """All splits that exist, by name."""
+        """All splits that exist and have classes, by name."""
         splits = {"train": self.train, "val": self.val}
         return splits if self.test is None else {**splits, "test": self.test}
 

@@ -1,8 +1,9 @@
 """Training: from images to a model file with its report.
 
-launch.py        train(): from arguments to a run, phase by phase
+launch.py        train() and distill(): from arguments to a run, phase by phase
 preparation.py   checks, network, batch size, execution and identity of a run
 trainer.py       the loop over epochs and steps
+teacher.py       a trained network that gives the targets: distillation
 step.py          one optimizer step: augmentation, forward, backward, update
 run_state.py     settings and state of a run, and its clock
 divergence.py    when a loss counts as diverged, and the message about it
@@ -20,8 +21,8 @@ metrics_log.py   metrics.jsonl and TensorBoard events
 report/          the report as one HTML page
 """
 
-from resnext.training.launch import train
+from resnext.training.launch import distill, train
 from resnext.training.recipe import Recipe
 from resnext.training.recipes import RECIPES
 
-__all__ = ["RECIPES", "Recipe", "train"]
+__all__ = ["RECIPES", "Recipe", "distill", "train"]

@@ -16,7 +16,9 @@ from resnext.summary import summarize
 from resnext.system.cpu import cpu_name
 from resnext.system.device import hardware
 from resnext.training.report.html import Facts, confident_mistakes, write_report
+from resnext.training.teacher import Teacher, comparison
 from resnext.training.trainer import Trainer
+from resnext.training.validation import Validator
 from resnext.weights.load import load_classifier
 from resnext.weights.save import save
 
@@ -31,6 +33,10 @@ def finalize(run: Trainer, *, command: str) -> None:
     network = load_classifier(settings.out, device=run.device)
     network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     outputs = run.validator.outputs(network, "Validating the best epoch")
+    provenance = {}
+    if settings.teacher is not None:
+        accuracy = _accuracy(settings.teacher, run.validator)
+        provenance["teacher"] = {**settings.teacher.describe(), "val_accuracy": accuracy}
     if not run.group.first:
         return
     raw = score(outputs, val, keep_logits=True)
@@ -40,7 +46,11 @@ def finalize(run: Trainer, *, command: str) -> None:
     threshold = recommend_threshold(result.confidence, result.right)
     assert network.card is not None  # the trainer writes it
     network.card = replace(
-        network.card, metrics=result.metrics("val"), temperature=temperature, threshold=threshold
+        network.card,
+        metrics=result.metrics("val"),
+        provenance={**network.card.provenance, **provenance},
+        temperature=temperature,
+        threshold=threshold,
     )
     save(network, settings.out)
     cost = summarize(network.config, settings.preprocessing.size)
@@ -72,8 +82,16 @@ def finalize(run: Trainer, *, command: str) -> None:
         val_counts=val.counts().tolist(),
         mistakes=confident_mistakes(network, val, result, settings.preprocessing),
         events=run.state.resumes,
+        teacher=comparison(network.card, network.config) if provenance else "",
     )
     write_report(facts, settings.folder / "report.html")
+
+
+def _accuracy(teacher: Teacher, validator: Validator) -> float:
+    """Accuracy of a teacher on the validation images, preprocessed as it was trained."""
+    settings = replace(validator.settings, preprocessing=teacher.preprocessing)
+    outputs = replace(validator, settings=settings).outputs(teacher.network, "Validating teacher")
+    return score(outputs, validator.images).accuracy
 
 
 def _hardware(run: Trainer) -> dict[str, str]:

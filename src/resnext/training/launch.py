@@ -16,6 +16,7 @@ from resnext.config import ResNeXtConfig
 from resnext.data.dataset import Splits
 from resnext.data.open import open_splits
 from resnext.data.scan import Scan, scan
+from resnext.data.unlabelled import open_unlabelled, scan_unlabelled, training_pool
 from resnext.errors import InputError, ResNeXtError
 from resnext.network import ResNeXt
 from resnext.system.device import pick_device, pick_precision
@@ -44,6 +45,7 @@ from resnext.training.preparation import (
 from resnext.training.recipe import Recipe
 from resnext.training.recipes import choose
 from resnext.training.run_state import ExecutionConfig, RunSettings
+from resnext.training.teacher import check_distillation, open_teacher
 from resnext.training.trainer import Trainer
 from resnext.weights.load import load_classifier
 
@@ -53,6 +55,8 @@ def train(
     model: str | ResNeXtConfig | None = None,
     *,
     weights: str | Path | None = None,
+    teacher: str | Path | ResNeXt | None = None,
+    unlabelled: str | Path | None = None,
     out: str | Path = "model.safetensors",
     recipe: str | Recipe | None = None,
     size: int | None = None,
@@ -89,11 +93,14 @@ def train(
             blocks of a variant are initialized.
         weights: Weights to fine-tune instead of `model`: a file from any library, a catalog name,
             `hf://owner/repo` or a URL.
+        teacher: A trained classifier whose answers replace the labels, as in `distill`.
+        unlabelled: With a teacher, a folder of further training images without classes.
         out: File to write: weights, config, labels, preprocessing, metrics and provenance.
         recipe: A name, a `Recipe`, or `file.py:name`, which is executed; by default "digits" for
-            the digits, "finetune" with `weights`, else "small" or, from 20,000 images, "large".
-        size: Image size in pixels; by default 8 for the digits, the size of the weights, else 32
-            for small-image networks and 224 for all others.
+            the digits, "distill" with `teacher`, "finetune" with `weights`, else "small" or, from
+            20,000 images, "large".
+        size: Image size in pixels; by default that of the teacher, 8 for the digits, the size of
+            the weights, else 32 for small-image networks and 224 for all others.
         seed: Random seed for initialization, data order and augmentation.
         val_fraction: Fraction of each class to hold out if the data has no `val`.
         workers: Number of processes that decode images; by default it depends on the number of
@@ -132,6 +139,8 @@ def train(
         data=data,
         model=model,
         weights=weights,
+        teacher=teacher,
+        unlabelled=unlabelled,
         out=Path(out),
         recipe=recipe,
         size=size,
@@ -163,6 +172,44 @@ def train(
     return load_classifier(request.out, device=used_device)
 
 
+def distill(
+    teacher: str | Path | ResNeXt,
+    data: str | Path,
+    model: str | ResNeXtConfig | None = None,
+    *,
+    unlabelled: str | Path | None = None,
+    **options: Any,
+) -> ResNeXt:
+    """Train a smaller classifier to give the answers of a larger one.
+
+    Teacher and student see exactly the same views of the images, strongly augmented and mixed, for
+    many epochs (arXiv:2106.05237). The student learns the teacher's probabilities; labels only
+    choose the best epoch. The teacher sees the images at the student's size. Everything else is as
+    in `train`: checkpoints, resuming, report, calibration.
+
+    Args:
+        teacher: The trained classifier: a network with a card, a file from any library, a catalog
+            name, `hf://owner/repo` or a URL. It must have the classes of the data, in any order.
+        data: Labelled images, as for `train`.
+        model: Name of a variant, or a config, as for `train`.
+        unlabelled: A folder of further images without classes, searched at any depth. They are
+            trained on, never validated on.
+        options: Arguments of `train`, and fields of the recipe, such as `epochs=100` or
+            `distill_temperature=2.0`. By default, the recipe is "distill", and the image size and
+            the preprocessing are the teacher's.
+
+    Returns:
+        The best epoch's network in evaluation mode; `card.provenance["teacher"]` holds name, cost
+        and validation accuracy of the teacher.
+
+    Raises:
+        InputError: The teacher has no labels, or other classes than the data.
+        ResNeXtError: For every reason that `train` has.
+        KeyboardInterrupt: The run was interrupted.
+    """
+    return train(data, model, teacher=teacher, unlabelled=unlabelled, **options)
+
+
 # -- phases ---------------------------------------------------------------------------------------
 
 
@@ -176,6 +223,8 @@ def _validate_arguments(request: Request, group: ProcessGroup) -> torch.device:
     ):
         if type(value) not in (int, float) or not 0 <= value < 1e9:
             raise InputError(f"{name} must be 0 or more, not {value!r}.")
+    if request.unlabelled is not None and request.teacher is None:
+        raise InputError("Unlabelled images need a teacher. Give one, or leave them out.")
     device = pick_device(request.device)
     if group.world > 1 and device.type == "cuda":  # each process has its own GPU
         device = torch.device("cuda", group.local)
@@ -187,18 +236,28 @@ def _validate_arguments(request: Request, group: ProcessGroup) -> torch.device:
 def _make_plan(request: Request, context: Context, *, progress: bool) -> RunPlan:
     """Open the data, choose the recipe and build the network; nothing is written."""
     splits = open_splits(request.data, seed=request.seed, val_fraction=request.val_fraction)
+    progress = progress and context.group.first
+    teacher = None
+    if request.teacher is not None:
+        teacher = open_teacher(request.teacher, splits.train, progress=progress)
+    if request.unlabelled is not None:
+        unlabelled = open_unlabelled(request.unlabelled, splits.train.labels)
+        splits = replace(splits, unlabelled=unlabelled)
+    images = training_pool(splits)
     recipe = choose(
         request.recipe,
-        default=splits.defaults.recipe,
-        images=len(splits.train),
+        default="distill" if teacher else splits.defaults.recipe,
+        images=len(images),
         weights=request.weights is not None,
     )
-    recipe = fit_batch_size(recipe.changed(**request.changes), splits.train, context.group)
+    recipe = fit_batch_size(recipe.changed(**request.changes), images, context.group)
     torch.manual_seed(request.seed)
-    network = build_network(request, splits, recipe, progress and context.group.first)
-    preprocessing = chosen_preprocessing(network, splits, request.size)
+    network = build_network(request, splits, recipe, progress)
+    preprocessing = chosen_preprocessing(network, splits, request.size, teacher)
+    if teacher is not None:
+        check_distillation(recipe, teacher, preprocessing.size)
     check_packages(recipe)
-    return RunPlan(splits, recipe, network, preprocessing)
+    return RunPlan(splits, recipe, network, preprocessing, teacher)
 
 
 def _prepare_folder(request: Request, context: Context) -> Checkpoint | None:
@@ -212,16 +271,21 @@ def _scan(splits: Splits, folder: Path, context: Context) -> Scan:
     """Decode every image once, in the first process; the result in all of them."""
     result = None
     if context.group.first:
-        result = scan(splits, context.progress, quarantine=folder / "quarantine.csv")
+        quarantine = folder / "quarantine.csv"
+        result = scan(splits, context.progress, quarantine=quarantine)
+        if splits.unlabelled is not None:
+            result = scan_unlabelled(result, context.progress, quarantine=quarantine)
         for line in (result.summary(), *result.lines()):
             context.progress.line(line)
     return context.group.broadcast(result)
 
 
 def _after_scan(plan: RunPlan, scanned: Scan, context: Context) -> RunPlan:
-    """The run plan for the images that were kept, with the network on its device."""
-    recipe = fit_batch_size(plan.recipe, scanned.splits.train, context.group)
+    """The run plan for the images that were kept, with the networks on their device."""
+    recipe = fit_batch_size(plan.recipe, training_pool(scanned.splits), context.group)
     network = plan.network.to(context.device, memory_format=torch.channels_last)  # pyright: ignore
+    if plan.teacher is not None:
+        plan.teacher.network.to(context.device, memory_format=torch.channels_last)  # pyright: ignore
     return replace(plan, splits=scanned.splits, recipe=recipe, network=network)
 
 
@@ -262,12 +326,13 @@ def _run(
         retries=request.retries,
         checkpoint_seconds=60 * request.checkpoint_minutes,
         sync_norms=request.sync_norms,
+        teacher=plan.teacher,
     )
     trainer = Trainer(plan.network, scanned, settings, context.group, context.progress)
     try:
         _start(trainer, checkpoint)
         trainer.run()
-        finalize(trainer, command=_command(request.data))
+        finalize(trainer, command=_command(request))
     finally:
         trainer.close()
 
@@ -302,8 +367,11 @@ def _peer_errors(group: ProcessGroup) -> Iterator[None]:
         raise
 
 
-def _command(data: str | Path) -> str:
+def _command(request: Request) -> str:
     """The command that started the run, for the report."""
     if Path(sys.argv[0]).name in ("resnext", "__main__.py"):
         return shlex.join(["resnext", *sys.argv[1:]])
-    return f"resnext.train({str(data)!r}, …) in {Path(sys.argv[0]).name or 'Python'}"
+    call = f"train({str(request.data)!r}, …)"
+    if request.teacher is not None:
+        call = f"distill(…, {str(request.data)!r}, …)"
+    return f"resnext.{call} in {Path(sys.argv[0]).name or 'Python'}"

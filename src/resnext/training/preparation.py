@@ -20,6 +20,7 @@ from resnext.card import Preprocessing
 from resnext.config import ResNeXtConfig
 from resnext.data.dataset import ImageSet, Splits
 from resnext.data.transforms import fast_decoder
+from resnext.data.unlabelled import unlabelled_fingerprint
 from resnext.errors import CheckpointError, ConfigError, DataError, InputError
 from resnext.grouped_conv import fastest_groups
 from resnext.network import ResNeXt
@@ -30,9 +31,12 @@ from resnext.training.checkpoint import Checkpoint, latest_checkpoint
 from resnext.training.distributed import ProcessGroup
 from resnext.training.recipe import Recipe
 from resnext.training.run_state import ExecutionConfig
+from resnext.training.teacher import Teacher
 from resnext.weights.load import load
 
 _DEFAULT_NETWORK = "resnext50_32x4d"
+_LATER_FIELDS = {"recipe.distill_temperature": 1.0}
+"""What older checkpoints, which lack these fields, were trained with."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Request:
     data: str | Path
     model: str | ResNeXtConfig | None
     weights: str | Path | None
+    teacher: str | Path | ResNeXt | None
+    unlabelled: str | Path | None
     out: Path
     recipe: str | Recipe | None
     size: int | None
@@ -81,6 +87,7 @@ class RunPlan:
     recipe: Recipe
     network: ResNeXt
     preprocessing: Preprocessing
+    teacher: Teacher | None
 
 
 def check_packages(recipe: Recipe) -> None:
@@ -96,8 +103,10 @@ def check_packages(recipe: Recipe) -> None:
             )
 
 
-def chosen_preprocessing(network: ResNeXt, splits: Splits, size: int | None) -> Preprocessing:
-    """Preprocessing of the weights, else the default, at the requested size.
+def chosen_preprocessing(
+    network: ResNeXt, splits: Splits, size: int | None, teacher: Teacher | None = None
+) -> Preprocessing:
+    """Preprocessing of the weights, else the teacher's, else the default, at the requested size.
 
     Raises:
         ConfigError: The network's stride is larger than its images.
@@ -106,9 +115,12 @@ def chosen_preprocessing(network: ResNeXt, splits: Splits, size: int | None) -> 
     default = Preprocessing()
     if network.card is not None:
         default = network.card.preprocessing
+    elif teacher is not None:
+        default = teacher.default_preprocessing(splits.colour)
     elif config.small_stem:
         default = Preprocessing(32, 32)
-    size = splits.defaults.size if size is None else size
+    if size is None and teacher is None:
+        size = splits.defaults.size
     smallest = max(config.stride, config.min_size)
     chosen = default.size if size is None else size
     if type(chosen) is not int or chosen < smallest:
@@ -247,10 +259,13 @@ def run_identity(request: Request, plan: RunPlan) -> dict[str, Any]:
     splits, images = plan.splits, hashlib.sha256(plan.splits.fingerprint.encode())
     for part in (splits.train, splits.val):
         images.update(np.asarray(part.targets, np.int64).tobytes() + b"|")
+    if splits.unlabelled is not None:
+        images.update(unlabelled_fingerprint(splits.unlabelled).encode())
     identity = {
         "seed": request.seed,
         "val_fraction": request.val_fraction,
         "weights": None if request.weights is None else str(request.weights),
+        "teacher": None if plan.teacher is None else plan.teacher.digest,
         "classes": splits.train.labels,
         **{f"config.{k}": v for k, v in plan.network.config.to_dict().items()},
         **{f"preprocessing.{k}": v for k, v in asdict(plan.preprocessing).items()},
@@ -267,7 +282,7 @@ def check_identity(saved: dict[str, Any], current: dict[str, Any]) -> None:
         CheckpointError: The checkpoint belongs to another run.
     """
     for name, value in current.items():
-        before = saved.get(name)
+        before = saved.get(name, _LATER_FIELDS.get(name))
         if before == value:
             continue
         if name == "images":
@@ -342,4 +357,10 @@ def provenance_of(request: Request, plan: RunPlan) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
-    return provenance | ({} if request.weights is None else {"weights": Path(request.weights).name})
+    if request.weights is not None:
+        provenance["weights"] = Path(request.weights).name
+    if plan.teacher is not None:
+        provenance["teacher"] = plan.teacher.describe()
+    if plan.splits.unlabelled is not None:
+        provenance["unlabelled"] = len(plan.splits.unlabelled)
+    return provenance

@@ -63,6 +63,7 @@ class Recipe:
         head_epochs: First epochs, in which only the classifier is trained.
         frozen_norms: Whether batch norms keep their initial statistics and weights.
         train_size: Image size in training, pixels; by default the run's image size.
+        distill_temperature: With a teacher: divisor of the logits of teacher and student.
 
     Raises:
         ConfigError: A value is out of range.
@@ -99,6 +100,7 @@ class Recipe:
     head_epochs: int = 0
     frozen_norms: bool = False
     train_size: int | None = None
+    distill_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         """Validate every field."""
@@ -218,4 +220,5 @@ _RANGES: dict[str, tuple[float, float]] = {
     "layer_decay": (0.01, 1.0),
     "head_epochs": (0, 1_000_000),
     "train_size": (1, 10_000),
+    "distill_temperature": (0.1, 100),
 }

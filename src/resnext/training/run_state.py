@@ -13,6 +13,7 @@ import torch
 
 from resnext.card import Preprocessing
 from resnext.training.recipe import Recipe
+from resnext.training.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class RunSettings:
         retries: How many times to continue with half the learning rate after the loss diverged.
         checkpoint_seconds: Seconds between checkpoints.
         sync_norms: Whether batch norms see the images of all processes.
+        teacher: Gives the targets instead of the labels; None to train on labels.
     """
 
     title: str
@@ -67,6 +69,7 @@ class RunSettings:
     retries: int
     checkpoint_seconds: float
     sync_norms: bool
+    teacher: Teacher | None = None
 
 
 class Clock:

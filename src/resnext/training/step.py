@@ -16,6 +16,7 @@ from resnext.training.dataloader import BATCH, Batch
 from resnext.training.distributed import ProcessGroup
 from resnext.training.optim import freeze_norms, loss, optimizer
 from resnext.training.run_state import RunSettings
+from resnext.training.teacher import distillation_loss
 
 
 class TrainStep:
@@ -24,7 +25,7 @@ class TrainStep:
     Args:
         network: The network, on the device of the run.
         images: The training images, for classes and their weights.
-        settings: Recipe, seed, preprocessing and execution.
+        settings: Recipe, seed, preprocessing, execution and teacher.
         group: The processes that train together.
     """
 
@@ -87,15 +88,19 @@ class TrainStep:
         ).generate_state(2)
         torch.manual_seed(int(seeds[1]))  # for dropout and stochastic depth
         x, targets = self.augment(batch.images, batch.targets, int(seeds[0]))
-        exchange = nullcontext()
+        teacher, exchange = self.settings.teacher, nullcontext()
         if isinstance(model, DistributedDataParallel) and part < self.recipe.accumulate - 1:
             exchange = model.no_sync()
         with exchange:
             with torch.autocast(
                 self.device.type, self.dtype, enabled=self.dtype is not torch.float32
             ):
-                logits = model(x)
-            value = loss(self.recipe, logits.float(), targets, self.class_weights)
+                logits = model(x).float()
+                answers = teacher.logits(x, self.settings.preprocessing) if teacher else None
+            if answers is None:
+                value = loss(self.recipe, logits, targets, self.class_weights)
+            else:
+                value = distillation_loss(logits, answers, self.recipe.distill_temperature)
             value = value / self.recipe.accumulate
             self.scaler.scale(value).backward()
         return value.detach()

@@ -14,6 +14,7 @@ import torch
 from resnext.card import Card
 from resnext.data.dataset import Problem
 from resnext.data.scan import Scan, too_many, write_quarantine
+from resnext.data.unlabelled import training_pool
 from resnext.errors import CheckpointError, DataError, ResNeXtError
 from resnext.evaluation.metrics import Evaluation
 from resnext.grouped_conv import merge_groups
@@ -70,12 +71,12 @@ class Trainer:
         self.group, self.progress = group, progress
         self.recipe, self.device = settings.recipe, settings.device
         self.state, self.clock, self.interrupts = TrainState(), Clock(), Interrupts()
-        train, preprocessing = self.splits.train, settings.preprocessing
-        self.losses = LossMonitor(len(train.labels))
-        self.sampler = TrainSampler(train, self.recipe, settings.seed, group)
+        self.pool, preprocessing = training_pool(self.splits), settings.preprocessing
+        self.losses = LossMonitor(len(self.splits.train.labels))
+        self.sampler = TrainSampler(self.pool, self.recipe, settings.seed, group)
         self.steps = self.recipe.epochs * self.sampler.steps
         views = TrainDataset(
-            train,
+            self.pool,
             replace(preprocessing, size=self.recipe.train_size or preprocessing.size),
             self.recipe,
             settings.seed,
@@ -88,7 +89,7 @@ class Trainer:
         if settings.sync_norms and group.world > 1:
             synchronize_norms(network)
         self.average = EMA(network, self.recipe.ema) if self.recipe.ema else None
-        self.train_step = TrainStep(network, train, settings, group)
+        self.train_step = TrainStep(network, self.pool, settings, group)
         self.validator = Validator(self.splits.val, settings, group, progress, self._check_stop)
         self.saved_at = time.monotonic()
         self.writer = CheckpointWriter(progress.line) if group.first else None
@@ -280,7 +281,7 @@ class Trainer:
         """
         if not batch.bad:
             return
-        train, bad = self.splits.train, self.state.bad
+        train, bad = self.pool, self.state.bad
         new = {index: reason for index, reason in batch.bad if str(index) not in bad}
         bad.update({str(index): reason for index, reason in new.items()})
         for index, reason in new.items():

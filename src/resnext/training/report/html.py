@@ -86,6 +86,7 @@ class Facts:
         val_counts: Validation images of each class.
         mistakes: The most confident mistakes.
         events: Interruptions and retries of the run, one line each.
+        teacher: Comparison with the teacher, as one sentence; empty without a teacher.
     """
 
     title: str
@@ -111,6 +112,7 @@ class Facts:
     val_counts: Sequence[int] = ()
     mistakes: Sequence[Mistake] = ()
     events: Sequence[str] = ()
+    teacher: str = ""
 
 
 def write_report(facts: Facts, path: str | Path) -> None:
