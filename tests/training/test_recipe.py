@@ -171,6 +171,15 @@ def test_fine_tuning_takes_about_4000_steps(images: int, epochs: int) -> None:
     assert recipe.head_epochs < recipe.epochs
 
 
+@pytest.mark.parametrize(("images", "like"), [(500, "small"), (50_000, "large")])
+def test_distillation_is_patient_and_mixes(images: int, like: str) -> None:
+    """Beyer et al.: mixup in every batch, no smoothing, no policy that needs a package."""
+    recipe, plain = RECIPES["distill"](images), RECIPES[like](images)
+    assert (recipe.batch_size, recipe.learning_rate) == (plain.batch_size, plain.learning_rate)
+    assert (recipe.mixup, recipe.label_smoothing, recipe.epochs) == (1.0, 0.0, 300)
+    assert recipe.required_packages() == {}
+
+
 def test_digits_are_never_mirrored() -> None:
     """A mirrored 2 is no digit."""
     assert not RECIPES["digits"](1500).flip
@@ -248,6 +257,7 @@ def refused(message: str, **changes: Any) -> None:
         ("head_epochs", (-1, 3, 4, 0.5)),
         ("frozen_norms", (0, None)),
         ("train_size", (0, -1, 224.0, "224", True, 10**6)),
+        ("distill_temperature", (0, 0.0, 101, math.nan, None)),
     ],
 )
 def test_what_is_out_of_range_is_refused(name: str, values: tuple[Any, ...]) -> None:
