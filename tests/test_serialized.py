@@ -1391,7 +1391,7 @@ def test_commands() -> None:
     assert [name for name in app if not name.startswith("-")] == list(OPTIONS)
     for command, wanted in OPTIONS.items():
         found: list[str] = []
-        for argument in app[command].assemble_argument_collection():
+        for argument in app[command].assemble_argument_collection().filter_by(parse=True):
             hint = argument.hint
             choices = get_args(hint) if get_origin(hint) is Literal else ()
             end = f":{'|'.join(map(str, choices))}" if choices else ""

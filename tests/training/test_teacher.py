@@ -24,6 +24,7 @@ from resnext.data.dataset import ImageSet
 from resnext.errors import CheckpointError, ResNeXtError
 from resnext.training.augmentation import plain
 from resnext.training.dataloader import TrainDataset
+from resnext.training.preparation import check_identity
 from resnext.training.teacher import converted, distillation_loss, open_teacher
 from resnext.training.trainer import Trainer
 
@@ -140,7 +141,7 @@ def test_the_hash_is_that_of_the_answers() -> None:
     other_input = tiny_network(TINY, replace(card, preprocessing=BGR))
     other_weights = tiny_network(TINY, card)
     with torch.no_grad():
-        other_weights.conv1.weight[0, 0, 0, 0] += 1
+        other_weights.fc.bias[0] += 1
     assert digest(network) == digest(same)
     assert len({digest(x) for x in (network, other_input, other_weights)}) == 3
 
@@ -311,3 +312,10 @@ def test_a_folder_of_classes_is_not_unlabelled(work: Path, tmp_path: Path) -> No
     """The training folder itself, given twice, would train on its validation images."""
     with pytest.raises(ResNeXtError, match="a folder for the class 'cat', so its images have"):
         distil(work, tmp_path / "s.safetensors", unlabelled=work / "photos")
+
+
+def test_checkpoints_from_before_distillation_resume() -> None:
+    """They lack the field, and were trained with its default."""
+    check_identity({}, {"recipe.distill_temperature": 1.0, "teacher": None})
+    with pytest.raises(CheckpointError, match=r"distill_temperature was 1\.0, now 2\.0"):
+        check_identity({}, {"recipe.distill_temperature": 2.0})

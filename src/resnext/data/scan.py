@@ -69,6 +69,8 @@ class Scan:
     def summary(self) -> str:
         """Number of images and classes and the range of sizes, as one sentence."""
         numbers = ", ".join(f"{counts.sum():,} {name}" for name, counts in self.counts.items())
+        if self.splits.unlabelled is not None:
+            numbers += f", {len(self.splits.unlabelled):,} unlabelled"
         text = f"{numbers} images of {len(self.splits.train.labels)} classes"
         if self.sizes is None:
             return f"{text}."

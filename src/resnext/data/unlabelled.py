@@ -97,7 +97,6 @@ def scan_unlabelled(scanned: Scan, progress: Reporter, *, quarantine: Path | Non
     return replace(
         scanned,
         splits=replace(splits, unlabelled=found.splits.train),
-        counts={**scanned.counts, _CLASS: found.counts["train"]},
         unreadable=unreadable,
         leaks=(*scanned.leaks, *found.leaks),
         duplicates=scanned.duplicates + found.duplicates,

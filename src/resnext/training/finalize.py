@@ -91,7 +91,7 @@ def _accuracy(teacher: Teacher, validator: Validator) -> float:
     """Accuracy of a teacher on the validation images, preprocessed as it was trained."""
     settings = replace(validator.settings, preprocessing=teacher.preprocessing)
     outputs = replace(validator, settings=settings).outputs(teacher.network, "Validating teacher")
-    return score(outputs, validator.images).accuracy
+    return round(score(outputs, validator.images).accuracy, 6)
 
 
 def _hardware(run: Trainer) -> dict[str, str]:

@@ -212,17 +212,16 @@ def distill(images: int) -> Recipe:
     """For a student of a trained teacher: the default with a teacher.
 
     Source: "Knowledge distillation: A good teacher is patient and consistent" (arXiv:2106.05237)
-    and its authors' configs: mixup with a uniform share in every batch, crops of 5 % of an image
-    and more, clipped gradients, temperature 1, a cosine schedule, and hundreds to thousands of
-    epochs. Differences: batch size and SGD of `small`, or of `large` from 20,000 images on, where
-    the paper has Adam. Not measured here.
+    and its authors' configs: mixup with a uniform share in every batch, clipped gradients,
+    temperature 1, a cosine schedule, and hundreds to thousands of epochs. Differences: crops, batch
+    size and SGD are those of `small`, or of `large` from 20,000 images on; the authors crop as
+    little as 5 % of an image and use Adam. Not measured here.
     """
     return replace(
         small(images) if images < 20_000 else large(images),
         epochs=300,
         clip=1.0,
         label_smoothing=0.0,
-        min_area=0.05,
         policy="none",
         mixup=1.0,
     )

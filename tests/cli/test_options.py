@@ -1,0 +1,52 @@
+"""Options that commands share."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from cyclopts import App
+
+from resnext.cli.options import options_of
+
+
+def first(data: str, /, *, size: int = 8, out: str = "x", seed: int = 0) -> None:
+    """One command.
+
+    Args:
+        data: Not shared.
+        size: Pixels
+            of an image.
+        out: A file.
+        seed: A number.
+    """
+
+
+def test_options_come_with_their_types_and_help() -> None:
+    """A command without the options that were added to the other one later is half a command."""
+    got: dict[str, Any] = {}
+
+    @options_of(first)
+    def second(model: str, /, *, out: str = "y", **options: Any) -> None:
+        """Another command.
+
+        Args:
+            model: Its own.
+            out: Where to.
+            size: Another help.
+            options: Those of the first.
+        """
+        got.update(options, model=model, out=out)
+
+    app = App()
+    app.command(second)
+    app(["second", "m", "--size", "9"], result_action="return_value")
+    assert got == {"model": "m", "out": "y", "size": 9}
+    assert list(inspect.signature(second).parameters) == ["model", "out", "size", "seed"]
+    _, _, entries = (inspect.getdoc(second) or "").partition("Args:\n")
+    assert entries.splitlines() == [
+        "    model: Its own.",
+        "    out: Where to.",
+        "    size: Another help.",
+        "    seed: A number.",
+    ]
