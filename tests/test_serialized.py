@@ -33,7 +33,7 @@ from PIL import Image
 
 import resnext
 from resnext import Backbone, Card, Preprocessing, ResNeXt, ResNeXtConfig, mmcls
-from resnext.benchmark import bench
+from resnext.benchmark import bench, timing
 from resnext.cli.app import app, main
 from resnext.data import open_splits
 from resnext.inference import open_runner
@@ -354,6 +354,9 @@ def test_checkpoint(run: Run) -> None:
         "history": [],
         "bad": {},
         "resumes": [],
+        "budget": None,
+        "choice": None,
+        "replans": [],
     }
 
 
@@ -371,6 +374,7 @@ def test_checkpoint_identity(run: Run) -> None:
     assert run.interrupted.about["identity"] == {
         "seed": 0,
         "val_fraction": 0.2,
+        "minutes": None,
         "weights": None,
         "classes": ["blue", "red"],
         **{f"config.{name}": value for name, value in CONFIG.items()},
@@ -1035,7 +1039,7 @@ def test_benchmark(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Charts of speed over time are drawn from this JSON."""
     for package in ("torchvision", "timm", "onnxruntime", "openvino", "nncf"):
         monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr(torch, "mm", lambda *_, **__: None)  # the peak takes seconds
+    monkeypatch.setattr(timing, "_SIDE", 128)  # the peak takes seconds
     model = work / "pets.safetensors"
     how: dict[str, Any] = {"seconds": 0.001, "memory": False}
     about = json.loads(json.dumps(bench(model, batches=[1], precision="fp32", **how).to_dict()))
@@ -1291,8 +1295,8 @@ FUNCTIONS = {  # a star stands before what is given by name only
     "predict": "model images *top *batch_size *device *plan *progress",
     "save": "model path",
     "train": "data model *weights *out *recipe *size *seed *val_fraction *workers *device "
-    "*precision *compile *sync_norms *resume *retries *checkpoint_minutes *overwrite *progress "
-    "changes",
+    "*precision *compile *sync_norms *resume *retries *checkpoint_minutes *minutes *dry_run "
+    "*overwrite *progress changes",
     "variant": "name overrides",
     "variants": "",
 }
@@ -1352,7 +1356,7 @@ def test_names_people_type() -> None:
     ]
     variants, rows = resnext.variants(), sorted(row.name for row in resnext.catalog())
     hashes = [hashlib.sha256("\n".join(x).encode()).hexdigest()[:16] for x in (variants, rows)]
-    assert (len(variants), hashes[0]) == (33, "9d99b1ddd810f9a5")
+    assert (len(variants), hashes[0]) == (40, "941c90457cf1b61f")
     assert (len(rows), hashes[1]) == (67, "c0b1111408c0dbb7")
 
 
@@ -1361,7 +1365,7 @@ OPTIONS = {  # choices stand behind a colon
     "train": "DATA --model,-m --weights,-w --out,-o --recipe,-r --epochs --batch-size "
     "--learning-rate,--lr --set --size --seed --val-fraction --workers --device "
     "--precision:auto|fp32|bf16|fp16 --compile,--no-compile --sync-norms --resume --retries "
-    "--checkpoint-minutes --overwrite",
+    "--checkpoint-minutes --minutes --dry-run --overwrite",
     "evaluate": "FILE DATA --views:1|2|10 --against --json --batch-size --workers --device "
     "--plan,--no-plan",
     "predict": "FILE IMAGES --top --out,-o --embeddings --sheet --limit --batch-size --workers "
