@@ -37,6 +37,32 @@ def _small(blocks: int, cardinality: int, base_width: int, width: int = 64) -> R
     )
 
 
+def _compact(
+    layers: tuple[int, ...], cardinality: int, base_width: int, channels: tuple[int, ...], stem: int
+) -> ResNeXtConfig:
+    """A network for a processor: few wide groups, a narrow deep stem."""
+    return ResNeXtConfig(
+        layers, cardinality, base_width, channels=channels, stem_type="deep", stem_width=stem
+    )
+
+
+def _compact_32px(
+    layers: tuple[int, ...], cardinality: int, base_width: int, channels: tuple[int, ...], stem: int
+) -> ResNeXtConfig:
+    """A network for a processor and images of about 32 pixels, whose last map has 4×4."""
+    return ResNeXtConfig(
+        layers,
+        cardinality,
+        base_width,
+        num_classes=10,
+        channels=channels,
+        num_stages=3,
+        strides=(2, 2, 2),
+        small_stem=True,
+        stem_channels=stem,
+    )
+
+
 _VARIANTS: dict[str, ResNeXtConfig] = {
     "resnext26_32x4d": _imagenet(26, 32, 4),
     "resnext50_32x4d": _imagenet(50, 32, 4),
@@ -73,6 +99,13 @@ _VARIANTS: dict[str, ResNeXtConfig] = {
     "resnext29_16x64d": _small(3, 16, 64),
     "resnext29_32x4d": _small(3, 32, 4),
     "resnext11_8x16d": _small(1, 8, 16, width=32),
+    "resnext_nano": _compact((1, 2, 2, 1), 4, 16, (16, 32, 64, 128), 8),
+    "resnext_tiny": _compact((1, 1, 2, 1), 4, 16, (32, 64, 128, 256), 16),
+    "resnext_small": _compact((1, 2, 3, 2), 4, 24, (40, 80, 160, 320), 16),
+    "resnext_medium": _compact((2, 2, 4, 2), 4, 32, (64, 128, 256, 384), 24),
+    "resnext_nano_32px": _compact_32px((1, 1, 1), 4, 16, (16, 32, 64), 16),
+    "resnext_tiny_32px": _compact_32px((1, 1, 2), 4, 16, (32, 64, 128), 32),
+    "resnext_small_32px": _compact_32px((1, 2, 2), 4, 32, (64, 128, 192), 32),
 }
 
 

@@ -34,6 +34,8 @@ def train(
     resume: Flag = False,
     retries: int = 0,
     checkpoint_minutes: float = 5.0,
+    minutes: float | None = None,
+    dry_run: Flag = False,
     overwrite: Flag = False,
 ) -> None:
     """Train a classifier, and write a model file and a report.
@@ -47,7 +49,7 @@ def train(
             idx files; a CSV file with the columns path and label; a folder of Parquet files from
             Hugging Face; or `digits`.
         model: Variant to train from scratch; `resnext info` lists them. Default: depends on the
-            data, usually resnext50_32x4d.
+            size of the images and the device.
         weights: Checkpoint to fine-tune, instead of a variant: a file from any library, a catalog
             name, hf://owner/repo or a URL.
         out: Model file to write; it always holds the best epoch so far. The run folder, with the
@@ -59,7 +61,8 @@ def train(
             Default: the recipe's.
         learning_rate: Peak learning rate. Default: the recipe's.
         set: Change any other field of the recipe: `--set mixup=0.2 --set ema=0.999`.
-        size: Image size in pixels. Default: depends on the data and the weights.
+        size: Image size in pixels. Default: that of the weights or the model; without both it
+            follows from the images.
         seed: Random seed for initialization, data order and augmentation.
         val_fraction: Fraction of each class to hold out for validation if the data has no val
             folder.
@@ -73,6 +76,9 @@ def train(
         retries: If the loss diverges, how many times to return to the last checkpoint and halve the
             learning rate.
         checkpoint_minutes: Minutes between checkpoints; one is also written after every epoch.
+        minutes: Time for the whole run, with its report. Network, size and number of epochs that
+            are not given are chosen from the images and the measured speed of this machine.
+        dry_run: Stop after the forecast and write nothing.
         overwrite: Replace the model file if it exists.
     """
     from resnext.training import train
@@ -97,10 +103,12 @@ def train(
         resume=resume,
         retries=retries,
         checkpoint_minutes=checkpoint_minutes,
+        minutes=minutes,
+        dry_run=dry_run,
         overwrite=overwrite,
         **parse_changes([*changes, *set]),
     )
-    if int(os.environ.get("RANK", "0")):
+    if dry_run or int(os.environ.get("RANK", "0")):
         return
     card = network.card
     assert card is not None  # training always writes one

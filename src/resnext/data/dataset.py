@@ -276,6 +276,8 @@ class Splits:
         val_fraction: Fraction of each class drawn as `val`; None if the data has its own `val`.
         problems: Samples left out because they lack an image or a class.
         defaults: Recipe, size and network that suit the data.
+        passed_over: Files and folders that are not read: they belong to no class or split, or have
+            no image ending.
     """
 
     train: ImageSet
@@ -286,6 +288,7 @@ class Splits:
     val_fraction: float | None
     problems: tuple[Problem, ...] = ()
     defaults: SourceDefaults = LIKE_PHOTOGRAPHS
+    passed_over: tuple[str, ...] = ()
 
     def by_name(self) -> dict[str, ImageSet]:
         """All splits that exist, by name."""

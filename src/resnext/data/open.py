@@ -69,6 +69,7 @@ def open_splits(source: str | Path, *, seed: int = 0, val_fraction: float = 0.2)
         fraction,
         tuple(problem for split in (whole, *others.values()) for problem in split.problems),
         opened.defaults,
+        opened.passed_over + sum((x.passed_over for x in (whole, *others.values())), ()),
     )
 
 

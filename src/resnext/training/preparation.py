@@ -25,14 +25,12 @@ from resnext.grouped_conv import fastest_groups
 from resnext.network import ResNeXt
 from resnext.system.cpu import available_cores
 from resnext.system.device import pick_precision
-from resnext.system.progress import Reporter
-from resnext.training.checkpoint import Checkpoint, latest_checkpoint
+from resnext.system.progress import Reporter, SilentReporter
 from resnext.training.distributed import ProcessGroup
 from resnext.training.recipe import Recipe
-from resnext.training.run_state import ExecutionConfig
+from resnext.training.recipes import choose
+from resnext.training.run_state import ExecutionConfig, RunSettings
 from resnext.weights.load import load
-
-_DEFAULT_NETWORK = "resnext50_32x4d"
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,8 @@ class Request:
     resume: bool
     retries: int
     checkpoint_minutes: float
+    minutes: float | None
+    dry_run: bool
     overwrite: bool
     changes: dict[str, Any]
 
@@ -72,6 +72,11 @@ class Context:
     device: torch.device
     progress: Reporter
 
+    @property
+    def shows_progress(self) -> bool:
+        """Whether this process shows its progress to someone."""
+        return self.group.first and not isinstance(self.progress, SilentReporter)
+
 
 @dataclass(frozen=True)
 class RunPlan:
@@ -81,6 +86,30 @@ class RunPlan:
     recipe: Recipe
     network: ResNeXt
     preprocessing: Preprocessing
+
+
+def make_plan(request: Request, splits: Splits, context: Context) -> RunPlan:
+    """Choose the recipe and build the network, on its device; nothing is written.
+
+    Raises:
+        ConfigError: Model, recipe or size are invalid, or an optional package is missing.
+        CheckpointError: The weights cannot be loaded.
+        DataError: There are too few images for the processes.
+        InputError: The batch cannot be divided among the processes.
+    """
+    recipe = choose(
+        request.recipe,
+        default=splits.defaults.recipe,
+        images=len(splits.train),
+        weights=request.weights is not None,
+    )
+    recipe = fit_batch_size(recipe.changed(**request.changes), splits.train, context.group)
+    torch.manual_seed(request.seed)
+    network = build_network(request, splits, recipe, context.shows_progress)
+    preprocessing = chosen_preprocessing(network, splits, request.size)
+    check_packages(recipe)
+    network = network.to(context.device, memory_format=torch.channels_last)  # pyright: ignore
+    return RunPlan(splits, recipe, network, preprocessing)
 
 
 def check_packages(recipe: Recipe) -> None:
@@ -139,11 +168,7 @@ def build_network(request: Request, splits: Splits, recipe: Recipe, progress: bo
             "zero_init_residual": recipe.zero_init_residual,
             "drop_path_rate": recipe.drop_path,
         }
-        config = (
-            model
-            if isinstance(model, ResNeXtConfig)
-            else variant(model or splits.defaults.network or _DEFAULT_NETWORK, **initial)
-        )
+        config = model if isinstance(model, ResNeXtConfig) else variant(_named(model), **initial)
         return ResNeXt(config.replace(num_classes=len(labels), in_channels=channels))
     if model is not None:
         raise ConfigError("Give a model or weights, not both: weights define their network.")
@@ -167,7 +192,12 @@ def network_title(request: Request, splits: Splits) -> str:
         return Path(request.weights).name
     if isinstance(request.model, ResNeXtConfig):
         return "ResNeXt"
-    return request.model or splits.defaults.network or _DEFAULT_NETWORK
+    return _named(request.model)
+
+
+def _named(model: str | None) -> str:
+    assert model is not None, "a request without weights has a network, see `default_choice`"
+    return model
 
 
 def check_out(request: Request) -> None:
@@ -213,33 +243,45 @@ def fit_batch_size(recipe: Recipe, images: ImageSet, group: ProcessGroup) -> Rec
     return recipe
 
 
-def open_folder(request: Request, progress: Reporter) -> Checkpoint | None:
-    """The newest checkpoint if the run resumes; else the folder is created or emptied.
+def prepare_folder(folder: Path, *, empty: bool) -> None:
+    """Create the run folder; with `empty`, delete the files in it.
 
     Raises:
-        CheckpointError: A finished model would be lost, all checkpoints are damaged, or the
-            folder cannot be written.
+        CheckpointError: The folder cannot be written.
     """
-    out, folder = request.out, request.folder
-    if request.resume:
-        checkpoint = latest_checkpoint(folder, progress.line)
-        if checkpoint is None and out.exists() and not request.overwrite:
-            raise CheckpointError(
-                f"{out} exists, and there is no checkpoint to resume from. Choose another name, or "
-                f"allow overwriting (--overwrite)."
-            )
-        if checkpoint is None:
-            progress.line("There is no checkpoint to resume from; starting a new run.")
-    else:
-        checkpoint = None
     try:
         folder.mkdir(exist_ok=True)
-        for path in folder.iterdir() if checkpoint is None else []:
+        for path in folder.iterdir() if empty else []:
             if path.is_file():
                 path.unlink()
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}.") from error
-    return checkpoint
+
+
+def chosen_before(request: Request, identity: dict[str, Any]) -> Request:
+    """The request with what the run chose when it began, where the request leaves it open.
+
+    Args:
+        request: The arguments of the resumed run.
+        identity: The identity of the run in its checkpoint, see `run_identity`.
+    """
+    if request.minutes != identity.get("minutes"):
+        return request
+    if request.minutes is not None:
+        request = replace(request, recipe=Recipe(**_fields(identity, "recipe")))
+    if request.model is None and request.weights is None:
+        size = request.size or identity["preprocessing.size"]
+        config = ResNeXtConfig.from_dict(_fields(identity, "config"))
+        request = replace(request, model=config, size=size)
+    return request
+
+
+def _fields(identity: dict[str, Any], group: str) -> dict[str, Any]:
+    return {
+        name.removeprefix(f"{group}."): value
+        for name, value in identity.items()
+        if name.startswith(f"{group}.")
+    }
 
 
 def run_identity(request: Request, plan: RunPlan) -> dict[str, Any]:
@@ -250,6 +292,7 @@ def run_identity(request: Request, plan: RunPlan) -> dict[str, Any]:
     identity = {
         "seed": request.seed,
         "val_fraction": request.val_fraction,
+        "minutes": request.minutes,
         "weights": None if request.weights is None else str(request.weights),
         "classes": splits.train.labels,
         **{f"config.{k}": v for k, v in plan.network.config.to_dict().items()},
@@ -296,6 +339,30 @@ def fastest_execution(request: Request, context: Context, plan: RunPlan) -> Exec
         compiled = device.type == "cuda" and recipe.epochs >= 5
     return ExecutionConfig(
         str(dtype).removeprefix("torch."), merged, fast_decoder() is not None, compiled
+    )
+
+
+def run_settings(
+    request: Request, context: Context, plan: RunPlan, execution: ExecutionConfig
+) -> RunSettings:
+    """Everything that defines the run, except its network and images."""
+    return RunSettings(
+        title=network_title(request, plan.splits),
+        out=request.out,
+        folder=request.folder,
+        recipe=plan.recipe,
+        preprocessing=plan.preprocessing,
+        seed=request.seed,
+        execution=execution,
+        workers=default_workers(plan.splits.train, context.device)
+        if request.workers is None
+        else request.workers,
+        device=context.device,
+        provenance=provenance_of(request, plan),
+        identity=run_identity(request, plan),
+        retries=request.retries,
+        checkpoint_seconds=60 * request.checkpoint_minutes,
+        sync_norms=request.sync_norms,
     )
 
 
