@@ -9,11 +9,15 @@ import pytest
 
 from resnext.architectures import variant, variants
 from resnext.errors import ConfigTypeError, UnknownNameError
+from resnext.summary import summarize
 
 # -- variants ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", variants())
+COMPACT = ("nano", "tiny", "small", "medium")
+
+
+@pytest.mark.parametrize("name", [name for name in variants() if not name.startswith("resnext_")])
 def test_names_say_what_is_built(name: str) -> None:
     """A wrong row of the table would train and load nothing, without any error."""
     config = variant(name)
@@ -30,6 +34,19 @@ def test_names_say_what_is_built(name: str) -> None:
     assert config.small_stem == small
     assert config.num_classes == (10 if small else 1000)
     assert config.num_stages == (3 if small else 4)
+
+
+def test_small_networks_grow() -> None:
+    """Each size costs more than the one before; all have groups, and the stem their name says."""
+    for suffix, size, names in (("", 64, COMPACT), ("_32px", 32, COMPACT[:3])):
+        configs = [variant(f"resnext_{name}{suffix}") for name in names]
+        costs = [summarize(config, size) for config in configs]
+        assert [c.macs for c in costs] == sorted({c.macs for c in costs})
+        assert [c.parameters for c in costs] == sorted({c.parameters for c in costs})
+        assert 3e6 < costs[0].macs < 12e6
+        assert costs[-1].macs < 350e6
+        assert all(config.cardinality >= 4 for config in configs)
+        assert {config.small_stem for config in configs} == {suffix != ""}
 
 
 SPELLINGS = {

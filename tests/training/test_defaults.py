@@ -85,7 +85,7 @@ def test_the_choice_is_shown_and_kept(
     photos, out = photo_folder(tmp_path / "photos", count=4), tmp_path / "a.safetensors"
     given = {"out": out, "epochs": 1, "batch_size": 4, "workers": 0}
     model = resnext.train(photos, **given)
-    line = "resnext_tiny_32px at 32 pixels. --model and --size choose others"
+    line = "resnext_tiny_32px at 32 pixels suits these images; --model, --size and --minutes"
     assert line in capsys.readouterr().err
     monkeypatch.setattr(resnext.training.launch, "default_choice", None)
     again = resnext.train(photos, **given, resume=True)

@@ -2,6 +2,9 @@
 
 launch.py        train(): from arguments to a run, phase by phase
 preparation.py   checks, network, batch size, execution and identity of a run
+defaults.py      network and image size that follow from the images
+forecast.py      how long a run will take, from timing real steps
+minutes.py       network, size and epochs for a time budget
 trainer.py       the loop over epochs and steps
 step.py          one optimizer step: augmentation, forward, backward, update
 run_state.py     settings and state of a run, and its clock

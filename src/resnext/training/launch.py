@@ -169,7 +169,12 @@ def train(
                 _prepare_folder(request, context, empty=checkpoint is None)
             scanned = _scan(splits, None if dry_run else request.folder, context)
             time_plan = None
-            if minutes is not None and checkpoint is None:
+            if checkpoint is None and minutes is None and request.model is not asked.model:
+                progress_reporter.line(
+                    f"{request.model} at {request.size} pixels suits these images; --model, --size "
+                    f"and --minutes choose otherwise."
+                )
+            if checkpoint is None and minutes is not None:
                 request, time_plan = fit_to_minutes(request, asked, scanned.splits, context, began)
                 plan = make_plan(request, splits, context)
             recipe = fit_batch_size(plan.recipe, scanned.splits.train, group)
@@ -236,11 +241,6 @@ def _with_defaults(
     if request.model is not None or request.weights is not None:
         return request
     choice = default_choice(splits, context.device.type, request.size)
-    if request.minutes is None and splits.defaults.network is None and context.group.first:
-        context.progress.line(
-            f"Network and size for these images: {choice.network} at {choice.size} pixels. "
-            f"--model and --size choose others, --minutes the best for a given time."
-        )
     return replace(request, model=choice.network, size=choice.size)
 
 
@@ -284,7 +284,8 @@ def _run(
         check_identity(checkpoint.about["identity"], run_identity(request, plan))
     execution = _choose_execution(request, context, plan, checkpoint)
     settings = run_settings(request, context, plan, execution)
-    if checkpoint is None and (context.shows_progress or request.dry_run):
+    shown = context.group.any(context.shows_progress or request.dry_run)[0]
+    if checkpoint is None and shown:  # all processes measure together
         _show_forecast(plan, settings, context)
     if request.dry_run:
         return
