@@ -14,6 +14,7 @@ from resnext.checks import (
     at_least,
     between,
     boolean,
+    brief,
     choice,
     is_finite,
     number,
@@ -354,3 +355,14 @@ def test_at_least_raises_the_error_of_its_caller(kind: type[Exception]) -> None:
     """A wrong argument of `predict` is not an error of the config."""
     error = error_of(at_least, 0, 1, error=kind)
     assert (type(error), str(error)) == (kind, "size must be at least 1, not 0.")
+
+
+def test_a_value_in_a_message_is_short() -> None:
+    """A network's repr has hundreds of lines, a list of labels a thousand names."""
+    assert brief("resnext5") == "'resnext5'"
+    assert brief(np.zeros((30, 30))) == "an object of type ndarray"
+    assert brief(object()) == "an object of type object"
+    shown = brief(["label"] * 1000)
+    assert shown.startswith("['label', 'label'")
+    assert shown.endswith("…")
+    assert len(shown) == 81

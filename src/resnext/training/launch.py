@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from resnext.checks import brief
 from resnext.config import ResNeXtConfig
 from resnext.data.dataset import Splits
 from resnext.data.open import open_splits
@@ -23,6 +24,7 @@ from resnext.system.progress import reporter
 from resnext.training.checkpoint import Checkpoint
 from resnext.training.distributed import ProcessGroup, init_distributed, shutdown_distributed
 from resnext.training.finalize import finalize
+from resnext.training.given_model import read_model
 from resnext.training.preparation import (
     Context,
     Request,
@@ -50,7 +52,7 @@ from resnext.weights.load import load_classifier
 
 def train(
     data: str | Path,
-    model: str | ResNeXtConfig | None = None,
+    model: str | Path | ResNeXtConfig | Mapping[str, Any] | ResNeXt | None = None,
     *,
     weights: str | Path | None = None,
     out: str | Path = "model.safetensors",
@@ -84,14 +86,17 @@ def train(
         data: A folder with one folder of images per class, or with `train` and `val` folders of
             that kind; tar shards; a folder of idx files; a CSV list; a folder of Parquet files from
             Hugging Face; or "digits".
-        model: Name of a variant, or a config; by default resnext50_32x4d, or resnext11_8x16d for
-            the digits. Classes and image channels follow the data, and the recipe decides how the
-            blocks of a variant are initialized.
+        model: Name of a variant, by default resnext50_32x4d, or resnext11_8x16d for the digits; a
+            config, as `ResNeXtConfig`, a dictionary of its fields or a config file (`.json`, or
+            OpenMMLab's `.py`); or a `ResNeXt`, of which a copy is trained, from its weights.
+            Classes and image channels follow the data, and the recipe decides how the blocks of a
+            variant are initialized.
         weights: Weights to fine-tune instead of `model`: a file from any library, a catalog name,
             `hf://owner/repo` or a URL.
         out: File to write: weights, config, labels, preprocessing, metrics and provenance.
         recipe: A name, a `Recipe`, or `file.py:name`, which is executed; by default "digits" for
-            the digits, "finetune" with `weights`, else "small" or, from 20,000 images, "large".
+            the digits, "finetune" with `weights` or a network that has a card, else "small" or,
+            from 20,000 images, "large".
         size: Image size in pixels; by default 8 for the digits, the size of the weights, else 32
             for small-image networks and 224 for all others.
         seed: Random seed for initialization, data order and augmentation.
@@ -126,11 +131,12 @@ def train(
         ResNeXtError: The loss diverged.
         KeyboardInterrupt: The run was interrupted.
     """
+    given = read_model(model)
     group = init_distributed(device)
     progress_reporter = reporter(progress and group.first)
     request = Request(
         data=data,
-        model=model,
+        model=given,
         weights=weights,
         out=Path(out),
         recipe=recipe,
@@ -175,7 +181,7 @@ def _validate_arguments(request: Request, group: ProcessGroup) -> torch.device:
         ("workers", request.workers or 0),
     ):
         if type(value) not in (int, float) or not 0 <= value < 1e9:
-            raise InputError(f"{name} must be 0 or more, not {value!r}.")
+            raise InputError(f"{name} must be 0 or more, not {brief(value)}.")
     device = pick_device(request.device)
     if group.world > 1 and device.type == "cuda":  # each process has its own GPU
         device = torch.device("cuda", group.local)
@@ -191,7 +197,7 @@ def _make_plan(request: Request, context: Context, *, progress: bool) -> RunPlan
         request.recipe,
         default=splits.defaults.recipe,
         images=len(splits.train),
-        weights=request.weights is not None,
+        weights=request.fine_tunes,
     )
     recipe = fit_batch_size(recipe.changed(**request.changes), splits.train, context.group)
     torch.manual_seed(request.seed)
@@ -221,7 +227,9 @@ def _scan(splits: Splits, folder: Path, context: Context) -> Scan:
 def _after_scan(plan: RunPlan, scanned: Scan, context: Context) -> RunPlan:
     """The run plan for the images that were kept, with the network on its device."""
     recipe = fit_batch_size(plan.recipe, scanned.splits.train, context.group)
-    network = plan.network.to(context.device, memory_format=torch.channels_last)  # pyright: ignore
+    network = plan.network.to(context.device)
+    context.group.broadcast_tensors(list(network.state_dict().values()))  # a given network's differ
+    network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return replace(plan, splits=scanned.splits, recipe=recipe, network=network)
 
 
@@ -246,7 +254,7 @@ def _run(
     if checkpoint is not None:
         check_identity(checkpoint.about["identity"], identity)
     settings = RunSettings(
-        title=network_title(request, plan.splits),
+        title=network_title(request, plan),
         out=request.out,
         folder=request.folder,
         recipe=plan.recipe,
