@@ -17,7 +17,7 @@ def train(
     /,
     *,
     model: Annotated[str | None, Parameter(name=["--model", "-m"])] = None,
-    config: Annotated[Path | None, Parameter(name=["--config", "-c"])] = None,
+    config: Path | None = None,
     weights: Annotated[str | None, Parameter(name=["--weights", "-w"])] = None,
     out: Annotated[Path, Parameter(name=["--out", "-o"])] = Path("model.safetensors"),
     recipe: Annotated[str | None, Parameter(name=["--recipe", "-r"])] = None,
