@@ -1,6 +1,7 @@
 """Training: from images to a model file with its report.
 
 launch.py        train(): from arguments to a run, phase by phase
+given_model.py   the `model` argument of train(): a name, a config, a config file or a network
 preparation.py   checks, network, batch size, execution and identity of a run
 trainer.py       the loop over epochs and steps
 step.py          one optimizer step: augmentation, forward, backward, update
