@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from resnext.architectures import variant, variants
+from resnext import ResNeXtConfig
+from resnext.architectures import title, variant, variants
 from resnext.errors import ConfigTypeError, UnknownNameError
 from resnext.summary import summarize
 
@@ -139,3 +140,15 @@ def test_names_of_nothing_point_to_the_list(name: Any) -> None:
     """Where nothing is near, a suggestion would mislead."""
     with pytest.raises(UnknownNameError, match="No variant is called"):
         variant(name)
+
+
+def test_titles_are_names_or_sizes() -> None:
+    """A variant keeps its name whatever the data; another network shows how large it is."""
+    for name in variants():
+        assert title(variant(name, num_classes=7, in_channels=1, dropout=0.5)) == name
+    small = ResNeXtConfig((1, 1, 2, 1), 8, 8, channels=(32, 64, 128, 256))
+    assert title(small) == "ResNeXt(1, 1, 2, 1), 8×8d"
+    assert title(small.replace(attention="se")) == "SE-ResNeXt(1, 1, 2, 1), 8×8d"
+    assert title(small.replace(block_args={"base_width": 16})) == "ResNeXt(1, 1, 2, 1), 8×16d"
+    assert title(small.replace(widths=(64, 64, 64, 64))) == "ResNeXt(1, 1, 2, 1), 8×8d"
+    assert title(small.replace(widths=(32, 64, 64, 64))) == "ResNeXt(1, 1, 2, 1), 8×4d"

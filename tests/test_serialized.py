@@ -1362,7 +1362,7 @@ def test_names_people_type() -> None:
 
 OPTIONS = {  # choices stand behind a colon
     "info": "NAME --size,-s",
-    "train": "DATA --model,-m --weights,-w --out,-o --recipe,-r --epochs --batch-size "
+    "train": "DATA --model,-m --config --weights,-w --out,-o --recipe,-r --epochs --batch-size "
     "--learning-rate,--lr --set --size --seed --val-fraction --workers --device "
     "--precision:auto|fp32|bf16|fp16 --compile,--no-compile --sync-norms --resume --retries "
     "--checkpoint-minutes --minutes --dry-run --overwrite",

@@ -6,6 +6,7 @@ import difflib
 import re
 from typing import Any
 
+from resnext.checks import brief
 from resnext.config import ResNeXtConfig
 from resnext.errors import UnknownNameError
 
@@ -127,11 +128,16 @@ def variant(name: str, **overrides: Any) -> ResNeXtConfig:
         UnknownNameError: No variant has that name; the message names the nearest.
         ConfigError: An override is not valid.
     """
+    if not isinstance(name, str):
+        raise UnknownNameError(
+            f"No variant is called {brief(name)}. Give its name as text; a config is built with "
+            f"ResNeXt(config)."
+        )
     key = canonical_name(name)
     if key not in _VARIANTS:
         near = difflib.get_close_matches(key, _VARIANTS, n=3, cutoff=0.4)
         hint = f"Did you mean {' or '.join(near)}?" if near else "`resnext info` lists them."
-        raise UnknownNameError(f"No variant is called {name!r}. {hint}")
+        raise UnknownNameError(f"No variant is called {brief(name)}. {hint}")
     return _VARIANTS[key].replace(**overrides)
 
 
@@ -177,6 +183,23 @@ def nearest_variant(config: ResNeXtConfig) -> tuple[str, list[str]]:
     ]
     other, name = min(ranked, key=lambda candidate: (len(candidate[0]), candidate[1]))
     return name, other
+
+
+def title(config: ResNeXtConfig) -> str:
+    """Short name of a network, whatever its classes and input channels.
+
+    The variant's name if it is one; else blocks of each stage, cardinality and base width:
+    `ResNeXt(1, 1, 2, 1), 8×8d`.
+    """
+    name, other = nearest_variant(config)
+    if not other:
+        return name
+    stage = config.stages[0]
+    width = config.block_args.get("base_width", config.base_width)
+    if config.widths:
+        width = stage.width // stage.groups
+    family = f"{config.gate.upper()}-ResNeXt" if config.gate else "ResNeXt"
+    return f"{family}({', '.join(map(str, config.layers))}), {stage.groups}×{width}d"
 
 
 def _computed(config: ResNeXtConfig) -> dict[str, Any]:

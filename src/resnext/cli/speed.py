@@ -70,7 +70,7 @@ def bench(
     """Time a model in resnext, torchvision, timm, ONNX Runtime and OpenVINO side by side.
 
     Args:
-        model: A variant, a model file or a catalog name.
+        model: A variant, a model file, a config file or a catalog name.
         batch_size: Batch size to time; repeat the option for several. Default: 1 and 16.
         precision: Compute precision of resnext.
         data: Labelled images to calibrate int8 with.

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from resnext.cli.options import Flag, Several
+from resnext.errors import ConfigError
 
 
 def train(
@@ -16,6 +17,7 @@ def train(
     /,
     *,
     model: Annotated[str | None, Parameter(name=["--model", "-m"])] = None,
+    config: Path | None = None,
     weights: Annotated[str | None, Parameter(name=["--weights", "-w"])] = None,
     out: Annotated[Path, Parameter(name=["--out", "-o"])] = Path("model.safetensors"),
     recipe: Annotated[str | None, Parameter(name=["--recipe", "-r"])] = None,
@@ -50,6 +52,9 @@ def train(
             Hugging Face; or `digits`.
         model: Variant to train from scratch; `resnext info` lists them. Default: depends on the
             size of the images and the device.
+        config: Config file of the network to train from scratch, instead of a variant: JSON as
+            ResNeXtConfig.to_json writes it, OpenMMLab's .py or .json, or a model file, whose
+            architecture is used but not its weights.
         weights: Checkpoint to fine-tune, instead of a variant: a file from any library, a catalog
             name, hf://owner/repo or a URL.
         out: Model file to write; it always holds the best epoch so far. The run folder, with the
@@ -81,14 +86,19 @@ def train(
         dry_run: Stop after the forecast and write nothing.
         overwrite: Replace the model file if it exists.
     """
+    choices = {"--model": model, "--config": config, "--weights": weights}
+    given = [option for option, value in choices.items() if value is not None]
+    if len(given) > 1:
+        raise ConfigError(f"Give {' or '.join(given)}, not both: each defines the network.")
     from resnext.training import train
     from resnext.training.recipe import parse_changes
+    from resnext.weights.config_source import read_architecture
 
     fields = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     changes = [f"{name}={value}" for name, value in fields.items() if value is not None]
     network = train(
         data,
-        model,
+        model if config is None else read_architecture(config),
         weights=weights,
         out=out,
         recipe=recipe,

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from resnext.card import card_of
+from resnext.checks import brief
 from resnext.data.loader import EvalDataset
 from resnext.data.open import open_for_evaluation
 from resnext.errors import DataError, InputError, ResNeXtError
@@ -85,9 +86,9 @@ def optimize(
         ("engine", engine, ("auto", *ENGINES)),
     ):
         if value not in known:
-            raise InputError(f"{name} must be one of {', '.join(known)}, not {value!r}.")
+            raise InputError(f"{name} must be one of {', '.join(known)}, not {brief(value)}.")
     if type(batch) is not int or not 1 <= batch <= 4096:
-        raise InputError(f"batch must be from 1 to 4096 images, not {batch!r}.")
+        raise InputError(f"batch must be from 1 to 4096 images, not {brief(batch)}.")
     if precision == "int8" and data is None:
         raise InputError("precision int8 needs labelled images for calibration: give data.")
     torch_device = pick_device(device)
@@ -96,6 +97,8 @@ def optimize(
         ENGINES[engine].check_precision(precision, torch_device.type)
         ENGINES[engine].load()
     network = load_classifier(model, progress=progress) if isinstance(model, str | Path) else model
+    if not isinstance(network, ResNeXt):
+        raise InputError(f"A model must be a ResNeXt, a file or a name, not {brief(network)}.")
     network = copy.deepcopy(network).float().eval()
     if network.config.norm in ("batch", "sync") and not network.config.norm_track:
         raise InputError(

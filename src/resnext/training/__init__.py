@@ -1,6 +1,7 @@
 """Training: from images to a model file with its report.
 
 launch.py        train(): from arguments to a run, phase by phase
+given_model.py   the `model` argument of train(): a name, a config, a config file or a network
 preparation.py   checks, network, batch size, execution and identity of a run
 defaults.py      network and image size that follow from the images
 forecast.py      how long a run will take, from timing real steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from resnext.checks import brief
 from resnext.config import ResNeXtConfig
 from resnext.data.dataset import Splits
 from resnext.data.open import open_splits
@@ -26,6 +27,7 @@ from resnext.training.defaults import default_choice
 from resnext.training.distributed import ProcessGroup, init_distributed, shutdown_distributed
 from resnext.training.finalize import finalize
 from resnext.training.forecast import forecast_lines, measure
+from resnext.training.given_model import read_model
 from resnext.training.minutes import fit_to_minutes
 from resnext.training.preparation import (
     Context,
@@ -50,7 +52,7 @@ from resnext.weights.load import load_classifier
 
 def train(
     data: str | Path,
-    model: str | ResNeXtConfig | None = None,
+    model: str | Path | ResNeXtConfig | Mapping[str, Any] | ResNeXt | None = None,
     *,
     weights: str | Path | None = None,
     out: str | Path = "model.safetensors",
@@ -86,14 +88,17 @@ def train(
         data: A folder with one folder of images per class, or with `train` and `val` folders of
             that kind; tar shards; a folder of idx files; a CSV list; a folder of Parquet files from
             Hugging Face; or "digits".
-        model: Name of a variant, or a config; by default it depends on the size of the images and
-            on the device. Classes and image channels follow the data, and the recipe decides how
-            the blocks of a variant are initialized.
+        model: Name of a variant; a config, as `ResNeXtConfig`, a dictionary of its fields or a
+            config file (`.json`, or OpenMMLab's `.py`); or a `ResNeXt`, of which a copy is trained,
+            from its weights. By default it depends on the size of the images and on the device.
+            Classes and image channels follow the data, and the recipe decides how the blocks of a
+            variant are initialized.
         weights: Weights to fine-tune instead of `model`: a file from any library, a catalog name,
             `hf://owner/repo` or a URL.
         out: File to write: weights, config, labels, preprocessing, metrics and provenance.
         recipe: A name, a `Recipe`, or `file.py:name`, which is executed; by default "digits" for
-            the digits, "finetune" with `weights`, else "small" or, from 20,000 images, "large".
+            the digits, "finetune" with `weights` or a network that has a card, else "small" or,
+            from 20,000 images, "large".
         size: Image size in pixels; by default the size of the weights; without `model` it follows
             from the images; with a model, 32 for small-image networks and 224 for all others.
         seed: Random seed for initialization, data order and augmentation.
@@ -134,11 +139,12 @@ def train(
         KeyboardInterrupt: The run was interrupted.
     """
     began = time.monotonic()
+    given = read_model(model)
     group = init_distributed(device)
     progress_reporter = reporter(progress and group.first)
     request = Request(
         data=data,
-        model=model,
+        model=given,
         weights=weights,
         out=Path(out),
         recipe=recipe,
@@ -199,10 +205,10 @@ def _validate_arguments(request: Request, group: ProcessGroup) -> torch.device:
         ("workers", request.workers or 0),
     ):
         if type(value) not in (int, float) or not 0 <= value < 1e9:
-            raise InputError(f"{name} must be 0 or more, not {value!r}.")
+            raise InputError(f"{name} must be 0 or more, not {brief(value)}.")
     if request.minutes is not None:
         if type(request.minutes) not in (int, float) or not 0 < request.minutes < 1e6:
-            raise InputError(f"minutes must be more than 0, not {request.minutes!r}.")
+            raise InputError(f"minutes must be more than 0, not {brief(request.minutes)}.")
         if "epochs" in request.changes:
             raise InputError("Give minutes or epochs, not both: minutes decides the epochs.")
     device = pick_device(request.device)

@@ -110,7 +110,7 @@ def fit_to_minutes(
 
 def _requests(request: Request, asked: Request, splits: Splits, context: Context) -> list[Request]:
     """The candidates, from the fastest to the slowest."""
-    if asked.weights is not None or (asked.model is not None and asked.size is not None):
+    if asked.fine_tunes or (asked.model is not None and asked.size is not None):
         return [request]
     if splits.defaults.network is not None:
         return [request]
@@ -125,7 +125,7 @@ def _measured(request: Request, splits: Splits, context: Context) -> Candidate:
     execution = context.group.broadcast(fastest_execution(request, context, plan))
     settings = run_settings(request, context, plan, execution)
     speed = measure(plan.network, splits, settings, context.group, seconds=1.0)
-    return Candidate(network_title(request, splits), request, plan, speed)
+    return Candidate(network_title(request, plan), request, plan, speed)
 
 
 def _best(epochs: Sequence[int]) -> int:

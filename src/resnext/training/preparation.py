@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from resnext.architectures import variant
+from resnext.architectures import title, variant
 from resnext.card import Preprocessing
+from resnext.checks import brief
 from resnext.config import ResNeXtConfig
 from resnext.data.dataset import ImageSet, Splits
 from resnext.data.transforms import fast_decoder
@@ -27,6 +28,7 @@ from resnext.system.cpu import available_cores
 from resnext.system.device import pick_precision
 from resnext.system.progress import Reporter, SilentReporter
 from resnext.training.distributed import ProcessGroup
+from resnext.training.given_model import network_copy
 from resnext.training.recipe import Recipe
 from resnext.training.recipes import choose
 from resnext.training.run_state import ExecutionConfig, RunSettings
@@ -38,7 +40,7 @@ class Request:
     """The arguments of `train`, which documents them."""
 
     data: str | Path
-    model: str | ResNeXtConfig | None
+    model: str | ResNeXtConfig | ResNeXt | None
     weights: str | Path | None
     out: Path
     recipe: str | Recipe | None
@@ -62,6 +64,19 @@ class Request:
     def folder(self) -> Path:
         """The run folder, next to the model file."""
         return self.out.with_name(f"{self.out.stem}.run")
+
+    @property
+    def origin(self) -> str | None:
+        """Where the first weights come from; None if they are random."""
+        if isinstance(self.model, ResNeXt):
+            return "a network in memory"
+        return None if self.weights is None else str(self.weights)
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether the first weights were trained: loaded ones, or a network's that has a card."""
+        carded = isinstance(self.model, ResNeXt) and self.model.card is not None
+        return carded or self.weights is not None
 
 
 @dataclass(frozen=True)
@@ -101,14 +116,16 @@ def make_plan(request: Request, splits: Splits, context: Context) -> RunPlan:
         request.recipe,
         default=splits.defaults.recipe,
         images=len(splits.train),
-        weights=request.weights is not None,
+        weights=request.fine_tunes,
     )
     recipe = fit_batch_size(recipe.changed(**request.changes), splits.train, context.group)
     torch.manual_seed(request.seed)
     network = build_network(request, splits, recipe, context.shows_progress)
     preprocessing = chosen_preprocessing(network, splits, request.size)
     check_packages(recipe)
-    network = network.to(context.device, memory_format=torch.channels_last)  # pyright: ignore
+    network = network.to(context.device)
+    context.group.broadcast_tensors(list(network.state_dict().values()))  # a given network's differ
+    network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return RunPlan(splits, recipe, network, preprocessing)
 
 
@@ -143,7 +160,7 @@ def chosen_preprocessing(network: ResNeXt, splits: Splits, size: int | None) -> 
     if type(chosen) is not int or chosen < smallest:
         raise ConfigError(
             f"size must be at least {smallest} pixels for this network, "
-            f"whose last map has one pixel for every {config.stride}, not {chosen!r}. Raise "
+            f"whose last map has one pixel for every {config.stride}, not {brief(chosen)}. Raise "
             f"--size, or choose a network for small images such as resnext29_32x4d."
         )
     resize = default.resize
@@ -158,22 +175,26 @@ def build_network(request: Request, splits: Splits, recipe: Recipe, progress: bo
     """The network before the first step.
 
     Raises:
-        ConfigError: The variant is unknown, or both a model and weights are given.
-        CheckpointError: The weights cannot be loaded.
+        ConfigError: The variant is unknown, both a model and weights are given, or the network
+            was modified.
+        CheckpointError: The weights cannot be loaded, or not adapted to the images' channels.
     """
     labels, channels = splits.train.labels, 1 if splits.colour == "L" else 3
     model, weights = request.model, request.weights
-    if weights is None:
+    if model is not None and weights is not None:
+        raise ConfigError("Give a model or weights, not both: weights define their network.")
+    if isinstance(model, ResNeXt):
+        network = network_copy(model, len(labels), channels)
+    elif weights is not None:
+        network = load(weights, num_classes=len(labels), in_channels=channels, progress=progress)
+        assert isinstance(network, ResNeXt), "a checkpoint that is given classes has a classifier"
+    else:
         initial = {
             "zero_init_residual": recipe.zero_init_residual,
             "drop_path_rate": recipe.drop_path,
         }
         config = model if isinstance(model, ResNeXtConfig) else variant(_named(model), **initial)
         return ResNeXt(config.replace(num_classes=len(labels), in_channels=channels))
-    if model is not None:
-        raise ConfigError("Give a model or weights, not both: weights define their network.")
-    network = load(weights, num_classes=len(labels), in_channels=channels, progress=progress)
-    assert isinstance(network, ResNeXt), "a checkpoint that is given classes has a classifier"
     if recipe.drop_path:
         state, config = network.state_dict(), network.config
         card, network = network.card, ResNeXt(config.replace(drop_path_rate=recipe.drop_path))
@@ -186,12 +207,12 @@ def build_network(request: Request, splits: Splits, recipe: Recipe, progress: bo
     return network
 
 
-def network_title(request: Request, splits: Splits) -> str:
+def network_title(request: Request, plan: RunPlan) -> str:
     """Name of the network in the report."""
     if request.weights is not None:
         return Path(request.weights).name
-    if isinstance(request.model, ResNeXtConfig):
-        return "ResNeXt"
+    if isinstance(request.model, ResNeXtConfig | ResNeXt):
+        return title(plan.network.config)
     return _named(request.model)
 
 
@@ -293,7 +314,7 @@ def run_identity(request: Request, plan: RunPlan) -> dict[str, Any]:
         "seed": request.seed,
         "val_fraction": request.val_fraction,
         "minutes": request.minutes,
-        "weights": None if request.weights is None else str(request.weights),
+        "weights": request.origin,
         "classes": splits.train.labels,
         **{f"config.{k}": v for k, v in plan.network.config.to_dict().items()},
         **{f"preprocessing.{k}": v for k, v in asdict(plan.preprocessing).items()},
@@ -347,7 +368,7 @@ def run_settings(
 ) -> RunSettings:
     """Everything that defines the run, except its network and images."""
     return RunSettings(
-        title=network_title(request, plan.splits),
+        title=network_title(request, plan),
         out=request.out,
         folder=request.folder,
         recipe=plan.recipe,
@@ -409,4 +430,5 @@ def provenance_of(request: Request, plan: RunPlan) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
-    return provenance | ({} if request.weights is None else {"weights": Path(request.weights).name})
+    origin = request.origin
+    return provenance | ({} if origin is None else {"weights": Path(origin).name})

@@ -54,8 +54,8 @@ class Recipe:
         cutmix: Alpha of CutMix (arXiv:1905.04899); 0 turns it off.
         balance: For skewed data: "sampling" draws each class equally often, "weights" gives rare
             classes more weight in the loss.
-        drop_path: Probability of skipping a block in training, for named variants and `weights`
-            (arXiv:1603.09382).
+        drop_path: Probability of skipping a block in training (arXiv:1603.09382), for named
+            variants, `weights` and networks, but not for a config.
         zero_init_residual: Whether the blocks of a named variant start as their shortcuts, which
             keeps the first steps of deep networks stable (arXiv:1706.02677).
         layer_decay: Factor on the learning rate from each stage to the one before it; 1 turns it

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from resnext.checks import brief
 from resnext.errors import ConfigError
 from resnext.training.recipe import Recipe
 
@@ -241,6 +242,8 @@ def choose(
     if recipe is None:
         by_count = "small" if images < 20_000 else "large"
         recipe = default or ("finetune" if weights else by_count)
+    if not isinstance(recipe, str):
+        raise ConfigError(f"A recipe must be a Recipe or a name, not {brief(recipe)}.")
     if recipe in RECIPES:
         return RECIPES[recipe](images)
     file, colon, name = recipe.rpartition(":")
@@ -261,5 +264,5 @@ def choose(
     except (Exception, SystemExit) as error:  # a user's file can raise anything
         raise ConfigError(f"{recipe} failed: {type(error).__name__}: {error}.") from error
     if not isinstance(result, Recipe):
-        raise ConfigError(f"{recipe} must return a resnext.training.Recipe, not {result!r}.")
+        raise ConfigError(f"{recipe} must return a resnext.training.Recipe, not {brief(result)}.")
     return result
