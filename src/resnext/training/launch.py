@@ -41,6 +41,7 @@ from resnext.training.preparation import (
     resumed_execution,
     run_identity,
 )
+from resnext.training.probe import probe_plan, run_probe
 from resnext.training.recipe import Recipe
 from resnext.training.recipes import choose
 from resnext.training.run_state import ExecutionConfig, RunSettings
@@ -92,6 +93,7 @@ def train(
         out: File to write: weights, config, labels, preprocessing, metrics and provenance.
         recipe: A name, a `Recipe`, or `file.py:name`, which is executed; by default "digits" for
             the digits, "finetune" with `weights`, else "small" or, from 20,000 images, "large".
+            "probe" trains only the classifier of `weights`, in the time of one look at each image.
         size: Image size in pixels; by default 8 for the digits, the size of the weights, else 32
             for small-image networks and 224 for all others.
         seed: Random seed for initialization, data order and augmentation.
@@ -152,10 +154,13 @@ def train(
         with _peer_errors(group):
             used_device = _validate_arguments(request, group)
             context = Context(group, used_device, progress_reporter)
-            plan = _make_plan(request, context, progress=progress)
-            checkpoint = _prepare_folder(request, context)
-            scanned = _scan(plan.splits, request.folder, context)
-            _run(request, context, _after_scan(plan, scanned, context), scanned, checkpoint)
+            if request.recipe == "probe":
+                _probe(request, context, progress=progress)
+            else:
+                plan = _make_plan(request, context, progress=progress)
+                checkpoint = _prepare_folder(request, context)
+                scanned = _scan(plan.splits, request.folder, context)
+                _run(request, context, _after_scan(plan, scanned, context), scanned, checkpoint)
     finally:
         progress_reporter.stop()
         if group.world > 1:
@@ -270,6 +275,14 @@ def _run(
         finalize(trainer, command=_command(request.data))
     finally:
         trainer.close()
+
+
+def _probe(request: Request, context: Context, *, progress: bool) -> None:
+    """All phases of the recipe `probe`, which has no epochs."""
+    plan = probe_plan(request, context.group, progress=progress)
+    checkpoint = _prepare_folder(request, context)
+    scanned = _scan(plan.splits, request.folder, context)
+    run_probe(request, context, plan, scanned, checkpoint, command=_command(request.data))
 
 
 def _start(trainer: Trainer, checkpoint: Checkpoint | None) -> None:

@@ -28,7 +28,7 @@ from resnext.system.device import pick_precision
 from resnext.system.progress import Reporter
 from resnext.training.checkpoint import Checkpoint, latest_checkpoint
 from resnext.training.distributed import ProcessGroup
-from resnext.training.recipe import Recipe
+from resnext.training.recipe import Probe, Recipe
 from resnext.training.run_state import ExecutionConfig
 from resnext.weights.load import load
 
@@ -81,6 +81,17 @@ class RunPlan:
     recipe: Recipe
     network: ResNeXt
     preprocessing: Preprocessing
+
+
+@dataclass(frozen=True)
+class ProbePlan:
+    """As `RunPlan`, for the recipe `probe`, which also needs the weights' file or name."""
+
+    splits: Splits
+    recipe: Probe
+    network: ResNeXt
+    preprocessing: Preprocessing
+    weights: str | Path
 
 
 def check_packages(recipe: Recipe) -> None:
@@ -242,7 +253,7 @@ def open_folder(request: Request, progress: Reporter) -> Checkpoint | None:
     return checkpoint
 
 
-def run_identity(request: Request, plan: RunPlan) -> dict[str, Any]:
+def run_identity(request: Request, plan: RunPlan | ProbePlan) -> dict[str, Any]:
     """Everything that must be equal for a run to resume from a checkpoint, as JSON values."""
     splits, images = plan.splits, hashlib.sha256(plan.splits.fingerprint.encode())
     for part in (splits.train, splits.val):
@@ -330,7 +341,7 @@ def default_workers(images: ImageSet, device: torch.device) -> int:
     return max(min(share, 16 if device.type == "cuda" else 8), 1)
 
 
-def provenance_of(request: Request, plan: RunPlan) -> dict[str, Any]:
+def provenance_of(request: Request, plan: RunPlan | ProbePlan) -> dict[str, Any]:
     """Provenance of the weights, for the model's card."""
     provenance = {
         "data": Path(plan.splits.train.name).resolve().name,

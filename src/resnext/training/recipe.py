@@ -1,4 +1,4 @@
-"""The `Recipe` type: how to train, as data; and changes to its fields."""
+"""The types `Recipe` and `Probe`: how to train, as data; and changes to their fields."""
 
 from __future__ import annotations
 
@@ -164,6 +164,41 @@ class Recipe:
         images = changes.get("batch_size", self.batch_size)
         if "learning_rate" not in changes and type(images) is int and images > 0:
             changes["learning_rate"] = self.learning_rate * images / self.batch_size
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The recipe `probe`: only the classifier is trained, by logistic regression on embeddings.
+
+    It has no epochs, steps or augmentation, so it shares nothing but `balance` with `Recipe`.
+
+    Args:
+        balance: For skewed data: with "sampling" or "weights" all classes weigh the same.
+
+    Raises:
+        ConfigError: A value is invalid.
+    """
+
+    balance: Balance = "none"
+
+    def __post_init__(self) -> None:
+        """Validate `balance`."""
+        one_of("balance", self.balance, get_args(Balance))
+
+    def changed(self, **changes: Any) -> Probe:
+        """The recipe with another `balance`.
+
+        Raises:
+            ConfigError: Another field is given, or the value is invalid.
+        """
+        for name in changes:
+            _check_field(name)
+            if name != "balance":
+                raise ConfigError(
+                    f"The recipe probe has no {name}: it fits the classifier once, by logistic "
+                    f"regression. Leave out {name}, or use the recipe finetune."
+                )
         return replace(self, **changes)
 
 

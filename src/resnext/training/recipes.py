@@ -246,8 +246,8 @@ def choose(
     file, colon, name = recipe.rpartition(":")
     if not colon:
         raise ConfigError(
-            f"No recipe is called {recipe!r}. Available are {', '.join(RECIPES)}; give your own as "
-            f"file.py:name."
+            f"No recipe is called {recipe!r}. Available are {', '.join([*RECIPES, 'probe'])}; give "
+            f"your own as file.py:name."
         )
     if not Path(file).is_file():
         raise ConfigError(f"{file} does not exist. Give a recipe as file.py:name.")

@@ -1,0 +1,207 @@
+"""The recipe `probe`: a classifier by logistic regression on the embeddings of given weights.
+
+The network computes each image once, without gradients, and not at all if its embedding is in the
+cache. The result is an ordinary model file, with the same card and report as any other.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+
+import numpy as np
+import torch
+
+from resnext.card import Card
+from resnext.data.dataset import ImageSet
+from resnext.data.open import open_splits
+from resnext.data.scan import Scan
+from resnext.errors import ConfigError, DataError, InputError
+from resnext.evaluation.metrics import EvalOutputs
+from resnext.network import ResNeXt
+from resnext.training.checkpoint import Checkpoint, write_checkpoint
+from resnext.training.distributed import ProcessGroup
+from resnext.training.embeddings import Embedder
+from resnext.training.finalize import Finished, calibrate_and_report
+from resnext.training.interrupts import Interrupts
+from resnext.training.logistic import Head, fit_head
+from resnext.training.preparation import (
+    Context,
+    ProbePlan,
+    Request,
+    check_identity,
+    chosen_preprocessing,
+    default_workers,
+    network_title,
+    provenance_of,
+    run_identity,
+)
+from resnext.training.recipe import Probe
+from resnext.training.run_state import TrainState
+from resnext.weights.load import load
+
+
+def probe_plan(request: Request, group: ProcessGroup, *, progress: bool) -> ProbePlan:
+    """Check the arguments, open the data and load the weights; nothing is written.
+
+    Raises:
+        ConfigError: There are no weights, or an argument has no meaning for this recipe.
+        InputError: There are several processes.
+        DataError: The data does not exist or is too small.
+        CheckpointError: The weights cannot be loaded.
+    """
+    recipe = Probe().changed(**request.changes)
+    if request.model is not None:
+        raise ConfigError("Give a model or weights, not both: weights define their network.")
+    if request.weights is None:
+        raise ConfigError(
+            "The recipe probe needs weights (--weights) to compute embeddings with. To train from "
+            "scratch, use the recipe small."
+        )
+    for name, given in (
+        ("compile", request.compile is not None),
+        ("sync_norms", request.sync_norms),
+        ("retries", request.retries > 0),
+    ):
+        if given:
+            raise ConfigError(f"The recipe probe has no epochs, so leave out {name}.")
+    if group.world > 1:
+        raise InputError("The recipe probe runs in one process. Start it without torchrun.")
+    splits = open_splits(request.data, seed=request.seed, val_fraction=request.val_fraction)
+    network = load(
+        request.weights,
+        num_classes=len(splits.train.labels),
+        in_channels=1 if splits.colour == "L" else 3,
+        progress=progress,
+    )
+    assert isinstance(network, ResNeXt), "a checkpoint that is given classes has a classifier"
+    preprocessing = chosen_preprocessing(network, splits, request.size)
+    return ProbePlan(splits, recipe, network, preprocessing, request.weights)
+
+
+def run_probe(
+    request: Request,
+    context: Context,
+    plan: ProbePlan,
+    scanned: Scan,
+    checkpoint: Checkpoint | None,
+    *,
+    command: str,
+) -> None:
+    """Compute the embeddings, fit the classifier, and write model and report.
+
+    A resumed run repeats this with the embeddings of the cache, which gives the same file.
+
+    Args:
+        request: The arguments of `train`.
+        context: Device and progress display.
+        plan: Network and preprocessing.
+        scanned: The images.
+        checkpoint: The checkpoint of the run if it is resumed.
+        command: The command that started the run, for the report.
+
+    Raises:
+        CheckpointError: The checkpoint is of another run, or a file cannot be written.
+        DataError: A class has no training image, an image cannot be read any more, or an embedding
+            is not finite.
+        KeyboardInterrupt: The run was interrupted.
+    """
+    splits = scanned.splits
+    plan = replace(plan, splits=splits)
+    _refuse_missing_classes(splits.train)
+    identity = {"recipe": "probe", **run_identity(request, plan)}
+    if checkpoint is not None:
+        check_identity(checkpoint.about["identity"], identity)
+    else:
+        write_checkpoint(Checkpoint({}, {"identity": identity}), request.folder, 0)
+    interrupts, seconds = Interrupts(), dict[str, float]()
+
+    def check_stop() -> None:
+        if interrupts.requested is not None:
+            interrupts.stop()
+
+    embedder = Embedder(
+        network=plan.network,
+        weights=plan.weights,
+        preprocessing=plan.preprocessing,
+        device=context.device,
+        requested_precision=request.precision,
+        workers=default_workers(splits.train, context.device)
+        if request.workers is None
+        else request.workers,
+        progress=context.progress,
+        check_stop=check_stop,
+    )
+    try:
+        with interrupts.listen():
+            began = time.perf_counter()
+            train, val = embedder.embed(splits.train, splits.val)
+            seconds["computing embeddings"] = time.perf_counter() - began
+            began = time.perf_counter()
+            context.progress.start("Fitting the classifier", 0)
+            head = fit_head(
+                train,
+                np.asarray(splits.train.targets),
+                len(splits.train.labels),
+                balanced=plan.recipe.balance != "none",
+                seed=request.seed,
+                between=check_stop,
+            )
+            seconds["fitting the classifier"] = time.perf_counter() - began
+            context.progress.line(f"Fitted the classifier with strength {head.strength:.3g}.")
+    except KeyboardInterrupt:
+        context.progress.line(
+            "Interrupted. The embeddings so far are kept. Run the same command with --resume to "
+            "continue."
+        )
+        raise
+    network = plan.network
+    install(head, network)
+    recipe = {"name": "probe", **asdict(plan.recipe), "strength": head.strength}
+    network.card = Card(
+        labels=splits.train.labels,
+        preprocessing=plan.preprocessing,
+        provenance={**provenance_of(request, plan), "recipe": recipe, "epoch": 0},
+    )
+    finished = Finished(
+        title=network_title(request, splits),
+        out=request.out,
+        folder=request.folder,
+        recipe=recipe,
+        preprocessing=plan.preprocessing,
+        scan=scanned,
+        state=TrainState(epoch=0, seconds=seconds),
+        device=context.device,
+        precision=embedder.precision,
+        processes=1,
+        command=command,
+        strengths=head.tried,
+    )
+    calibrate_and_report(network, outputs_of(network, val, splits.val), finished)
+
+
+def install(head: Head, network: ResNeXt) -> None:
+    """Make a head the classifier of a network."""
+    network.fc.load_state_dict({"weight": head.weight, "bias": head.bias})
+
+
+def outputs_of(network: ResNeXt, embeddings: np.ndarray, images: ImageSet) -> EvalOutputs:
+    """The outputs of a network's classifier for the embeddings `(n, d)` of a set."""
+    weight, bias = (x.detach().cpu().float() for x in (network.fc.weight, network.fc.bias))
+    logits = torch.from_numpy(embeddings) @ weight.T + bias
+    targets = torch.tensor(np.asarray(images.targets), dtype=torch.int64)
+    return EvalOutputs(logits, targets, torch.arange(len(images)))
+
+
+def _refuse_missing_classes(train: ImageSet) -> None:
+    """Refuse a class that no image can teach.
+
+    Raises:
+        DataError: A class has no training image.
+    """
+    for label, count in zip(train.labels, train.counts().tolist(), strict=True):
+        if not count:
+            raise DataError(
+                f"Class {label!r} of {train.name} has no training image. Add some, or remove the "
+                f"class."
+            )
