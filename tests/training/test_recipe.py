@@ -386,7 +386,8 @@ def test_unknown_names_list_what_there_is(tmp_path: Path) -> None:
     """A name from another library, or a file without function."""
     names = ", ".join(RECIPES)
     not_found(
-        "best", f"No recipe is called 'best'. Available are {names}; give your own as file.py:name"
+        "best",
+        f"No recipe is called 'best'. Available are {names}, probe; give your own as file.py:name",
     )
     not_found("", "No recipe is called ''")
     not_found(str(tmp_path / "own.py"), "No recipe is called")

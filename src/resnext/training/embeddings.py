@@ -94,12 +94,13 @@ class Embedder:
         path = self._cache_file(parts[0].name)
         known = read_cache(path, self.network.num_features)
         keys = [content_keys(images) for images in parts]
-        total = len({key for some in keys for key in some} - known.keys())
-        if not total:
+        distinct = {key for some in keys for key in some}
+        missing = len(distinct - known.keys())
+        if not missing:
             self.progress.line("All embeddings are in the cache.")
         else:
-            session = self._session(total)
-            self.progress.start("Computing embeddings", total)
+            session = self._session(len(distinct))  # the same one after an interruption
+            self.progress.start("Computing embeddings", missing)
             try:
                 for images, some in zip(parts, keys, strict=True):
                     self._compute(session, images, some, known)

@@ -79,7 +79,7 @@ def fit_head(
     tried = _cross_validate(problem, weights, folds(targets, seed), strengths, between)
     strength = min(tried, key=lambda row: row[1])[0] if tried else _WITHOUT_FOLDS
     between()
-    weight, bias = problem.fit(weights, strength, tolerance=1e-8)
+    weight, bias = problem.fit(weights, strength, tolerance=1e-10)
     weight = (weight if basis is None else weight @ basis.T) / std
     return Head(weight, bias - weight @ mean, strength, tuple(tried))
 
