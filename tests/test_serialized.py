@@ -118,6 +118,7 @@ RECIPE = {
     "zero_init_residual": True,
     "layer_decay": 0.5,
     "head_epochs": 0,
+    "probe": False,
     "frozen_norms": False,
     "train_size": None,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 from helpers import photo_folder, run_cli, tiny_network
 from PIL import Image
 from sklearn.datasets import load_digits
-from training_runs import sha
+from training_runs import scripted, sha
 
 import resnext
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig, ResNeXtError
 from resnext.errors import CheckpointError, DataError
 from resnext.training.embeddings import Embedder
+from resnext.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "fresh_cache")
 
@@ -206,6 +208,88 @@ def test_balance_is_as_asked(photos: Path, weights: Path, tmp_path: Path) -> Non
     )
     assert torch.equal(sampling.fc.weight, weighted.fc.weight)
     assert not torch.allclose(none.fc.bias, weighted.fc.bias)
+
+
+def tune(data: Path, weights: Path, out: Path, **changes: Any) -> ResNeXt:
+    """Fine-tune for two epochs."""
+    quick = {"recipe": "finetune", "epochs": 2, "batch_size": 4, "learning_rate": 0.002}
+    return probe(data, weights, out, **{**quick, **changes})
+
+
+def test_fine_tuning_keeps_the_classifier_if_no_epoch_is_better(
+    photos: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Epochs that spoil the weights must not cost what the classifier alone reaches."""
+    probed = probe(photos, weights, tmp_path / "probed.safetensors")
+    scripted(monkeypatch, [0.5, 0.75])
+    spoilt = tune(photos, weights, tmp_path / "m.safetensors", progress=True)
+    assert spoilt.card is not None
+    assert (spoilt.card.provenance["epoch"], spoilt.card.metrics["val_accuracy"]) == (0, 1.0)
+    for name, x in probed.state_dict().items():
+        assert torch.equal(x, spoilt.state_dict()[name]), name
+    assert "epoch   0  val accuracy 100.00%" in capsys.readouterr().err
+    assert "None was better than the classifier" in (tmp_path / "m.run/report.html").read_text()
+
+
+def test_fine_tuning_starts_from_the_classifier(
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first step, and the first average, must be of the fitted classifier."""
+    probed = probe(photos, weights, tmp_path / "probed.safetensors")
+    seen: list[torch.Tensor] = []
+    original = Trainer.begin
+
+    def look(self: Trainer, *arguments: Any) -> None:
+        assert self.average is not None
+        seen.extend(x.fc.weight.detach().clone() for x in (self.network, self.average.network))
+        original(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "begin", look)
+    tune(photos, weights, tmp_path / "m.safetensors", ema=0.9, epochs=1)
+    assert all(torch.equal(x, probed.fc.weight) for x in seen)
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("changed", [{"probe": False}, {"weights of the same classes": True}])
+def test_fine_tuning_without_the_fitted_classifier(
+    photos: Path, weights: Path, tmp_path: Path, changed: dict[str, bool]
+) -> None:
+    """It can be turned off, and a classifier of the same classes is kept."""
+    if "probe" not in changed:
+        card = Card(("blue", "red"), Preprocessing(16, 18))
+        resnext.save(tiny_network(card=card), weights)
+        changed = {}
+    model = tune(photos, weights, tmp_path / "m.safetensors", epochs=1, **changed)
+    assert model.card is not None
+    assert model.card.provenance["epoch"] == 1
+
+
+@pytest.mark.parametrize("stop", [1, 7])
+def test_fine_tuning_resumes_exactly(
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """The classifier is fitted once; a resumed run has it in its checkpoint."""
+    whole, out = tmp_path / "whole.safetensors", tmp_path / "m.safetensors"
+    tune(photos, weights, whole)
+    original, steps = Trainer._after_step, 0
+
+    def stopping(self: Trainer) -> None:
+        nonlocal steps
+        steps += 1
+        self.interrupts.requested = signal.SIGINT if steps == stop else None
+        original(self)
+
+    monkeypatch.setattr(Trainer, "_after_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        tune(photos, weights, out)
+    assert resnext.load(out).card is not None  # the classifier alone, or the first epoch
+    monkeypatch.setattr("resnext.training.probe.fit_head", lambda *_, **__: pytest.fail("again"))
+    tune(photos, weights, out, resume=True)
+    assert sha(out) == sha(whole)
 
 
 def test_from_the_command_line(

@@ -246,6 +246,7 @@ def refused(message: str, **changes: Any) -> None:
         ("zero_init_residual", (0, "yes")),
         ("layer_decay", (0, 0.0, 1.1, -0.5)),
         ("head_epochs", (-1, 3, 4, 0.5)),
+        ("probe", (1, "yes", None)),
         ("frozen_norms", (0, None)),
         ("train_size", (0, -1, 224.0, "224", True, 10**6)),
     ],

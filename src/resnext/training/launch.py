@@ -17,6 +17,7 @@ from resnext.data.dataset import Splits
 from resnext.data.open import open_splits
 from resnext.data.scan import Scan, scan
 from resnext.errors import InputError, ResNeXtError
+from resnext.evaluation.metrics import Evaluation
 from resnext.network import ResNeXt
 from resnext.system.device import pick_device, pick_precision
 from resnext.system.progress import reporter
@@ -41,7 +42,7 @@ from resnext.training.preparation import (
     resumed_execution,
     run_identity,
 )
-from resnext.training.probe import probe_plan, run_probe
+from resnext.training.probe import probe_plan, run_probe, starting_classifier
 from resnext.training.recipe import Recipe
 from resnext.training.recipes import choose
 from resnext.training.run_state import ExecutionConfig, RunSettings
@@ -268,9 +269,10 @@ def _run(
         checkpoint_seconds=60 * request.checkpoint_minutes,
         sync_norms=request.sync_norms,
     )
+    head = starting_classifier(request, context, plan) if checkpoint is None else None
     trainer = Trainer(plan.network, scanned, settings, context.group, context.progress)
     try:
-        _start(trainer, checkpoint)
+        _start(trainer, checkpoint, head)
         trainer.run()
         finalize(trainer, command=_command(request.data))
     finally:
@@ -285,10 +287,10 @@ def _probe(request: Request, context: Context, *, progress: bool) -> None:
     run_probe(request, context, plan, scanned, checkpoint, command=_command(request.data))
 
 
-def _start(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
-    """Restore the checkpoint, or write the first one."""
+def _start(trainer: Trainer, checkpoint: Checkpoint | None, head: Evaluation | None) -> None:
+    """Restore the checkpoint, or write the first one, with the result of the first classifier."""
     if checkpoint is None:
-        trainer.begin()
+        trainer.begin(head)
         return
     trainer.restore(checkpoint)
     state = trainer.state

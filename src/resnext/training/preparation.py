@@ -85,13 +85,12 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class ProbePlan:
-    """As `RunPlan`, for the recipe `probe`, which also needs the weights' file or name."""
+    """As `RunPlan`, for the recipe `probe`."""
 
     splits: Splits
     recipe: Probe
     network: ResNeXt
     preprocessing: Preprocessing
-    weights: str | Path
 
 
 def check_packages(recipe: Recipe) -> None:

@@ -7,7 +7,7 @@ cache. The result is an ordinary model file, with the same card and report as an
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from resnext.data.dataset import ImageSet
 from resnext.data.open import open_splits
 from resnext.data.scan import Scan
 from resnext.errors import ConfigError, DataError, InputError
-from resnext.evaluation.metrics import EvalOutputs
+from resnext.evaluation.metrics import EvalOutputs, Evaluation, score
 from resnext.network import ResNeXt
 from resnext.training.checkpoint import Checkpoint, write_checkpoint
 from resnext.training.distributed import ProcessGroup
@@ -29,6 +29,7 @@ from resnext.training.preparation import (
     Context,
     ProbePlan,
     Request,
+    RunPlan,
     check_identity,
     chosen_preprocessing,
     default_workers,
@@ -76,7 +77,7 @@ def probe_plan(request: Request, group: ProcessGroup, *, progress: bool) -> Prob
     )
     assert isinstance(network, ResNeXt), "a checkpoint that is given classes has a classifier"
     preprocessing = chosen_preprocessing(network, splits, request.size)
-    return ProbePlan(splits, recipe, network, preprocessing, request.weights)
+    return ProbePlan(splits, recipe, network, preprocessing)
 
 
 def run_probe(
@@ -102,8 +103,8 @@ def run_probe(
 
     Raises:
         CheckpointError: The checkpoint is of another run, or a file cannot be written.
-        DataError: A class has no training image, an image cannot be read any more, or an embedding
-            is not finite.
+        DataError: A class has no training image, or an image cannot be read any more.
+        ResNeXtError: An embedding is not finite.
         KeyboardInterrupt: The run was interrupted.
     """
     splits = scanned.splits
@@ -114,50 +115,9 @@ def run_probe(
         check_identity(checkpoint.about["identity"], identity)
     else:
         write_checkpoint(Checkpoint({}, {"identity": identity}), request.folder, 0)
-    interrupts, seconds = Interrupts(), dict[str, float]()
-
-    def check_stop() -> None:
-        if interrupts.requested is not None:
-            interrupts.stop()
-
-    embedder = Embedder(
-        network=plan.network,
-        weights=plan.weights,
-        preprocessing=plan.preprocessing,
-        device=context.device,
-        requested_precision=request.precision,
-        workers=default_workers(splits.train, context.device)
-        if request.workers is None
-        else request.workers,
-        progress=context.progress,
-        check_stop=check_stop,
-    )
-    try:
-        with interrupts.listen():
-            began = time.perf_counter()
-            train, val = embedder.embed(splits.train, splits.val)
-            seconds["computing embeddings"] = time.perf_counter() - began
-            began = time.perf_counter()
-            context.progress.start("Fitting the classifier", 0)
-            head = fit_head(
-                train,
-                np.asarray(splits.train.targets),
-                len(splits.train.labels),
-                balanced=plan.recipe.balance != "none",
-                seed=request.seed,
-                between=check_stop,
-            )
-            seconds["fitting the classifier"] = time.perf_counter() - began
-            context.progress.line(f"Fitted the classifier with strength {head.strength:.3g}.")
-    except KeyboardInterrupt:
-        context.progress.line(
-            "Interrupted. The embeddings so far are kept. Run the same command with --resume to "
-            "continue."
-        )
-        raise
     network = plan.network
-    install(head, network)
-    recipe = {"name": "probe", **asdict(plan.recipe), "strength": head.strength}
+    fitted = fit_classifier(request, context, plan)
+    recipe = {"name": "probe", **asdict(plan.recipe), "strength": fitted.head.strength}
     network.card = Card(
         labels=splits.train.labels,
         preprocessing=plan.preprocessing,
@@ -170,14 +130,106 @@ def run_probe(
         recipe=recipe,
         preprocessing=plan.preprocessing,
         scan=scanned,
-        state=TrainState(epoch=0, seconds=seconds),
+        state=TrainState(epoch=0, seconds=fitted.seconds),
         device=context.device,
-        precision=embedder.precision,
+        precision=fitted.precision,
         processes=1,
         command=command,
-        strengths=head.tried,
+        strengths=fitted.head.tried,
     )
-    calibrate_and_report(network, outputs_of(network, val, splits.val), finished)
+    calibrate_and_report(network, fitted.outputs, finished)
+
+
+def starting_classifier(request: Request, context: Context, plan: RunPlan) -> Evaluation | None:
+    """Start fine-tuning from the classifier that `probe` fits (arXiv:2202.10054).
+
+    Returns:
+        Its result on the validation images. None if the recipe or the weights do not ask for it:
+        if there are no weights, if they have the same classes, so that their classifier was kept,
+        or if a class has no training image.
+    """
+    card, train = plan.network.card, plan.splits.train
+    kept = card is not None and card.labels == train.labels
+    if not plan.recipe.probe or request.weights is None or kept or not train.counts().all():
+        return None
+    fitted = fit_classifier(request, context, plan) if context.group.first else None
+    fitted = context.group.broadcast(fitted)
+    install(fitted.head, plan.network)
+    return score(fitted.outputs, plan.splits.val)
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A classifier that was fitted to embeddings.
+
+    Args:
+        head: The classifier.
+        outputs: Its logits of the validation images.
+        precision: Precision of the embeddings.
+        seconds: Duration of each step.
+    """
+
+    head: Head
+    outputs: EvalOutputs
+    precision: str
+    seconds: dict[str, float]
+
+
+def fit_classifier(request: Request, context: Context, plan: RunPlan | ProbePlan) -> Fitted:
+    """Compute the embeddings, fit a classifier to them, and put it into the network of the plan.
+
+    Raises:
+        DataError: An image cannot be read any more.
+        ResNeXtError: An embedding is not finite.
+        KeyboardInterrupt: The run was interrupted; the embeddings so far are kept.
+    """
+    assert request.weights is not None
+    train, progress = plan.splits.train, context.progress
+    interrupts, began = Interrupts(), time.perf_counter()
+
+    def check_stop() -> None:
+        if interrupts.requested is not None:
+            interrupts.stop()
+
+    embedder = Embedder(
+        network=plan.network,
+        weights=request.weights,
+        preprocessing=plan.preprocessing,
+        device=context.device,
+        requested_precision=request.precision,
+        workers=default_workers(train, context.device)
+        if request.workers is None
+        else request.workers,
+        progress=progress,
+        check_stop=check_stop,
+    )
+    try:
+        with interrupts.listen():
+            train_rows, val_rows = embedder.embed(train, plan.splits.val)
+            embedded = time.perf_counter()
+            progress.start("Fitting the classifier", 0)
+            head = fit_head(
+                train_rows,
+                np.asarray(train.targets),
+                len(train.labels),
+                balanced=plan.recipe.balance != "none",
+                seed=request.seed,
+                between=check_stop,
+            )
+    except KeyboardInterrupt:
+        progress.line(
+            "Interrupted. The embeddings so far are kept. Run the same command with --resume to "
+            "continue."
+        )
+        raise
+    progress.line(f"Fitted the classifier with strength {head.strength:.3g}.")
+    install(head, plan.network)
+    seconds = {
+        "computing embeddings": embedded - began,
+        "fitting the classifier": time.perf_counter() - embedded,
+    }
+    outputs = outputs_of(plan.network, val_rows, plan.splits.val)
+    return Fitted(head, outputs, embedder.precision, seconds)
 
 
 def install(head: Head, network: ResNeXt) -> None:

@@ -61,6 +61,8 @@ class Recipe:
         layer_decay: Factor on the learning rate from each stage to the one before it; 1 turns it
             off.
         head_epochs: First epochs, in which only the classifier is trained.
+        probe: Whether the new classifier of `weights` starts as the recipe `probe` fits it, which
+            counts as epoch 0 (arXiv:2202.10054).
         frozen_norms: Whether batch norms keep their initial statistics and weights.
         train_size: Image size in training, pixels; by default the run's image size.
 
@@ -97,6 +99,7 @@ class Recipe:
     zero_init_residual: bool = True
     layer_decay: float = 1.0
     head_epochs: int = 0
+    probe: bool = False
     frozen_norms: bool = False
     train_size: int | None = None
 

@@ -191,10 +191,10 @@ def cifar(images: int) -> Recipe:
 def finetune(images: int) -> Recipe:
     """For fine-tuning weights trained on other images: the default with `--weights`.
 
-    The first epoch trains the classifier only; then all layers train, earlier stages with lower
-    rates (arXiv:1801.06146, section 3.2, discriminative fine-tuning). About 4,000 steps, in 5 to
-    60 epochs. Source: the rate is ours, two fifths of `small`'s. Not measured here, where no
-    public weights are available.
+    The classifier starts as the recipe `probe` fits it (arXiv:2202.10054); then all layers train,
+    earlier stages with lower rates (arXiv:1801.06146, section 3.2, discriminative fine-tuning).
+    About 4,000 steps, in 5 to 60 epochs. Source: the rate is ours, two fifths of `small`'s. Not
+    measured here, where no public weights are available.
     """
     epochs = min(max(round(4000 * 32 / max(images, 1)), 5), 60)
     return Recipe(
@@ -203,7 +203,7 @@ def finetune(images: int) -> Recipe:
         learning_rate=0.005,
         weight_decay=1e-4,
         layer_decay=0.7,
-        head_epochs=1,
+        probe=True,
         zero_init_residual=False,
     )
 
