@@ -118,6 +118,7 @@ RECIPE = {
     "zero_init_residual": True,
     "layer_decay": 0.5,
     "head_epochs": 0,
+    "probe": False,
     "frozen_norms": False,
     "train_size": None,
 }
@@ -518,6 +519,58 @@ def test_measured_forms(run: Run, work: Path) -> None:
         "(8, 8, 16, 16) 8 2 (3, 3) (2, 2) (1, 1) (1, 1) torch.float32",
     ]
     assert all(type(merged) is int for merged in run.forms.values())
+
+
+def test_probe(run: Run, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probed model is resumed and evaluated like any other, and computes nothing twice."""
+    monkeypatch.setenv("RESNEXT_HOME", str(tmp_path / "cache"))
+    out = tmp_path / "probed.safetensors"
+    weights = run.folder.with_name("model.safetensors")
+    with contextlib.chdir(work):
+        model = resnext.train(
+            "photos",
+            weights=weights,
+            recipe="probe",
+            out=out,
+            workers=0,
+            device="cpu",
+            precision="fp32",
+            progress=False,
+        )
+    assert model.card is not None
+    origin = model.card.provenance
+    assert sorted(origin) == [
+        "data",
+        "epoch",
+        "fingerprint",
+        "python",
+        "recipe",
+        "resnext",
+        "seed",
+        "torch",
+        "val_fraction",
+        "weights",
+    ]
+    assert (origin["epoch"], origin["fingerprint"]) == (0, "90cd06020b8c822e")
+    assert sorted(origin["recipe"]) == ["balance", "name", "strength"]
+    assert (origin["recipe"]["name"], origin["recipe"]["balance"]) == ("probe", "none")
+    saved = read_saved(tmp_path / "probed.run" / "checkpoint-0000000000.state")
+    assert saved.about == {
+        "identity": {
+            "recipe": "probe",
+            "seed": 0,
+            "val_fraction": 0.2,
+            "weights": str(weights),
+            "classes": ["blue", "red"],
+            **{f"config.{name}": value for name, value in CONFIG.items()},
+            **{f"preprocessing.{name}": value for name, value in PREPROCESSING.items()},
+            "recipe.balance": "none",
+            "images": "7f556b84e2117ddb",
+        }
+    }
+    (file,) = (tmp_path / "cache" / "embeddings").iterdir()
+    assert re.fullmatch(r"[0-9a-f]{16}-[0-9a-f]{16}\.safetensors", file.name)
+    assert set(header_of(file.read_bytes())) == {"keys", "embeddings"}
 
 
 def test_scans(run: Run, work: Path) -> None:

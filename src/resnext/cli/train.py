@@ -61,6 +61,7 @@ def train(
             same name but the suffix .run, holds checkpoints, metrics and report.html.
         recipe: Training recipe: small, large, finetune, paper, torchvision_v2, rsb_a1, rsb_a2,
             rsb_a3, cifar, digits, or your own as file.py:name. Default: depends on the data.
+            probe: with --weights, train only a classifier on their embeddings, without epochs.
         epochs: Number of epochs. Default: the recipe's.
         batch_size: Images per step, summed over all processes; the learning rate scales with it.
             Default: the recipe's.
@@ -123,5 +124,6 @@ def train(
     card = network.card
     assert card is not None  # training always writes one
     accuracy, epoch = card.metrics["val_accuracy"], card.provenance["epoch"]
-    print(f"{out}: epoch {epoch}, validation accuracy {accuracy:.2%}")
+    kept = f"epoch {epoch}, " if epoch else ""  # the recipe probe has no epochs
+    print(f"{out}: {kept}validation accuracy {accuracy:.2%}")
     print(f"{out.with_name(out.stem + '.run') / 'report.html'}: training report")

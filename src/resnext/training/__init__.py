@@ -12,6 +12,9 @@ run_state.py     settings and state of a run, and its clock
 divergence.py    when a loss counts as diverged, and the message about it
 interrupts.py    SIGINT and SIGTERM: stop after the running step
 validation.py    logits and metrics of the validation images, over all processes
+probe.py         the recipe probe: only a classifier, on cached embeddings
+embeddings.py    embeddings of images, computed once
+logistic.py      logistic regression, with its strength by cross-validation
 recipe.py        Recipe: how to train, as data
 recipes.py       the named recipes, and which one fits the data
 dataloader.py    order and random views of the training images

@@ -19,6 +19,7 @@ from resnext.data.dataset import Splits
 from resnext.data.open import open_splits
 from resnext.data.scan import Scan, scan
 from resnext.errors import CheckpointError, InputError, ResNeXtError
+from resnext.evaluation.metrics import Evaluation
 from resnext.network import ResNeXt
 from resnext.system.device import pick_device, pick_precision
 from resnext.system.progress import reporter
@@ -44,6 +45,7 @@ from resnext.training.preparation import (
     run_identity,
     run_settings,
 )
+from resnext.training.probe import probe_plan, run_probe, starting_classifier
 from resnext.training.recipe import Recipe
 from resnext.training.run_state import ExecutionConfig, RunSettings, TimePlan
 from resnext.training.trainer import Trainer
@@ -98,7 +100,8 @@ def train(
         out: File to write: weights, config, labels, preprocessing, metrics and provenance.
         recipe: A name, a `Recipe`, or `file.py:name`, which is executed; by default "digits" for
             the digits, "finetune" with `weights` or a network that has a card, else "small" or,
-            from 20,000 images, "large".
+            from 20,000 images, "large". "probe" trains only the classifier of `weights`, in the
+            time of one look at each image.
         size: Image size in pixels; by default the size of the weights; without `model` it follows
             from the images; with a model, 32 for small-image networks and 224 for all others.
         seed: Random seed for initialization, data order and augmentation.
@@ -169,23 +172,10 @@ def train(
             context = Context(group, _validate_arguments(request, group), progress_reporter)
             checkpoint = group.broadcast(_newest_checkpoint(request, context))
             splits = open_splits(data, seed=seed, val_fraction=val_fraction)
-            asked, request = request, _with_defaults(request, splits, context, checkpoint)
-            plan = make_plan(request, splits, context)  # finds invalid arguments early
-            if not dry_run:
-                _prepare_folder(request, context, empty=checkpoint is None)
-            scanned = _scan(splits, None if dry_run else request.folder, context)
-            time_plan = None
-            if checkpoint is None and minutes is None and request.model is not asked.model:
-                progress_reporter.line(
-                    f"{request.model} at {request.size} pixels suits these images; --model, --size "
-                    f"and --minutes choose otherwise."
-                )
-            if checkpoint is None and minutes is not None:
-                request, time_plan = fit_to_minutes(request, asked, scanned.splits, context, began)
-                plan = make_plan(request, splits, context)
-            recipe = fit_batch_size(plan.recipe, scanned.splits.train, group)
-            plan = replace(plan, splits=scanned.splits, recipe=recipe)
-            _run(request, context, plan, scanned, checkpoint, time_plan)
+            if request.recipe == "probe":
+                _probe(request, context, splits, checkpoint)
+            else:
+                _train(request, context, splits, checkpoint, began)
     finally:
         progress_reporter.stop()
         if group.world > 1:
@@ -194,6 +184,43 @@ def train(
 
 
 # -- phases ---------------------------------------------------------------------------------------
+
+
+def _train(
+    request: Request,
+    context: Context,
+    splits: Splits,
+    checkpoint: Checkpoint | None,
+    began: float,
+) -> None:
+    """All phases of a run with epochs."""
+    asked, request = request, _with_defaults(request, splits, context, checkpoint)
+    plan = make_plan(request, splits, context)  # finds invalid arguments early
+    if not request.dry_run:
+        _prepare_folder(request, context, empty=checkpoint is None)
+    scanned = _scan(splits, None if request.dry_run else request.folder, context)
+    time_plan = None
+    if checkpoint is None and request.minutes is not None:
+        request, time_plan = fit_to_minutes(request, asked, scanned.splits, context, began)
+        plan = make_plan(request, splits, context)
+    elif checkpoint is None and request.model is not asked.model:
+        context.progress.line(
+            f"{request.model} at {request.size} pixels suits these images; --model, --size and "
+            f"--minutes choose otherwise."
+        )
+    recipe = fit_batch_size(plan.recipe, scanned.splits.train, context.group)
+    plan = replace(plan, splits=scanned.splits, recipe=recipe)
+    _run(request, context, plan, scanned, checkpoint, time_plan)
+
+
+def _probe(
+    request: Request, context: Context, splits: Splits, checkpoint: Checkpoint | None
+) -> None:
+    """All phases of the recipe `probe`, which has no epochs."""
+    plan = probe_plan(request, splits, context)
+    _prepare_folder(request, context, empty=checkpoint is None)
+    scanned = _scan(splits, request.folder, context)
+    run_probe(request, context, plan, scanned, checkpoint, command=_command(request.data))
 
 
 def _validate_arguments(request: Request, group: ProcessGroup) -> torch.device:
@@ -295,9 +322,10 @@ def _run(
         _show_forecast(plan, settings, context)
     if request.dry_run:
         return
+    head = starting_classifier(request, context, plan) if checkpoint is None else None
     trainer = Trainer(plan.network, scanned, settings, context.group, context.progress)
     try:
-        _start(trainer, checkpoint, time_plan)
+        _start(trainer, checkpoint, head, time_plan)
         trainer.run()
         finalize(trainer, command=_command(request.data))
     finally:
@@ -310,10 +338,15 @@ def _show_forecast(plan: RunPlan, settings: RunSettings, context: Context) -> No
         context.progress.line(line)
 
 
-def _start(trainer: Trainer, checkpoint: Checkpoint | None, time_plan: TimePlan | None) -> None:
-    """Restore the checkpoint, or write the first one."""
+def _start(
+    trainer: Trainer,
+    checkpoint: Checkpoint | None,
+    head: Evaluation | None,
+    time_plan: TimePlan | None,
+) -> None:
+    """Restore the checkpoint, or write the first one, with the result of the first classifier."""
     if checkpoint is None:
-        trainer.begin(time_plan)
+        trainer.begin(head, time_plan)
         return
     trainer.restore(checkpoint)
     state = trainer.state

@@ -39,9 +39,12 @@ class Candidate(NamedTuple):
     speed: Speed
 
     def epochs(self, seconds: float) -> int:
-        """Epochs that fit into a time, with the report."""
-        images = len(self.plan.splits.train)
-        return int((seconds - self.speed.ending()) / self.speed.epoch(self.plan.recipe, images))
+        """Epochs that fit into a time, with what comes before and after them."""
+        images, val = len(self.plan.splits.train), len(self.plan.splits.val)
+        seconds -= self.speed.ending()
+        if self.plan.recipe.probe:  # embeddings of all images, for the first classifier
+            seconds -= self.speed.validation * (images + val) / val
+        return int(seconds / self.speed.epoch(self.plan.recipe, images))
 
     def row(self, epochs: int) -> dict[str, Any]:
         """The candidate as a row of the table of choices."""
@@ -102,7 +105,7 @@ def fit_to_minutes(
     return (
         replace(chosen.request, recipe=recipe, changes={}),
         TimePlan(
-            seconds - chosen.speed.ending(),
+            time.monotonic() + seconds - chosen.speed.ending(),
             {"minutes": request.minutes, "chosen": best, "candidates": rows, "reason": reason},
         ),
     )

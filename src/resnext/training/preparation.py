@@ -29,7 +29,7 @@ from resnext.system.device import pick_precision
 from resnext.system.progress import Reporter, SilentReporter
 from resnext.training.distributed import ProcessGroup
 from resnext.training.given_model import network_copy
-from resnext.training.recipe import Recipe
+from resnext.training.recipe import Probe, Recipe
 from resnext.training.recipes import choose
 from resnext.training.run_state import ExecutionConfig, RunSettings
 from resnext.weights.load import load
@@ -99,6 +99,16 @@ class RunPlan:
 
     splits: Splits
     recipe: Recipe
+    network: ResNeXt
+    preprocessing: Preprocessing
+
+
+@dataclass(frozen=True)
+class ProbePlan:
+    """As `RunPlan`, for the recipe `probe`."""
+
+    splits: Splits
+    recipe: Probe
     network: ResNeXt
     preprocessing: Preprocessing
 
@@ -305,7 +315,7 @@ def _fields(identity: dict[str, Any], group: str) -> dict[str, Any]:
     }
 
 
-def run_identity(request: Request, plan: RunPlan) -> dict[str, Any]:
+def run_identity(request: Request, plan: RunPlan | ProbePlan) -> dict[str, Any]:
     """Everything that must be equal for a run to resume from a checkpoint, as JSON values."""
     splits, images = plan.splits, hashlib.sha256(plan.splits.fingerprint.encode())
     for part in (splits.train, splits.val):
@@ -418,7 +428,7 @@ def default_workers(images: ImageSet, device: torch.device) -> int:
     return max(min(share, 16 if device.type == "cuda" else 8), 1)
 
 
-def provenance_of(request: Request, plan: RunPlan) -> dict[str, Any]:
+def provenance_of(request: Request, plan: RunPlan | ProbePlan) -> dict[str, Any]:
     """Provenance of the weights, for the model's card."""
     provenance = {
         "data": Path(plan.splits.train.name).resolve().name,

@@ -192,10 +192,10 @@ def cifar(images: int) -> Recipe:
 def finetune(images: int) -> Recipe:
     """For fine-tuning weights trained on other images: the default with `--weights`.
 
-    The first epoch trains the classifier only; then all layers train, earlier stages with lower
-    rates (arXiv:1801.06146, section 3.2, discriminative fine-tuning). About 4,000 steps, in 5 to
-    60 epochs. Source: the rate is ours, two fifths of `small`'s. Not measured here, where no
-    public weights are available.
+    The classifier starts as the recipe `probe` fits it (arXiv:2202.10054); then all layers train,
+    earlier stages with lower rates (arXiv:1801.06146, section 3.2, discriminative fine-tuning).
+    About 4,000 steps, in 5 to 60 epochs. Source: the rate is ours, two fifths of `small`'s. Not
+    measured here, where no public weights are available.
     """
     epochs = min(max(round(4000 * 32 / max(images, 1)), 5), 60)
     return Recipe(
@@ -204,7 +204,7 @@ def finetune(images: int) -> Recipe:
         learning_rate=0.005,
         weight_decay=1e-4,
         layer_decay=0.7,
-        head_epochs=1,
+        probe=True,
         zero_init_residual=False,
     )
 
@@ -249,8 +249,8 @@ def choose(
     file, colon, name = recipe.rpartition(":")
     if not colon:
         raise ConfigError(
-            f"No recipe is called {recipe!r}. Available are {', '.join(RECIPES)}; give your own as "
-            f"file.py:name."
+            f"No recipe is called {recipe!r}. Available are {', '.join([*RECIPES, 'probe'])}; give "
+            f"your own as file.py:name."
         )
     if not Path(file).is_file():
         raise ConfigError(f"{file} does not exist. Give a recipe as file.py:name.")

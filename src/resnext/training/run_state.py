@@ -73,8 +73,8 @@ class RunSettings:
 class TimePlan(NamedTuple):
     """What was chosen for a time budget."""
 
-    budget: float
-    """Seconds that all epochs together may take."""
+    end: float
+    """Time at which all epochs must be done, by `time.monotonic`."""
     choice: dict[str, Any]
     """The choice and its candidates, as the model's card states them."""
 

@@ -369,14 +369,20 @@ class Trainer:
         best = self.state.best
         if best is not None and _rank(chosen) <= (best["accuracy"], -best["nll"]):
             return False
-        self.state.best = {
-            "epoch": self.state.epoch,
-            "accuracy": chosen.accuracy,
-            "nll": chosen.nll,
-            "averaged": chosen is averaged,
-        }
-        self._write_model(network, self.card(chosen.metrics("val"), complete=True))
+        self._record_best(self.state.epoch, chosen, network, averaged=chosen is averaged)
         return True
+
+    def _record_best(
+        self, epoch: int, result: Evaluation, network: ResNeXt, *, averaged: bool
+    ) -> None:
+        """Write a model as the best one so far."""
+        self.state.best = {
+            "epoch": epoch,
+            "accuracy": result.accuracy,
+            "nll": result.nll,
+            "averaged": averaged,
+        }
+        self._write_model(network, self.card(result.metrics("val"), complete=True))
 
     def card(self, metrics: dict[str, float], *, complete: bool) -> Card:
         """The card of the model file."""
@@ -459,14 +465,20 @@ class Trainer:
         self.state = TrainState(**state.about["position"])
         self.losses.reset()
 
-    def begin(self, time_plan: TimePlan | None = None) -> None:
+    def begin(self, head: Evaluation | None = None, time_plan: TimePlan | None = None) -> None:
         """Write the first checkpoint, to which a run returns if it diverges in its first epoch.
 
         Args:
+            head: Result of a network whose classifier was fitted before the first step; it is the
+                best model until an epoch is better.
             time_plan: Limit for the epochs, and what was chosen for it.
         """
         if time_plan is not None:
-            self.state.budget, self.state.choice = time_plan
+            self.state.budget = time_plan.end - time.monotonic()
+            self.state.choice = time_plan.choice
+        if head is not None:
+            self._record_best(0, head, self.network, averaged=False)
+            self._line(f"epoch   0  val accuracy {head.accuracy:.2%}, by the classifier alone")
         self._save_checkpoint()
 
     def _log_epoch(self, metrics: dict[str, Any], took: dict[str, float], best: bool) -> None:

@@ -86,6 +86,8 @@ class Facts:
         val_counts: Validation images of each class.
         mistakes: The most confident mistakes.
         events: Interruptions and retries of the run, one line each.
+        strengths: For the recipe `probe`, which has no epochs: each strength that was tried, with
+            its log loss in cross-validation. None for recipes with epochs.
     """
 
     title: str
@@ -111,6 +113,7 @@ class Facts:
     val_counts: Sequence[int] = ()
     mistakes: Sequence[Mistake] = ()
     events: Sequence[str] = ()
+    strengths: Sequence[tuple[float, float]] | None = None
 
 
 def write_report(facts: Facts, path: str | Path) -> None:
