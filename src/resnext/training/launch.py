@@ -175,12 +175,14 @@ def train(
             if request.recipe == "probe":
                 _probe(request, context, splits, checkpoint)
             else:
-                _train(request, context, splits, checkpoint, began)
+                plan = _train(request, context, splits, checkpoint, began)
+                if dry_run:
+                    return plan.network
     finally:
         progress_reporter.stop()
         if group.world > 1:
             shutdown_distributed()
-    return plan.network if dry_run else load_classifier(request.out, device=context.device)
+    return load_classifier(request.out, device=context.device)
 
 
 # -- phases ---------------------------------------------------------------------------------------
@@ -192,7 +194,7 @@ def _train(
     splits: Splits,
     checkpoint: Checkpoint | None,
     began: float,
-) -> None:
+) -> RunPlan:
     """All phases of a run with epochs."""
     asked, request = request, _with_defaults(request, splits, context, checkpoint)
     plan = make_plan(request, splits, context)  # finds invalid arguments early
@@ -211,6 +213,7 @@ def _train(
     recipe = fit_batch_size(plan.recipe, scanned.splits.train, context.group)
     plan = replace(plan, splits=scanned.splits, recipe=recipe)
     _run(request, context, plan, scanned, checkpoint, time_plan)
+    return plan
 
 
 def _probe(

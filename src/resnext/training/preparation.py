@@ -217,7 +217,7 @@ def build_network(request: Request, splits: Splits, recipe: Recipe, progress: bo
     return network
 
 
-def network_title(request: Request, plan: RunPlan) -> str:
+def network_title(request: Request, plan: RunPlan | ProbePlan) -> str:
     """Name of the network in the report."""
     if request.weights is not None:
         return Path(request.weights).name
