@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import torch
 
-from resnext.evaluation.calibration import fit_temperature, recommend_threshold
+from resnext.calibration import fit_temperature, recommend_threshold
 from resnext.evaluation.metrics import score
 from resnext.summary import summarize
 from resnext.system.cpu import cpu_name

@@ -14,8 +14,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binom, binomtest
 from sklearn.metrics import log_loss
 
-from resnext.errors import InputError
-from resnext.evaluation.calibration import (
+from resnext.calibration import (
     expected_calibration_error,
     fit_temperature,
     interval,
@@ -23,6 +22,7 @@ from resnext.evaluation.calibration import (
     recommend_threshold,
     reliability,
 )
+from resnext.errors import InputError
 
 NOTHING = np.zeros(0)
 seeds = st.integers(0, 2**32 - 1)
