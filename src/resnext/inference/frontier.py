@@ -133,7 +133,7 @@ class FrontierSearch:
         full.sessions.clear()  # they hold memory
         rows, inside = self.walk(self.candidates(full, list(forms.values())))
         if not inside:
-            least = min((row.loss for row in rows if row.loss is not None), default=1.0)
+            least = min((row.loss for row in rows[:-1] if row.loss is not None), default=1.0)
             raise InputError(
                 f"No form loses at most {self.max_loss:g} points of accuracy; the best loses "
                 f"{100 * least:.2f}. Allow a larger loss, or precision auto."
