@@ -243,6 +243,16 @@ def test_eight_bits_and_sizes_together(
     assert shapes == [(8, 12), (8, 6), (8, 8), (8, 9), (8, 10), (30, 6), (30, 8)]
 
 
+def test_eight_bits_that_are_slow(
+    world: World, network: ResNeXt, many: Path, calibrating: list[np.ndarray]
+) -> None:
+    """Quantizing at every size takes minutes; fp32 is faster and more accurate at each."""
+    world.seconds = lambda precision, size: size / (99 if precision == "int8" else 100)
+    quick = optimize(network, data=many, max_loss=0.5, batch=BATCH, engine="torch")
+    assert chosen(quick.plan) == ("fp32", 6, 7)
+    assert {some.shape[-1] for some in calibrating} == {12}
+
+
 @pytest.mark.usefixtures("calibrating")
 def test_eight_bits_only(world: World, network: ResNeXt, many: Path) -> None:
     """The network itself is what losses are relative to, and no fallback."""

@@ -179,6 +179,8 @@ class FrontierSearch:
     def forms(self, full: Search) -> dict[str, EngineConfig]:
         """The best form of each precision; int8 is judged later, by its accuracy.
 
+        Those slower than fp32 are left out: they would not be more accurate either, at any size.
+
         Raises:
             InputError: No form agrees with the network.
         """
@@ -193,7 +195,8 @@ class FrontierSearch:
                 forms[precision] = form
         if not forms:
             raise full.nothing_agrees()
-        return forms
+        least = full.rate(forms["fp32"]) if "fp32" in forms else 0.0
+        return {name: form for name, form in forms.items() if full.rate(form) >= least}
 
     def measure_reference(self, full: Search, form: EngineConfig | None) -> None:
         """Measure what losses are relative to.
