@@ -70,16 +70,23 @@ def test_a_size_is_never_too_small_for_the_network() -> None:
 
 
 def test_crops_of_a_size() -> None:
-    """As much is cut off as before, or nothing; both are one if nothing was cut off before."""
+    """As much is cut off as before, nothing, or more; two are one if nothing was before."""
     usual = Preprocessing(224, 256)
-    assert [(p.size, p.resize) for p in crops(usual, 160)] == [(160, 183), (160, 160)]
-    assert [(p.size, p.resize) for p in crops(Preprocessing(32, 32), 24)] == [(24, 24)]
+    assert [(p.size, p.resize) for p in crops(usual, 160)] == [(160, 183), (160, 160), (160, 219)]
+    assert [(p.size, p.resize) for p in crops(Preprocessing(32, 32), 24)] == [(24, 24), (24, 28)]
     assert crops(usual, 160)[0] == replace(usual, size=160, resize=183)
 
 
 # -- the rule ---------------------------------------------------------------------------------
 
 Form = tuple[str, int, int]  # precision, size, resize
+AT = {  # sizes below 12 of 14 pixels, with their crops in the order they are measured
+    6: [(6, 7), (6, 6), (6, 10)],
+    8: [(8, 9), (8, 8), (8, 11)],
+    9: [(9, 10), (9, 9), (9, 12)],
+    10: [(10, 12), (10, 10), (10, 13)],
+}
+ALL = [form for crops_of_size in AT.values() for form in crops_of_size]
 
 
 class World:
@@ -171,63 +178,54 @@ def chosen(plan: Plan) -> Form:
 @pytest.mark.parametrize(
     ("wrong", "max_loss", "wanted", "measured"),
     [
-        # the fastest is inside: only its crops are measured; the more accurate one is taken
-        ({}, 0.5, ("fp32", 6, 7), [(6, 7), (6, 6)]),
-        ({("fp32", 6, 7): 21}, 0.5, ("fp32", 6, 6), [(6, 7), (6, 6)]),
-        ({("fp32", 6, 7): 21, ("fp32", 6, 6): 20}, 1, ("fp32", 6, 6), [(6, 7), (6, 6)]),
+        # the fastest is inside: only its crops are measured; the most accurate one is taken
+        ({}, 0.5, (6, 7), AT[6]),
+        ({(6, 7): 21}, 0.5, (6, 6), AT[6]),
+        ({(6, 10): 19}, 0.5, (6, 10), AT[6]),
+        ({(6, 7): 21, (6, 6): 20, (6, 10): 21}, 1, (6, 6), AT[6]),
         # exactly at the bound is inside, one image more is not
         (
-            {("fp32", 6, s): 23 for s in (6, 7)} | {("fp32", 8, 9): 22, ("fp32", 8, 8): 23},
+            dict.fromkeys(AT[6], 23) | {(8, 9): 22, (8, 8): 23, (8, 11): 23},
             2,
-            ("fp32", 8, 9),
-            [(6, 7), (6, 6), (8, 9), (8, 8)],
+            (8, 9),
+            AT[6] + AT[8],
         ),
-        # a smaller image may be more accurate; still the faster one is taken
-        (
-            {("fp32", 6, s): 22 for s in (6, 7)} | {("fp32", 8, s): 0 for s in (8, 9)},
-            2,
-            ("fp32", 6, 7),
-            [(6, 7), (6, 6)],
-        ),
+        # a larger image may be more accurate; still the faster one is taken
+        (dict.fromkeys(AT[6], 22) | dict.fromkeys(AT[8], 0), 2, (6, 7), AT[6]),
         # nothing smaller is inside: full size, and every other form was measured
-        (
-            {("fp32", s, r): 21 for s in (6, 8, 9, 10) for r in range(6, 13)},
-            0.99,
-            ("fp32", 12, 14),
-            [(6, 7), (6, 6), (8, 9), (8, 8), (9, 10), (9, 9), (10, 12), (10, 10)],
-        ),
+        (dict.fromkeys(ALL, 21), 0.99, (12, 14), ALL),
     ],
 )
 def test_the_fastest_inside_the_bound(
-    wrong: dict[Form, int],
+    wrong: dict[tuple[int, int], int],
     max_loss: float,
-    wanted: Form,
+    wanted: tuple[int, int],
     measured: list[tuple[int, int]],
     world: World,
     network: ResNeXt,
     many: Path,
 ) -> None:
     """Accuracy is measured from the fastest form down, and not for slower ones."""
-    world.wrong = wrong
+    world.wrong = {("fp32", *form): count for form, count in wrong.items()}
     quick = optimize(network, data=many, max_loss=max_loss, **PLAIN)
-    assert chosen(quick.plan) == wanted
+    assert chosen(quick.plan) == ("fp32", *wanted)
     reference, *others = world.measured
     assert reference == ("fp32", 12, 14)
     assert others == [("fp32", *form) for form in measured]
     tradeoff = quick.plan.tradeoff
     assert tradeoff is not None
     assert (tradeoff.max_loss, tradeoff.deciding, tradeoff.calibrating) == (max_loss, 100, 30)
-    assert len(tradeoff.rows) == 9
+    assert len(tradeoff.rows) == 13
     assert tradeoff.reference.size == 12
     assert tradeoff.reference.accuracy == pytest.approx(0.8)
     by_form = {(row.size, row.resize): row for row in tradeoff.rows}
     for size, resize in measured:
-        row, loss = by_form[size, resize], wrong.get(("fp32", size, resize), 20) - 20
+        row, loss = by_form[size, resize], wrong.get((size, resize), 20) - 20
         assert row.loss == pytest.approx(loss / 100)
         assert (loss > max_loss) == row.verdict.startswith("loses more than")
     slower = [row for row in tradeoff.rows if row.verdict == "slower"]
     assert all(row.accuracy is None for row in slower)
-    assert len(slower) + len(measured) == 8
+    assert len(slower) + len(measured) == 12
 
 
 def test_eight_bits_and_sizes_together(
@@ -235,10 +233,10 @@ def test_eight_bits_and_sizes_together(
 ) -> None:
     """int8 is timed with few images, and calibrated with all only where it is measured."""
     world.seconds = lambda precision, size: size / (200 if precision == "int8" else 100)
-    world.wrong = {("int8", 6, 7): 30, ("int8", 6, 6): 30, ("int8", 8, 9): 21}
+    world.wrong = {("int8", *form): 30 for form in AT[6]} | {("int8", 8, 9): 21}
     quick = optimize(network, data=many, max_loss=0.5, batch=BATCH, engine="torch")
     assert chosen(quick.plan) == ("int8", 8, 8)
-    assert world.measured[1:] == [("int8", 6, 7), ("int8", 6, 6), ("int8", 8, 9), ("int8", 8, 8)]
+    assert world.measured[1:] == [("int8", *form) for form in AT[6] + AT[8]]
     shapes = [(len(some), some.shape[-1]) for some in calibrating]
     assert shapes == [(8, 12), (8, 6), (8, 8), (8, 9), (8, 10), (30, 6), (30, 8)]
 
@@ -263,8 +261,7 @@ def test_eight_bits_only(world: World, network: ResNeXt, many: Path) -> None:
     assert world.measured[0] == ("plain", 12, 14)
     assert quick.plan.tradeoff is not None
     assert quick.plan.tradeoff.reference.form is None
-    sizes = ((6, 7), (6, 6), (8, 9), (8, 8), (9, 10), (9, 9), (10, 12), (10, 10), (12, 14))
-    world.wrong = {("int8", *form): 25 for form in sizes}
+    world.wrong = {("int8", *form): 25 for form in [*ALL, (12, 14)]}
     with pytest.raises(InputError, match=r"at most 4.5 points of accuracy; the best loses 5\.00"):
         optimize(network, max_loss=4.5, **asked)
 

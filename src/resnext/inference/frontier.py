@@ -54,9 +54,13 @@ def smaller_sizes(config: ResNeXtConfig, size: int) -> list[int]:
 
 
 def crops(preprocessing: Preprocessing, size: int) -> list[Preprocessing]:
-    """Smaller images of one size: with the same part of the image, and with nothing cut off."""
+    """Crops of one smaller size: the same part of the image, all of it, and a smaller part.
+
+    In the smaller part, objects are larger: halfway to their size in pixels before. Networks that
+    were trained on random crops expect larger objects than they are tested on (arXiv:1906.06423).
+    """
     scaled = round(preprocessing.resize * size / preprocessing.size)
-    resizes = dict.fromkeys((scaled, size))
+    resizes = dict.fromkeys((scaled, size, (scaled + preprocessing.resize) // 2))
     return [replace(preprocessing, size=size, resize=resize) for resize in resizes]
 
 
