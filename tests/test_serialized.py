@@ -21,6 +21,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
@@ -37,6 +38,8 @@ from resnext.benchmark import bench, timing
 from resnext.cli.app import app, main
 from resnext.data import open_splits
 from resnext.inference import open_runner
+from resnext.inference.engines.base import EngineConfig
+from resnext.inference.plan import FrontierRow, Tradeoff, read_plans, write_plans
 from resnext.prediction import predict_files
 from resnext.training import RECIPES, Recipe
 from resnext.weights.hub import save_pretrained
@@ -825,6 +828,47 @@ def test_plan(planned: Path) -> None:
     assert kept["file"] == ""
 
 
+def tradeoff(form: EngineConfig) -> Tradeoff:
+    """One row in the middle, and the reference."""
+    rows = (
+        FrontierRow(form, 12, 13, 5.0, "chosen", 0.5, (0.25, 0.75), 0.125, (-0.25, 0.5)),
+        FrontierRow(None, 16, 18, 1.0, "reference", 0.625, (0.5, 0.75), 0.0),
+    )
+    return Tradeoff(12.5, 13, 1.5, None, "photos", 8, 4, rows)
+
+
+def test_plan_that_gives_up_accuracy(planned: Path, tmp_path: Path) -> None:
+    """Without its size and crop, images would be prepared wrongly and nothing would say so."""
+    (plain,) = read_plans(planned.with_name("pets.plan.json"))
+    path = tmp_path / "a.plan.json"
+    write_plans(path, [replace(plain, tradeoff=tradeoff(plain.form))])
+    (about,) = json.loads(path.read_text())["plans"]
+    row = {
+        "form": {"engine": "torch", "precision": "fp32", "piece": 2, "streams": 1, "width": 0},
+        "size": 12,
+        "resize": 13,
+        "images_per_second": 5.0,
+        "verdict": "chosen",
+        "accuracy": 0.5,
+        "interval": [0.25, 0.75],
+        "loss": 0.125,
+        "loss_interval": [-0.25, 0.5],
+    }
+    last = {"form": None, "size": 16, "resize": 18, "images_per_second": 1.0}
+    last |= {"verdict": "reference", "accuracy": 0.625, "interval": [0.5, 0.75]}
+    assert about["tradeoff"] == {
+        "max_loss": 12.5,
+        "resize": 13,
+        "temperature": 1.5,
+        "threshold": None,
+        "data": "photos",
+        "deciding": 8,
+        "calibrating": 4,
+        "rows": [row, {**last, "loss": 0.0, "loss_interval": None}],
+    }
+    assert read_plans(path)[0].tradeoff == tradeoff(plain.form)
+
+
 @pytest.mark.parametrize("engine", ["torch", "compile", "tensorrt", "onnxruntime", "openvino"])
 def test_names_of_engines(
     engine: str,
@@ -937,7 +981,12 @@ def test_fingerprints_of_models(planned: Path) -> None:
     plain: Any = open_runner("pets.safetensors", device="cpu")
     assert plain.fingerprint == PETS_DIGEST
     fast: Any = open_runner(planned, device="cpu")
-    assert fast.fingerprint == f"{PETS_DIGEST} 1 × 2 images"
+    assert fast.fingerprint == f"{PETS_DIGEST} torch fp32 1 × 2 images"
+    fast.plan = replace(
+        fast.plan, form=replace(fast.plan.form, precision="int8"), tradeoff=tradeoff(fast.plan.form)
+    )
+    digest = hashlib.sha256(b'["fp32", "torch", null] 2').hexdigest()[:8]
+    assert fast.fingerprint == (f"{PETS_DIGEST} torch int8 {digest} 1 × 2 images 12 of 13 pixels")
 
 
 def test_reprs_that_are_hashed() -> None:
@@ -1344,7 +1393,7 @@ FUNCTIONS = {  # a star stands before what is given by name only
     "load": "source *num_classes *in_channels *config *device *progress",
     "load_backbone": "source *out_indices *frozen_stages *norm_eval *checkpointing *in_channels "
     "*config *device *progress",
-    "optimize": "model *precision *engine *batch *data *device *again *progress",
+    "optimize": "model *precision *engine *batch *data *max_loss *device *again *progress",
     "predict": "model images *top *batch_size *device *plan *progress",
     "save": "model path",
     "train": "data model *weights *out *recipe *size *seed *val_fraction *workers *device "
@@ -1424,8 +1473,8 @@ OPTIONS = {  # choices stand behind a colon
     "predict": "FILE IMAGES --top --out,-o --embeddings --sheet --limit --batch-size --workers "
     "--device --plan,--no-plan --ray --overwrite",
     "optimize": "FILE --precision:auto|fp32|bf16|fp16|int8 "
-    "--engine:auto|torch|compile|tensorrt|onnxruntime|openvino --batch-size,-b --data --device "
-    "--again",
+    "--engine:auto|torch|compile|tensorrt|onnxruntime|openvino --batch-size,-b --data --max-loss "
+    "--device --again",
     "bench": "MODEL --batch-size --precision:auto|fp32|bf16|int8 --data --compiled --plot --json",
     "catalog": "--licence --min-top1 --max-gmacs --variant --plot",
     "convert": "SOURCE PATH --to:torchvision|timm|mmcls|mmdet|lucid|resnext --images --labels "

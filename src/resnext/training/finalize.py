@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from resnext.calibration import fit_temperature, recommend_threshold
 from resnext.card import Preprocessing
 from resnext.data.scan import Scan
-from resnext.evaluation.calibration import fit_temperature, recommend_threshold
 from resnext.evaluation.metrics import EvalOutputs, score
 from resnext.network import ResNeXt
 from resnext.summary import summarize

@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
+from resnext.calibration import expected_calibration_error, interval, reliability
 from resnext.card import Preprocessing
 from resnext.data.dataset import ImageSet
 from resnext.data.transforms import prepare
 from resnext.errors import DataError
-from resnext.evaluation.calibration import expected_calibration_error, interval, reliability
 from resnext.evaluation.metrics import Evaluation
 from resnext.inference.engines.torch import evaluating
 from resnext.network import ResNeXt
