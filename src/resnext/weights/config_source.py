@@ -38,7 +38,7 @@ def read_architecture(path: str | Path) -> ResNeXtConfig:
         raise MissingFileError(f"{path} does not exist. Give a config file.")
     if not path.is_file():
         raise ConfigError(f"{path} is a folder. Give a config file.")
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         return read_header(path)[0]
     values = None if path.suffix == ".py" else _json(path)
     if values is None or _is_openmmlab(values):
@@ -57,7 +57,7 @@ def architecture_of(values: Any) -> ResNeXtConfig:
     Raises:
         ConfigError: The dictionary does not describe a valid ResNeXt.
     """
-    if not (isinstance(values, Mapping) and _is_openmmlab(values)):
+    if not _is_openmmlab(values):
         return ResNeXtConfig.from_dict(values)
     from resnext.dialects.openmmlab import model_config
 
