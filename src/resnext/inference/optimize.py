@@ -105,7 +105,8 @@ def optimize(
     if max_loss is not None:
         if not is_finite(max_loss) or not 0 <= max_loss < 100:
             raise InputError(
-                f"max_loss must be from 0 to less than 100 percentage points, not {brief(max_loss)}."
+                f"max_loss must be from 0 to less than 100 percentage points, not "
+                f"{brief(max_loss)}."
             )
         if data is None:
             raise InputError("max_loss needs labelled images to measure accuracy on: give data.")
