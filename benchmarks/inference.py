@@ -1,6 +1,7 @@
 """Speed of inference: relative to other libraries, in int8, from files, and of a complete process.
 
-Run alone on the machine: `python benchmarks/inference.py PART…`, by default all. Parts:
+Run alone on the machine: `python benchmarks/inference.py PART…`, by default all but `frontier`.
+Parts:
 
     networks   four networks at batch sizes 1 and 16, and torchvision, timm, ONNX Runtime, OpenVINO
     int8       resnext50_32x4d in int8, relative to its fastest other precision; the weights are
@@ -8,6 +9,8 @@ Run alone on the machine: `python benchmarks/inference.py PART…`, by default a
     folder     predict_files on 600 JPEGs of 500×375, relative to the engine alone and to a plain
                timm script
     start      seconds of `resnext predict FILE photo.jpg`, including the start of the process
+    frontier   speed that `optimize --max-loss 0.5` gains for the model file MODEL, chosen by one
+               half of the held-out images of DATA, and the accuracy it costs on the other half
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ def main(parts: list[str]) -> None:
         sys.exit(f"There is no part {', '.join(sorted(unknown))}, only {', '.join(PARTS)}.")
     names = ("torch", "torchvision", "timm", "onnxruntime", "openvino", "nncf")
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in names)
-    for part in parts or PARTS:
+    for part in parts or ("networks", "int8", "folder", "start"):
         print(f"\n== {part}\n{cpu_name()}, {core_count()} threads, {versions}", flush=True)
         print((PARTS[part].__doc__ or "").partition("\n")[0], flush=True)
         PARTS[part]()
@@ -260,7 +263,55 @@ def start() -> None:
     print(f"resnext predict FILE photo.jpg: {min(times):.2f} s, the least of five")
 
 
-PARTS = {"networks": networks, "int8": int8, "folder": folder, "start": start}
+def frontier() -> None:
+    """Target: 1.8× the fastest fp32 form at full size, for at most half a point of accuracy."""
+    from resnext import optimize
+    from resnext.calibration import loss_interval
+    from resnext.evaluation import compare
+    from resnext.weights.load import load_classifier
+
+    file = os.environ["MODEL"]
+    with tempfile.TemporaryDirectory() as name:
+        deciding, others = halves(file, os.environ["DATA"], Path(name))
+        fast = optimize(file, data=deciding, max_loss=0.5, again=True, progress=True)
+        found = compare(load_classifier(file), fast, others)
+    print(fast.explain())
+    assert fast.plan.tradeoff is not None
+    chosen, reference = fast.plan.tradeoff.chosen, fast.plan.tradeoff.reference
+    loss = 100 * (found.a.accuracy - found.b.accuracy)
+    low, high = (100 * end for end in loss_interval(found.a.right, found.b.right))
+    print(
+        f"{chosen.images_per_second / reference.images_per_second:.2f}× the fastest fp32 form at "
+        f"full size; on {found.a.count:,} images that did not decide, accuracy "
+        f"{found.b.accuracy:.2%} instead of {found.a.accuracy:.2%}: {loss:.2f} points less "
+        f"({low:.2f} to {high:.2f})"
+    )
+
+
+def halves(file: str, data: str, folder: Path) -> tuple[Path, Path]:
+    """Every other held-out image of each class in one folder, the rest in another."""
+    from resnext.card import card_of
+    from resnext.data.open import open_for_evaluation
+    from resnext.weights.load import load_classifier
+
+    card = card_of(load_classifier(file))
+    images = open_for_evaluation(data, card.labels, card.provenance)
+    seen = [0] * len(card.labels)
+    for i, target in enumerate(images.targets):
+        half = folder / f"half{seen[target] % 2}" / card.labels[target]
+        half.mkdir(parents=True, exist_ok=True)
+        images.open(i, card.preprocessing.colour).save(half / f"{i}.png")
+        seen[target] += 1
+    return folder / "half0", folder / "half1"
+
+
+PARTS = {
+    "networks": networks,
+    "int8": int8,
+    "folder": folder,
+    "start": start,
+    "frontier": frontier,
+}
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--once"]:

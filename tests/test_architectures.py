@@ -7,13 +7,18 @@ from typing import Any
 
 import pytest
 
-from resnext.architectures import variant, variants
+from resnext import ResNeXtConfig
+from resnext.architectures import title, variant, variants
 from resnext.errors import ConfigTypeError, UnknownNameError
+from resnext.summary import summarize
 
 # -- variants ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", variants())
+COMPACT = ("nano", "tiny", "small", "medium")
+
+
+@pytest.mark.parametrize("name", [name for name in variants() if not name.startswith("resnext_")])
 def test_names_say_what_is_built(name: str) -> None:
     """A wrong row of the table would train and load nothing, without any error."""
     config = variant(name)
@@ -30,6 +35,19 @@ def test_names_say_what_is_built(name: str) -> None:
     assert config.small_stem == small
     assert config.num_classes == (10 if small else 1000)
     assert config.num_stages == (3 if small else 4)
+
+
+def test_small_networks_grow() -> None:
+    """Each size costs more than the one before; all have groups, and the stem their name says."""
+    for suffix, size, names in (("", 64, COMPACT), ("_32px", 32, COMPACT[:3])):
+        configs = [variant(f"resnext_{name}{suffix}") for name in names]
+        costs = [summarize(config, size) for config in configs]
+        assert [c.macs for c in costs] == sorted({c.macs for c in costs})
+        assert [c.parameters for c in costs] == sorted({c.parameters for c in costs})
+        assert 3e6 < costs[0].macs < 12e6
+        assert costs[-1].macs < 350e6
+        assert all(config.cardinality >= 4 for config in configs)
+        assert {config.small_stem for config in configs} == {suffix != ""}
 
 
 SPELLINGS = {
@@ -122,3 +140,15 @@ def test_names_of_nothing_point_to_the_list(name: Any) -> None:
     """Where nothing is near, a suggestion would mislead."""
     with pytest.raises(UnknownNameError, match="No variant is called"):
         variant(name)
+
+
+def test_titles_are_names_or_sizes() -> None:
+    """A variant keeps its name whatever the data; another network shows how large it is."""
+    for name in variants():
+        assert title(variant(name, num_classes=7, in_channels=1, dropout=0.5)) == name
+    small = ResNeXtConfig((1, 1, 2, 1), 8, 8, channels=(32, 64, 128, 256))
+    assert title(small) == "ResNeXt(1, 1, 2, 1), 8×8d"
+    assert title(small.replace(attention="se")) == "SE-ResNeXt(1, 1, 2, 1), 8×8d"
+    assert title(small.replace(block_args={"base_width": 16})) == "ResNeXt(1, 1, 2, 1), 8×16d"
+    assert title(small.replace(widths=(64, 64, 64, 64))) == "ResNeXt(1, 1, 2, 1), 8×8d"
+    assert title(small.replace(widths=(32, 64, 64, 64))) == "ResNeXt(1, 1, 2, 1), 8×4d"

@@ -14,6 +14,7 @@ from resnext.checks import (
     at_least,
     between,
     boolean,
+    brief,
     choice,
     is_finite,
     number,
@@ -85,7 +86,7 @@ def test_positive(value: int) -> None:
 @pytest.mark.parametrize("value", [0, -1, -HUGE])
 def test_not_positive(value: int) -> None:
     """0 classes, stages or channels make no network."""
-    wanted = f"size must be greater than 0, not {value}."
+    wanted = f"size must be greater than 0, not {brief(value)}."
     assert refusal(positive, value) == (ConfigError, wanted)
 
 
@@ -96,7 +97,7 @@ def test_not_positive(value: int) -> None:
 )
 def test_not_an_integer(value: Any) -> None:
     """True is 1 to Python, and 1.0 would be written into files as another number."""
-    wanted = f"size must be a positive integer, not {value!r}."
+    wanted = f"size must be a positive integer, not {brief(value)}."
     assert refusal(positive, value) == (ConfigTypeError, wanted)
 
 
@@ -112,14 +113,14 @@ def test_positives(value: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("value", [(0, 1), (1, 0), (-1, 5), (5, -1)])
 def test_positives_are_above_zero(value: tuple[int, ...]) -> None:
     """Each entry counts, and advice about the number of entries would mislead."""
-    wanted = f"size must hold exactly 2 positive integers, not {value!r}."
+    wanted = f"size must hold exactly 2 positive integers, not {brief(value)}."
     assert refusal(positives, value, 2, " Do something.") == (ConfigError, wanted)
 
 
 @pytest.mark.parametrize("value", [(), (1,), (1, 2, 3), (0,)])
 def test_positives_are_so_many(value: tuple[int, ...]) -> None:
     """One more or less, or none; then the advice is part of the message."""
-    wanted = f"size must hold exactly 2 positive integers, not {value!r}."
+    wanted = f"size must hold exactly 2 positive integers, not {brief(value)}."
     assert refusal(positives, value, 2) == (ConfigError, wanted)
     advised = f"{wanted} Do something."
     assert refusal(positives, value, 2, " Do something.") == (ConfigError, advised)
@@ -128,14 +129,14 @@ def test_positives_are_so_many(value: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("value", [(), (1, 2), (0,)])
 def test_one_positive_integer(value: tuple[int, ...]) -> None:
     """The message counts, too."""
-    wanted = f"size must hold exactly 1 positive integer, not {value!r}."
+    wanted = f"size must hold exactly 1 positive integer, not {brief(value)}."
     assert refusal(positives, value, 1) == (ConfigError, wanted)
 
 
 @pytest.mark.parametrize("value", [[1, 2], 1, None, "12", {1, 2}, np.array([1, 2])], ids=repr)
 def test_positives_are_a_tuple(value: Any) -> None:
     """A list could be changed after the check; it is converted before."""
-    wanted = f"size must hold exactly 2 positive integers, as a tuple or list, not {value!r}."
+    wanted = f"size must hold exactly 2 positive integers, as a tuple or list, not {brief(value)}."
     assert refusal(positives, value, 2, " Hint.") == (ConfigTypeError, wanted)
 
 
@@ -146,7 +147,7 @@ def test_positives_are_a_tuple(value: Any) -> None:
 )
 def test_positives_are_integers(value: Any) -> None:
     """Each entry counts, whatever the number of entries."""
-    wanted = f"size must hold exactly 2 positive integers, not {value!r}."
+    wanted = f"size must hold exactly 2 positive integers, not {brief(value)}."
     assert refusal(positives, value, 2, " Hint.") == (ConfigTypeError, wanted)
 
 
@@ -164,7 +165,7 @@ def test_boolean(value: bool) -> None:
 )
 def test_not_boolean(value: Any) -> None:
     """The text "False" is true."""
-    wanted = f"size must be True or False, not {value!r}."
+    wanted = f"size must be True or False, not {brief(value)}."
     assert refusal(boolean, value) == (ConfigTypeError, wanted)
 
 
@@ -180,7 +181,7 @@ def test_choice(value: str | None) -> None:
 @pytest.mark.parametrize("value", ["SE", "", "se ", "None"])
 def test_not_a_choice(value: str) -> None:
     """Almost right is wrong: the message shows the spelling."""
-    wanted = f"size must be None or 'se' or 'eca', not {value!r}."
+    wanted = f"size must be None or 'se' or 'eca', not {brief(value)}."
     assert refusal(choice, value, (None, "se", "eca")) == (ConfigError, wanted)
 
 
@@ -194,7 +195,7 @@ def test_none_is_not_always_a_choice() -> None:
 @pytest.mark.parametrize("value", [True, 0, 1.5, b"a", ("a",), ["a"], {"a"}], ids=repr)
 def test_a_choice_is_a_string(value: Any) -> None:
     """A list of one choice is another type, also where it cannot be hashed."""
-    wanted = f"size must be 'a' or 'b', not {value!r}."
+    wanted = f"size must be 'a' or 'b', not {brief(value)}."
     assert refusal(choice, value, ("a", "b")) == (ConfigTypeError, wanted)
 
 
@@ -208,7 +209,7 @@ def test_one_of(choices: Any) -> None:
 def test_not_one_of(value: Any) -> None:
     """All names are listed, also those of an iterator."""
     for choices in (("a", "b"), ["a", "b"], iter(("a", "b"))):
-        wanted = f"size must be one of a, b, not {value!r}."
+        wanted = f"size must be one of a, b, not {brief(value)}."
         assert refusal(one_of, value, choices) == (ConfigError, wanted)
 
 
@@ -238,7 +239,7 @@ def test_number_that_is_not_allowed(value: float) -> None:
     """What is allowed decides, on both sides."""
     assert refusal(number, value, below_one, "from 0 to below 1") == (
         ConfigError,
-        f"size must be from 0 to below 1, not {value!r}.",
+        f"size must be from 0 to below 1, not {brief(value)}.",
     )
 
 
@@ -247,7 +248,7 @@ def test_number_is_finite(value: float) -> None:
     """`allowed` is not called with NaN, infinity and integers beyond floats."""
     assert refusal(number, value, lambda _: True, "anything") == (
         ConfigError,
-        f"size must be anything, not {value!r}.",
+        f"size must be anything, not {brief(value)}.",
     )
     with pytest.raises(ConfigError):
         number("size", value, lambda _: pytest.fail("asked"), "anything")
@@ -260,7 +261,7 @@ def test_number_of_another_type(value: Any) -> None:
     """A text that looks like a number came from a command line or a file."""
     assert refusal(number, value, lambda _: True, "below 1") == (
         ConfigTypeError,
-        f"size must be a number below 1, not {value!r}.",
+        f"size must be a number below 1, not {brief(value)}.",
     )
 
 
@@ -289,7 +290,7 @@ def test_between_with_integers(value: int) -> None:
 )
 def test_not_between(value: Any) -> None:
     """True is not 1."""
-    wanted = f"size must be a number from 0 to 2, not {value!r}."
+    wanted = f"size must be a number from 0 to 2, not {brief(value)}."
     assert refusal(between, value, 0, 2) == (ConfigError, wanted)
 
 
@@ -298,7 +299,7 @@ def test_not_between(value: Any) -> None:
 )
 def test_not_an_integer_between(value: Any) -> None:
     """1.0 is a number from 0 to 2, but not a whole one as a count is written."""
-    wanted = f"size must be a whole number from 0 to 2, not {value!r}."
+    wanted = f"size must be a whole number from 0 to 2, not {brief(value)}."
     assert refusal(between, value, 0, 2, whole=True) == (ConfigError, wanted)
 
 
@@ -322,7 +323,7 @@ def test_at_least(value: int) -> None:
 def test_at_least_as_a_number(value: float) -> None:
     """Floats only where they are allowed."""
     at_least("size", value, 2, whole=False)
-    wanted = f"size must be at least 2, not {value!r}."
+    wanted = f"size must be at least 2, not {brief(value)}."
     assert refusal(at_least, value, 2) == (ConfigError, wanted)
     assert refusal(at_least, value, 2, whole=True) == (ConfigError, wanted)
 
@@ -338,7 +339,7 @@ def test_at_least_as_a_number(value: float) -> None:
 )
 def test_less(value: Any, whole: bool) -> None:
     """NaN and infinity are not at least anything."""
-    wanted = f"size must be at least 2, not {value!r}."
+    wanted = f"size must be at least 2, not {brief(value)}."
     assert refusal(at_least, value, 2, whole=whole) == (ConfigError, wanted)
 
 
@@ -354,3 +355,14 @@ def test_at_least_raises_the_error_of_its_caller(kind: type[Exception]) -> None:
     """A wrong argument of `predict` is not an error of the config."""
     error = error_of(at_least, 0, 1, error=kind)
     assert (type(error), str(error)) == (kind, "size must be at least 1, not 0.")
+
+
+def test_a_value_in_a_message_is_short() -> None:
+    """A network's repr has hundreds of lines, a list of labels a thousand names."""
+    assert brief("resnext5") == "'resnext5'"
+    assert brief(np.zeros((30, 30))) == "an object of type ndarray"
+    assert brief(object()) == "an object of type object"
+    shown = brief(["label"] * 1000)
+    assert shown.startswith("['label', 'label'")
+    assert shown.endswith("…")
+    assert len(shown) == 81

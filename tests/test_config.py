@@ -164,7 +164,7 @@ def test_wrong_values(field: str, value: Any, error: type[Exception], allowed: s
         build(**{field: value})
     message = str(caught.value)
     assert message.startswith(field)
-    assert repr(value) in message or (isinstance(value, int) and str(value) in message)
+    assert repr(value)[:80] in message  # a long value is shortened
     assert "\n" not in message
     assert isinstance(caught.value, ResNeXtError)
     assert isinstance(caught.value, TypeError) == (error is TypeError)

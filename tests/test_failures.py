@@ -152,10 +152,12 @@ def test_missing_libraries(
 
 
 def test_unreadable_images(finished: tuple[Run, str], tmp_path: Path) -> None:
-    """The line of the scan, and the file that lists all."""
+    """The lines of the scan, and the file that lists all."""
     _, log = finished
-    (line,) = [row for row in log.splitlines() if "unreadable" in row]
-    assert_quoted(line)
+    lines = [row for row in log.splitlines() if "unreadable" in row]
+    assert len(lines) == 2
+    for line in lines:
+        assert_quoted(line)
     for row in (tmp_path / "a.run" / "quarantine.csv").read_text().splitlines():
         assert_quoted(row)
 
@@ -218,7 +220,7 @@ def test_other_images(finished: tuple[Run, str], tmp_path: Path) -> None:
 def test_equal_images_and_evaluation_on_training_images(
     command: Run, tmp_path: Path, one_thread: None
 ) -> None:
-    """The three lines of the scan, and what `evaluate` says of the training part."""
+    """The four lines of the scan, and what `evaluate` says of the training part."""
     photo_folder(tmp_path / "p4" / "train", count=8)
     photo_folder(tmp_path / "p4" / "val", count=12)
     for part in ("cat", "dog"):  # images that are equal by the generator's seed
@@ -231,7 +233,7 @@ def test_equal_images_and_evaluation_on_training_images(
     code, err = command("train p4 QUICK --out p4.safetensors")
     assert code == 0, err
     lines = [row for row in err.splitlines() if " equal to " in row or "in two classes" in row]
-    assert len(lines) == 3
+    assert len(lines) == 4
     for line in lines:
         assert_quoted(line)
     code, err = command("evaluate p4.safetensors p4/train")

@@ -21,6 +21,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
@@ -33,10 +34,12 @@ from PIL import Image
 
 import resnext
 from resnext import Backbone, Card, Preprocessing, ResNeXt, ResNeXtConfig, mmcls
-from resnext.benchmark import bench
+from resnext.benchmark import bench, timing
 from resnext.cli.app import app, main
 from resnext.data import open_splits
 from resnext.inference import open_runner
+from resnext.inference.engines.base import EngineConfig
+from resnext.inference.plan import FrontierRow, Tradeoff, read_plans, write_plans
 from resnext.prediction import predict_files
 from resnext.training import RECIPES, Recipe
 from resnext.weights.hub import save_pretrained
@@ -118,6 +121,7 @@ RECIPE = {
     "zero_init_residual": True,
     "layer_decay": 0.5,
     "head_epochs": 0,
+    "probe": False,
     "frozen_norms": False,
     "train_size": None,
     "distill_temperature": 1.0,
@@ -355,6 +359,9 @@ def test_checkpoint(run: Run) -> None:
         "history": [],
         "bad": {},
         "resumes": [],
+        "budget": None,
+        "choice": None,
+        "replans": [],
     }
 
 
@@ -372,6 +379,7 @@ def test_checkpoint_identity(run: Run) -> None:
     assert run.interrupted.about["identity"] == {
         "seed": 0,
         "val_fraction": 0.2,
+        "minutes": None,
         "weights": None,
         "teacher": None,
         "classes": ["blue", "red"],
@@ -516,6 +524,58 @@ def test_measured_forms(run: Run, work: Path) -> None:
         "(8, 8, 16, 16) 8 2 (3, 3) (2, 2) (1, 1) (1, 1) torch.float32",
     ]
     assert all(type(merged) is int for merged in run.forms.values())
+
+
+def test_probe(run: Run, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probed model is resumed and evaluated like any other, and computes nothing twice."""
+    monkeypatch.setenv("RESNEXT_HOME", str(tmp_path / "cache"))
+    out = tmp_path / "probed.safetensors"
+    weights = run.folder.with_name("model.safetensors")
+    with contextlib.chdir(work):
+        model = resnext.train(
+            "photos",
+            weights=weights,
+            recipe="probe",
+            out=out,
+            workers=0,
+            device="cpu",
+            precision="fp32",
+            progress=False,
+        )
+    assert model.card is not None
+    origin = model.card.provenance
+    assert sorted(origin) == [
+        "data",
+        "epoch",
+        "fingerprint",
+        "python",
+        "recipe",
+        "resnext",
+        "seed",
+        "torch",
+        "val_fraction",
+        "weights",
+    ]
+    assert (origin["epoch"], origin["fingerprint"]) == (0, "90cd06020b8c822e")
+    assert sorted(origin["recipe"]) == ["balance", "name", "strength"]
+    assert (origin["recipe"]["name"], origin["recipe"]["balance"]) == ("probe", "none")
+    saved = read_saved(tmp_path / "probed.run" / "checkpoint-0000000000.state")
+    assert saved.about == {
+        "identity": {
+            "recipe": "probe",
+            "seed": 0,
+            "val_fraction": 0.2,
+            "weights": str(weights),
+            "classes": ["blue", "red"],
+            **{f"config.{name}": value for name, value in CONFIG.items()},
+            **{f"preprocessing.{name}": value for name, value in PREPROCESSING.items()},
+            "recipe.balance": "none",
+            "images": "7f556b84e2117ddb",
+        }
+    }
+    (file,) = (tmp_path / "cache" / "embeddings").iterdir()
+    assert re.fullmatch(r"[0-9a-f]{16}-[0-9a-f]{16}\.safetensors", file.name)
+    assert set(header_of(file.read_bytes())) == {"keys", "embeddings"}
 
 
 def test_scans(run: Run, work: Path) -> None:
@@ -770,6 +830,47 @@ def test_plan(planned: Path) -> None:
     assert kept["file"] == ""
 
 
+def tradeoff(form: EngineConfig) -> Tradeoff:
+    """One row in the middle, and the reference."""
+    rows = (
+        FrontierRow(form, 12, 13, 5.0, "chosen", 0.5, (0.25, 0.75), 0.125, (-0.25, 0.5)),
+        FrontierRow(None, 16, 18, 1.0, "reference", 0.625, (0.5, 0.75), 0.0),
+    )
+    return Tradeoff(12.5, 13, 1.5, None, "photos", 8, 4, rows)
+
+
+def test_plan_that_gives_up_accuracy(planned: Path, tmp_path: Path) -> None:
+    """Without its size and crop, images would be prepared wrongly and nothing would say so."""
+    (plain,) = read_plans(planned.with_name("pets.plan.json"))
+    path = tmp_path / "a.plan.json"
+    write_plans(path, [replace(plain, tradeoff=tradeoff(plain.form))])
+    (about,) = json.loads(path.read_text())["plans"]
+    row = {
+        "form": {"engine": "torch", "precision": "fp32", "piece": 2, "streams": 1, "width": 0},
+        "size": 12,
+        "resize": 13,
+        "images_per_second": 5.0,
+        "verdict": "chosen",
+        "accuracy": 0.5,
+        "interval": [0.25, 0.75],
+        "loss": 0.125,
+        "loss_interval": [-0.25, 0.5],
+    }
+    last = {"form": None, "size": 16, "resize": 18, "images_per_second": 1.0}
+    last |= {"verdict": "reference", "accuracy": 0.625, "interval": [0.5, 0.75]}
+    assert about["tradeoff"] == {
+        "max_loss": 12.5,
+        "resize": 13,
+        "temperature": 1.5,
+        "threshold": None,
+        "data": "photos",
+        "deciding": 8,
+        "calibrating": 4,
+        "rows": [row, {**last, "loss": 0.0, "loss_interval": None}],
+    }
+    assert read_plans(path)[0].tradeoff == tradeoff(plain.form)
+
+
 @pytest.mark.parametrize("engine", ["torch", "compile", "tensorrt", "onnxruntime", "openvino"])
 def test_names_of_engines(
     engine: str,
@@ -882,7 +983,12 @@ def test_fingerprints_of_models(planned: Path) -> None:
     plain: Any = open_runner("pets.safetensors", device="cpu")
     assert plain.fingerprint == PETS_DIGEST
     fast: Any = open_runner(planned, device="cpu")
-    assert fast.fingerprint == f"{PETS_DIGEST} 1 × 2 images"
+    assert fast.fingerprint == f"{PETS_DIGEST} torch fp32 1 × 2 images"
+    fast.plan = replace(
+        fast.plan, form=replace(fast.plan.form, precision="int8"), tradeoff=tradeoff(fast.plan.form)
+    )
+    digest = hashlib.sha256(b'["fp32", "torch", null] 2').hexdigest()[:8]
+    assert fast.fingerprint == (f"{PETS_DIGEST} torch int8 {digest} 1 × 2 images 12 of 13 pixels")
 
 
 def test_reprs_that_are_hashed() -> None:
@@ -1037,7 +1143,7 @@ def test_benchmark(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Charts of speed over time are drawn from this JSON."""
     for package in ("torchvision", "timm", "onnxruntime", "openvino", "nncf"):
         monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr(torch, "mm", lambda *_, **__: None)  # the peak takes seconds
+    monkeypatch.setattr(timing, "_SIDE", 128)  # the peak takes seconds
     model = work / "pets.safetensors"
     how: dict[str, Any] = {"seconds": 0.001, "memory": False}
     about = json.loads(json.dumps(bench(model, batches=[1], precision="fp32", **how).to_dict()))
@@ -1289,12 +1395,13 @@ FUNCTIONS = {  # a star stands before what is given by name only
     "load": "source *num_classes *in_channels *config *device *progress",
     "load_backbone": "source *out_indices *frozen_stages *norm_eval *checkpointing *in_channels "
     "*config *device *progress",
-    "optimize": "model *precision *engine *batch *data *device *again *progress",
+    "optimize": "model *precision *engine *batch *data *max_loss *device *again *progress",
     "predict": "model images *top *batch_size *device *plan *progress",
     "save": "model path",
     "distill": "teacher data model *unlabelled options",
     "train": "data model *weights *teacher *unlabelled *out *recipe *size *seed *val_fraction "
     "*workers *device *precision *compile *sync_norms *resume *retries *checkpoint_minutes "
+    "*minutes *dry_run "
     "*overwrite *progress changes",
     "variant": "name overrides",
     "variants": "",
@@ -1356,27 +1463,27 @@ def test_names_people_type() -> None:
     ]
     variants, rows = resnext.variants(), sorted(row.name for row in resnext.catalog())
     hashes = [hashlib.sha256("\n".join(x).encode()).hexdigest()[:16] for x in (variants, rows)]
-    assert (len(variants), hashes[0]) == (33, "9d99b1ddd810f9a5")
+    assert (len(variants), hashes[0]) == (40, "941c90457cf1b61f")
     assert (len(rows), hashes[1]) == (67, "c0b1111408c0dbb7")
 
 
 OPTIONS = {  # choices stand behind a colon
     "info": "NAME --size,-s",
-    "train": "DATA --model,-m --weights,-w --out,-o --recipe,-r --epochs --batch-size "
+    "train": "DATA --model,-m --config --weights,-w --out,-o --recipe,-r --epochs --batch-size "
     "--learning-rate,--lr --set --size --seed --val-fraction --workers --device "
     "--precision:auto|fp32|bf16|fp16 --compile,--no-compile --sync-norms --resume --retries "
-    "--checkpoint-minutes --overwrite",
-    "distill": "TEACHER --data --unlabelled --model,-m --weights,-w --out,-o --recipe,-r --epochs "
-    "--batch-size --learning-rate,--lr --set --size --seed --val-fraction --workers --device "
-    "--precision:auto|fp32|bf16|fp16 --compile,--no-compile --sync-norms --resume --retries "
-    "--checkpoint-minutes --overwrite",
+    "--checkpoint-minutes --minutes --dry-run --overwrite",
+    "distill": "TEACHER --data --unlabelled --model,-m --config --weights,-w --out,-o --recipe,-r "
+    "--epochs --batch-size --learning-rate,--lr --set --size --seed --val-fraction --workers "
+    "--device --precision:auto|fp32|bf16|fp16 --compile,--no-compile --sync-norms --resume "
+    "--retries --checkpoint-minutes --minutes --dry-run --overwrite",
     "evaluate": "FILE DATA --views:1|2|10 --against --json --batch-size --workers --device "
     "--plan,--no-plan",
     "predict": "FILE IMAGES --top --out,-o --embeddings --sheet --limit --batch-size --workers "
     "--device --plan,--no-plan --ray --overwrite",
     "optimize": "FILE --precision:auto|fp32|bf16|fp16|int8 "
-    "--engine:auto|torch|compile|tensorrt|onnxruntime|openvino --batch-size,-b --data --device "
-    "--again",
+    "--engine:auto|torch|compile|tensorrt|onnxruntime|openvino --batch-size,-b --data --max-loss "
+    "--device --again",
     "bench": "MODEL --batch-size --precision:auto|fp32|bf16|int8 --data --compiled --plot --json",
     "catalog": "--licence --min-top1 --max-gmacs --variant --plot",
     "convert": "SOURCE PATH --to:torchvision|timm|mmcls|mmdet|lucid|resnext --images --labels "

@@ -46,9 +46,13 @@ def sha(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a command that must succeed."""
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+def run(
+    command: list[str], environment: dict[str, str], folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command that must succeed, in a folder."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=folder, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done
 

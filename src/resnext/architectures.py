@@ -6,6 +6,7 @@ import difflib
 import re
 from typing import Any
 
+from resnext.checks import brief
 from resnext.config import ResNeXtConfig
 from resnext.errors import UnknownNameError
 
@@ -34,6 +35,32 @@ def _small(blocks: int, cardinality: int, base_width: int, width: int = 64) -> R
         channels=(width, 2 * width, 4 * width),
         num_stages=3,
         small_stem=True,
+    )
+
+
+def _compact(
+    layers: tuple[int, ...], cardinality: int, base_width: int, channels: tuple[int, ...], stem: int
+) -> ResNeXtConfig:
+    """A network for a processor: few wide groups, a narrow deep stem."""
+    return ResNeXtConfig(
+        layers, cardinality, base_width, channels=channels, stem_type="deep", stem_width=stem
+    )
+
+
+def _compact_32px(
+    layers: tuple[int, ...], cardinality: int, base_width: int, channels: tuple[int, ...], stem: int
+) -> ResNeXtConfig:
+    """A network for a processor and images of about 32 pixels, whose last map has 4×4."""
+    return ResNeXtConfig(
+        layers,
+        cardinality,
+        base_width,
+        num_classes=10,
+        channels=channels,
+        num_stages=3,
+        strides=(2, 2, 2),
+        small_stem=True,
+        stem_channels=stem,
     )
 
 
@@ -73,6 +100,13 @@ _VARIANTS: dict[str, ResNeXtConfig] = {
     "resnext29_16x64d": _small(3, 16, 64),
     "resnext29_32x4d": _small(3, 32, 4),
     "resnext11_8x16d": _small(1, 8, 16, width=32),
+    "resnext_nano": _compact((1, 2, 2, 1), 4, 16, (16, 32, 64, 128), 8),
+    "resnext_tiny": _compact((1, 1, 2, 1), 4, 16, (32, 64, 128, 256), 16),
+    "resnext_small": _compact((1, 2, 3, 2), 4, 24, (40, 80, 160, 320), 16),
+    "resnext_medium": _compact((2, 2, 4, 2), 4, 32, (64, 128, 256, 384), 24),
+    "resnext_nano_32px": _compact_32px((1, 1, 1), 4, 16, (16, 32, 64), 16),
+    "resnext_tiny_32px": _compact_32px((1, 1, 2), 4, 16, (32, 64, 128), 32),
+    "resnext_small_32px": _compact_32px((1, 2, 2), 4, 32, (64, 128, 192), 32),
 }
 
 
@@ -94,11 +128,16 @@ def variant(name: str, **overrides: Any) -> ResNeXtConfig:
         UnknownNameError: No variant has that name; the message names the nearest.
         ConfigError: An override is not valid.
     """
+    if not isinstance(name, str):
+        raise UnknownNameError(
+            f"No variant is called {brief(name)}. Give its name as text; a config is built with "
+            f"ResNeXt(config)."
+        )
     key = canonical_name(name)
     if key not in _VARIANTS:
         near = difflib.get_close_matches(key, _VARIANTS, n=3, cutoff=0.4)
         hint = f"Did you mean {' or '.join(near)}?" if near else "`resnext info` lists them."
-        raise UnknownNameError(f"No variant is called {name!r}. {hint}")
+        raise UnknownNameError(f"No variant is called {brief(name)}. {hint}")
     return _VARIANTS[key].replace(**overrides)
 
 
@@ -144,6 +183,23 @@ def nearest_variant(config: ResNeXtConfig) -> tuple[str, list[str]]:
     ]
     other, name = min(ranked, key=lambda candidate: (len(candidate[0]), candidate[1]))
     return name, other
+
+
+def title(config: ResNeXtConfig) -> str:
+    """Short name of a network, whatever its classes and input channels.
+
+    The variant's name if it is one; else blocks of each stage, cardinality and base width:
+    `ResNeXt(1, 1, 2, 1), 8×8d`.
+    """
+    name, other = nearest_variant(config)
+    if not other:
+        return name
+    stage = config.stages[0]
+    width = config.block_args.get("base_width", config.base_width)
+    if config.widths:
+        width = stage.width // stage.groups
+    family = f"{config.gate.upper()}-ResNeXt" if config.gate else "ResNeXt"
+    return f"{family}({', '.join(map(str, config.layers))}), {stage.groups}×{width}d"
 
 
 def _computed(config: ResNeXtConfig) -> dict[str, Any]:

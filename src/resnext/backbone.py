@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeVar
 
 from torch import nn
 
+from resnext.checks import brief
 from resnext.config import ResNeXtConfig, check_config
 from resnext.errors import ConfigError, ConfigTypeError
 from resnext.network import Images, Maps, Trunk, init_weights
@@ -61,7 +62,7 @@ class Backbone(Trunk):
     ) -> None:
         indices = wanted_stages(out_indices, check_config(config).num_stages)
         if type(frozen_stages) is not int:
-            raise ConfigTypeError(f"frozen_stages must be an integer, not {frozen_stages!r}.")
+            raise ConfigTypeError(f"frozen_stages must be an integer, not {brief(frozen_stages)}.")
         if frozen_stages > config.num_stages:
             raise ConfigError(
                 f"frozen_stages must be from -1 (none) to {config.num_stages}, not {frozen_stages}."
@@ -121,7 +122,9 @@ def wanted_stages(out_indices: Sequence[int] | None, num_stages: int) -> tuple[i
         return tuple(range(num_stages))
     allowed = f"out_indices must name stages from 0 to {num_stages - 1}, at least one"
     if not isinstance(out_indices, list | tuple) or any(type(i) is not int for i in out_indices):
-        raise ConfigTypeError(f"{allowed}, as a tuple or list of integers, not {out_indices!r}.")
+        raise ConfigTypeError(
+            f"{allowed}, as a tuple or list of integers, not {brief(out_indices)}."
+        )
     if not out_indices or not set(out_indices) <= set(range(num_stages)):
-        raise ConfigError(f"{allowed}, not {out_indices!r}.")
+        raise ConfigError(f"{allowed}, not {brief(out_indices)}.")
     return tuple(sorted(set(out_indices)))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
-from resnext.checks import is_finite, number, one_of, positive
+from resnext.checks import brief, is_finite, number, one_of, positive
 from resnext.errors import ConfigError, ConfigTypeError, InputError
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -53,7 +53,7 @@ class Preprocessing:
                 value = tuple(value)
             numbers = isinstance(value, tuple) and all(map(is_finite, value))
             if not numbers or len(value) != channels:
-                raise ConfigError(f"{name} must hold {channels} numbers, not {value!r}.")
+                raise ConfigError(f"{name} must hold {channels} numbers, not {brief(value)}.")
         if min(self.std) <= 0:
             raise ConfigError(f"std must be greater than 0, not {self.std!r}.")
 
@@ -89,15 +89,15 @@ class Card:
         if isinstance(self.labels, list):
             object.__setattr__(self, "labels", tuple(self.labels))
         if not isinstance(self.labels, tuple) or not all(isinstance(x, str) for x in self.labels):
-            raise ConfigTypeError(f"labels must be a list of names, not {self.labels!r}.")
+            raise ConfigTypeError(f"labels must be a list of names, not {brief(self.labels)}.")
         if not isinstance(self.preprocessing, Preprocessing):
             raise ConfigTypeError(
-                f"preprocessing must be a Preprocessing, not {self.preprocessing!r}."
+                f"preprocessing must be a Preprocessing, not {brief(self.preprocessing)}."
             )
         for name, kind in (("metrics", dict), ("provenance", dict), ("licence", str)):
             if not isinstance(getattr(self, name), kind):
                 raise ConfigTypeError(
-                    f"{name} must be a {kind.__name__}, not {getattr(self, name)!r}."
+                    f"{name} must be a {kind.__name__}, not {brief(getattr(self, name))}."
                 )
         number("temperature", self.temperature, lambda x: x > 0, "above 0")
         if self.threshold is not None:
@@ -115,14 +115,14 @@ class Card:
             ConfigError: A field is unknown or wrong.
         """
         if not isinstance(values, Mapping):
-            raise ConfigTypeError(f"A card must be a dictionary, not {values!r}.")
+            raise ConfigTypeError(f"A card must be a dictionary, not {brief(values)}.")
         values = dict(values)
         preprocessing = values.pop("preprocessing", {})
         for given, kind in ((values, cls), (preprocessing, Preprocessing)):
             known = {f.name for f in fields(kind)}
             if not isinstance(given, Mapping) or not set(given) <= known:
                 raise ConfigTypeError(
-                    f"{kind.__name__} must have fields among {sorted(known)}, not {given!r}."
+                    f"{kind.__name__} must have fields among {sorted(known)}, not {brief(given)}."
                 )
         return cls(preprocessing=Preprocessing(**preprocessing), **values)
 

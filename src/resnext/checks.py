@@ -12,6 +12,19 @@ from typing import Any
 
 from resnext.errors import ConfigError, ConfigTypeError, ResNeXtError
 
+_LONGEST = 80  # characters of a value in a message
+
+
+def brief(value: Any) -> str:
+    """A value for a message of one line: its repr, shortened, or its type.
+
+    The repr of a network has hundreds of lines, and that of most objects says only their address.
+    """
+    text = repr(value)
+    if "\n" in text or " at 0x" in text:
+        return f"an object of type {type(value).__name__}"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
 
 def positive(name: str, value: Any) -> None:
     """Require an integer of at least 1.
@@ -21,9 +34,9 @@ def positive(name: str, value: Any) -> None:
         ConfigError: The value is below 1.
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigTypeError(f"{name} must be a positive integer, not {value!r}.")
+        raise ConfigTypeError(f"{name} must be a positive integer, not {brief(value)}.")
     if value <= 0:
-        raise ConfigError(f"{name} must be greater than 0, not {value!r}.")
+        raise ConfigError(f"{name} must be greater than 0, not {brief(value)}.")
 
 
 def positives(name: str, value: Any, count: int, hint: str = "") -> None:
@@ -41,11 +54,11 @@ def positives(name: str, value: Any, count: int, hint: str = "") -> None:
     """
     wanted = f"{name} must hold exactly {count} positive integer{'s' * (count > 1)}"
     if not isinstance(value, tuple):
-        raise ConfigTypeError(f"{wanted}, as a tuple or list, not {value!r}.")
+        raise ConfigTypeError(f"{wanted}, as a tuple or list, not {brief(value)}.")
     if any(isinstance(x, bool) or not isinstance(x, int) for x in value):
-        raise ConfigTypeError(f"{wanted}, not {value!r}.")
+        raise ConfigTypeError(f"{wanted}, not {brief(value)}.")
     if len(value) != count or min(value) <= 0:
-        raise ConfigError(f"{wanted}, not {value!r}.{hint if len(value) != count else ''}")
+        raise ConfigError(f"{wanted}, not {brief(value)}.{hint if len(value) != count else ''}")
 
 
 def boolean(name: str, value: Any) -> None:
@@ -55,7 +68,7 @@ def boolean(name: str, value: Any) -> None:
         ConfigTypeError: The value is anything else.
     """
     if not isinstance(value, bool):
-        raise ConfigTypeError(f"{name} must be True or False, not {value!r}.")
+        raise ConfigTypeError(f"{name} must be True or False, not {brief(value)}.")
 
 
 def choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
@@ -67,9 +80,9 @@ def choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """
     allowed = " or ".join(map(repr, choices))
     if not (value is None or isinstance(value, str)):
-        raise ConfigTypeError(f"{name} must be {allowed}, not {value!r}.")
+        raise ConfigTypeError(f"{name} must be {allowed}, not {brief(value)}.")
     if value not in choices:
-        raise ConfigError(f"{name} must be {allowed}, not {value!r}.")
+        raise ConfigError(f"{name} must be {allowed}, not {brief(value)}.")
 
 
 def one_of(
@@ -82,7 +95,7 @@ def one_of(
     """
     choices = tuple(choices)
     if value not in choices:
-        raise error(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+        raise error(f"{name} must be one of {', '.join(choices)}, not {brief(value)}.")
 
 
 def number(name: str, value: Any, allowed: Callable[[float], bool], wanted: str) -> None:
@@ -99,9 +112,9 @@ def number(name: str, value: Any, allowed: Callable[[float], bool], wanted: str)
         ConfigError: The value is not finite, or not allowed.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigTypeError(f"{name} must be a number {wanted}, not {value!r}.")
+        raise ConfigTypeError(f"{name} must be a number {wanted}, not {brief(value)}.")
     if not (is_finite(value) and allowed(value)):
-        raise ConfigError(f"{name} must be {wanted}, not {value!r}.")
+        raise ConfigError(f"{name} must be {wanted}, not {brief(value)}.")
 
 
 def between(name: str, value: Any, low: float, high: float, *, whole: bool = False) -> None:
@@ -112,7 +125,7 @@ def between(name: str, value: Any, low: float, high: float, *, whole: bool = Fal
     """
     if not (is_finite(value) and low <= value <= high and (type(value) is int or not whole)):
         kind = "a whole number" if whole else "a number"
-        raise ConfigError(f"{name} must be {kind} from {low:g} to {high:g}, not {value!r}.")
+        raise ConfigError(f"{name} must be {kind} from {low:g} to {high:g}, not {brief(value)}.")
 
 
 def at_least(
@@ -129,7 +142,7 @@ def at_least(
         ResNeXtError: The value is smaller, or not a number of this kind; its type is `error`.
     """
     if not (is_finite(value) and value >= low and (type(value) is int or not whole)):
-        raise error(f"{name} must be at least {low}, not {value!r}.")
+        raise error(f"{name} must be at least {low}, not {brief(value)}.")
 
 
 def is_finite(value: Any) -> bool:

@@ -11,7 +11,7 @@ from copy import deepcopy
 from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, Literal, NamedTuple, get_args
 
-from resnext.checks import boolean, choice, number, positive, positives
+from resnext.checks import boolean, brief, choice, number, positive, positives
 from resnext.errors import ConfigError, ConfigTypeError
 
 Style = Literal["pytorch", "caffe"]
@@ -260,7 +260,7 @@ class ResNeXtConfig:
             ConfigError: A required field is missing, or a field is unknown or wrong.
         """
         if not isinstance(values, Mapping):
-            raise ConfigTypeError(f"A config must be a dictionary of fields, not {values!r}.")
+            raise ConfigTypeError(f"A config must be a dictionary of fields, not {brief(values)}.")
         _refuse_unknown_fields(values)
         for name in ("layers", "cardinality", "base_width"):
             if name not in values:
@@ -322,7 +322,9 @@ class ResNeXtConfig:
             if value is not None or name in ("layers", "channels"):
                 positives(name, value, self.num_stages, _stages_hint(name, value))
         if max(self.layers) > 1000:
-            raise ConfigError(f"layers must hold at most 1000 blocks each, not {self.layers!r}.")
+            raise ConfigError(
+                f"layers must hold at most 1000 blocks each, not {brief(self.layers)}."
+            )
         for name in ("avg_down", "small_stem", "norm_affine", "norm_track", "zero_init_residual"):
             boolean(name, getattr(self, name))
         for name, choices in _CHOICES.items():
@@ -336,7 +338,7 @@ class ResNeXtConfig:
 
     def _check_block_args(self) -> None:
         if not isinstance(self.block_args, dict):
-            raise ConfigTypeError(f"block_args must be a dictionary, not {self.block_args!r}.")
+            raise ConfigTypeError(f"block_args must be a dictionary, not {brief(self.block_args)}.")
         for key, value in self.block_args.items():
             name = f"block_args[{key!r}]"
             if key in ("cardinality", "base_width", "dilation"):
@@ -345,7 +347,7 @@ class ResNeXtConfig:
                 boolean(name, value)
             elif key == "se_args":
                 if not isinstance(value, dict):
-                    raise ConfigTypeError(f"{name} must be a dictionary, not {value!r}.")
+                    raise ConfigTypeError(f"{name} must be a dictionary, not {brief(value)}.")
                 for inner, reduction in value.items():
                     if inner != "reduction":
                         raise ConfigTypeError(f"{name} knows only 'reduction', not {inner!r}.")
@@ -421,7 +423,7 @@ def check_config(config: Any) -> ResNeXtConfig:
     """
     if not isinstance(config, ResNeXtConfig):
         raise ConfigTypeError(
-            f"A network is built from a ResNeXtConfig, not {config!r}. "
+            f"A network is built from a ResNeXtConfig, not {brief(config)}. "
             f"For a named variant use resnext.create(name) or resnext.variant(name)."
         )
     return config

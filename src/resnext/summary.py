@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from resnext.checks import brief
 from resnext.config import ResNeXtConfig, Stage, eca_kernel_size
 from resnext.errors import InputError
 
@@ -190,7 +191,7 @@ class _Walk:
 def _checked_size(config: ResNeXtConfig, size: object) -> tuple[int, int]:
     sides = (size, size) if isinstance(size, int) else size
     if not isinstance(sides, tuple | list) or [type(side) for side in sides] != [int, int]:
-        raise InputError(f"size must be a number of pixels or (height, width), not {size!r}.")
+        raise InputError(f"size must be a number of pixels or (height, width), not {brief(size)}.")
     height, width = sides
     if min(height, width) < config.min_size:
         least = f"Images must have at least {config.min_size} pixels on each side"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from benchmark_cases import FOUR, TINY, Choose, honest, made, quick
 
-from resnext import ResNeXt
+from resnext import ResNeXt, variant
 from resnext.benchmark import bench, timing
 from resnext.benchmark.contenders import Contender
 from resnext.benchmark.timing import peak_memory
@@ -195,6 +195,17 @@ def test_random_weights_hide_nothing(only: Choose) -> None:
     with torch.no_grad():
         logits = network(torch.randn(4, 3, 32, 32))
     assert 0.01 < float(logits.std(0).mean()) < 100
+
+
+def test_a_config_file_stands_for_a_variant(tmp_path: Path) -> None:
+    """A network without a name could be timed from Python only."""
+    config = variant("resnext11_8x16d", num_classes=3)
+    (tmp_path / "net.json").write_text(config.to_json())
+    assert timing.classifier_for(tmp_path / "net.json").config == config
+    network = ResNeXt(config)
+    assert timing.classifier_for(network) is network
+    with pytest.raises(InputError, match="not an object of type Sequential"):
+        timing.classifier_for(torch.nn.Sequential(network))  # pyright: ignore
 
 
 def test_memory_is_that_of_the_engine_alone(only: Choose, tmp_path: Path) -> None:

@@ -54,6 +54,14 @@ def photos(tmp_path: Path) -> Path:
         ("train TEXT", "is a file"),
         ("train PHOTOS --model resnext5", "No variant is called 'resnext5'"),
         ("train PHOTOS/cat", "has no class folders"),
+        ("train PHOTOS --config nothing.json", "nothing.json does not exist. Give a config file"),
+        ("train PHOTOS --config TEXT", "notes.txt is not JSON"),
+        ("train PHOTOS --config MODEL --model x", "Give --model or --config, not both"),
+        ("train PHOTOS --config MODEL --weights x", "Give --config or --weights, not both"),
+        ("train PHOTOS --model x --weights x", "Give --model or --weights, not both"),
+        ("train PHOTOS --model MODEL", "Give a file of weights as weights (--weights)"),
+        ("info nothing.json", "nothing.json does not exist. Give a config file"),
+        ("bench nothing.py", "nothing.py does not exist. Give a config file"),
         ("train PHOTOS --size 16", "size must be at least 32 pixels"),
         ("train PHOTOS --epochs 0", "epochs must be a whole number from 1"),
         ("train PHOTOS --recipe best", "No recipe is called 'best'"),
@@ -185,6 +193,29 @@ def test_train_then_everything(
     assert "epoch 1, validation accuracy " in text
     assert run_cli(capsys, monkeypatch, "evaluate", out, photos)[0] == 0
     assert run_cli(capsys, monkeypatch, "predict", out, photos)[0] == 0
+
+
+def test_a_config_file_stands_for_a_variant(
+    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network without a name could be trained from Python only."""
+    config = resnext.ResNeXtConfig(
+        (1, 1), 2, 8, channels=(16, 32), num_stages=2, small_stem=True, norm="group", norm_groups=4
+    )
+    net, out = photos.parent / "net.json", photos.parent / "new.safetensors"
+    net.write_text(config.to_json())
+    code, text, _ = run_cli(capsys, monkeypatch, "info", net)
+    assert (code, "norm='group'" in text) == (0, True)
+    command = ["train", photos, "--config", net, "--out", out, "--size", 16, "--epochs", 1]
+    for more in ([], ["--resume"]):
+        code, _, err = run_cli(
+            capsys, monkeypatch, *command, "--batch-size", 2, "--workers", 0, *more
+        )
+        assert code == 0, err
+    assert "The run is complete" in err
+    loaded = resnext.load(out)
+    assert loaded.config == config.replace(num_classes=2)
+    assert "ResNeXt(1, 1), 2×8d" in (photos.parent / "new.run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("command", ["", *REQUIRED])

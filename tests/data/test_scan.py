@@ -96,6 +96,43 @@ def test_nothing_to_complain_about(tmp_path: Path) -> None:
     assert found.sizes.smallest == found.sizes.largest == (12, 12)
 
 
+def test_overview(tmp_path: Path) -> None:
+    """Classes, images of each and what is not used: the mistakes of a folder show there."""
+    two_parts(tmp_path)
+    found = looked(tmp_path)
+    assert found.overview() == [
+        "Classes: 2 (a, b).",
+        "Images: 40 train, 10 val; 25 of each class; 12×12 pixels.",
+        "Passed over: nothing.",
+    ]
+    put(tmp_path / "train" / "b" / "more.png", noise(900, 16))
+    put(tmp_path / "train" / "a" / "copy.png", (tmp_path / "val" / "a" / "000.png").read_bytes())
+    put(tmp_path / "val" / "a" / "cut.png", noise(901, 12)[:50])
+    put(tmp_path / "train" / "a" / "deep" / "photo.heic", b"?")
+    (tmp_path / "notes").mkdir()
+    (_, images, passed_over) = looked(tmp_path).overview()
+    assert images == "Images: 41 train, 10 val; 25 (a) to 26 (b) per class; 12×12 to 16×16 pixels."
+    assert passed_over == (
+        f"Passed over: 2 other files or folders, such as {tmp_path / 'notes'}; 1 unreadable image; "
+        f"1 training image equal to one of another part."
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        (["a", "b"], "a, b"),
+        ([f"class {i:03}" for i in range(200)], "class 000, class 001, class 002, class 003, …"),
+        (["x" * 200, "y"], "x" * 200 + ", …, y"),
+    ],
+)
+def test_many_class_names(labels: list[str], text: str) -> None:
+    """A thousand names would hide the lines after them."""
+    shown = module._shortened(labels)
+    assert shown.startswith(text)
+    assert labels[-1] in shown
+
+
 def test_unreadable_images_are_left_out_and_listed(tmp_path: Path) -> None:
     """One damaged file among thousands ended a run in its first epoch."""
     root = two_parts(tmp_path / "set", train=50, val=30)

@@ -68,15 +68,16 @@ def test_round_trip_of_every_variant(name: str, dialect: str) -> None:
 
 def test_what_can_be_written() -> None:
     """If everything were refused, the round trip would pass without comparing anything."""
+    published = [name for name in variants() if not name.startswith("resnext_")]
     able = {
-        dialect: {name for name in variants() if not DIALECTS[dialect].problem(variant(name))}
+        dialect: {name for name in published if not DIALECTS[dialect].problem(variant(name))}
         for dialect in WRITTEN
     }
-    classic = {name for name in variants() if name.startswith("resnext") and "d_" not in name}
+    classic = {name for name in published if name.startswith("resnext") and "d_" not in name}
     imagenet = {name for name in classic if "29_" not in name and "11_" not in name}
     assert able["torchvision"] == imagenet
-    assert able["timm"] == {x for x in variants() if "29_" not in x and "11_" not in x}
-    assert able["mmdet"] == {x for x in variants() if x.startswith(("resnext50", "resnext1"))} - {
+    assert able["timm"] == {x for x in published if "29_" not in x and "11_" not in x}
+    assert able["mmdet"] == {x for x in published if x.startswith(("resnext50", "resnext1"))} - {
         "resnext11_8x16d"
     }
     assert {"seresnext50_32x4d", "resnext50d_32x4d", "resnext152_32x4d"} <= able["mmcls"]

@@ -30,13 +30,13 @@ from sklearn.metrics import (
 from torch import Tensor
 
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig, evaluate, save
+from resnext.calibration import expected_calibration_error
 from resnext.data.dataset import ImageSet
 from resnext.data.decoding import open_image
 from resnext.data.loader import eval_loader
 from resnext.data.open import open_splits
 from resnext.data.transforms import prepare
 from resnext.errors import CheckpointError, DataError, InputError, ResNeXtError
-from resnext.evaluation.calibration import expected_calibration_error
 from resnext.evaluation.classification import collect_outputs, compare, measure, merge_outputs
 from resnext.evaluation.metrics import EvalOutputs, Evaluation, score
 from resnext.system.device import pick_device

@@ -14,14 +14,17 @@ from inference_cases import CONFIG, SIZE, Clock, chosen
 import resnext
 from resnext import ResNeXt, optimize
 from resnext.errors import CheckpointError, InputError
+from resnext.inference import frontier, open_runner
 from resnext.inference import optimize as optimizing
 from resnext.inference.engines import quantization
 from resnext.inference.engines.builder import EngineBuilder
 from resnext.inference.engines.openvino import openvino_core
 from resnext.inference.engines.quantization import quantize
 from resnext.inference.optimize import patterns
+from resnext.inference.optimized import Optimized
 from resnext.inference.plan import plan_path
 from resnext.inference.runner import Session
+from resnext.inference.search import Search
 from resnext.training import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick_search")
@@ -221,3 +224,26 @@ def test_predict_and_evaluate_by_the_plan(digits: Path, tmp_path: Path) -> None:
         assert (compared.only_a, compared.only_b) == (0, 0)
     finally:
         plan_path(digits).unlink()
+
+
+def test_smaller_images_in_eight_bits(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph of the smaller size is saved, and opened again with the plan."""
+    monkeypatch.setattr(frontier, "_FRACTIONS", (3 / 4,))
+    monkeypatch.setattr(Search, "seconds", lambda self, run: self.builder.size / 100)
+    file = tmp_path / digits.name
+    file.write_bytes(digits.read_bytes())
+    quick = optimize(file, precision="int8", data="digits", batch=8, max_loss=99)
+    quick.save_plan(file)
+    tradeoff = quick.plan.tradeoff
+    assert tradeoff is not None
+    assert (quick.plan.size, quick.plan.form.precision) == (6, "int8")
+    opened = open_runner(file)
+    assert isinstance(opened, Optimized)
+    monkeypatch.setattr(opened, "_network", lambda: pytest.fail("built again"))
+    assert opened.plan.graph("pixels").exists()
+    assert np.isfinite(opened.pixels(np.zeros((3, 6, 6, 1), np.uint8))[0]).all()
+    accuracy = resnext.evaluate(opened, "digits").accuracy
+    assert accuracy == pytest.approx(tradeoff.chosen.accuracy, abs=0.06)
+    assert accuracy > 0.3

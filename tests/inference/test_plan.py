@@ -19,7 +19,7 @@ from helpers import tiny_network
 from PIL import Image
 
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig, optimize, predict, save
-from resnext.errors import CheckpointError
+from resnext.errors import CheckpointError, InputError
 from resnext.inference import search
 from resnext.inference.engines import ENGINES, base
 from resnext.inference.engines.base import EngineConfig
@@ -289,6 +289,72 @@ def test_plans_of_another_device(file: Path, device: str, used: bool) -> None:
     found, reason = find_plan(file, 16, device)
     assert (found is not None) == used
     assert used or device in reason
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with two different GPUs, of which the first is the current one."""
+
+    def name(index: int | None = None) -> str:
+        return ("Abacus", "Slide rule")[index or 0]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", name)
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("made_for", "device", "reason"),
+    [
+        ("Abacus", "auto", ""),
+        ("Abacus", "cuda", ""),
+        ("Abacus", "cuda:0", ""),
+        ("Abacus", "cuda:1", "made for Abacus, this is Slide rule"),
+        ("Slide rule", "cuda:1", ""),
+        ("Slide rule", "auto", "made for Slide rule, this is Abacus"),
+        ("Abacus", "cuda:2", "made for Abacus, this is no GPU"),
+        ("Abacus", "toaster", "has no plan for toaster"),
+        ("Abacus", "cuda:toaster", "has no plan for cuda:toaster"),
+        ("Abacus", "cpu", "has no plan for cpu"),
+    ],
+)
+def test_plans_of_another_gpu(file: Path, made_for: str, device: str, reason: str) -> None:
+    """A plan was used on any device but the processor, whatever its name, and on the first GPU."""
+    save_beside(file, plan(device=made_for, machine=made_for))
+    found, why = find_plan(file, 16, device)
+    assert (found is None) == bool(reason)
+    assert reason in why
+    opened = open_planned(file, device, 16, False)
+    assert (opened is None) == bool(reason)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_the_gpu_that_is_asked_for_computes(
+    file: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every plan for a GPU ran on the first one, which another process may have filled."""
+    asked: list[str] = []
+
+    def pick(name: str) -> torch.device:
+        asked.append(name)
+        return torch.device("cpu")
+
+    monkeypatch.setattr("resnext.system.device.pick_device", pick)
+    save_beside(file, plan(device="Slide rule", machine="Slide rule"))
+    predict(file, image, device="cuda:1")
+    assert asked == ["cuda:1"]
+    asked.clear()
+    save_beside(file, plan())
+    predict(file, image, device="cpu")
+    assert asked == ["cpu"]
+
+
+def test_devices_that_do_not_exist_are_named(file: Path, image: Path) -> None:
+    """With a plan for a GPU next to the file, any text was accepted."""
+    save_beside(file, plan(device="Abacus", machine="Abacus"))
+    with pytest.raises(InputError, match="device 'toaster' cannot be used"):
+        predict(file, image, device="toaster")
 
 
 @pytest.mark.parametrize(

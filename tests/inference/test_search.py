@@ -255,6 +255,19 @@ def test_engines_that_will_not_be_chosen_are_unloaded(network: ResNeXt) -> None:
     assert set(found.sessions) == {*forms.values(), plain}
 
 
+def test_the_best_of_each_precision_is_kept(network: ResNeXt) -> None:
+    """With many fast forms in int8, the fp32 form that accuracy is compared with was unloaded."""
+    found = search(network)
+    rows_of(found, a=100, b=99, c=98, d=97)
+    slow = {EngineConfig("a", p, streams=n): 50.0 / n for p in ("int8", "bf16") for n in (2, 3)}
+    for form, rate in slow.items():
+        found.rows[form], found.sessions[form] = Measurement(form, rate), lambda x: (x, x)
+    found.forget()
+    assert [form.precision for form in found.sessions if form in slow] == ["int8", "bf16"]
+    assert found.preferred("int8") == [EngineConfig("a", "int8", streams=2)]
+    assert len(found.preferred()) == 6
+
+
 # -- Answers that are wrong -------------------------------------------------------------------
 
 

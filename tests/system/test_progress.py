@@ -55,3 +55,12 @@ def test_a_log_gets_no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress.sys, "stderr", io.StringIO())
     assert isinstance(reporter(show=True), PlainReporter)
     assert isinstance(reporter(show=False), SilentReporter)
+
+
+def test_a_file_name_is_no_markup() -> None:
+    """rich took the brackets of `[old] photos` for a style and left them out."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    live = LiveReporter(console)
+    live.line("Left out: [old] photos/[/x].jpg")
+    live.stop()
+    assert "[old] photos/[/x].jpg" in console.file.getvalue()  # pyright: ignore

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from helpers import wait_until
 from training_runs import run
 
@@ -16,11 +17,11 @@ import resnext
 
 
 def processes(
-    count: int, command: list[str], environment: dict[str, str]
+    count: int, command: list[str], environment: dict[str, str], folder: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """`torchrun` with so many processes on this machine."""
+    """`torchrun` with so many processes on this machine, in a folder."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
-    return run([*launcher, *command[1:]], environment)
+    return run([*launcher, *command[1:]], environment, folder)
 
 
 def test_two_processes_train_what_one_does(tmp_path: Path, environment: dict[str, str]) -> None:
@@ -50,6 +51,30 @@ def test_two_processes_train_what_one_does(tmp_path: Path, environment: dict[str
     assert difference(apart) > 0.005
     cards = [resnext.load(tmp_path / f"{name}.safetensors").card for name in names]
     assert all(card is not None and card.metrics for card in cards)
+
+
+def test_processes_that_pass_other_networks_train_the_first_ones(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """Each process draws its own weights for `ResNeXt(config)`, and the averages never met."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, resnext, torch\n"
+        "from resnext.training.trainer import Trainer\n"
+        "rank = os.environ['RANK']\n"
+        "torch.manual_seed(int(rank))\n"
+        "network = resnext.create('resnext11_8x16d', num_classes=10, in_channels=1)\n"
+        "begin = Trainer.begin\n"
+        "def begun(self):\n"
+        "    torch.save(self.average.network.state_dict(), f'{rank}.pth')\n"
+        "    begin(self)\n"
+        "Trainer.begin = begun\n"
+        "resnext.train('digits', network, out='m.safetensors', epochs=1, batch_size=1000,\n"
+        "              ema=0.9, progress=False)\n"
+    )
+    processes(2, [sys.executable, str(script)], environment, tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_two_processes_go_on_after_a_kill(tmp_path: Path, environment: dict[str, str]) -> None:

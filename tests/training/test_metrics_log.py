@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from resnext.training import metrics_log
 from resnext.training.metrics_log import epoch_line
 
 METRICS: dict[str, Any] = {
@@ -34,10 +35,12 @@ def test_a_plain_epoch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("left", "shown"), [(0.0, "0 s left"), (99.0, "99 s left"), (120.0, "2 min left")]
+    ("left", "shown"),
+    [(0.0, "0 s left"), (99.0, "99 s left"), (120.0, "2 min left, until 14:20")],
 )
-def test_the_time_that_is_left(left: float, shown: str) -> None:
-    """Up to 99 seconds are shown as seconds, more as minutes."""
+def test_the_time_that_is_left(left: float, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to 99 seconds are shown as seconds, more as minutes and with the time of the end."""
+    monkeypatch.setattr(metrics_log, "clock_time", lambda _: "14:20")
     assert line(left=left).endswith(f"  {shown}")
 
 

@@ -255,6 +255,7 @@ def refused(message: str, **changes: Any) -> None:
         ("zero_init_residual", (0, "yes")),
         ("layer_decay", (0, 0.0, 1.1, -0.5)),
         ("head_epochs", (-1, 3, 4, 0.5)),
+        ("probe", (1, "yes", None)),
         ("frozen_norms", (0, None)),
         ("train_size", (0, -1, 224.0, "224", True, 10**6)),
         ("distill_temperature", (0, 0.0, 101, math.nan, None)),
@@ -396,7 +397,8 @@ def test_unknown_names_list_what_there_is(tmp_path: Path) -> None:
     """A name from another library, or a file without function."""
     names = ", ".join(RECIPES)
     not_found(
-        "best", f"No recipe is called 'best'. Available are {names}; give your own as file.py:name"
+        "best",
+        f"No recipe is called 'best'. Available are {names}, probe; give your own as file.py:name",
     )
     not_found("", "No recipe is called ''")
     not_found(str(tmp_path / "own.py"), "No recipe is called")

@@ -21,10 +21,10 @@ from PIL import Image
 from torch import nn
 
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig
+from resnext.calibration import Bin
 from resnext.data.dataset import ImageSet
 from resnext.data.loader import eval_loader
 from resnext.errors import CheckpointError
-from resnext.evaluation.calibration import Bin
 from resnext.evaluation.classification import collect_outputs
 from resnext.evaluation.metrics import EvalOutputs, Evaluation, score
 from resnext.training.report.charts import Line, bars, curves, nice, reliability_diagram, whole

@@ -287,6 +287,8 @@ def test_the_command_compares_student_and_teacher(
         ),
         ({"loss": "binary"}, "loss must be 'cross_entropy' with a teacher"),
         ({"balance": "sampling"}, "balance must be 'none' with a teacher"),
+        ({"recipe": "finetune"}, "probe must be False with a teacher"),
+        ({"recipe": "probe", "weights": "w.pth", "model": None}, "probe learns from labels"),
         ({"distill_temperature": 0.0}, "distill_temperature must be a number from"),
         (
             {
@@ -315,7 +317,8 @@ def test_a_folder_of_classes_is_not_unlabelled(work: Path, tmp_path: Path) -> No
 
 
 def test_checkpoints_from_before_distillation_resume() -> None:
-    """They lack the field, and were trained with its default."""
-    check_identity({}, {"recipe.distill_temperature": 1.0, "teacher": None})
+    """They lack the fields, and were trained with their defaults."""
+    later = {"recipe.distill_temperature": 1.0, "recipe.probe": False}
+    check_identity({}, {**later, "teacher": None, "minutes": None})
     with pytest.raises(CheckpointError, match=r"distill_temperature was 1\.0, now 2\.0"):
         check_identity({}, {"recipe.distill_temperature": 2.0})

@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from resnext.architectures import title, variant
 from resnext.benchmark.contenders import CONTENDERS, IMAGES, NETWORK, Contender, Run
 from resnext.benchmark.results import Benchmark, BenchmarkRow
 from resnext.card import Card, Preprocessing
+from resnext.checks import brief
 from resnext.errors import InputError, ResNeXtError
 from resnext.inference.engines import ENGINES
 from resnext.summary import default_size, summarize
@@ -59,8 +61,8 @@ def bench(
     lacks the network, gets a row that says so. Each call passes one batch and waits for logits.
 
     Args:
-        model: A classifier, a variant's name, or a file or name as for `resnext.load`. Variants
-            get random weights.
+        model: A classifier; the name of a variant or a config file, which get random weights; or a
+            file or name as for `resnext.load`.
         batches: Batch sizes.
         precision: Compute precision; "auto" times all that the machine supports: fp32, bf16, and
             int8 if `data` is given.
@@ -79,7 +81,7 @@ def bench(
     import torch
 
     if not batches or any(type(batch) is not int or not 1 <= batch <= 4096 for batch in batches):
-        raise InputError(f"batches must be numbers from 1 to 4096, not {batches!r}.")
+        raise InputError(f"batches must be numbers from 1 to 4096, not {brief(batches)}.")
     if not seconds > 0:
         raise InputError(f"seconds must be above 0, not {seconds!r}.")
     precisions = _precisions(precision, data)
@@ -100,7 +102,7 @@ def bench(
         machine=cpu_name(),
         threads=threads,
         versions=_versions(),
-        name=str(model) if isinstance(model, str | Path) else "ResNeXt",
+        name=str(model) if isinstance(model, str | Path) else title(config),
         size=size,
         peaks=peaks,
         rows=tuple(replace(row, fraction=_fraction(row, macs, peaks)) for row in rows),
@@ -156,24 +158,35 @@ def classifier_for(model: str | Path | ResNeXt, progress: bool = False) -> ResNe
     """The network to time.
 
     Args:
-        model: A network, a variant's name, or a file or name as for `resnext.load`. A variant gets
-            random weights, and norm statistics that fit them.
+        model: A network; the name of a variant or a config file, which get random weights, and
+            norm statistics that fit them; or a file or name as for `resnext.load`.
         progress: Whether to show downloads on standard error.
+
+    Raises:
+        ConfigError: The config file does not describe a network.
+        InputError: The model is of another type.
     """
     import torch
 
-    from resnext.network import create
+    from resnext.network import ResNeXt
     from resnext.weights.catalog import exact, is_path
+    from resnext.weights.config_source import is_config_file, read_architecture
     from resnext.weights.load import load_classifier
 
-    if not isinstance(model, str | Path):
+    if isinstance(model, ResNeXt):
         return model
+    if not isinstance(model, str | Path):
+        raise InputError(f"A model must be a ResNeXt, a file or a name, not {brief(model)}.")
     name = str(model)
-    if Path(model).exists() or "://" in name or is_path(name) or exact(name):
+    if is_config_file(name):
+        config = read_architecture(name)
+    elif Path(model).exists() or "://" in name or is_path(name) or exact(name):
         return load_classifier(model, progress=progress)
+    else:
+        config = variant(name)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        network = create(name).train()
+        network = ResNeXt(config).train()
         norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         for norm in norms:
             norm.momentum = 1.0

@@ -5,6 +5,7 @@ Commands import what they need when they run, so that `resnext --help` loads no 
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib.metadata import version
 from typing import Annotated, NoReturn
@@ -79,10 +80,20 @@ def _launch(
 
 def main() -> None:
     """Entry point of the `resnext` command."""
+    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         app.meta(sys.argv[1:], exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(f"{error} See resnext --help.")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(*_: object) -> NoReturn:
+    """Unwind as Ctrl-C does, so that temporary files and worker processes go."""
+    raise Terminated
 
 
 def exit_code(error: KeyboardInterrupt) -> int:

@@ -17,7 +17,8 @@ def info(
 
     Args:
         name: A variant (`resnext50_32x4d`, spelled as in torchvision, timm, Lucid or mmcls), a
-            catalog name, or a model file from any library. Without a name, all variants are listed.
+            catalog name, a model file from any library, or a config file (`.json`, or OpenMMLab's
+            `.py`). Without a name, all variants are listed.
         size: Image size in pixels. Default: the model's own; for a variant 224, or 32 if it is
             made for small images.
     """

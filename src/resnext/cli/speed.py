@@ -19,6 +19,7 @@ def optimize(
     engine: Literal["auto", "torch", "compile", "tensorrt", "onnxruntime", "openvino"] = "auto",
     batch_size: Annotated[int, Parameter(name=["--batch-size", "-b"])] = 16,
     data: str | None = None,
+    max_loss: float | None = None,
     device: str = "auto",
     again: Flag = False,
 ) -> None:
@@ -35,11 +36,16 @@ def optimize(
         batch_size: Batch size to optimize for; the result accepts any batch size.
         data: Labelled images the model was not trained on, in any form that evaluate accepts, to
             compare predictions on and to calibrate int8 with.
+        max_loss: With --data, accept a loss of this many percentage points of accuracy for speed:
+            smaller images, tighter crops and int8 are measured together, and the fastest within
+            the bound is chosen.
         device: auto, cpu, cuda, cuda:1, …
         again: Measure again even if a result is cached.
     """
     if not Path(file).is_file():
         raise ResNeXtError(f"{file} is not a file. A plan is saved next to a model file.")
+    if max_loss is not None and data is None:
+        raise ResNeXtError("--max-loss needs --data: labelled images to measure accuracy on.")
     from resnext.inference.optimize import optimize
 
     optimized = optimize(
@@ -48,6 +54,7 @@ def optimize(
         engine=engine,
         batch=batch_size,
         data=data,
+        max_loss=max_loss,
         device=device,
         again=again,
         progress=True,
@@ -70,7 +77,7 @@ def bench(
     """Time a model in resnext, torchvision, timm, ONNX Runtime and OpenVINO side by side.
 
     Args:
-        model: A variant, a model file or a catalog name.
+        model: A variant, a model file, a config file or a catalog name.
         batch_size: Batch size to time; repeat the option for several. Default: 1 and 16.
         precision: Compute precision of resnext.
         data: Labelled images to calibrate int8 with.

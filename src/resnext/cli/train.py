@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from resnext.cli.options import Flag, Several, options_of
+from resnext.errors import ConfigError
 
 _Unparsed = Annotated[Any, Parameter(parse=False)]
 """An argument that only another command gives."""
@@ -19,6 +20,7 @@ def train(
     /,
     *,
     model: Annotated[str | None, Parameter(name=["--model", "-m"])] = None,
+    config: Path | None = None,
     weights: Annotated[str | None, Parameter(name=["--weights", "-w"])] = None,
     out: Annotated[Path, Parameter(name=["--out", "-o"])] = Path("model.safetensors"),
     recipe: Annotated[str | None, Parameter(name=["--recipe", "-r"])] = None,
@@ -37,6 +39,8 @@ def train(
     resume: Flag = False,
     retries: int = 0,
     checkpoint_minutes: float = 5.0,
+    minutes: float | None = None,
+    dry_run: Flag = False,
     overwrite: Flag = False,
     teacher: _Unparsed = None,
     unlabelled: _Unparsed = None,
@@ -52,20 +56,25 @@ def train(
             idx files; a CSV file with the columns path and label; a folder of Parquet files from
             Hugging Face; or `digits`.
         model: Variant to train from scratch; `resnext info` lists them. Default: depends on the
-            data, usually resnext50_32x4d.
+            size of the images and the device.
+        config: Config file of the network to train from scratch, instead of a variant: JSON as
+            ResNeXtConfig.to_json writes it, OpenMMLab's .py or .json, or a model file, whose
+            architecture is used but not its weights.
         weights: Checkpoint to fine-tune, instead of a variant: a file from any library, a catalog
             name, hf://owner/repo or a URL.
         out: Model file to write; it always holds the best epoch so far. The run folder, with the
             same name but the suffix .run, holds checkpoints, metrics and report.html.
         recipe: Training recipe: small, large, finetune, paper, torchvision_v2, rsb_a1, rsb_a2,
             rsb_a3, cifar, digits, distill, or your own as file.py:name. Default: depends on the
-            data.
+            data. probe: with --weights, train only a classifier on their embeddings, without
+            epochs.
         epochs: Number of epochs. Default: the recipe's.
         batch_size: Images per step, summed over all processes; the learning rate scales with it.
             Default: the recipe's.
         learning_rate: Peak learning rate. Default: the recipe's.
         set: Change any other field of the recipe: `--set mixup=0.2 --set ema=0.999`.
-        size: Image size in pixels. Default: depends on the data and the weights.
+        size: Image size in pixels. Default: that of the weights or the model; without both it
+            follows from the images.
         seed: Random seed for initialization, data order and augmentation.
         val_fraction: Fraction of each class to hold out for validation if the data has no val
             folder.
@@ -79,19 +88,27 @@ def train(
         retries: If the loss diverges, how many times to return to the last checkpoint and halve the
             learning rate.
         checkpoint_minutes: Minutes between checkpoints; one is also written after every epoch.
+        minutes: Time for the whole run, with its report. Network, size and number of epochs that
+            are not given are chosen from the images and the measured speed of this machine.
+        dry_run: Stop after the forecast and write nothing.
         overwrite: Replace the model file if it exists.
         teacher: Only from `distill`.
         unlabelled: Only from `distill`.
     """
+    choices = {"--model": model, "--config": config, "--weights": weights}
+    given = [option for option, value in choices.items() if value is not None]
+    if len(given) > 1:
+        raise ConfigError(f"Give {' or '.join(given)}, not both: each defines the network.")
     from resnext.training import train
     from resnext.training.recipe import parse_changes
     from resnext.training.teacher import comparison
+    from resnext.weights.config_source import read_architecture
 
     fields = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     changes = [f"{name}={value}" for name, value in fields.items() if value is not None]
     network = train(
         data,
-        model,
+        model if config is None else read_architecture(config),
         weights=weights,
         teacher=teacher,
         unlabelled=unlabelled,
@@ -108,15 +125,18 @@ def train(
         resume=resume,
         retries=retries,
         checkpoint_minutes=checkpoint_minutes,
+        minutes=minutes,
+        dry_run=dry_run,
         overwrite=overwrite,
         **parse_changes([*changes, *set]),
     )
-    if int(os.environ.get("RANK", "0")):
+    if dry_run or int(os.environ.get("RANK", "0")):
         return
     card = network.card
     assert card is not None  # training always writes one
     accuracy, epoch = card.metrics["val_accuracy"], card.provenance["epoch"]
-    print(f"{out}: epoch {epoch}, validation accuracy {accuracy:.2%}")
+    kept = f"epoch {epoch}, " if epoch else ""  # the recipe probe has no epochs
+    print(f"{out}: {kept}validation accuracy {accuracy:.2%}")
     if teacher is not None:
         print(f"{out}: {comparison(card, network.config)}")
     print(f"{out.with_name(out.stem + '.run') / 'report.html'}: training report")

@@ -276,6 +276,8 @@ class Splits:
         val_fraction: Fraction of each class drawn as `val`; None if the data has its own `val`.
         problems: Samples left out because they lack an image or a class.
         defaults: Recipe, size and network that suit the data.
+        passed_over: Files and folders that are not read: they belong to no class or split, or have
+            no image ending.
         unlabelled: Images without classes to learn from through a teacher; None for none.
     """
 
@@ -287,6 +289,7 @@ class Splits:
     val_fraction: float | None
     problems: tuple[Problem, ...] = ()
     defaults: SourceDefaults = LIKE_PHOTOGRAPHS
+    passed_over: tuple[str, ...] = ()
     unlabelled: ImageSet | None = None
 
     def by_name(self) -> dict[str, ImageSet]:

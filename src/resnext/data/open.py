@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from resnext.checks import brief
 from resnext.data.dataset import ImageSet, Splits, held_out
 from resnext.data.sources.arrays import digits, idx_files, is_idx
 from resnext.data.sources.base import Source
@@ -44,7 +45,7 @@ def open_splits(source: str | Path, *, seed: int = 0, val_fraction: float = 0.2)
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction must be between 0 and 1, not {val_fraction}.")
     if type(seed) is not int or seed < 0:
-        raise DataError(f"seed must be 0 or a positive integer, not {seed!r}.")
+        raise DataError(f"seed must be 0 or a positive integer, not {brief(seed)}.")
     opened = find_source(source)
     if "train" not in opened.splits:
         raise DataError(
@@ -69,6 +70,7 @@ def open_splits(source: str | Path, *, seed: int = 0, val_fraction: float = 0.2)
         fraction,
         tuple(problem for split in (whole, *others.values()) for problem in split.problems),
         opened.defaults,
+        opened.passed_over + sum((x.passed_over for x in (whole, *others.values())), ()),
     )
 
 
@@ -114,6 +116,8 @@ def find_source(source: str | Path) -> Source:
     Raises:
         DataError: The data does not exist, or is not of a supported kind.
     """
+    if not isinstance(source, str | Path):
+        raise DataError(f"Data must be a path, a URL or 'digits', not {brief(source)}.")
     if str(source) in BUILT_IN:
         return BUILT_IN[str(source)]()
     if is_pattern(str(source)):

@@ -68,14 +68,52 @@ class Scan:
 
     def summary(self) -> str:
         """Number of images and classes and the range of sizes, as one sentence."""
-        numbers = ", ".join(f"{counts.sum():,} {name}" for name, counts in self.counts.items())
-        if self.splits.unlabelled is not None:
-            numbers += f", {len(self.splits.unlabelled):,} unlabelled"
-        text = f"{numbers} images of {len(self.splits.train.labels)} classes"
+        text = f"{self._numbers()} images of {len(self.splits.train.labels)} classes"
         if self.sizes is None:
             return f"{text}."
         small, large = (f"{w}×{h}" for w, h in (self.sizes.smallest, self.sizes.largest))
         return f"{text}, {small if small == large else f'{small} to {large}'} pixels."
+
+    def overview(self) -> list[str]:
+        """Classes, images per class, and files that are not used: three lines to check."""
+        labels = self.splits.train.labels
+        totals = sum(self.counts.values())
+        assert not isinstance(totals, int), "a scan has a split"
+        few, many = int(totals.argmin()), int(totals.argmax())
+        each = f"{totals[few]:,} of each class"
+        if totals[few] != totals[many]:
+            each = f"{totals[few]:,} ({labels[few]}) to {totals[many]:,} ({labels[many]}) per class"
+        size = ""
+        if self.sizes is not None:
+            small, large = (f"{w}×{h}" for w, h in (self.sizes.smallest, self.sizes.largest))
+            size = f"; {small if small == large else f'{small} to {large}'} pixels"
+        return [
+            f"Classes: {len(labels):,} ({_shortened(labels)}).",
+            f"Images: {self._numbers()}; {each}{size}.",
+            f"Passed over: {self._passed_over() or 'nothing'}.",
+        ]
+
+    def _numbers(self) -> str:
+        """Number of images of each split, then of unlabelled ones."""
+        numbers = [f"{counts.sum():,} {name}" for name, counts in self.counts.items()]
+        if self.splits.unlabelled is not None:
+            numbers.append(f"{len(self.splits.unlabelled):,} unlabelled")
+        return ", ".join(numbers)
+
+    def _passed_over(self) -> str:
+        """Numbers of files, images and samples that are not used; empty if all are used."""
+        parts: list[str] = []
+        others = self.splits.passed_over
+        if others:
+            parts.append(
+                f"{len(others):,} other file{'s' * (len(others) != 1)} or folder"
+                f"{'s' * (len(others) != 1)}, such as {others[0]}"
+            )
+        if self.unreadable:
+            parts.append(counted(len(self.unreadable), "unreadable image"))
+        if copies := len({leak.train for leak in self.leaks if leak.exact}):
+            parts.append(f"{counted(copies, 'training image')} equal to one of another part")
+        return "; ".join(parts)
 
     def lines(self) -> list[str]:
         """The findings, one sentence each; empty without findings."""
@@ -169,6 +207,14 @@ def scan(
         remaining.duplicates(),
         readable.conflicts(),
     )
+
+
+def _shortened(labels: Sequence[str], width: int = 90) -> str:
+    """Class names separated by commas; of many, the first ones and the last."""
+    if len(", ".join(labels)) <= width:
+        return ", ".join(labels)
+    first = [label for i, label in enumerate(labels) if sum(map(len, labels[: i + 1])) < width // 2]
+    return f"{', '.join(first or labels[:1])}, …, {labels[-1]}"
 
 
 def _select(images: ImageSet, kept: np.ndarray) -> ImageSet:

@@ -235,7 +235,7 @@ def _metadata(documents: Documents) -> CheckpointMetadata:
             settings = {}
             notes.append("the config in the file could not be read, so it is not used")
         model = settings.get("model")
-        config = _network(model) if isinstance(model, Mapping) else None
+        config = model_config(model) if isinstance(model, Mapping) else None
         preprocessing = _preprocessing(settings, notes)
     provenance = {
         name: meta[name]
@@ -247,8 +247,8 @@ def _metadata(documents: Documents) -> CheckpointMetadata:
     )
 
 
-def _network(model: Values) -> ResNeXtConfig | None:
-    """Our config for the backbone in `model`; None if it is not a ResNeXt.
+def model_config(model: Values) -> ResNeXtConfig | None:
+    """Our config for the backbone in `model`, OpenMMLab's settings; None if it is not a ResNeXt.
 
     Raises:
         CheckpointError: The backbone is a ResNeXt that cannot be built.

@@ -2,7 +2,6 @@
 
 classification.py  `evaluate` and `compare`: run a classifier over labelled images
 metrics.py         numbers from the logits: accuracy, confusion, calibration error
-calibration.py     calibration of confidences, threshold, intervals and tests
 """
 
 from resnext.evaluation.classification import compare, evaluate

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from resnext.calibration import mcnemar
 from resnext.card import Preprocessing, card_of
 from resnext.checks import at_least
 from resnext.data.dataset import ImageSet
 from resnext.data.loader import Classifier, EvalLoader, average_views, eval_loader
 from resnext.data.open import open_for_evaluation
 from resnext.errors import DataError, InputError
-from resnext.evaluation.calibration import mcnemar
 from resnext.evaluation.metrics import (
     Comparison,
     EvalOutputs,

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from resnext.calibration import expected_calibration_error, interval
 from resnext.data.dataset import ImageSet
 from resnext.errors import DataError
-from resnext.evaluation.calibration import expected_calibration_error, interval
 
 _NONE = np.zeros(0, np.int32)
 

@@ -123,15 +123,15 @@ def open_planned(source: str | Path, device: str, batch: int, progress: bool) ->
         if plan is None:
             report.line(reason)
             return None
-        report.line(f"{plan_path(file)}: {plan.form.engine}, {plan.form.precision}")
+        report.line(f"{plan_path(file)}: {plan.summary}")
     finally:
         report.stop()
     try:
         config, card = read_header(file)
     except CheckpointError:  # a file of another library
         network = _load(file, progress)
-        return Optimized(plan, network.card, network.config, lambda: network)
-    return Optimized(plan, card, config, lambda: _load(file, progress))
+        return Optimized(plan, network.card, network.config, lambda: network, device)
+    return Optimized(plan, card, config, lambda: _load(file, progress), device)
 
 
 def _load(source: str | Path, progress: bool) -> ResNeXt:

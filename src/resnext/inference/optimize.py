@@ -11,12 +11,15 @@ import numpy as np
 from jaxtyping import Float32
 
 from resnext.card import card_of
+from resnext.checks import brief, is_finite
+from resnext.data.dataset import ImageSet
 from resnext.data.loader import EvalDataset
 from resnext.data.open import open_for_evaluation
 from resnext.errors import DataError, InputError, ResNeXtError
 from resnext.inference.engines import ENGINES
 from resnext.inference.engines.base import EngineChoice
 from resnext.inference.engines.torch import weights_digest
+from resnext.inference.frontier import FrontierSearch
 from resnext.inference.optimized import Optimized
 from resnext.inference.plan import (
     Plan,
@@ -36,7 +39,8 @@ from resnext.weights.load import load_classifier
 PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 _PATTERNS = 64  # synthetic images, if `data` is not given
 _CALIBRATION = 256  # images to calibrate int8 with, and to compare predictions on
-_LABELLED = 1024  # images to measure accuracy on
+_LABELLED = 1024  # images to measure the accuracy of int8 on
+_DECIDING = 2048  # images to measure accuracy on, if some of it may be given up
 
 
 def optimize(
@@ -46,6 +50,7 @@ def optimize(
     engine: EngineChoice = "auto",
     batch: int = 16,
     data: str | Path | None = None,
+    max_loss: float | None = None,
     device: str = "auto",
     again: bool = False,
     progress: bool = False,
@@ -58,6 +63,11 @@ def optimize(
     class of 99.5 % of the images; in int8 the accuracy to within half a point. The result is cached
     by model, machine and versions.
 
+    With `max_loss`, smaller images and tighter crops are tried too, each in all precisions, and the
+    fastest combination is chosen whose accuracy on held-out images is at most that much below the
+    accuracy of the fastest fp32 form at full size (`FrontierSearch` explains the rule). The result
+    then has a card of its own: its size and crop, and a temperature and a threshold fitted again.
+
     Args:
         model: A classifier, or a file or name as for `resnext.load`.
         precision: Compute precision; "auto" takes the fastest that agrees and also tries 16 bits
@@ -67,6 +77,8 @@ def optimize(
         batch: Batch size to optimize for; the result accepts any batch size.
         data: Labelled images, as for `resnext.evaluate`, that the model was not trained on, to
             compare predictions on and to calibrate int8 with.
+        max_loss: Largest loss of accuracy to accept for speed, percentage points; None to choose
+            only forms that agree with the network. Needs `data`.
         device: "auto", "cpu" or a GPU.
         again: Whether to measure again even if a result is cached.
         progress: Whether to show progress on standard error.
@@ -78,24 +90,34 @@ def optimize(
         CheckpointError: The file is not a model, or the cache folder cannot be written.
         DataError: `data` is missing, or has classes the model does not know.
         InputError: An argument is wrong, an engine is not installed, a precision is not supported
-            here, or no engine agrees with the network.
+            here, no engine agrees with the network, or none is within `max_loss`.
     """
     for name, value, known in (
         ("precision", precision, get_args(PrecisionChoice)),
         ("engine", engine, ("auto", *ENGINES)),
     ):
         if value not in known:
-            raise InputError(f"{name} must be one of {', '.join(known)}, not {value!r}.")
+            raise InputError(f"{name} must be one of {', '.join(known)}, not {brief(value)}.")
     if type(batch) is not int or not 1 <= batch <= 4096:
-        raise InputError(f"batch must be from 1 to 4096 images, not {batch!r}.")
+        raise InputError(f"batch must be from 1 to 4096 images, not {brief(batch)}.")
     if precision == "int8" and data is None:
         raise InputError("precision int8 needs labelled images for calibration: give data.")
+    if max_loss is not None:
+        if not is_finite(max_loss) or not 0 <= max_loss < 100:
+            raise InputError(
+                f"max_loss must be from 0 to less than 100 percentage points, not "
+                f"{brief(max_loss)}."
+            )
+        if data is None:
+            raise InputError("max_loss needs labelled images to measure accuracy on: give data.")
     torch_device = pick_device(device)
     check_precision(precision, torch_device)
     if engine != "auto":
         ENGINES[engine].check_precision(precision, torch_device.type)
         ENGINES[engine].load()
     network = load_classifier(model, progress=progress) if isinstance(model, str | Path) else model
+    if not isinstance(network, ResNeXt):
+        raise InputError(f"A model must be a ResNeXt, a file or a name, not {brief(network)}.")
     network = copy.deepcopy(network).float().eval()
     if network.config.norm in ("batch", "sync") and not network.config.norm_track:
         raise InputError(
@@ -104,42 +126,52 @@ def optimize(
         )
     size = network.card.preprocessing.size if network.card else default_size(network.config)
     device_name = "cpu" if torch_device.type == "cpu" else hardware(torch_device)
-    request = json.dumps([precision, engine, None if data is None else str(data)])
+    asked = [precision, engine, None if data is None else str(data)]
+    request = json.dumps(asked if max_loss is None else [*asked, float(max_loss)])
     digest = weights_digest(network)
     path = cached_plan_path(digest, device_name, batch, size, request)
-    plan = None if again else _cached_plan(path)
+    plan = None if again else _cached_plan(path, device)
     if plan:
-        return Optimized(plan, network.card, network.config, lambda: network)
+        return Optimized(plan, network.card, network.config, lambda: network, device)
     require_folder(path.parent)  # a folder that cannot be written fails now, not after minutes
     log = reporter(progress)
     try:
-        examples = _examples(network, data, size, log)
-        search = Search(network, size, torch_device, batch, examples, log)
-        form, rows = search.run(precision, engine)
+        if data is None or max_loss is None:
+            examples = _examples(network, data, size, log)
+            search = Search(network, size, torch_device, batch, examples, log)
+            form, rows = search.run(precision, engine)
+            builder, tradeoff = search.builder, None
+        else:
+            images, chosen = _sample(network, data, _DECIDING)
+            count = min(_CALIBRATION, max(len(chosen) // 4, 1))
+            split = chosen[:count], chosen[count:]
+            frontier = FrontierSearch(network, torch_device, batch, images, *split, max_loss, log)
+            form, rows, builder, tradeoff = frontier.run(precision, engine)
     finally:
         log.stop()
     plan = Plan(
         model=digest,
         form=form,
         batch=batch,
-        size=size,
+        size=builder.size,
         device=device_name,
         request=request,
         machine=machine_id(device_name),
         version=ENGINES[form.engine].version,
         rows=tuple(rows),
+        tradeoff=tradeoff,
     )
-    search.builder.save(form, "images", plan.graph("images"))
+    builder.save(form, "images", plan.graph("images"))
     if network.card and len(network.card.preprocessing.mean) == network.config.in_channels:
-        search.builder.save(form, "pixels", plan.graph("pixels"))
+        builder.save(form, "pixels", plan.graph("pixels"))
     write_plans(path, [plan])
-    return Optimized(plan, network.card, network.config, lambda: network)
+    return Optimized(plan, network.card, network.config, lambda: network, device)
 
 
-def _cached_plan(path: Path) -> Plan | None:
+def _cached_plan(path: Path, device: str) -> Plan | None:
     """The plan in a cached file; None if none applies."""
     try:
-        return next((plan for plan in read_plans(path) if not plan.mismatch()), None)
+        return next((plan for plan in read_plans(path) if not plan.mismatch(device)), None)
     except ResNeXtError:
         return None
 
@@ -148,15 +180,11 @@ def _examples(network: ResNeXt, data: str | Path | None, size: int, progress: Re
     """Images to compare predictions on: from `data`, else synthetic ones."""
     if data is None:
         return Examples(patterns(_PATTERNS, network.config.in_channels, size), real=False)
-    card = card_of(network)
-    dataset = open_for_evaluation(data, card.labels, card.provenance)
-    count = min(len(dataset), _CALIBRATION + _LABELLED)
-    chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int)
-    chosen = np.random.default_rng(0).permutation(np.unique(chosen))
+    dataset, chosen = _sample(network, data, _LABELLED)
     progress.start("Reading images", len(chosen))
     images: list[np.ndarray] = []
     targets: list[int] = []
-    prepared = EvalDataset(dataset, card.preprocessing, chosen.tolist())
+    prepared = EvalDataset(dataset, card_of(network).preprocessing, chosen)
     for i in range(len(prepared)):
         item = prepared[i]
         if item is not None:
@@ -169,6 +197,18 @@ def _examples(network: ResNeXt, data: str | Path | None, size: int, progress: Re
     rest = slice(calibration if len(images) > 1 else 0, None)
     stacked = np.stack(images)
     return Examples(stacked[:calibration], True, stacked[rest], np.array(targets)[rest])
+
+
+def _sample(network: ResNeXt, data: str | Path, measured: int) -> tuple[ImageSet, list[int]]:
+    """Images to calibrate int8 with and at most `measured` others: their set and positions.
+
+    They are spread over the images that the model was not trained on, in random order.
+    """
+    card = card_of(network)
+    dataset = open_for_evaluation(data, card.labels, card.provenance)
+    count = min(len(dataset), _CALIBRATION + measured)
+    chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int)
+    return dataset, np.random.default_rng(0).permutation(np.unique(chosen)).tolist()
 
 
 def patterns(count: int, channels: int, size: int) -> Float32[np.ndarray, "n c h w"]:

@@ -32,9 +32,11 @@ class Optimized:
 
     Args:
         plan: How to compute.
-        card: The network's card.
+        card: The network's card. With a plan that gives up accuracy for speed, the attribute `card`
+            has the plan's image size, crop, temperature and threshold instead.
         config: The network's config.
         network: Returns the network, if the engine has to be built again.
+        device: The GPU to run a plan for a GPU on, as a torch device; "auto" for the current one.
     """
 
     def __init__(
@@ -43,9 +45,11 @@ class Optimized:
         card: Card | None,
         config: ResNeXtConfig,
         network: Callable[[], ResNeXt],
+        device: str = "auto",
     ) -> None:
-        self.plan, self.card, self.config = plan, card, config
+        self.plan, self.card, self.config = plan, plan.card(card), config
         self._network = network
+        self._device = device
         self._sessions: dict[tuple[InputKind, EngineConfig], Session] = {}
         self._lock = threading.Lock()
 
@@ -57,7 +61,11 @@ class Optimized:
     @property
     def fingerprint(self) -> str:
         """Differs between models that may predict differently."""
-        return f"{self.plan.model} {self.plan.form}"
+        plan, form = self.plan, self.plan.form
+        parts = [plan.model, form.engine, form.precision, plan.calibration, str(form)]
+        if plan.tradeoff is not None:
+            parts.append(f"{plan.size} of {plan.tradeoff.resize} pixels")
+        return " ".join(filter(None, parts))
 
     def __call__(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """Logits of normalized images.
@@ -72,7 +80,14 @@ class Optimized:
         return self._tensors(x)[1]
 
     def pixels(self, x: UInt8[np.ndarray, "n h w c"]) -> Outputs:
-        """Logits and embeddings of pixels as `data.decoding.pixels` returns them."""
+        """Logits and embeddings of pixels as `data.decoding.pixels` returns them.
+
+        Raises:
+            InputError: The images have another size than the plan's.
+        """
+        side = self.plan.size
+        if x.shape[1:] != (side, side, self.config.in_channels):
+            raise self._wrong_shape(f"(n, {side}, {side}, {self.config.in_channels})", x.shape)
         return self.session("pixels", len(x))(x)
 
     def explain(self) -> str:
@@ -102,14 +117,18 @@ class Optimized:
             got = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
             raise InputError(f"Images must be a floating-point tensor, not {got}.")
         if x.ndim != 4 or tuple(x.shape[1:]) != (c, side, side):
-            raise InputError(
-                f"Images must have shape (n, {c}, {side}, {side}), for which this was optimized, "
-                f"not {tuple(x.shape)}."
-            )
+            raise self._wrong_shape(f"(n, {c}, {side}, {side})", tuple(x.shape))
         session = self.session("images", len(x))
         values = np.ascontiguousarray(x.detach().float().cpu().numpy())
         logits, embeddings = (torch.from_numpy(result).to(x.device) for result in session(values))
         return logits, embeddings
+
+    def _wrong_shape(self, wanted: str, got: tuple[int, ...]) -> InputError:
+        """The error for images of another size, which would be computed with wrong confidences."""
+        smaller = "" if self.plan.tradeoff is None else " Prepare them as card.preprocessing says."
+        return InputError(
+            f"Images must have shape {wanted}, for which this was optimized, not {got}.{smaller}"
+        )
 
     def _open(self, form: EngineConfig, kind: InputKind) -> Session:
         engine, path = ENGINES[form.engine], self.plan.graph(kind)
@@ -125,11 +144,10 @@ class Optimized:
             raise CheckpointError(
                 f"{path}, which holds the 8-bit network, is {state}. Run resnext optimize --again."
             )
-        import torch
-
         from resnext.inference.engines.builder import EngineBuilder
+        from resnext.system.device import pick_device
 
-        device = torch.device("cpu" if self.plan.device == "cpu" else "cuda")
+        device = pick_device("cpu" if self.plan.device == "cpu" else self._device)
         preprocessing = self.card.preprocessing if self.card else None
         builder = EngineBuilder(self._network(), self.plan.size, device, preprocessing)
         with suppress(CheckpointError, OSError):  # the file only saves time in later processes

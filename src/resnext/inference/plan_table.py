@@ -9,39 +9,91 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from resnext.inference.engines import ENGINES
-from resnext.inference.plan import Measurement, Plan
+from resnext.inference.engines.base import EngineConfig
+from resnext.inference.plan import Measurement, Plan, Tradeoff
 
 
 def plan_table(plan: Plan) -> str:
     """All measurements, fastest first, and which of them was chosen."""
+    size = plan.size if plan.tradeoff is None else plan.tradeoff.reference.size
     base = next(row.images_per_second for row in plan.rows if row.form is None)
     numbers = [Column(name, justify="right") for name in ("Images/s", "×", "ms", "Agreement")]
     table = Table("Engine", "Precision", "At once", *numbers, "", box=None, header_style="bold")
     for row in plan.rows:
         form, speed = row.form, row.images_per_second
-        if form is None:
-            texts = "PyTorch, unmodified", "fp32", _images(plan.batch)
-        else:
-            texts = ENGINES[form.engine].title, form.precision, str(form) if speed else ""
-        if speed:
-            milliseconds = 1e3 * plan.batch / speed
-            rates = f"{speed:,.1f}", f"{speed / base:.2f}", f"{milliseconds:.1f}"
-        else:
-            rates = ("–",) * 3
         table.add_row(
-            *texts,
-            *rates,
+            *_engine(form),
+            _images(plan.batch) if form is None else str(form) if speed else "",
+            *_rates(speed, base, plan.batch),
             _agreement(row),
             escape(row.verdict),
             style="bold" if row.verdict == "chosen" else "",
         )
+    title = f"{plan.machine}, {_images(plan.batch)} of {size}×{size} pixels"
+    text = _printed(title, table)
+    return text if plan.tradeoff is None else f"{text}\n\n{_frontier(plan, plan.tradeoff)}"
+
+
+def _frontier(plan: Plan, tradeoff: Tradeoff) -> str:
+    """Accuracy and speed of smaller images and int8, and what the choice means."""
+    names = ("Size", "Resized to", "Images/s", "×", "ms", "Accuracy", "95 %", "Loss", "95 %")
+    numbers = [Column(name, justify="right") for name in names]
+    table = Table("Engine", "Precision", *numbers, "", box=None, header_style="bold")
+    base = tradeoff.reference.images_per_second
+    for row in tradeoff.rows:
+        table.add_row(
+            *_engine(row.form),
+            str(row.size),
+            str(row.resize),
+            *_rates(row.images_per_second, base, plan.batch),
+            "" if row.accuracy is None else f"{row.accuracy:.2%}",
+            _range(row.interval),
+            "" if row.loss is None else f"{100 * row.loss:.2f}",
+            _range(row.loss_interval),
+            escape(row.verdict),
+            style="bold" if row.verdict == "chosen" else "",
+        )
+    title = (
+        f"Accuracy for speed: at most {tradeoff.max_loss:g} points of accuracy less than the last "
+        f"row, on {tradeoff.deciding:,} images of {tradeoff.data}; "
+        f"{tradeoff.calibrating:,} others timed and calibrated"
+    )
+    highest = tradeoff.chosen.loss_interval
+    text = _printed(title, table)
+    if highest is not None and 100 * highest[1] > tradeoff.max_loss:
+        text += (
+            f"\nOn new images the loss may reach {100 * highest[1]:.2f} points: the end of its "
+            f"95 % interval. More labelled images narrow it."
+        )
+    return text
+
+
+def _engine(form: EngineConfig | None) -> tuple[str, str]:
+    """Title of the engine and precision; None for the unmodified network."""
+    if form is None:
+        return "PyTorch, unmodified", "fp32"
+    return ENGINES[form.engine].title, form.precision
+
+
+def _rates(speed: float, base: float, batch: int) -> tuple[str, str, str]:
+    """Images per second, their ratio to `base`, and milliseconds of a batch."""
+    if not speed:
+        return "–", "–", "–"
+    return f"{speed:,.1f}", f"{speed / base:.2f}", f"{1e3 * batch / speed:.1f}"
+
+
+def _range(interval: tuple[float, float] | None) -> str:
+    """An interval of fractions, in percent or points."""
+    return "" if interval is None else f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f}"
+
+
+def _printed(title: str, table: Table) -> str:
+    """A title and a table as plain lines."""
     text = io.StringIO()
     console = Console(
         file=text, width=160, color_system=None, force_terminal=False, highlight=False
     )
-    console.print(
-        f"{plan.machine}, {_images(plan.batch)} of {plan.size}×{plan.size} pixels", markup=False
-    )
+    console.print(title, markup=False)
     console.print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 

@@ -30,10 +30,12 @@ MAX_DIFFERENCE = 1e-4
 MIN_AGREEMENT = 0.995
 """Minimum fraction of the images that keep their class in 16 bits."""
 
+EQUAL = 0.98
+"""Fraction of the best speed that counts as equally fast."""
+
 _SECONDS = 0.5  # minimum time to time a form
 _WIDTHS = (8, 16, 32)
 _PROMISING = 0.8  # fraction of the best speed from which a form is worth improving
-_EQUAL = 0.98  # fraction of the best speed that counts as equally fast
 _HOPELESS = 0.3  # fraction of the best speed below which one call is enough
 _FIRST_IMAGES = 8  # images to quantize with before a form is chosen
 
@@ -45,7 +47,8 @@ class Examples:
     Args:
         images: Normalized images, also used to calibrate int8.
         real: False for synthetic patterns.
-        labelled: Other images, to measure accuracy on; None for synthetic patterns.
+        labelled: Other images, to measure the accuracy of int8 on; None to leave that to the
+            caller.
         targets: Classes of `labelled`.
     """
 
@@ -96,6 +99,23 @@ class Search:
         Raises:
             InputError: No form runs, or none agrees with the network.
         """
+        self.measure(precision, engine)
+        for form in self.preferred():
+            if self.agrees(form):
+                self.rows[form] = replace(self.rows[form], verdict="chosen")
+                return form, self.table()
+        raise self.nothing_agrees()
+
+    def measure(self, precision: str, engine: str) -> None:
+        """Time all forms, the fastest of them twice.
+
+        Args:
+            precision: A precision, or "auto".
+            engine: Name of an engine, or "auto".
+
+        Raises:
+            InputError: No form runs.
+        """
         self.plain = TorchSession(self.network, torch.float32, channels_last=False)
         self.rows[None] = Measurement(None, self.speed(self.plain))
         for kind in self.precisions(precision):
@@ -108,11 +128,12 @@ class Search:
         if not self.sessions:
             raise InputError(f"No engine can compute this network here: {self.reasons()}.")
         self.finals()
-        for form in self.preferred():
-            if self.agrees(form):
-                self.rows[form] = replace(self.rows[form], verdict="chosen")
-                return form, self.table()
-        raise InputError(f"Every form that was timed disagrees with the network: {self.reasons()}.")
+
+    def nothing_agrees(self) -> InputError:
+        """The error for a network with which no form agrees."""
+        return InputError(
+            f"Every form that was timed disagrees with the network: {self.reasons()}."
+        )
 
     def table(self) -> list[Measurement]:
         """All measurements, fastest first, the unmodified network last."""
@@ -175,7 +196,7 @@ class Search:
                 if self.timed(wider) < _PROMISING * self.timed(best):
                     break  # still wider groups multiply even more zeros
                 best = max(best, wider, key=self.timed)
-        if precision == "int8":
+        if precision == "int8" and self.examples.labelled is not None:
             self.quantize_fully(engine, best)
 
     def widths(self) -> list[int]:
@@ -207,7 +228,7 @@ class Search:
     def forget(self) -> None:
         """Unload engines that are unlikely to be chosen, because they hold memory."""
         order = sorted(self.sessions, key=self.rate, reverse=True)
-        best = {form.engine: form for form in reversed(order)}.values()
+        best = {(form.engine, form.precision): form for form in reversed(order)}.values()
         for form in order[4:]:
             if form not in best and not self.is_plain(form):
                 del self.sessions[form]
@@ -250,10 +271,15 @@ class Search:
         for form in order:
             self.rows[form] = replace(self.rows[form], images_per_second=self.batch / best[form])
 
-    def preferred(self) -> list[EngineConfig]:
-        """Fastest first, but among those as fast as the fastest, simplest first."""
-        forms = sorted(self.sessions, key=self.rate, reverse=True)
-        equal = [form for form in forms if self.rate(form) >= _EQUAL * self.rate(forms[0])]
+    def preferred(self, precision: str | None = None) -> list[EngineConfig]:
+        """Fastest first, but among those as fast as the fastest, simplest first.
+
+        Args:
+            precision: Only forms of this precision; None for all.
+        """
+        forms = [form for form in self.sessions if precision in (None, form.precision)]
+        forms.sort(key=self.rate, reverse=True)
+        equal = [form for form in forms if self.rate(form) >= EQUAL * self.rate(forms[0])]
         return sorted(equal, key=lambda form: (form.width, form.streams)) + forms[len(equal) :]
 
     def agrees(self, form: EngineConfig) -> bool:

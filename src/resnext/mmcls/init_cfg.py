@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resnext.checks import brief
 from resnext.errors import CheckpointError, ConfigError, MissingFileError, UnknownNameError
 
 InitCfg = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
@@ -64,7 +65,9 @@ def _entries(init_cfg: InitCfg) -> Sequence[Mapping[str, Any]]:
         return ()
     entries = [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg
     if not isinstance(entries, list | tuple) or not all(isinstance(e, Mapping) for e in entries):
-        raise ConfigError(f"init_cfg must be a dictionary or a list of them, not {init_cfg!r}.")
+        raise ConfigError(
+            f"init_cfg must be a dictionary or a list of them, not {brief(init_cfg)}."
+        )
     return entries
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from resnext.checks import brief
 from resnext.errors import ConfigError, ConfigTypeError, UnknownNameError
 from resnext.layers import NORM_LAYERS
 
@@ -67,7 +68,7 @@ def pop_type(cfg: dict[str, Any], what: str) -> str:
     """
     kind = cfg.pop("type", None)
     if not isinstance(kind, str):
-        raise UnknownNameError(f"{what} must have a 'type' that is a name, not {kind!r}.")
+        raise UnknownNameError(f"{what} must have a 'type' that is a name, not {brief(kind)}.")
     return kind.removeprefix("mmcls.").removeprefix("mmpretrain.")
 
 
@@ -76,11 +77,11 @@ def _fields_of(
 ) -> tuple[str, dict[str, Any]]:
     """Type of a layer config, and its arguments as our fields."""
     if not isinstance(cfg, Mapping):
-        raise ConfigTypeError(f"{what} must be a dictionary, not {cfg!r}.")
+        raise ConfigTypeError(f"{what} must be a dictionary, not {brief(cfg)}.")
     kind = cfg.get("type")
     if not isinstance(kind, str) or kind not in kinds:
         raise UnknownNameError(
-            f"{what} must have a 'type' among {', '.join(kinds)}, not {dict(cfg)!r}."
+            f"{what} must have a 'type' among {', '.join(kinds)}, not {brief(dict(cfg))}."
         )
     known: Mapping[str, str] = kinds[kind][-1]
     for name in cfg:

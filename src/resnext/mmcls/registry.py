@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from resnext.checks import brief
 from resnext.errors import ConfigError, ConfigTypeError, UnknownNameError
 from resnext.mmcls.backbone import ResNeXt, SEResNeXt
 from resnext.mmcls.classifier import ImageClassifier, LinearClsHead
@@ -36,7 +37,7 @@ def build(cfg: Cfg) -> nn.Module:
         ConfigError: An entry is missing, or its type is not supported. Also a `KeyError`.
     """
     if not isinstance(cfg, Mapping):
-        raise ConfigTypeError(f"A config must be a dictionary, not {cfg!r}.")
+        raise ConfigTypeError(f"A config must be a dictionary, not {brief(cfg)}.")
     if "type" not in cfg and "model" in cfg:
         return build(cfg["model"])
     args = dict(cfg)

@@ -12,7 +12,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
 from resnext.card import Card, Described, Preprocessing, card_of
-from resnext.checks import at_least
+from resnext.checks import at_least, brief
 from resnext.data.decoding import (
     convert,
     decoding_error,
@@ -228,7 +228,7 @@ def decode(picture: Picture, colour: str) -> Image.Image:
         got: Any = (picture.shape, picture.dtype) if isinstance(picture, np.ndarray) else picture
         raise DataError(
             f"An image must be a file, a Pillow image or an array (h, w) or (h, w, 3) of uint8, "
-            f"not {got!r}."
+            f"not {brief(got)}."
         )
     return convert(Image.fromarray(picture), colour)
 

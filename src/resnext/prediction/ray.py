@@ -22,9 +22,14 @@ _BLOCK = 1024  # images per task, at least
 
 
 def _open(model: str, plan: bool) -> Runner:
+    """A runner whose predictions do not depend on the machine: accuracy is not given up."""
     from resnext.inference.opener import open_runner
+    from resnext.inference.optimized import Optimized
 
-    return open_runner(model, device="auto", plan=plan)
+    runner = open_runner(model, plan=plan)
+    if isinstance(runner, Optimized) and runner.plan.tradeoff is not None:
+        return open_runner(model, plan=False)
+    return runner
 
 
 def predict_files_with_ray(
@@ -55,7 +60,8 @@ def predict_files_with_ray(
         batch_size: Images per batch; None for the runner's own.
         overwrite: Whether `out` may exist.
         progress: Whether to show progress on standard error.
-        plan: Whether each machine uses its plan next to the model file.
+        plan: Whether each machine uses its plan next to the model file. Plans that give up accuracy
+            for speed are not used: predictions would depend on the machine.
         opener: Opens a model by name; the second argument is `plan`. Must be picklable.
 
     Raises:

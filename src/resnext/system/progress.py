@@ -134,7 +134,7 @@ class LiveReporter:
 
     def line(self, text: str) -> None:
         """Print a line above the bar."""
-        self._progress.console.print(text, highlight=False)
+        self._progress.console.print(text, highlight=False, markup=False)
 
     def stop(self) -> None:
         """Remove the bar."""

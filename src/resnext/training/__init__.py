@@ -1,7 +1,11 @@
 """Training: from images to a model file with its report.
 
 launch.py        train() and distill(): from arguments to a run, phase by phase
+given_model.py   the `model` argument of train(): a name, a config, a config file or a network
 preparation.py   checks, network, batch size, execution and identity of a run
+defaults.py      network and image size that follow from the images
+forecast.py      how long a run will take, from timing real steps
+minutes.py       network, size and epochs for a time budget
 trainer.py       the loop over epochs and steps
 teacher.py       a trained network that gives the targets: distillation
 step.py          one optimizer step: augmentation, forward, backward, update
@@ -9,6 +13,9 @@ run_state.py     settings and state of a run, and its clock
 divergence.py    when a loss counts as diverged, and the message about it
 interrupts.py    SIGINT and SIGTERM: stop after the running step
 validation.py    logits and metrics of the validation images, over all processes
+probe.py         the recipe probe: only a classifier, on cached embeddings
+embeddings.py    embeddings of images, computed once
+logistic.py      logistic regression, with its strength by cross-validation
 recipe.py        Recipe: how to train, as data
 recipes.py       the named recipes, and which one fits the data
 dataloader.py    order and random views of the training images

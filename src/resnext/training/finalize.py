@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 import platform
 import time
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from resnext.evaluation.calibration import fit_temperature, recommend_threshold
-from resnext.evaluation.metrics import score
+from resnext.calibration import fit_temperature, recommend_threshold
+from resnext.card import Preprocessing
+from resnext.data.scan import Scan
+from resnext.evaluation.metrics import EvalOutputs, score
+from resnext.network import ResNeXt
 from resnext.summary import summarize
 from resnext.system.cpu import cpu_name
 from resnext.system.device import hardware
 from resnext.training.report.html import Facts, confident_mistakes, write_report
+from resnext.training.run_state import TrainState
 from resnext.training.teacher import Teacher, comparison
 from resnext.training.trainer import Trainer
 from resnext.training.validation import Validator
@@ -23,54 +30,114 @@ from resnext.weights.load import load_classifier
 from resnext.weights.save import save
 
 
-def finalize(run: Trainer, *, command: str) -> None:
-    """Validate the best epoch's model again, calibrate it, and write it and the report.
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A run of any recipe whose best model is known.
 
-    The temperature and the threshold are fitted on the validation images (arXiv:1706.04599).
+    Args:
+        title: Name of the network in the report.
+        out: The model file.
+        folder: The run folder.
+        recipe: Fields of the recipe, as the report shows them.
+        preprocessing: How images become input.
+        scan: The images, and the scan's findings.
+        state: History, best epoch, durations and interruptions.
+        device: Device of the network.
+        precision: Name of the precision.
+        processes: Number of processes.
+        command: Command that repeats the run.
+        strengths: For the recipe `probe`: each strength that was tried, with its log loss.
+            None for recipes with epochs.
     """
-    settings, val = run.settings, run.splits.val
+
+    title: str
+    out: Path
+    folder: Path
+    recipe: Mapping[str, Any]
+    preprocessing: Preprocessing
+    scan: Scan
+    state: TrainState
+    device: torch.device
+    precision: str
+    processes: int
+    command: str
+    strengths: Sequence[tuple[float, float]] | None = None
+
+
+def finalize(run: Trainer, *, command: str) -> None:
+    """Validate the best epoch's model again, calibrate it, and write it and the report."""
+    settings = run.settings
     run.group.any(False)  # the others wait until the first process has written the model
     network = load_classifier(settings.out, device=run.device)
     network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     outputs = run.validator.outputs(network, "Validating the best epoch")
-    provenance = {}
     if settings.teacher is not None:
         accuracy = _accuracy(settings.teacher, run.validator)
-        provenance["teacher"] = {**settings.teacher.describe(), "val_accuracy": accuracy}
+        teacher = {**settings.teacher.describe(), "val_accuracy": accuracy}
+        assert network.card is not None  # the trainer gives every model one
+        provenance = {**network.card.provenance, "teacher": teacher}
+        network.card = replace(network.card, provenance=provenance)
     if not run.group.first:
         return
+    finished = Finished(
+        title=settings.title,
+        out=settings.out,
+        folder=settings.folder,
+        recipe=asdict(settings.recipe),
+        preprocessing=settings.preprocessing,
+        scan=run.scan,
+        state=run.state,
+        device=run.device,
+        precision=settings.execution.dtype,
+        processes=run.group.world,
+        command=command,
+    )
+    calibrate_and_report(network, outputs, finished)
+
+
+def calibrate_and_report(network: ResNeXt, outputs: EvalOutputs, run: Finished) -> None:
+    """Calibrate a model with a card, and write it and the report.
+
+    The temperature and the threshold are fitted on the validation images (arXiv:1706.04599).
+
+    Args:
+        network: The model.
+        outputs: Its logits of the validation images.
+        run: The run that it is of.
+    """
+    train, val = run.scan.splits.train, run.scan.splits.val
     raw = score(outputs, val, keep_logits=True)
     finite = bool(outputs.logits.isfinite().all())
     temperature = fit_temperature(outputs.logits, outputs.targets) if finite else 1.0
     result = score(outputs, val, temperature=temperature)
     threshold = recommend_threshold(result.confidence, result.right)
-    assert network.card is not None  # the trainer writes it
+    assert network.card is not None  # every run gives its model one
     network.card = replace(
         network.card,
         metrics=result.metrics("val"),
-        provenance={**network.card.provenance, **provenance},
         temperature=temperature,
         threshold=threshold,
     )
-    save(network, settings.out)
-    cost = summarize(network.config, settings.preprocessing.size)
+    save(network, run.out)
+    cost = summarize(network.config, run.preprocessing.size)
+    seconds = run.state.seconds
     facts = Facts(
-        title=settings.out.stem,
-        data=run.splits.train.name,
-        command=command,
+        title=run.out.stem,
+        data=train.name,
+        command=run.command,
         created=time.strftime("%Y-%m-%d %H:%M"),
-        model=run.settings.title,
+        model=run.title,
         config=repr(network.config),
         parameters=cost.parameters,
         gmacs=cost.macs / 1e9,
-        recipe=asdict(settings.recipe),
+        recipe=run.recipe,
         hardware=_hardware(run),
         versions={
             "resnext": version("resnext"),
             "torch": str(torch.__version__),
             "Python": platform.python_version(),
         },
-        seconds={**run.state.seconds, "total": sum(run.state.seconds.values())},
+        seconds={**seconds, "total": sum(seconds.values())},
         history=run.state.history,
         best_epoch=run.state.best["epoch"] if run.state.best else None,
         evaluation=raw,
@@ -78,13 +145,16 @@ def finalize(run: Trainer, *, command: str) -> None:
         threshold=threshold,
         summary=run.scan.summary(),
         findings=run.scan.lines(),
-        train_counts=run.splits.train.counts().tolist(),
+        train_counts=train.counts().tolist(),
         val_counts=val.counts().tolist(),
-        mistakes=confident_mistakes(network, val, result, settings.preprocessing),
+        mistakes=confident_mistakes(network, val, result, run.preprocessing),
         events=run.state.resumes,
-        teacher=comparison(network.card, network.config) if provenance else "",
+        strengths=run.strengths,
+        teacher=comparison(network.card, network.config)
+        if "teacher" in network.card.provenance
+        else "",
     )
-    write_report(facts, settings.folder / "report.html")
+    write_report(facts, run.folder / "report.html")
 
 
 def _accuracy(teacher: Teacher, validator: Validator) -> float:
@@ -94,7 +164,7 @@ def _accuracy(teacher: Teacher, validator: Validator) -> float:
     return round(score(outputs, validator.images).accuracy, 6)
 
 
-def _hardware(run: Trainer) -> dict[str, str]:
+def _hardware(run: Finished) -> dict[str, str]:
     """The machine and precision, for the report."""
     pages = (
         os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
@@ -103,10 +173,10 @@ def _hardware(run: Trainer) -> dict[str, str]:
         "processor": cpu_name(),
         "threads": str(torch.get_num_threads()),
         "memory": f"{pages / 2**30:.0f} GiB" if pages else "unknown",
-        "precision": run.settings.execution.dtype,
+        "precision": run.precision,
     }
     if run.device.type == "cuda":
         parts["gpu"] = hardware(run.device)
-    if run.group.world > 1:
-        parts["processes"] = str(run.group.world)
+    if run.processes > 1:
+        parts["processes"] = str(run.processes)
     return parts

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,47 +13,50 @@ from typing import Any
 
 import torch
 
+from resnext.checks import brief
 from resnext.config import ResNeXtConfig
 from resnext.data.dataset import Splits
 from resnext.data.open import open_splits
 from resnext.data.scan import Scan, scan
 from resnext.data.unlabelled import open_unlabelled, scan_unlabelled, training_pool
-from resnext.errors import InputError, ResNeXtError
+from resnext.errors import CheckpointError, InputError, ResNeXtError
+from resnext.evaluation.metrics import Evaluation
 from resnext.network import ResNeXt
 from resnext.system.device import pick_device, pick_precision
 from resnext.system.progress import reporter
-from resnext.training.checkpoint import Checkpoint
+from resnext.training.checkpoint import Checkpoint, latest_checkpoint
+from resnext.training.defaults import default_choice
 from resnext.training.distributed import ProcessGroup, init_distributed, shutdown_distributed
 from resnext.training.finalize import finalize
+from resnext.training.forecast import forecast_lines, measure
+from resnext.training.given_model import read_model
+from resnext.training.minutes import fit_to_minutes
 from resnext.training.preparation import (
     Context,
     Request,
     RunPlan,
-    build_network,
     check_identity,
     check_out,
-    check_packages,
-    chosen_preprocessing,
-    default_workers,
+    chosen_before,
     fastest_execution,
     fit_batch_size,
-    network_title,
-    open_folder,
-    provenance_of,
+    make_plan,
+    prepare_folder,
     resumed_execution,
     run_identity,
+    run_settings,
 )
+from resnext.training.probe import probe_plan, run_probe, starting_classifier
 from resnext.training.recipe import Recipe
-from resnext.training.recipes import choose
-from resnext.training.run_state import ExecutionConfig, RunSettings
-from resnext.training.teacher import check_distillation, open_teacher
+from resnext.training.run_state import ExecutionConfig, RunSettings, TimePlan
+from resnext.training.teacher import open_teacher
 from resnext.training.trainer import Trainer
 from resnext.weights.load import load_classifier
 
 
 def train(
     data: str | Path,
-    model: str | ResNeXtConfig | None = None,
+    model: str | Path | ResNeXtConfig | Mapping[str, Any] | ResNeXt | None = None,
     *,
     weights: str | Path | None = None,
     teacher: str | Path | ResNeXt | None = None,
@@ -70,6 +74,8 @@ def train(
     resume: bool = False,
     retries: int = 0,
     checkpoint_minutes: float = 5.0,
+    minutes: float | None = None,
+    dry_run: bool = False,
     overwrite: bool = False,
     progress: bool = True,
     **changes: Any,
@@ -88,19 +94,23 @@ def train(
         data: A folder with one folder of images per class, or with `train` and `val` folders of
             that kind; tar shards; a folder of idx files; a CSV list; a folder of Parquet files from
             Hugging Face; or "digits".
-        model: Name of a variant, or a config; by default resnext50_32x4d, or resnext11_8x16d for
-            the digits. Classes and image channels follow the data, and the recipe decides how the
-            blocks of a variant are initialized.
+        model: Name of a variant; a config, as `ResNeXtConfig`, a dictionary of its fields or a
+            config file (`.json`, or OpenMMLab's `.py`); or a `ResNeXt`, of which a copy is trained,
+            from its weights. By default it depends on the size of the images and on the device.
+            Classes and image channels follow the data, and the recipe decides how the blocks of a
+            variant are initialized.
         weights: Weights to fine-tune instead of `model`: a file from any library, a catalog name,
             `hf://owner/repo` or a URL.
         teacher: A trained classifier whose answers replace the labels, as in `distill`.
         unlabelled: With a teacher, a folder of further training images without classes.
         out: File to write: weights, config, labels, preprocessing, metrics and provenance.
         recipe: A name, a `Recipe`, or `file.py:name`, which is executed; by default "digits" for
-            the digits, "distill" with `teacher`, "finetune" with `weights`, else "small" or, from
-            20,000 images, "large".
-        size: Image size in pixels; by default that of the teacher, 8 for the digits, the size of
-            the weights, else 32 for small-image networks and 224 for all others.
+            the digits, "distill" with `teacher`, "finetune" with `weights` or a network that has a
+            card, else "small" or, from 20,000 images, "large". "probe" trains only the classifier
+            of `weights`, in the time of one look at each image.
+        size: Image size in pixels; by default that of the teacher, else the size of the weights;
+            without `model` it follows from the images; with a model, 32 for small-image networks
+            and 224 for all others.
         seed: Random seed for initialization, data order and augmentation.
         val_fraction: Fraction of each class to hold out if the data has no `val`.
         workers: Number of processes that decode images; by default it depends on the number of
@@ -114,13 +124,18 @@ def train(
         retries: If the loss diverges, how many times to return to the last checkpoint and halve the
             learning rate.
         checkpoint_minutes: Minutes between checkpoints; one is also written after every epoch.
+        minutes: Time for the whole run, including its report. Network, size and number of epochs
+            are chosen from the images and the measured speed of this machine, except those that
+            are given. If the machine becomes slower or faster, the number of epochs changes.
+        dry_run: Stop after the forecast and write nothing.
         overwrite: Whether an existing `out` may be replaced.
         progress: Whether to show progress on standard error.
         changes: Fields of the recipe to change, such as `epochs=10`. Without `learning_rate`, the
             learning rate is scaled with `batch_size`.
 
     Returns:
-        The best epoch's network in evaluation mode, equal to `load(out)`.
+        The best epoch's network in evaluation mode, equal to `load(out)`; with `dry_run`, the
+        network before its first step.
 
     Raises:
         DataError: The data does not exist or is too small, or more than 5 % of a class cannot be
@@ -133,14 +148,15 @@ def train(
         ResNeXtError: The loss diverged.
         KeyboardInterrupt: The run was interrupted.
     """
+    began = time.monotonic()
+    given = read_model(model)
     group = init_distributed(device)
     progress_reporter = reporter(progress and group.first)
     request = Request(
         data=data,
-        model=model,
+        model=given,
         weights=weights,
-        teacher=teacher,
-        unlabelled=unlabelled,
+        teacher=None,  # opened below, when the classes are known
         out=Path(out),
         recipe=recipe,
         size=size,
@@ -154,28 +170,34 @@ def train(
         resume=resume or group.restarts > 0,
         retries=retries,
         checkpoint_minutes=checkpoint_minutes,
+        minutes=minutes,
+        dry_run=dry_run,
         overwrite=overwrite,
         changes=changes,
     )
     try:
         with _peer_errors(group):
-            used_device = _validate_arguments(request, group)
-            context = Context(group, used_device, progress_reporter)
-            plan = _make_plan(request, context, progress=progress)
-            checkpoint = _prepare_folder(request, context)
-            scanned = _scan(plan.splits, request.folder, context)
-            _run(request, context, _after_scan(plan, scanned, context), scanned, checkpoint)
+            context = Context(group, _validate_arguments(request, group), progress_reporter)
+            checkpoint = group.broadcast(_newest_checkpoint(request, context))
+            splits = open_splits(data, seed=seed, val_fraction=val_fraction)
+            request, splits = _with_teacher(request, splits, context, teacher, unlabelled)
+            if request.recipe == "probe":
+                _probe(request, context, splits, checkpoint)
+            else:
+                plan = _train(request, context, splits, checkpoint, began)
+                if dry_run:
+                    return plan.network
     finally:
         progress_reporter.stop()
         if group.world > 1:
             shutdown_distributed()
-    return load_classifier(request.out, device=used_device)
+    return load_classifier(request.out, device=context.device)
 
 
 def distill(
     teacher: str | Path | ResNeXt,
     data: str | Path,
-    model: str | ResNeXtConfig | None = None,
+    model: str | Path | ResNeXtConfig | Mapping[str, Any] | ResNeXt | None = None,
     *,
     unlabelled: str | Path | None = None,
     **options: Any,
@@ -191,7 +213,7 @@ def distill(
         teacher: The trained classifier: a network with a card, a file from any library, a catalog
             name, `hf://owner/repo` or a URL. It must have the classes of the data, in any order.
         data: Labelled images, as for `train`.
-        model: Name of a variant, or a config, as for `train`.
+        model: The student: a variant, a config or a network, as for `train`.
         unlabelled: A folder of further images without classes, searched at any depth. They are
             trained on, never validated on.
         options: Arguments of `train`, and fields of the recipe, such as `epochs=100` or
@@ -213,6 +235,44 @@ def distill(
 # -- phases ---------------------------------------------------------------------------------------
 
 
+def _train(
+    request: Request,
+    context: Context,
+    splits: Splits,
+    checkpoint: Checkpoint | None,
+    began: float,
+) -> RunPlan:
+    """All phases of a run with epochs."""
+    asked, request = request, _with_defaults(request, splits, context, checkpoint)
+    plan = make_plan(request, splits, context)  # finds invalid arguments early
+    if not request.dry_run:
+        _prepare_folder(request, context, empty=checkpoint is None)
+    scanned = _scan(splits, None if request.dry_run else request.folder, context)
+    time_plan = None
+    if checkpoint is None and request.minutes is not None:
+        request, time_plan = fit_to_minutes(request, asked, scanned.splits, context, began)
+        plan = make_plan(request, splits, context)
+    elif checkpoint is None and request.model is not asked.model:
+        context.progress.line(
+            f"{request.model} at {request.size} pixels suits these images; --model, --size and "
+            f"--minutes choose otherwise."
+        )
+    recipe = fit_batch_size(plan.recipe, training_pool(scanned.splits), context.group)
+    plan = replace(plan, splits=scanned.splits, recipe=recipe)
+    _run(request, context, plan, scanned, checkpoint, time_plan)
+    return plan
+
+
+def _probe(
+    request: Request, context: Context, splits: Splits, checkpoint: Checkpoint | None
+) -> None:
+    """All phases of the recipe `probe`, which has no epochs."""
+    plan = probe_plan(request, splits, context)
+    _prepare_folder(request, context, empty=checkpoint is None)
+    scanned = _scan(splits, request.folder, context)
+    run_probe(request, context, plan, scanned, checkpoint, command=_command(request))
+
+
 def _validate_arguments(request: Request, group: ProcessGroup) -> torch.device:
     """Check all arguments that need no data, and return the device of this process."""
     check_out(request)
@@ -222,9 +282,12 @@ def _validate_arguments(request: Request, group: ProcessGroup) -> torch.device:
         ("workers", request.workers or 0),
     ):
         if type(value) not in (int, float) or not 0 <= value < 1e9:
-            raise InputError(f"{name} must be 0 or more, not {value!r}.")
-    if request.unlabelled is not None and request.teacher is None:
-        raise InputError("Unlabelled images need a teacher. Give one, or leave them out.")
+            raise InputError(f"{name} must be 0 or more, not {brief(value)}.")
+    if request.minutes is not None:
+        if type(request.minutes) not in (int, float) or not 0 < request.minutes < 1e6:
+            raise InputError(f"minutes must be more than 0, not {brief(request.minutes)}.")
+        if "epochs" in request.changes:
+            raise InputError("Give minutes or epochs, not both: minutes decides the epochs.")
     device = pick_device(request.device)
     if group.world > 1 and device.type == "cuda":  # each process has its own GPU
         device = torch.device("cuda", group.local)
@@ -233,60 +296,80 @@ def _validate_arguments(request: Request, group: ProcessGroup) -> torch.device:
     return device
 
 
-def _make_plan(request: Request, context: Context, *, progress: bool) -> RunPlan:
-    """Open the data, choose the recipe and build the network; nothing is written."""
-    splits = open_splits(request.data, seed=request.seed, val_fraction=request.val_fraction)
-    progress = progress and context.group.first
-    teacher = None
-    if request.teacher is not None:
-        teacher = open_teacher(request.teacher, splits.train, progress=progress)
-    if request.unlabelled is not None:
-        unlabelled = open_unlabelled(request.unlabelled, splits.train.labels)
-        splits = replace(splits, unlabelled=unlabelled)
-    images = training_pool(splits)
-    recipe = choose(
-        request.recipe,
-        default="distill" if teacher else splits.defaults.recipe,
-        images=len(images),
-        weights=request.weights is not None,
-    )
-    recipe = fit_batch_size(recipe.changed(**request.changes), images, context.group)
-    torch.manual_seed(request.seed)
-    network = build_network(request, splits, recipe, progress)
-    preprocessing = chosen_preprocessing(network, splits, request.size, teacher)
-    if teacher is not None:
-        check_distillation(recipe, teacher, preprocessing.size)
-    check_packages(recipe)
-    return RunPlan(splits, recipe, network, preprocessing, teacher)
+def _newest_checkpoint(request: Request, context: Context) -> Checkpoint | None:
+    """In the first process: the checkpoint to resume from, if the run resumes and there is one.
+
+    Raises:
+        CheckpointError: A finished model would be lost, or all checkpoints are damaged.
+    """
+    if not (request.resume and context.group.first):
+        return None
+    checkpoint = latest_checkpoint(request.folder, context.progress.line)
+    if checkpoint is None and request.out.exists() and not request.overwrite:
+        raise CheckpointError(
+            f"{request.out} exists, and there is no checkpoint to resume from. Choose another "
+            f"name, or allow overwriting (--overwrite)."
+        )
+    if checkpoint is None:
+        context.progress.line("There is no checkpoint to resume from; starting a new run.")
+    return checkpoint
 
 
-def _prepare_folder(request: Request, context: Context) -> Checkpoint | None:
-    """The checkpoint to resume from; without one, an empty folder for the run."""
-    return context.group.broadcast(
-        open_folder(request, context.progress) if context.group.first else None
-    )
+def _with_teacher(
+    request: Request,
+    splits: Splits,
+    context: Context,
+    teacher: str | Path | ResNeXt | None,
+    unlabelled: str | Path | None,
+) -> tuple[Request, Splits]:
+    """The request with the opened teacher and its image size, the splits with unlabelled images.
+
+    Raises:
+        InputError: Unlabelled images are given without a teacher.
+    """
+    if teacher is None:
+        if unlabelled is not None:
+            raise InputError("Unlabelled images need a teacher. Give one, or leave them out.")
+        return request, splits
+    opened = open_teacher(teacher, splits.train, progress=context.shows_progress)
+    opened.network.to(context.device, memory_format=torch.channels_last)  # pyright: ignore
+    if unlabelled is not None:
+        images = open_unlabelled(unlabelled, splits.train.labels)
+        splits = replace(splits, unlabelled=images)
+    size = opened.preprocessing.size if request.size is None else request.size
+    return replace(request, teacher=opened, size=size), splits
 
 
-def _scan(splits: Splits, folder: Path, context: Context) -> Scan:
+def _with_defaults(
+    request: Request, splits: Splits, context: Context, checkpoint: Checkpoint | None
+) -> Request:
+    """The request with network and size, if it names none: those of the checkpoint, or chosen."""
+    if checkpoint is not None:
+        request = chosen_before(request, checkpoint.about["identity"])
+    if request.model is not None or request.weights is not None:
+        return request
+    choice = default_choice(splits, context.device.type, request.size)
+    return replace(request, model=choice.network, size=choice.size)
+
+
+def _prepare_folder(request: Request, context: Context, *, empty: bool) -> None:
+    """Create the run folder, and empty it for a new run."""
+    if context.group.first:
+        prepare_folder(request.folder, empty=empty)
+    context.group.any(False)  # the others wait
+
+
+def _scan(splits: Splits, folder: Path | None, context: Context) -> Scan:
     """Decode every image once, in the first process; the result in all of them."""
     result = None
     if context.group.first:
-        quarantine = folder / "quarantine.csv"
+        quarantine = None if folder is None else folder / "quarantine.csv"
         result = scan(splits, context.progress, quarantine=quarantine)
         if splits.unlabelled is not None:
             result = scan_unlabelled(result, context.progress, quarantine=quarantine)
-        for line in (result.summary(), *result.lines()):
+        for line in (*result.overview(), *result.lines()):
             context.progress.line(line)
     return context.group.broadcast(result)
-
-
-def _after_scan(plan: RunPlan, scanned: Scan, context: Context) -> RunPlan:
-    """The run plan for the images that were kept, with the networks on their device."""
-    recipe = fit_batch_size(plan.recipe, training_pool(scanned.splits), context.group)
-    network = plan.network.to(context.device, memory_format=torch.channels_last)  # pyright: ignore
-    if plan.teacher is not None:
-        plan.teacher.network.to(context.device, memory_format=torch.channels_last)  # pyright: ignore
-    return replace(plan, splits=scanned.splits, recipe=recipe, network=network)
 
 
 def _choose_execution(
@@ -304,47 +387,47 @@ def _run(
     plan: RunPlan,
     scanned: Scan,
     checkpoint: Checkpoint | None,
+    time_plan: TimePlan | None,
 ) -> None:
     """Train from the start or from the checkpoint, and write the report."""
-    identity = run_identity(request, plan)
     if checkpoint is not None:
-        check_identity(checkpoint.about["identity"], identity)
-    settings = RunSettings(
-        title=network_title(request, plan.splits),
-        out=request.out,
-        folder=request.folder,
-        recipe=plan.recipe,
-        preprocessing=plan.preprocessing,
-        seed=request.seed,
-        execution=_choose_execution(request, context, plan, checkpoint),
-        workers=default_workers(plan.splits.train, context.device)
-        if request.workers is None
-        else request.workers,
-        device=context.device,
-        provenance=provenance_of(request, plan),
-        identity=identity,
-        retries=request.retries,
-        checkpoint_seconds=60 * request.checkpoint_minutes,
-        sync_norms=request.sync_norms,
-        teacher=plan.teacher,
-    )
+        check_identity(checkpoint.about["identity"], run_identity(request, plan))
+    execution = _choose_execution(request, context, plan, checkpoint)
+    settings = run_settings(request, context, plan, execution)
+    shown = context.group.any(context.shows_progress or request.dry_run)[0]
+    if checkpoint is None and shown:  # all processes measure together
+        _show_forecast(plan, settings, context)
+    if request.dry_run:
+        return
+    head = starting_classifier(request, context, plan) if checkpoint is None else None
     trainer = Trainer(plan.network, scanned, settings, context.group, context.progress)
     try:
-        _start(trainer, checkpoint)
+        _start(trainer, checkpoint, head, time_plan)
         trainer.run()
         finalize(trainer, command=_command(request))
     finally:
         trainer.close()
 
 
-def _start(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
-    """Restore the checkpoint, or write the first one."""
+def _show_forecast(plan: RunPlan, settings: RunSettings, context: Context) -> None:
+    speed = measure(plan.network, plan.splits, settings, context.group)
+    for line in forecast_lines(settings, len(training_pool(plan.splits)), speed):
+        context.progress.line(line)
+
+
+def _start(
+    trainer: Trainer,
+    checkpoint: Checkpoint | None,
+    head: Evaluation | None,
+    time_plan: TimePlan | None,
+) -> None:
+    """Restore the checkpoint, or write the first one, with the result of the first classifier."""
     if checkpoint is None:
-        trainer.begin()
+        trainer.begin(head, time_plan)
         return
     trainer.restore(checkpoint)
     state = trainer.state
-    if state.epoch > trainer.recipe.epochs:
+    if state.epoch > trainer.epochs:
         trainer.progress.line("The run is complete; its report is written again.")
     else:
         state.resumes.append(f"Resumed in epoch {state.epoch}, step {state.step}.")

@@ -10,6 +10,7 @@ from typing import Any
 
 from resnext.errors import CheckpointError
 from resnext.system.atomic import write_bytes_atomically
+from resnext.system.text import clock_time, duration
 
 _TAGS = {
     "loss": "train/loss",
@@ -88,7 +89,9 @@ def epoch_line(
         share = took[part] / max(metrics["seconds"], 1e-9)
         if share > 0.1:
             waits += f"  {share:.0%} waiting for {name}"
-    remaining = f"{left / 60:.0f} min left" if left > 99 else f"{left:.0f} s left"
+    remaining = f"{duration(left)} left"
+    if left > 99:
+        remaining += f", until {clock_time(left)}"
     return (
         f"epoch {metrics['epoch']:>3}/{epochs}  loss {metrics['loss']:.4f}  {accuracy}  "
         f"{metrics['images_per_second']:,.0f} images/s  {remaining}"

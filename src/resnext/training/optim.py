@@ -69,12 +69,12 @@ def optimizer(network: ResNeXt, recipe: Recipe) -> torch.optim.Optimizer:
     return Lamb(groups, lr=recipe.learning_rate)
 
 
-def lr_schedule(recipe: Recipe, step: int, steps: int) -> float:
+def lr_schedule(recipe: Recipe, step: float, steps: int) -> float:
     """Factor on the highest learning rate at a step: linear warm-up, then the schedule.
 
     Args:
         recipe: Warm-up, schedule and milestones.
-        step: Number of the step, from 0.
+        step: Number of the step, from 0; a fraction after the run was replanned.
         steps: Number of steps of the run.
     """
     warmup = round(steps * recipe.warmup)

@@ -15,39 +15,39 @@ from typing import Any
 import numpy as np
 import torch
 
-from resnext.architectures import variant
+from resnext.architectures import title, variant
 from resnext.card import Preprocessing
+from resnext.checks import brief
 from resnext.config import ResNeXtConfig
 from resnext.data.dataset import ImageSet, Splits
 from resnext.data.transforms import fast_decoder
-from resnext.data.unlabelled import unlabelled_fingerprint
+from resnext.data.unlabelled import training_pool, unlabelled_fingerprint
 from resnext.errors import CheckpointError, ConfigError, DataError, InputError
 from resnext.grouped_conv import fastest_groups
 from resnext.network import ResNeXt
 from resnext.system.cpu import available_cores
 from resnext.system.device import pick_precision
-from resnext.system.progress import Reporter
-from resnext.training.checkpoint import Checkpoint, latest_checkpoint
+from resnext.system.progress import Reporter, SilentReporter
 from resnext.training.distributed import ProcessGroup
-from resnext.training.recipe import Recipe
-from resnext.training.run_state import ExecutionConfig
-from resnext.training.teacher import Teacher
+from resnext.training.given_model import network_copy
+from resnext.training.recipe import Probe, Recipe
+from resnext.training.recipes import choose
+from resnext.training.run_state import ExecutionConfig, RunSettings
+from resnext.training.teacher import Teacher, check_distillation
 from resnext.weights.load import load
 
-_DEFAULT_NETWORK = "resnext50_32x4d"
-_LATER_FIELDS = {"recipe.distill_temperature": 1.0}
-"""What older checkpoints, which lack these fields, were trained with."""
+_LATER_FIELDS = {"recipe.probe": False, "recipe.distill_temperature": 1.0}
+"""What older checkpoints, which lack these fields, were trained with; None for all others."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of `train`, which documents them."""
+    """The arguments of `train`, which documents them; the teacher is opened."""
 
     data: str | Path
-    model: str | ResNeXtConfig | None
+    model: str | ResNeXtConfig | ResNeXt | None
     weights: str | Path | None
-    teacher: str | Path | ResNeXt | None
-    unlabelled: str | Path | None
+    teacher: Teacher | None
     out: Path
     recipe: str | Recipe | None
     size: int | None
@@ -61,6 +61,8 @@ class Request:
     resume: bool
     retries: int
     checkpoint_minutes: float
+    minutes: float | None
+    dry_run: bool
     overwrite: bool
     changes: dict[str, Any]
 
@@ -68,6 +70,19 @@ class Request:
     def folder(self) -> Path:
         """The run folder, next to the model file."""
         return self.out.with_name(f"{self.out.stem}.run")
+
+    @property
+    def origin(self) -> str | None:
+        """Where the first weights come from; None if they are random."""
+        if isinstance(self.model, ResNeXt):
+            return "a network in memory"
+        return None if self.weights is None else str(self.weights)
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether the first weights were trained: loaded ones, or a network's that has a card."""
+        carded = isinstance(self.model, ResNeXt) and self.model.card is not None
+        return carded or self.weights is not None
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,11 @@ class Context:
     group: ProcessGroup
     device: torch.device
     progress: Reporter
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether this process shows its progress to someone."""
+        return self.group.first and not isinstance(self.progress, SilentReporter)
 
 
 @dataclass(frozen=True)
@@ -88,6 +108,46 @@ class RunPlan:
     network: ResNeXt
     preprocessing: Preprocessing
     teacher: Teacher | None
+
+
+@dataclass(frozen=True)
+class ProbePlan:
+    """As `RunPlan`, for the recipe `probe`."""
+
+    splits: Splits
+    recipe: Probe
+    network: ResNeXt
+    preprocessing: Preprocessing
+
+
+def make_plan(request: Request, splits: Splits, context: Context) -> RunPlan:
+    """Choose the recipe and build the network, on its device; nothing is written.
+
+    Raises:
+        ConfigError: Model, recipe or size are invalid, or an optional package is missing.
+        CheckpointError: The weights cannot be loaded.
+        DataError: There are too few images for the processes.
+        InputError: The batch cannot be divided among the processes, or the images are too small
+            for the teacher.
+    """
+    teacher, images = request.teacher, training_pool(splits)
+    recipe = choose(
+        request.recipe,
+        default="distill" if teacher else splits.defaults.recipe,
+        images=len(images),
+        weights=request.fine_tunes,
+    )
+    recipe = fit_batch_size(recipe.changed(**request.changes), images, context.group)
+    torch.manual_seed(request.seed)
+    network = build_network(request, splits, recipe, context.shows_progress)
+    preprocessing = chosen_preprocessing(network, splits, request.size, teacher)
+    if teacher is not None:
+        check_distillation(recipe, teacher, preprocessing.size)
+    check_packages(recipe)
+    network = network.to(context.device)
+    context.group.broadcast_tensors(list(network.state_dict().values()))  # a given network's differ
+    network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return RunPlan(splits, recipe, network, preprocessing, teacher)
 
 
 def check_packages(recipe: Recipe) -> None:
@@ -119,14 +179,14 @@ def chosen_preprocessing(
         default = teacher.default_preprocessing(splits.colour)
     elif config.small_stem:
         default = Preprocessing(32, 32)
-    if size is None and teacher is None:
+    if size is None:
         size = splits.defaults.size
     smallest = max(config.stride, config.min_size)
     chosen = default.size if size is None else size
     if type(chosen) is not int or chosen < smallest:
         raise ConfigError(
             f"size must be at least {smallest} pixels for this network, "
-            f"whose last map has one pixel for every {config.stride}, not {chosen!r}. Raise "
+            f"whose last map has one pixel for every {config.stride}, not {brief(chosen)}. Raise "
             f"--size, or choose a network for small images such as resnext29_32x4d."
         )
     resize = default.resize
@@ -141,26 +201,26 @@ def build_network(request: Request, splits: Splits, recipe: Recipe, progress: bo
     """The network before the first step.
 
     Raises:
-        ConfigError: The variant is unknown, or both a model and weights are given.
-        CheckpointError: The weights cannot be loaded.
+        ConfigError: The variant is unknown, both a model and weights are given, or the network
+            was modified.
+        CheckpointError: The weights cannot be loaded, or not adapted to the images' channels.
     """
     labels, channels = splits.train.labels, 1 if splits.colour == "L" else 3
     model, weights = request.model, request.weights
-    if weights is None:
+    if model is not None and weights is not None:
+        raise ConfigError("Give a model or weights, not both: weights define their network.")
+    if isinstance(model, ResNeXt):
+        network = network_copy(model, len(labels), channels)
+    elif weights is not None:
+        network = load(weights, num_classes=len(labels), in_channels=channels, progress=progress)
+        assert isinstance(network, ResNeXt), "a checkpoint that is given classes has a classifier"
+    else:
         initial = {
             "zero_init_residual": recipe.zero_init_residual,
             "drop_path_rate": recipe.drop_path,
         }
-        config = (
-            model
-            if isinstance(model, ResNeXtConfig)
-            else variant(model or splits.defaults.network or _DEFAULT_NETWORK, **initial)
-        )
+        config = model if isinstance(model, ResNeXtConfig) else variant(_named(model), **initial)
         return ResNeXt(config.replace(num_classes=len(labels), in_channels=channels))
-    if model is not None:
-        raise ConfigError("Give a model or weights, not both: weights define their network.")
-    network = load(weights, num_classes=len(labels), in_channels=channels, progress=progress)
-    assert isinstance(network, ResNeXt), "a checkpoint that is given classes has a classifier"
     if recipe.drop_path:
         state, config = network.state_dict(), network.config
         card, network = network.card, ResNeXt(config.replace(drop_path_rate=recipe.drop_path))
@@ -173,13 +233,18 @@ def build_network(request: Request, splits: Splits, recipe: Recipe, progress: bo
     return network
 
 
-def network_title(request: Request, splits: Splits) -> str:
+def network_title(request: Request, plan: RunPlan | ProbePlan) -> str:
     """Name of the network in the report."""
     if request.weights is not None:
         return Path(request.weights).name
-    if isinstance(request.model, ResNeXtConfig):
-        return "ResNeXt"
-    return request.model or splits.defaults.network or _DEFAULT_NETWORK
+    if isinstance(request.model, ResNeXtConfig | ResNeXt):
+        return title(plan.network.config)
+    return _named(request.model)
+
+
+def _named(model: str | None) -> str:
+    assert model is not None, "a request without weights has a network, see `default_choice`"
+    return model
 
 
 def check_out(request: Request) -> None:
@@ -225,36 +290,48 @@ def fit_batch_size(recipe: Recipe, images: ImageSet, group: ProcessGroup) -> Rec
     return recipe
 
 
-def open_folder(request: Request, progress: Reporter) -> Checkpoint | None:
-    """The newest checkpoint if the run resumes; else the folder is created or emptied.
+def prepare_folder(folder: Path, *, empty: bool) -> None:
+    """Create the run folder; with `empty`, delete the files in it.
 
     Raises:
-        CheckpointError: A finished model would be lost, all checkpoints are damaged, or the
-            folder cannot be written.
+        CheckpointError: The folder cannot be written.
     """
-    out, folder = request.out, request.folder
-    if request.resume:
-        checkpoint = latest_checkpoint(folder, progress.line)
-        if checkpoint is None and out.exists() and not request.overwrite:
-            raise CheckpointError(
-                f"{out} exists, and there is no checkpoint to resume from. Choose another name, or "
-                f"allow overwriting (--overwrite)."
-            )
-        if checkpoint is None:
-            progress.line("There is no checkpoint to resume from; starting a new run.")
-    else:
-        checkpoint = None
     try:
         folder.mkdir(exist_ok=True)
-        for path in folder.iterdir() if checkpoint is None else []:
+        for path in folder.iterdir() if empty else []:
             if path.is_file():
                 path.unlink()
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}.") from error
-    return checkpoint
 
 
-def run_identity(request: Request, plan: RunPlan) -> dict[str, Any]:
+def chosen_before(request: Request, identity: dict[str, Any]) -> Request:
+    """The request with what the run chose when it began, where the request leaves it open.
+
+    Args:
+        request: The arguments of the resumed run.
+        identity: The identity of the run in its checkpoint, see `run_identity`.
+    """
+    if request.minutes != identity.get("minutes"):
+        return request
+    if request.minutes is not None:
+        request = replace(request, recipe=Recipe(**_fields(identity, "recipe")))
+    if request.model is None and request.weights is None:
+        size = request.size or identity["preprocessing.size"]
+        config = ResNeXtConfig.from_dict(_fields(identity, "config"))
+        request = replace(request, model=config, size=size)
+    return request
+
+
+def _fields(identity: dict[str, Any], group: str) -> dict[str, Any]:
+    return {
+        name.removeprefix(f"{group}."): value
+        for name, value in identity.items()
+        if name.startswith(f"{group}.")
+    }
+
+
+def run_identity(request: Request, plan: RunPlan | ProbePlan) -> dict[str, Any]:
     """Everything that must be equal for a run to resume from a checkpoint, as JSON values."""
     splits, images = plan.splits, hashlib.sha256(plan.splits.fingerprint.encode())
     for part in (splits.train, splits.val):
@@ -264,7 +341,8 @@ def run_identity(request: Request, plan: RunPlan) -> dict[str, Any]:
     identity = {
         "seed": request.seed,
         "val_fraction": request.val_fraction,
-        "weights": None if request.weights is None else str(request.weights),
+        "minutes": request.minutes,
+        "weights": request.origin,
         "teacher": None if plan.teacher is None else plan.teacher.digest,
         "classes": splits.train.labels,
         **{f"config.{k}": v for k, v in plan.network.config.to_dict().items()},
@@ -314,6 +392,31 @@ def fastest_execution(request: Request, context: Context, plan: RunPlan) -> Exec
     )
 
 
+def run_settings(
+    request: Request, context: Context, plan: RunPlan, execution: ExecutionConfig
+) -> RunSettings:
+    """Everything that defines the run, except its network and images."""
+    return RunSettings(
+        title=network_title(request, plan),
+        out=request.out,
+        folder=request.folder,
+        recipe=plan.recipe,
+        preprocessing=plan.preprocessing,
+        seed=request.seed,
+        execution=execution,
+        workers=default_workers(plan.splits.train, context.device)
+        if request.workers is None
+        else request.workers,
+        device=context.device,
+        provenance=provenance_of(request, plan),
+        identity=run_identity(request, plan),
+        retries=request.retries,
+        checkpoint_seconds=60 * request.checkpoint_minutes,
+        sync_norms=request.sync_norms,
+        teacher=plan.teacher,
+    )
+
+
 def resumed_execution(saved: ExecutionConfig, precision: str) -> ExecutionConfig:
     """The execution the run was started with, which it keeps on any machine.
 
@@ -345,7 +448,7 @@ def default_workers(images: ImageSet, device: torch.device) -> int:
     return max(min(share, 16 if device.type == "cuda" else 8), 1)
 
 
-def provenance_of(request: Request, plan: RunPlan) -> dict[str, Any]:
+def provenance_of(request: Request, plan: RunPlan | ProbePlan) -> dict[str, Any]:
     """Provenance of the weights, for the model's card."""
     provenance = {
         "data": Path(plan.splits.train.name).resolve().name,
@@ -357,8 +460,8 @@ def provenance_of(request: Request, plan: RunPlan) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
-    if request.weights is not None:
-        provenance["weights"] = Path(request.weights).name
+    if request.origin is not None:
+        provenance["weights"] = Path(request.origin).name
     if plan.teacher is not None:
         provenance["teacher"] = plan.teacher.describe()
     if plan.splits.unlabelled is not None:

@@ -1,4 +1,4 @@
-"""The `Recipe` type: how to train, as data; and changes to its fields."""
+"""The types `Recipe` and `Probe`: how to train, as data; and changes to their fields."""
 
 from __future__ import annotations
 
@@ -54,13 +54,15 @@ class Recipe:
         cutmix: Alpha of CutMix (arXiv:1905.04899); 0 turns it off.
         balance: For skewed data: "sampling" draws each class equally often, "weights" gives rare
             classes more weight in the loss.
-        drop_path: Probability of skipping a block in training, for named variants and `weights`
-            (arXiv:1603.09382).
+        drop_path: Probability of skipping a block in training (arXiv:1603.09382), for named
+            variants, `weights` and networks, but not for a config.
         zero_init_residual: Whether the blocks of a named variant start as their shortcuts, which
             keeps the first steps of deep networks stable (arXiv:1706.02677).
         layer_decay: Factor on the learning rate from each stage to the one before it; 1 turns it
             off.
         head_epochs: First epochs, in which only the classifier is trained.
+        probe: Whether the new classifier of `weights` starts as the recipe `probe` fits it, which
+            counts as epoch 0 (arXiv:2202.10054).
         frozen_norms: Whether batch norms keep their initial statistics and weights.
         train_size: Image size in training, pixels; by default the run's image size.
         distill_temperature: With a teacher: divisor of the logits of teacher and student.
@@ -98,6 +100,7 @@ class Recipe:
     zero_init_residual: bool = True
     layer_decay: float = 1.0
     head_epochs: int = 0
+    probe: bool = False
     frozen_norms: bool = False
     train_size: int | None = None
     distill_temperature: float = 1.0
@@ -166,6 +169,41 @@ class Recipe:
         images = changes.get("batch_size", self.batch_size)
         if "learning_rate" not in changes and type(images) is int and images > 0:
             changes["learning_rate"] = self.learning_rate * images / self.batch_size
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The recipe `probe`: only the classifier is trained, by logistic regression on embeddings.
+
+    It has no epochs, steps or augmentation, so it shares nothing but `balance` with `Recipe`.
+
+    Args:
+        balance: For skewed data: with "sampling" or "weights" all classes weigh the same.
+
+    Raises:
+        ConfigError: A value is invalid.
+    """
+
+    balance: Balance = "none"
+
+    def __post_init__(self) -> None:
+        """Validate `balance`."""
+        one_of("balance", self.balance, get_args(Balance))
+
+    def changed(self, **changes: Any) -> Probe:
+        """The recipe with another `balance`.
+
+        Raises:
+            ConfigError: Another field is given, or the value is invalid.
+        """
+        for name in changes:
+            _check_field(name)
+            if name != "balance":
+                raise ConfigError(
+                    f"The recipe probe has no {name}: it fits the classifier once, by logistic "
+                    f"regression. Leave out {name}, or use the recipe finetune."
+                )
         return replace(self, **changes)
 
 

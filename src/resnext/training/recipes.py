@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from resnext.checks import brief
 from resnext.errors import ConfigError
 from resnext.training.recipe import Recipe
 
@@ -191,10 +192,10 @@ def cifar(images: int) -> Recipe:
 def finetune(images: int) -> Recipe:
     """For fine-tuning weights trained on other images: the default with `--weights`.
 
-    The first epoch trains the classifier only; then all layers train, earlier stages with lower
-    rates (arXiv:1801.06146, section 3.2, discriminative fine-tuning). About 4,000 steps, in 5 to
-    60 epochs. Source: the rate is ours, two fifths of `small`'s. Not measured here, where no
-    public weights are available.
+    The classifier starts as the recipe `probe` fits it (arXiv:2202.10054); then all layers train,
+    earlier stages with lower rates (arXiv:1801.06146, section 3.2, discriminative fine-tuning).
+    About 4,000 steps, in 5 to 60 epochs. Source: the rate is ours, two fifths of `small`'s. Not
+    measured here, where no public weights are available.
     """
     epochs = min(max(round(4000 * 32 / max(images, 1)), 5), 60)
     return Recipe(
@@ -203,7 +204,7 @@ def finetune(images: int) -> Recipe:
         learning_rate=0.005,
         weight_decay=1e-4,
         layer_decay=0.7,
-        head_epochs=1,
+        probe=True,
         zero_init_residual=False,
     )
 
@@ -261,13 +262,15 @@ def choose(
     if recipe is None:
         by_count = "small" if images < 20_000 else "large"
         recipe = default or ("finetune" if weights else by_count)
+    if not isinstance(recipe, str):
+        raise ConfigError(f"A recipe must be a Recipe or a name, not {brief(recipe)}.")
     if recipe in RECIPES:
         return RECIPES[recipe](images)
     file, colon, name = recipe.rpartition(":")
     if not colon:
         raise ConfigError(
-            f"No recipe is called {recipe!r}. Available are {', '.join(RECIPES)}; give your own as "
-            f"file.py:name."
+            f"No recipe is called {recipe!r}. Available are {', '.join([*RECIPES, 'probe'])}; give "
+            f"your own as file.py:name."
         )
     if not Path(file).is_file():
         raise ConfigError(f"{file} does not exist. Give a recipe as file.py:name.")
@@ -281,5 +284,5 @@ def choose(
     except (Exception, SystemExit) as error:  # a user's file can raise anything
         raise ConfigError(f"{recipe} failed: {type(error).__name__}: {error}.") from error
     if not isinstance(result, Recipe):
-        raise ConfigError(f"{recipe} must return a resnext.training.Recipe, not {result!r}.")
+        raise ConfigError(f"{recipe} must return a resnext.training.Recipe, not {brief(result)}.")
     return result

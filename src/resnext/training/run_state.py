@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -51,6 +51,7 @@ class RunSettings:
         identity: Everything that must be equal for a run to resume from a checkpoint.
         retries: How many times to continue with half the learning rate after the loss diverged.
         checkpoint_seconds: Seconds between checkpoints.
+        budget: Seconds that all epochs together may take; None for no limit.
         sync_norms: Whether batch norms see the images of all processes.
         teacher: Gives the targets instead of the labels; None to train on labels.
     """
@@ -70,6 +71,15 @@ class RunSettings:
     checkpoint_seconds: float
     sync_norms: bool
     teacher: Teacher | None = None
+
+
+class TimePlan(NamedTuple):
+    """What was chosen for a time budget."""
+
+    end: float
+    """Time at which all epochs must be done, by `time.monotonic`."""
+    choice: dict[str, Any]
+    """The choice and its candidates, as the model's card states them."""
 
 
 class Clock:
@@ -114,7 +124,11 @@ class TrainState:
         history: Metrics of each finished epoch.
         seconds: Time of the finished epochs, by part.
         bad: Images that became unreadable during training: reason by index.
-        resumes: A line for each time the run was resumed.
+        resumes: A line for each time the run was resumed or its number of epochs changed.
+        budget: Seconds that all epochs together may take; None for no limit.
+        choice: Network, size and epochs that were chosen for the budget, and the candidates.
+        replans: Each change of the number of epochs to keep the budget: epochs finished before it,
+            and epochs in total after it.
     """
 
     epoch: int = 1
@@ -128,3 +142,33 @@ class TrainState:
     seconds: dict[str, float] = field(default_factory=lambda: Clock().seconds)
     bad: dict[str, str] = field(default_factory=dict)
     resumes: list[str] = field(default_factory=list)
+    budget: float | None = None
+    choice: dict[str, Any] | None = None
+    replans: list[tuple[int, int]] = field(default_factory=list)
+
+    def epochs(self, planned: int) -> int:
+        """Epochs of the run: as planned, or as replanned."""
+        return self.replans[-1][1] if self.replans else planned
+
+    def progress(self, number: int, steps: int, planned: int) -> float:
+        """Position of a step in the learning rate schedule of the run as it was planned.
+
+        After a change of the number of epochs, the rest of the schedule is stretched over the
+        epochs that remain.
+
+        Args:
+            number: Number of the step in the run, from 0.
+            steps: Steps per epoch.
+            planned: Epochs of the run as it was planned.
+
+        Returns:
+            A number from 0 to `steps * planned`, in steps.
+        """
+        end, total = steps * planned, planned
+        position, since = 0.0, 0
+        for finished, changed in self.replans:
+            if number < finished * steps:
+                break
+            position += (finished * steps - since) * (end - position) / (total * steps - since)
+            since, total = finished * steps, changed
+        return position + (number - since) * (end - position) / (total * steps - since)

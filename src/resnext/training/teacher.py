@@ -140,7 +140,7 @@ def check_distillation(recipe: Recipe, teacher: Teacher, size: int) -> None:
         ConfigError: The recipe depends on labels.
         InputError: The images are too small for the teacher.
     """
-    for field, usual in (("loss", "cross_entropy"), ("balance", "none")):
+    for field, usual in (("loss", "cross_entropy"), ("balance", "none"), ("probe", False)):
         value = getattr(recipe, field)
         if value != usual:
             raise ConfigError(

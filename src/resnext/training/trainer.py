@@ -41,7 +41,7 @@ from resnext.training.divergence import Diverged, LossMonitor
 from resnext.training.interrupts import Interrupts
 from resnext.training.metrics_log import MetricsLog, epoch_line
 from resnext.training.optim import EMA, lr_schedule
-from resnext.training.run_state import Clock, RunSettings, TrainState
+from resnext.training.run_state import Clock, RunSettings, TimePlan, TrainState
 from resnext.training.step import TrainStep
 from resnext.training.validation import Validator
 from resnext.weights.save import save
@@ -108,7 +108,7 @@ class Trainer:
         with self.interrupts.listen():
             try:
                 self._check_stop()
-                while self.state.epoch <= self.recipe.epochs:
+                while self.state.epoch <= self.epochs:
                     try:
                         self._epoch()
                     except Diverged as error:
@@ -130,6 +130,11 @@ class Trainer:
                         f"{error} Once it can be written, run the same command with --resume to "
                         f"continue."
                     ) from error
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the run, as it is planned now."""
+        return self.state.epochs(self.recipe.epochs)
 
     def close(self) -> None:
         """Stop worker processes and background writes."""
@@ -166,6 +171,7 @@ class Trainer:
         self.state.history.append(row)
         self.state.epoch, self.state.step, self.state.total = self.state.epoch + 1, 0, 0.0
         self.state.seconds = {k: self.state.seconds[k] + took[k] for k in took}
+        self._replan()
         self._save_checkpoint()
         if self.metrics_log:
             self.metrics_log.write(self.state.history)
@@ -175,7 +181,7 @@ class Trainer:
         state, recipe, steps = self.state, self.recipe, self.sampler.steps
         self.sampler.epoch, self.sampler.start = state.epoch, state.step
         model = self.train_step.model(state.epoch)
-        self.progress.start(f"Epoch {state.epoch}/{recipe.epochs}", steps * recipe.batch_size)
+        self.progress.start(f"Epoch {state.epoch}/{self.epochs}", steps * recipe.batch_size)
         self.progress.advance(state.step * recipe.batch_size)
         with self.clock.measure("training"):
             batches = iter(unwrap_worker_errors(self.loader)) if len(self.sampler) else iter(())
@@ -198,11 +204,33 @@ class Trainer:
         self._sync_losses()
 
     def _rate(self, number: int) -> float:
+        position = self.state.progress(number, self.sampler.steps, self.recipe.epochs)
         return (
             self.recipe.learning_rate
-            * lr_schedule(self.recipe, number, self.steps)
+            * lr_schedule(self.recipe, position, self.steps)
             * self.state.factor
         )
+
+    def _replan(self) -> None:
+        """Change the number of epochs if the remaining ones do not fit into the budget any more.
+
+        They are also changed if many more would fit.
+        """
+        state, finished = self.state, self.state.epoch - 1
+        if state.budget is None or finished >= self.epochs:
+            return
+        each = sum(row["seconds"] for row in state.history[-3:]) / len(state.history[-3:])
+        fit = int((state.budget - sum(state.seconds.values())) / each)
+        fit = self.group.broadcast(max(fit, 0))
+        left = self.epochs - finished
+        if left <= fit < 1.1 * left + 2:
+            return
+        state.resumes.append(
+            f"Planned again after epoch {finished}: {finished + fit} instead of {self.epochs} "
+            f"epochs, because an epoch takes {each:.1f} s on this machine now."
+        )
+        state.replans.append((finished, finished + fit))
+        self._line(state.resumes[-1])
 
     # -- what happens between steps -----------------------------------------------------------
 
@@ -331,7 +359,7 @@ class Trainer:
     # -- validating and saving ----------------------------------------------------------------
 
     def _validate(self, network: ResNeXt) -> Evaluation:
-        title = f"Epoch {self.state.epoch}/{self.recipe.epochs}, validating"
+        title = f"Epoch {self.state.epoch}/{self.epochs}, validating"
         return self.validator.evaluate(network, title)
 
     def _keep_best(self, result: Evaluation, averaged: Evaluation | None) -> bool:
@@ -342,14 +370,20 @@ class Trainer:
         best = self.state.best
         if best is not None and _rank(chosen) <= (best["accuracy"], -best["nll"]):
             return False
-        self.state.best = {
-            "epoch": self.state.epoch,
-            "accuracy": chosen.accuracy,
-            "nll": chosen.nll,
-            "averaged": chosen is averaged,
-        }
-        self._write_model(network, self.card(chosen.metrics("val"), complete=True))
+        self._record_best(self.state.epoch, chosen, network, averaged=chosen is averaged)
         return True
+
+    def _record_best(
+        self, epoch: int, result: Evaluation, network: ResNeXt, *, averaged: bool
+    ) -> None:
+        """Write a model as the best one so far."""
+        self.state.best = {
+            "epoch": epoch,
+            "accuracy": result.accuracy,
+            "nll": result.nll,
+            "averaged": averaged,
+        }
+        self._write_model(network, self.card(result.metrics("val"), complete=True))
 
     def card(self, metrics: dict[str, float], *, complete: bool) -> Card:
         """The card of the model file."""
@@ -363,6 +397,7 @@ class Trainer:
                 "epoch": best["epoch"],
                 "averaged_weights": best["averaged"],
                 "complete_epoch": complete,
+                **({"minutes": self.state.choice} if self.state.choice else {}),
             },
         )
 
@@ -431,15 +466,27 @@ class Trainer:
         self.state = TrainState(**state.about["position"])
         self.losses.reset()
 
-    def begin(self) -> None:
-        """Write the first checkpoint, to which a run returns if it diverges in its first epoch."""
+    def begin(self, head: Evaluation | None = None, time_plan: TimePlan | None = None) -> None:
+        """Write the first checkpoint, to which a run returns if it diverges in its first epoch.
+
+        Args:
+            head: Result of a network whose classifier was fitted before the first step; it is the
+                best model until an epoch is better.
+            time_plan: Limit for the epochs, and what was chosen for it.
+        """
+        if time_plan is not None:
+            self.state.budget = time_plan.end - time.monotonic()
+            self.state.choice = time_plan.choice
+        if head is not None:
+            self._record_best(0, head, self.network, averaged=False)
+            self._line(f"epoch   0  val accuracy {head.accuracy:.2%}, by the classifier alone")
         self._save_checkpoint()
 
     def _log_epoch(self, metrics: dict[str, Any], took: dict[str, float], best: bool) -> None:
         self.progress.note(f"accuracy {metrics['val_accuracy']:.2%}")
         times = [row["seconds"] for row in (*self.state.history, metrics)]
-        left = sum(times) / len(times) * (self.recipe.epochs - self.state.epoch)
-        self._line(epoch_line(metrics, took, epochs=self.recipe.epochs, left=left, best=best))
+        left = sum(times) / len(times) * (self.epochs - self.state.epoch)
+        self._line(epoch_line(metrics, took, epochs=self.epochs, left=left, best=best))
 
     def _line(self, text: str) -> None:
         if self.group.first:

@@ -290,7 +290,9 @@ def is_address(text: str) -> bool:
 
 def is_path(text: str) -> bool:
     """Whether a text that names no existing file was meant as a path."""
-    if re.search(r"\.(safetensors|pth|pt|bin|lcd|npz|t7|pkl|ckpt|tar)$", text, re.IGNORECASE):
+    if re.search(
+        r"\.(safetensors|pth|pt|bin|lcd|npz|t7|pkl|ckpt|tar|json|py)$", text, re.IGNORECASE
+    ):
         return True
     return "/" in text and "://" not in text and not text.startswith(("lucid/", "fb/"))
 

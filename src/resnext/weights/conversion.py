@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from resnext.checks import brief
 from resnext.config import ResNeXtConfig
 from resnext.data.decoding import convert as as_colour
 from resnext.data.decoding import open_image
@@ -130,7 +131,7 @@ def find_target(to: str) -> Dialect | None:
     """
     written = {name: dialect for name, dialect in DIALECTS.items() if dialect.suffixes}
     if to not in (*written, _OWN):
-        raise CheckpointError(f"to must be {', '.join((*written, _OWN))}, not {to!r}.")
+        raise CheckpointError(f"to must be {', '.join((*written, _OWN))}, not {brief(to)}.")
     return written.get(to)
 
 

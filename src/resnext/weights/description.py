@@ -11,6 +11,7 @@ from resnext.config import ResNeXtConfig
 from resnext.errors import CheckpointError, MissingFileError
 from resnext.summary import default_size
 from resnext.weights.catalog import exact, is_address, is_path
+from resnext.weights.config_source import is_config_file, read_architecture
 from resnext.weights.header import read_header
 
 
@@ -21,7 +22,7 @@ class Description(NamedTuple):
     """The source as it was given."""
     config: ResNeXtConfig
     card: Card | None
-    """None for a variant, which has no weights to load."""
+    """None for a variant or a config file, which have no weights to load."""
     classifier: bool = True
     """Whether there is a last layer; without one, `config.num_classes` is meaningless."""
 
@@ -32,21 +33,24 @@ class Description(NamedTuple):
 
 
 def describe(source: str | Path, *, progress: bool = False) -> Description:
-    """Config and card of a variant, catalog name, address, file or folder, looked up as by `load`.
+    """Config and card of a variant, config file, catalog name, address, file or folder.
 
     Our own files and names are described without reading weights; other files are read.
 
     Args:
-        source: A variant, a catalog name, an address, a file or a folder.
+        source: A variant, a config file, or a name, address, file or folder as for `load`.
         progress: Whether to show downloads on standard error.
 
     Raises:
+        ConfigError: The config file does not describe a network.
         MissingFileError: The file does not exist.
         UnknownNameError: Neither a variant nor a checkpoint has that name.
         CheckpointError: The checkpoint is not a ResNeXt, is damaged, may hold code, or
             contradicts itself.
     """
     text = str(source)
+    if is_config_file(text):
+        return Description(text, read_architecture(text), None)
     if isinstance(source, Path) or _exists(text):
         return _of_file(source, progress)
     if is_address(text):

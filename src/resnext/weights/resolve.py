@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from resnext.architectures import title
 from resnext.backbone import Backbone
 from resnext.card import Card
+from resnext.checks import brief
 from resnext.config import ResNeXtConfig, check_config
 from resnext.dialects.dialect import CheckpointMetadata, Dialect, Documents
 from resnext.dialects.table import DIALECTS
@@ -76,7 +78,7 @@ def resolve(
             contradicts itself.
     """
     if not isinstance(source, str | Path) or not str(source).strip():
-        raise CheckpointError(f"A checkpoint is a name, an address or a file, not {source!r}.")
+        raise CheckpointError(f"A checkpoint is a name, an address or a file, not {brief(source)}.")
     if config is not None:
         check_config(config)
     text = str(source)
@@ -269,10 +271,10 @@ def _network(
     if known is None:
         raise CheckpointError(f"{problem}. The file is incomplete, or is not a ResNeXt.")
     try:
-        looks = f"its weights are those of {infer_config(shapes, detected.norm).config!r}"
+        looks = f"its weights are those of {title(infer_config(shapes, detected.norm).config)}"
     except CheckpointError as error:
         looks = str(error)
-    raise CheckpointError(f"it should be {config!r}, but {problem}; {looks}")
+    raise CheckpointError(f"it should be {title(config)}, but {problem}; {looks}")
 
 
 def _own(
@@ -292,7 +294,11 @@ def _own(
     if network is None:
         raise CheckpointError(f"{path}: {problem}. The file does not belong to its own config.")
     if config is not None and config != own:
-        raise CheckpointError(f"{path} is of {own!r}, not of the config that was passed.")
+        differing = [f.name for f in fields(own) if getattr(own, f.name) != getattr(config, f.name)]
+        raise CheckpointError(
+            f"{path} is not of the config that was passed: {', '.join(differing)} differ. Leave "
+            f"config out: the file has its own."
+        )
     return ResolvedCheckpoint(path, None, state, card, network)
 
 

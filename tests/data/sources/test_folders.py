@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import photo_folder
 from sample_data import COUNTS, by_class, fill, names, write
 
 from resnext.data.open import open_splits
@@ -302,3 +303,26 @@ def test_links_and_hidden_folders_are_not_followed(tmp_path: Path) -> None:
     (root / "a" / "linked.png").symlink_to(root / "b" / "000.png")
     (root / "a" / "broken.png").symlink_to(root / "nowhere.png")
     assert [file.name for file in image_files(root / "a")] == ["000.png", "001.png", "linked.png"]
+
+
+def test_what_is_passed_over(tmp_path: Path) -> None:
+    """Photos beside the class folders, unknown endings and folders beside the splits are named."""
+    photos = photo_folder(tmp_path / "photos", count=3)
+    (photos / "IMG_1.jpg").write_bytes((photos / "cat" / "000.jpg").read_bytes())
+    (photos / "cat" / "IMG_2.HEIC").touch()
+    (photos / "cat" / ".DS_Store").touch()
+    (photos / "dog" / "more").mkdir()
+    (photos / "dog" / "more" / "link").symlink_to(photos / "cat")
+    assert open_splits(photos).passed_over == (
+        str(photos / "IMG_1.jpg"),
+        str(photos / "cat" / "IMG_2.HEIC"),
+        str(photos / "dog" / "more" / "link"),
+    )
+    for split in ("train", "val"):
+        photo_folder(tmp_path / "split" / split, count=3)
+    photo_folder(tmp_path / "split" / "Testing", count=1)
+    (tmp_path / "split" / "val" / "list.txt").touch()
+    assert open_splits(tmp_path / "split").passed_over == (
+        str(tmp_path / "split" / "Testing"),
+        str(tmp_path / "split" / "val" / "list.txt"),
+    )

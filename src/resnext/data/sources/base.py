@@ -37,12 +37,14 @@ class LoadedSplit:
         own_labels: The data's own labels in order; `images.labels` may be those of a model.
         fingerprint: Computes a hash that identifies the images.
         problems: Samples that lack an image or a class.
+        passed_over: Files and links that are not read, because they have no image ending.
     """
 
     images: ImageSet
     own_labels: tuple[str, ...]
     fingerprint: Callable[[], str]
     problems: tuple[Problem, ...] = ()
+    passed_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,14 @@ class Source:
             labels are given, targets index into them and other classes are refused.
         colour: "L" if the images are grey by nature, else "RGB".
         defaults: Recipe, size and network that suit the data.
+        passed_over: Files and folders beside the splits that belong to none of them.
     """
 
     name: str
     splits: Mapping[SplitName, Callable[[tuple[str, ...] | None], LoadedSplit]]
     colour: str = "RGB"
     defaults: SourceDefaults = LIKE_PHOTOGRAPHS
+    passed_over: tuple[str, ...] = ()
 
 
 def split_title(name: object, split: SplitName) -> str:

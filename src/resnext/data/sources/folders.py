@@ -35,19 +35,26 @@ def image_files(folder: Path) -> list[Path]:
     return [folder / name for name in _image_names(folder)]
 
 
-def _image_names(folder: Path) -> list[str]:
+def _image_names(folder: Path, passed_over: list[str] | None = None) -> list[str]:
     """Paths of the image files under a folder, relative to it."""
-    names = list(walk_images(folder))
+    names = list(walk_images(folder, passed_over=passed_over))
     if not names:
         raise DataError(f"{folder} holds no image. Images have endings such as .jpg or .png.")
     return names
 
 
-def walk_images(folder: Path, above: str = "") -> Iterator[str]:
+def walk_images(
+    folder: Path, above: str = "", passed_over: list[str] | None = None
+) -> Iterator[str]:
     """Paths of the image files under a folder, relative to it, one by one in a fixed order.
 
     Holds at most `_AT_ONCE` names of a folder, whatever its size. Hidden files and folders are
     skipped, and links to folders are not followed.
+
+    Args:
+        folder: The folder.
+        above: Folder inside it to start in: "" or a path with a slash at the end.
+        passed_over: Receives the paths of all visible files and links that are no images.
 
     Raises:
         DataError: A folder cannot be listed.
@@ -56,12 +63,14 @@ def walk_images(folder: Path, above: str = "") -> Iterator[str]:
     while True:
         try:
             with os.scandir(folder / above) as entries:
-                names = heapq.nsmallest(_AT_ONCE, (n for n in _names(entries) if n > last))
+                others = None if last else passed_over  # a folder that is listed again
+                found = _names(entries, others)
+                names = heapq.nsmallest(_AT_ONCE, (n for n in found if n > last))
         except OSError as error:
             raise DataError(f"{folder / above} cannot be listed: {error.strerror}.") from error
         for name in names:
             if name.endswith("\0"):
-                yield from walk_images(folder, f"{above}{name[:-1]}/")
+                yield from walk_images(folder, f"{above}{name[:-1]}/", passed_over)
             else:
                 yield above + name
         if len(names) < _AT_ONCE:
@@ -69,7 +78,7 @@ def walk_images(folder: Path, above: str = "") -> Iterator[str]:
         last = names[-1]
 
 
-def _names(entries: Iterable[os.DirEntry[str]]) -> Iterator[str]:
+def _names(entries: Iterable[os.DirEntry[str]], passed_over: list[str] | None) -> Iterator[str]:
     """Names of images and folders; a zero byte after a folder sorts its content as paths sort."""
     for entry in entries:
         if entry.name.startswith("."):
@@ -78,6 +87,8 @@ def _names(entries: Iterable[os.DirEntry[str]]) -> Iterator[str]:
             yield f"{entry.name}\0"
         elif entry.name.lower().endswith(_ENDINGS) and entry.is_file():
             yield entry.name
+        elif passed_over is not None:
+            passed_over.append(entry.path)
 
 
 def class_folders(root: Path) -> Source:
@@ -86,9 +97,15 @@ def class_folders(root: Path) -> Source:
     Raises:
         DataError: Two folders are named after the same split.
     """
-    splits = _split_folders(root) or {"train": root}
+    splits = _split_folders(root)
+    beside = [str(path) for path in visible(root) if path not in splits.values()]
     return Source(
-        str(root), {split: partial(_class_folders, folder) for split, folder in splits.items()}
+        str(root),
+        {
+            split: partial(_class_folders, folder)
+            for split, folder in (splits or {"train": root}).items()
+        },
+        passed_over=tuple(beside) if splits else (),
     )
 
 
@@ -123,17 +140,23 @@ def _class_folders(root: Path, labels: tuple[str, ...] | None = None) -> LoadedS
             raise DataError(one_class(str(root), names[0]))
     refuse_unknown(str(root), set(names), labels)
     counts: list[int] = []
+    passed_over = [str(path) for path in visible(root) if not path.is_dir()]
 
     def paths() -> Iterator[str]:
         for folder in folders:
-            inside = _image_names(folder)
+            inside = _image_names(folder, passed_over)
             counts.append(len(inside))
             yield from (f"{folder.name}/{name}" for name in inside)
 
     files = Files(root, paths())
     targets = np.repeat([labels.index(name) for name in names], counts)
     images = ImageSet(files, compact(targets), labels, str(root))
-    return LoadedSplit(images, tuple(names), lambda: fingerprint(sorted(names_and_sizes(files))))
+    return LoadedSplit(
+        images,
+        tuple(names),
+        lambda: fingerprint(sorted(names_and_sizes(files))),
+        passed_over=tuple(passed_over),
+    )
 
 
 def names_and_sizes(files: Files) -> Iterator[str]:

@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
+from resnext.calibration import expected_calibration_error, interval, reliability
 from resnext.card import Preprocessing
 from resnext.data.dataset import ImageSet
 from resnext.data.transforms import prepare
 from resnext.errors import DataError
-from resnext.evaluation.calibration import expected_calibration_error, interval, reliability
 from resnext.evaluation.metrics import Evaluation
 from resnext.inference.engines.torch import evaluating
 from resnext.network import ResNeXt
@@ -86,6 +86,8 @@ class Facts:
         val_counts: Validation images of each class.
         mistakes: The most confident mistakes.
         events: Interruptions and retries of the run, one line each.
+        strengths: For the recipe `probe`, which has no epochs: each strength that was tried, with
+            its log loss in cross-validation. None for recipes with epochs.
         teacher: Comparison with the teacher, as one sentence; empty without a teacher.
     """
 
@@ -112,6 +114,7 @@ class Facts:
     val_counts: Sequence[int] = ()
     mistakes: Sequence[Mistake] = ()
     events: Sequence[str] = ()
+    strengths: Sequence[tuple[float, float]] | None = None
     teacher: str = ""
 
 

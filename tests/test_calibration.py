@@ -14,15 +14,16 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binom, binomtest
 from sklearn.metrics import log_loss
 
-from resnext.errors import InputError
-from resnext.evaluation.calibration import (
+from resnext.calibration import (
     expected_calibration_error,
     fit_temperature,
     interval,
+    loss_interval,
     mcnemar,
     recommend_threshold,
     reliability,
 )
+from resnext.errors import InputError
 
 NOTHING = np.zeros(0)
 seeds = st.integers(0, 2**32 - 1)
@@ -254,6 +255,35 @@ def test_intervals_of_nothing() -> None:
         right = np.ones(3, bool) if arguments else NOTHING
         with pytest.raises(InputError, match="An interval needs predictions"):
             interval(right, **arguments)
+
+
+@settings(max_examples=30, deadline=None)
+@given(only_a=st.integers(0, 30), only_b=st.integers(1, 30), rest=st.integers(0, 300))
+def test_intervals_of_a_loss_are_those_of_pairs(only_a: int, only_b: int, rest: int) -> None:
+    """A naive bootstrap of images, each with both predictions."""
+    parts = (only_a, only_b, rest, rest // 3)
+    a = np.repeat([True, False, True, False], parts)
+    b = np.repeat([False, True, True, False], parts)
+    low, high = loss_interval(a, b, rounds=20_000)
+    drawn = np.random.default_rng(1).integers(len(a), size=(4000, len(a)))
+    losses = a[drawn].mean(1) - b[drawn].mean(1)
+    tails = np.quantile(losses, [0.015, 0.035, 0.965, 0.985])
+    near = 1e-9
+    assert tails[0] - near <= low <= tails[1] + near
+    assert tails[2] - near <= high <= tails[3] + near
+    assert loss_interval(a, b) == loss_interval(a[::-1], b[::-1])
+
+
+@pytest.mark.parametrize("count", [1, 20, 300])
+def test_intervals_of_a_loss_without_a_difference(count: int) -> None:
+    """Equal predictions of twenty images do not show that those of all images are equal."""
+    right = np.arange(count) % 3 > 0
+    exact = binomtest(0, count).proportion_ci(method="exact").high
+    assert loss_interval(right, right) == pytest.approx((-exact, exact))
+    with pytest.raises(InputError, match="a prediction for each image"):
+        loss_interval(right, right[1:])
+    with pytest.raises(InputError, match="An interval needs predictions"):
+        loss_interval(NOTHING, NOTHING)
 
 
 @settings(max_examples=80)

@@ -1,0 +1,158 @@
+"""The race: accuracy of the same images after the same minutes, ours and others'.
+
+Run alone on the machine, from the root of the repository:
+
+    python benchmarks/minutes.py DATA --minutes 3 8 20 --environments FOLDER [--who NAME…]
+
+DATA is a folder with `train` and `val`, with a folder per class each; by default scikit-learn's
+digits as PNG. Everyone trains from random
+weights on `train` and is judged by the best accuracy on `val`, as each library's own file states
+it. Each peer runs in an environment of its own in FOLDER, which is made when it is missing, with
+the smallest networks and the settings that its documentation suggests for small data:
+
+    ultralytics   yolo11n-cls.yaml with the `time` budget
+    timm          resnet18, its loader, optimizer and schedule; epochs from a timed first one
+    torchvision   resnet18 and mobilenet_v3_small in the loop of its reference script
+    fastai        resnet18, fit_one_cycle, one learning rate search
+
+To make the folders: `python benchmarks/minutes.py --make cifar|fashion|digits SOURCE FOLDER`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import resnext
+from resnext.system.cpu import cpu_name
+
+HERE = Path(__file__).parent
+CONSTRAINTS = HERE.parent / "constraints.txt"
+PEERS = {
+    "ultralytics": ["ultralytics"],
+    "timm": ["timm"],
+    "torchvision": [],
+    "fastai": ["fastai"],
+}
+
+
+def main() -> None:
+    """Run the race, or make the data."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[3, 8, 20])
+    parser.add_argument("--environments", type=Path, default=Path("environments"))
+    parser.add_argument("--who", nargs="+", default=["resnext", *PEERS])
+    parser.add_argument("--make", nargs=3, metavar=("KIND", "SOURCE", "FOLDER"))
+    given = parser.parse_args()
+    if given.make:
+        kind, source, folder = given.make
+        MAKERS[kind](Path(source), Path(folder))
+        return
+    if given.data is None:
+        given.data = Path(tempfile.mkdtemp()) / "digits"
+        make_digits(given.data, given.data)
+    print(f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"images: {given.data.name}")
+    print("library       budget (min)  took (min)  accuracy")
+    for minutes in given.minutes:
+        for who in given.who:
+            began = time.perf_counter()
+            if who == "resnext":
+                accuracy = ours(given.data, minutes)
+            else:
+                accuracy = theirs(who, given.data, minutes, given.environments)
+            took = (time.perf_counter() - began) / 60
+            print(f"{who:<12}  {minutes:12g}  {took:10.2f}  {accuracy:8.2%}", flush=True)
+
+
+def ours(data: Path, minutes: float) -> float:
+    """The command that a user types, in a process of its own."""
+    out = Path("race.safetensors")
+    command = ["train", str(data), "--minutes", f"{minutes:g}", "--out", str(out), "--overwrite"]
+    subprocess.run([sys.executable, "-m", "resnext", *command], check=True, capture_output=True)
+    card = resnext.load(out).card
+    assert card is not None
+    out.unlink()
+    shutil.rmtree(out.with_suffix(".run"))
+    return card.metrics["val_accuracy"]
+
+
+def theirs(who: str, data: Path, minutes: float, environments: Path) -> float:
+    """A peer's script in its environment; its last line of output is the accuracy."""
+    python = environments / who / "bin" / "python"
+    if not python.exists():
+        venv.create(environments / who, with_pip=True)
+        packages = ["torch", "torchvision", *PEERS[who]]
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(CONSTRAINTS)]
+        subprocess.run([*pip, *packages], check=True)
+    script = HERE / "peers" / f"{who}_peer.py"
+    done = subprocess.run(
+        [str(python), str(script), str(data.resolve()), f"{minutes:g}"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return float(json.loads(done.stdout.strip().splitlines()[-1])["accuracy"])
+
+
+# -- data -----------------------------------------------------------------------------------------
+
+
+def make_cifar(source: Path, folder: Path) -> None:
+    """500 training and 200 test images of each class, from a folder of CIFAR-10 JPEGs."""
+    draw = random.Random(0)
+    for part, target, count in (("train", "train", 500), ("test", "val", 200)):
+        for label in sorted(path.name for path in (source / part).iterdir()):
+            (folder / target / label).mkdir(parents=True)
+            for path in draw.sample(sorted((source / part / label).iterdir()), count):
+                shutil.copy(path, folder / target / label)
+
+
+def make_fashion(source: Path, folder: Path) -> None:
+    """The first 10,000 training images, and 2,000 test images, of the idx files."""
+    for part, target, count in (("train", "train", 10_000), ("t10k", "val", 2_000)):
+        pixels = _idx(source / f"{part}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)[:count]
+        labels = _idx(source / f"{part}-labels-idx1-ubyte.gz", 8)[:count]
+        _write(folder / target, pixels, labels)
+
+
+def make_digits(_: Path, folder: Path) -> None:
+    """scikit-learn's digits; every fifth is a validation image."""
+    from sklearn.datasets import load_digits
+
+    digits: Any = load_digits()
+    pixels = (digits["images"] * 255 / 16).astype(np.uint8)
+    held = np.arange(len(pixels)) % 5 == 0
+    _write(folder / "train", pixels[~held], digits["target"][~held])
+    _write(folder / "val", pixels[held], digits["target"][held])
+
+
+def _idx(path: Path, header: int) -> np.ndarray:
+    return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
+
+
+def _write(folder: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
+    for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        (folder / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / str(label) / f"{i:05}.png")
+
+
+MAKERS = {"cifar": make_cifar, "fashion": make_fashion, "digits": make_digits}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Ultralytics classify with its time budget; prints the best accuracy as JSON."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from pathlib import Path
+
+import shared
+
+LIBRARY = shared.declare_operators()
+
+from ultralytics import YOLO  # noqa: E402
+
+data, minutes = shared.arguments()
+project = tempfile.mkdtemp()
+model = YOLO("yolo11n-cls.yaml")
+model.train(
+    data=str(data),
+    time=minutes / 60,
+    imgsz=shared.SIZE,
+    batch=32,
+    pretrained=False,
+    device="cpu",
+    project=project,
+    name="run",
+    plots=False,
+    workers=2,
+)
+with next(Path(project).rglob("results.csv")).open() as file:
+    rows = list(csv.DictReader(file))
+best = max(float(row["metrics/accuracy_top1"]) for row in rows)
+shared.finish(best, len(rows))

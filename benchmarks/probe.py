@@ -1,0 +1,86 @@
+"""The recipe `probe` beside training from scratch, with a stand-in for public weights.
+
+A network is trained on one half of the classes; on the other half it is then probed, and trained
+from scratch. Weights from the same data set suit the new classes better than public weights would.
+
+`python benchmarks/probe.py FOLDER` takes a folder with one folder of images per class; without a
+folder it writes scikit-learn's digits as PNG. Run alone on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import resnext
+from resnext.data import open_splits
+from resnext.system.cpu import cpu_name
+
+
+def main() -> None:
+    """Train, probe, and print the accuracy on held-out images of the second half."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("folder", nargs="?", type=Path)
+    options.add_argument("--model", default="resnext11_8x16d")
+    options.add_argument("--size", type=int, default=32)
+    options.add_argument("--epochs", type=int, default=20)
+    chosen = options.parse_args()
+    usual: dict[str, Any] = {"size": chosen.size, "progress": False}
+    scratch = {"epochs": chosen.epochs, "recipe": "small", "flip": chosen.folder is not None}
+    print(f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        os.environ["RESNEXT_HOME"] = str(work / "cache")  # no embeddings of earlier runs
+        first, second = halves(chosen.folder or digits(work / "digits"), work)
+        weights = work / "first.safetensors"
+        resnext.train(first, chosen.model, out=weights, **scratch, **usual)
+        for name, model, how in (
+            ("probe", None, {"weights": weights, "recipe": "probe"}),
+            ("probe, embeddings cached", None, {"weights": weights, "recipe": "probe"}),
+            ("from scratch", chosen.model, scratch),
+        ):
+            out = work / "second.safetensors"
+            began = time.perf_counter()
+            resnext.train(second, model, out=out, overwrite=True, **how, **usual)
+            seconds = time.perf_counter() - began
+            result = resnext.evaluate(out, second)
+            low, high = result.interval()
+            print(
+                f"{name}: {result.accuracy:.2%} of {result.count} held-out images "
+                f"({low:.2%} to {high:.2%}), {seconds:.1f} s"
+            )
+        began = time.perf_counter()
+        resnext.predict(weights, second)
+        print(f"predict on the same images: {time.perf_counter() - began:.1f} s")
+
+
+def halves(folder: Path, work: Path) -> tuple[Path, Path]:
+    """Two folders with links to the images of every other class of a folder."""
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    parts = work / "first", work / "second"
+    for i, path in enumerate(classes):
+        target = parts[i % 2] / path.name
+        target.mkdir(parents=True)
+        for file in path.iterdir():
+            os.link(file, target / file.name)
+    return parts
+
+
+def digits(folder: Path) -> Path:
+    """scikit-learn's digits as PNG files, without the test split."""
+    images = open_splits("digits", val_fraction=0.01).train
+    for i in range(len(images)):
+        path = folder / images.labels[images.targets[i]] / f"{i:04}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images.open(i, "L").resize((32, 32)).save(path)
+    return folder
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""How long a run will take, from timing real steps on real images."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader
+
+from resnext.data.dataset import Splits
+from resnext.data.unlabelled import training_pool
+from resnext.grouped_conv import merge_groups
+from resnext.network import ResNeXt
+from resnext.system.device import hardware
+from resnext.system.progress import SilentReporter
+from resnext.system.text import clock_time, counted, duration
+from resnext.training.dataloader import (
+    Batch,
+    TrainDataset,
+    TrainSampler,
+    training_loader,
+    unwrap_worker_errors,
+)
+from resnext.training.distributed import ProcessGroup
+from resnext.training.optim import EMA
+from resnext.training.recipe import Recipe
+from resnext.training.run_state import RunSettings
+from resnext.training.step import TrainStep
+from resnext.training.validation import Validator
+
+_WARM_UP = 2
+"""Steps that are not counted: workers start, and the first steps of a network are slower."""
+_REPORT_SECONDS = 3.0
+"""Calibration, charts and the explained mistakes of the report."""
+
+
+class Speed(NamedTuple):
+    """Measured speed of a network on some images, on this machine."""
+
+    step: float
+    """Seconds per step, including the loading of its images."""
+    validation: float
+    """Seconds per validation of all validation images."""
+    teacher: float = 0.0
+    """Seconds to validate the teacher, for the comparison with it; 0 without a teacher."""
+
+    def epoch(self, recipe: Recipe, images: int) -> float:
+        """Seconds per epoch of `images` training images, with its validations."""
+        validations = 2 if recipe.ema else 1
+        return images // recipe.batch_size * self.step + validations * self.validation
+
+    def ending(self) -> float:
+        """Seconds from the last epoch to the written report."""
+        return self.validation + self.teacher + _REPORT_SECONDS
+
+    def run(self, recipe: Recipe, images: int) -> float:
+        """Seconds of a whole run on `images` training images, with its report."""
+        return recipe.epochs * self.epoch(recipe, images) + self.ending()
+
+
+def measure(
+    network: ResNeXt,
+    splits: Splits,
+    settings: RunSettings,
+    group: ProcessGroup,
+    *,
+    seconds: float = 3.0,
+    teacher: float | None = None,
+) -> Speed:
+    """Time training steps and validation, with a copy of the network.
+
+    Args:
+        network: The network, on the device of the run. It is not changed.
+        splits: The images.
+        settings: Recipe, preprocessing, execution and teacher. Nothing is compiled: on a GPU, a
+            compiled run is faster than measured.
+        group: The processes that train together. All measure, and agree on the first's result.
+        seconds: Seconds to time steps for, at least three steps.
+        teacher: Seconds to validate the teacher; None to measure them.
+    """
+    settings = replace(settings, execution=replace(settings.execution, compiled=False))
+    network = copy.deepcopy(network)
+    merge_groups(network, settings.execution.merged)
+    step = _step_seconds(network, splits, settings, group, seconds)
+    validation = _validation_seconds(network, splits, settings, group)
+    if teacher is None:
+        teacher = _teacher_seconds(splits, settings, group)
+    return group.broadcast(Speed(step, validation, teacher))
+
+
+def _step_seconds(
+    network: ResNeXt, splits: Splits, settings: RunSettings, group: ProcessGroup, seconds: float
+) -> float:
+    recipe, preprocessing = settings.recipe, settings.preprocessing
+    images = training_pool(splits)
+    sampler = TrainSampler(images, recipe, settings.seed, group)
+    views = TrainDataset(
+        images,
+        replace(preprocessing, size=recipe.train_size or preprocessing.size),
+        recipe,
+        settings.seed,
+        fast=settings.execution.fast_jpeg,
+    )
+    loader = training_loader(views, sampler, workers=settings.workers, device=settings.device)
+    train_step = TrainStep(network, images, settings, group)
+    train_step.set_rate(0.0)
+    average = EMA(network, recipe.ema) if recipe.ema else None
+    model = train_step.model(recipe.head_epochs + 1)
+    enough = 0.01 * recipe.epochs * sampler.steps  # short runs are not timed for long
+    steps, began = -_WARM_UP, time.perf_counter()
+    with closing(_endless(loader, sampler)) as batches:
+        while True:
+            losses = [
+                train_step.backward(model, next(batches), 0, part)
+                for part in range(recipe.accumulate)
+            ]
+            train_step.update()
+            if average:
+                average.update(network, 0)
+            losses[-1].item()  # waits for a GPU
+            steps += 1
+            if steps == 0:
+                began = time.perf_counter()
+            elapsed = time.perf_counter() - began
+            if steps >= 3 and group.any(elapsed > min(seconds, elapsed / steps * enough))[0]:
+                return elapsed / steps
+
+
+def _endless(loader: DataLoader[Any], sampler: TrainSampler) -> Generator[Batch]:
+    """Batches of one epoch after the other; workers end with the generator."""
+    try:
+        while True:
+            yield from unwrap_worker_errors(loader)
+            sampler.epoch += 1
+    finally:
+        if iterator := loader._iterator:
+            iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _validation_seconds(
+    network: ResNeXt, splits: Splits, settings: RunSettings, group: ProcessGroup
+) -> float:
+    """Seconds for all validation images, from those of a few batches if there are many."""
+    network.eval()
+    batch = 2 * settings.recipe.batch_size
+    counts = sorted({min(n * batch, len(splits.val)) for n in (1, 1, 5)})  # the first warms up
+    seconds: list[float] = []
+    for count in (counts[0], *counts):
+        images = splits.val.select(range(count), splits.val.name)
+        validator = Validator(images, settings, group, SilentReporter(), lambda: None)
+        began = time.perf_counter()
+        validator.outputs(network, "")
+        seconds.append(time.perf_counter() - began)
+    if len(counts) == 1:
+        return seconds[-1]
+    rate = max(seconds[-1] - seconds[-2], 0.0) / (counts[1] - counts[0])
+    return seconds[-1] + rate * (len(splits.val) - counts[1])
+
+
+def _teacher_seconds(splits: Splits, settings: RunSettings, group: ProcessGroup) -> float:
+    """Seconds to validate the teacher, preprocessed as it was trained; 0 without a teacher."""
+    teacher = settings.teacher
+    if teacher is None:
+        return 0.0
+    settings = replace(settings, preprocessing=teacher.preprocessing)
+    return _validation_seconds(teacher.network, splits, settings, group)
+
+
+def forecast_lines(settings: RunSettings, images: int, speed: Speed) -> list[str]:
+    """Network, size, epochs and the time at which the run will be done.
+
+    Args:
+        settings: Title of the network, recipe, preprocessing and device.
+        images: Number of training images.
+        speed: As measured.
+    """
+    recipe, size = settings.recipe, settings.preprocessing.size
+    epochs = counted(recipe.epochs, "epoch")
+    seconds = speed.run(recipe, images)
+    machine = (
+        counted(torch.get_num_threads(), "core")
+        if settings.device.type == "cpu"
+        else hardware(settings.device)
+    )
+    lines = [
+        f"{settings.title} at {size} pixels, {epochs} of {images:,} images: "
+        f"done at about {clock_time(seconds)} ({duration(seconds)} on {machine})."
+    ]
+    if settings.device.type == "cpu" and seconds > 3600:
+        lines.append(
+            "That is long for a processor. To get the best model of half an hour instead: "
+            "--minutes 30"
+        )
+    return lines

@@ -1,0 +1,181 @@
+"""Multinomial logistic regression with a penalty whose strength cross-validation chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from resnext.data.dataset import class_weights
+
+STRENGTHS = tuple(float(f"{10 ** (step / 2):.3g}") for step in range(2, -11, -1))
+"""Strengths that are tried, strongest first: 10 to 1e-5, two per decade."""
+
+_WITHOUT_FOLDS = 0.01  # the strength if every class has one image, so that none can be held out
+_FOLDS = 5
+_FLOOR = 1e-3  # smallest standard deviation, relative to the root mean square of all
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A linear classifier of embeddings, in double precision.
+
+    Args:
+        weight: Rows of weights, one per class.
+        bias: One number per class.
+        strength: Strength of its penalty.
+        tried: Log loss in cross-validation, in nats, of each strength that was tried.
+    """
+
+    weight: Float[Tensor, "k d"]
+    bias: Float[Tensor, " k"]
+    strength: float
+    tried: tuple[tuple[float, float], ...]
+
+
+def fit_head(
+    embeddings: Float[np.ndarray, "n d"],
+    targets: Int[np.ndarray, " n"],
+    num_classes: int,
+    *,
+    balanced: bool = False,
+    seed: int = 0,
+    strengths: Sequence[float] = STRENGTHS,
+    between: Callable[[], object] = lambda: None,
+) -> Head:
+    """The head with the strength that is best in stratified cross-validation.
+
+    It minimizes the mean log loss of the standardized embeddings plus strength / 2 times the
+    squared norm of the weights; biases are free. This is scikit-learn's `LogisticRegression` with
+    `C = 1 / (strength * n)`. The standardization becomes part of weights and bias.
+
+    Args:
+        embeddings: The embeddings of the training images.
+        targets: Class of each.
+        num_classes: Number of classes; each needs an embedding.
+        balanced: Whether all classes weigh the same, whatever their number of images.
+        seed: Seed of the folds.
+        strengths: Strengths to try, strongest first. The search ends at the first one that is
+            worse than the one before it.
+        between: Called before each fit; raises to interrupt.
+    """
+    x = torch.from_numpy(embeddings).double()
+    mean, std = x.mean(0), x.std(0, correction=0)
+    std = std.clamp(min=max(_FLOOR * std.square().mean().sqrt().item(), 1e-12))
+    x = (x - mean) / std
+    basis = None
+    if len(x) < x.shape[1]:  # the best weights are sums of the rows of x: a smaller, equal problem
+        basis, triangle = torch.linalg.qr(x.T)
+        x = triangle.T
+    y, weights = torch.from_numpy(targets).long(), torch.ones(len(targets), dtype=torch.float64)
+    if balanced:
+        weights = torch.from_numpy(class_weights(targets, num_classes))[y]
+    problem = _Problem(x, y, num_classes)
+    tried = _cross_validate(problem, weights, folds(targets, seed), strengths, between)
+    strength = min(tried, key=lambda row: row[1])[0] if tried else _WITHOUT_FOLDS
+    between()
+    weight, bias = problem.fit(weights, strength, tolerance=1e-10)
+    weight = (weight if basis is None else weight @ basis.T) / std
+    return Head(weight, bias - weight @ mean, strength, tuple(tried))
+
+
+def folds(targets: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, " n"]:
+    """Fold of each image, from 0 to 4: the images of a class are spread over all folds.
+
+    The only image of a class gets -1: it is always trained on.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(targets))
+    order = shuffled[np.argsort(targets[shuffled], kind="stable")]
+    result = np.empty(len(targets), np.int64)
+    result[order] = np.arange(len(targets)) % _FOLDS
+    result[np.bincount(targets)[targets] == 1] = -1
+    return result
+
+
+def _cross_validate(
+    problem: _Problem,
+    weights: Float[Tensor, " n"],
+    fold_of: Int[np.ndarray, " n"],
+    strengths: Sequence[float],
+    between: Callable[[], object],
+) -> list[tuple[float, float]]:
+    """Each strength that was tried, with its log loss; none if no image can be held out."""
+    masks = [torch.from_numpy(fold_of == fold) for fold in np.unique(fold_of[fold_of >= 0])]
+    starts = [problem.zero()] * len(masks)
+    tried: list[tuple[float, float]] = []
+    for strength in strengths if masks else ():
+        losses = torch.zeros(len(weights), dtype=torch.float64)
+        for i, held_out in enumerate(masks):
+            between()
+            starts[i] = problem.fit(weights * ~held_out, strength, starts[i], tolerance=1e-5)
+            losses += problem.losses(starts[i]) * held_out
+        held = torch.from_numpy(fold_of >= 0)
+        tried.append((strength, float((losses * weights).sum() / (weights * held).sum())))
+        if len(tried) > 1 and tried[-1][1] > tried[-2][1]:
+            break
+    return tried
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """Logistic regression on fixed features.
+
+    Args:
+        x: Features.
+        targets: Class of each row.
+        num_classes: Number of classes.
+    """
+
+    x: Float[Tensor, "n d"]
+    targets: Int[Tensor, " n"]
+    num_classes: int
+
+    def zero(self) -> tuple[Tensor, Tensor]:
+        """Weights and bias from which a fit starts."""
+        shape = self.num_classes, self.x.shape[1]
+        return torch.zeros(shape, dtype=torch.float64), torch.zeros(shape[0], dtype=torch.float64)
+
+    def losses(self, head: tuple[Tensor, Tensor]) -> Float[Tensor, " n"]:
+        """Log loss of each row."""
+        return F.cross_entropy(self.x @ head[0].T + head[1], self.targets, reduction="none")
+
+    def fit(
+        self,
+        weights: Float[Tensor, " n"],
+        strength: float,
+        start: tuple[Tensor, Tensor] | None = None,
+        *,
+        tolerance: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Weights and bias that minimize the penalized loss, by L-BFGS.
+
+        Args:
+            weights: Weight of each row's loss.
+            strength: Strength of the penalty.
+            start: Weights and bias to start from.
+            tolerance: Largest derivative at which the search ends.
+        """
+        head = [part.clone().requires_grad_() for part in start or self.zero()]
+        share = weights / weights.sum()
+        search = torch.optim.LBFGS(
+            head,
+            max_iter=1000,
+            tolerance_grad=tolerance,
+            tolerance_change=0.0,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure() -> Tensor:
+            search.zero_grad()
+            penalty = strength / 2 * head[0].square().sum()
+            value = (self.losses((head[0], head[1])) * share).sum() + penalty
+            value.backward()
+            return value
+
+        search.step(closure)
+        return head[0].detach(), head[1].detach()

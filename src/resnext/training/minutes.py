@@ -1,0 +1,163 @@
+"""`minutes`: network, size and epochs for a time budget, from measured speeds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from resnext.data.dataset import Splits
+from resnext.data.unlabelled import training_pool
+from resnext.errors import InputError
+from resnext.system.text import counted, duration
+from resnext.training.defaults import choices, typical_side
+from resnext.training.forecast import Speed, measure
+from resnext.training.preparation import (
+    Context,
+    Request,
+    RunPlan,
+    fastest_execution,
+    make_plan,
+    network_title,
+    run_settings,
+)
+from resnext.training.run_state import TimePlan
+
+PASSES = 30
+"""Epochs that a network needs to beat a smaller one that has time for more."""
+MOST_EPOCHS = 300
+_MARGIN = 0.02
+"""Fraction of the time that is kept for what a forecast does not see."""
+
+
+class Candidate(NamedTuple):
+    """A network at a size, and its measured speed."""
+
+    title: str
+    request: Request
+    plan: RunPlan
+    speed: Speed
+
+    def epochs(self, seconds: float) -> int:
+        """Epochs that fit into a time, with what comes before and after them."""
+        images, val = len(training_pool(self.plan.splits)), len(self.plan.splits.val)
+        seconds -= self.speed.ending()
+        if self.plan.recipe.probe:  # embeddings of all images, for the first classifier
+            seconds -= self.speed.validation * (images + val) / val
+        return int(seconds / self.speed.epoch(self.plan.recipe, images))
+
+    def row(self, epochs: int) -> dict[str, Any]:
+        """The candidate as a row of the table of choices."""
+        return {
+            "network": self.title,
+            "size": self.plan.preprocessing.size,
+            "images_per_second": round(self.plan.recipe.batch_size / self.speed.step),
+            "epochs": epochs,
+        }
+
+
+def fit_to_minutes(
+    request: Request, asked: Request, splits: Splits, context: Context, began: float
+) -> tuple[Request, TimePlan]:
+    """Choose network, size and number of epochs for the time that is left.
+
+    The choice is the most expensive candidate that has time for `PASSES` epochs; if none has, the
+    one that has time for the most.
+
+    Args:
+        request: The arguments of the run, with network and size.
+        asked: The arguments as they were given; network and size that they name are kept.
+        splits: The images.
+        context: Processes, device and progress.
+        began: When the run began, by `time.monotonic`.
+
+    Raises:
+        InputError: The time is too short for one epoch.
+    """
+    assert request.minutes is not None, "called for runs with a time budget"
+    total = 60 * request.minutes
+
+    def left() -> float:
+        return context.group.broadcast((1 - _MARGIN) * total - (time.monotonic() - began))
+
+    measured: list[Candidate] = []
+    for candidate in _requests(request, asked, splits, context):
+        teacher = measured[0].speed.teacher if measured else None  # the same for all
+        measured.append(_measured(candidate, splits, context, teacher))
+        if measured[-1].epochs(left()) < PASSES / 2:
+            break  # the next ones are slower
+    seconds = left()
+    epochs = [min(candidate.epochs(seconds), MOST_EPOCHS) for candidate in measured]
+    best = _best(epochs)
+    chosen, most = measured[best], epochs[best]
+    if most < 1:
+        images = len(training_pool(splits))
+        each = chosen.speed.epoch(chosen.plan.recipe, images)
+        raise InputError(
+            f"{request.minutes:g} minutes are too short: an epoch of {images:,} images "
+            f"takes about {duration(each)} with {chosen.title} at "
+            f"{chosen.plan.preprocessing.size} pixels. Give more --minutes, or fewer images."
+        )
+    recipe = chosen.plan.recipe
+    recipe = recipe.changed(epochs=most, head_epochs=min(recipe.head_epochs, most - 1))
+    reason = _reason(epochs, best)
+    rows = [candidate.row(count) for candidate, count in zip(measured, epochs, strict=True)]
+    for line in _table(rows, best, reason, request.minutes):
+        context.progress.line(line)
+    return (
+        replace(chosen.request, recipe=recipe, changes={}),
+        TimePlan(
+            time.monotonic() + seconds - chosen.speed.ending(),
+            {"minutes": request.minutes, "chosen": best, "candidates": rows, "reason": reason},
+        ),
+    )
+
+
+def _requests(request: Request, asked: Request, splits: Splits, context: Context) -> list[Request]:
+    """The candidates, from the fastest to the slowest."""
+    if asked.fine_tunes or (asked.model is not None and asked.size is not None):
+        return [request]
+    if splits.defaults.network is not None:
+        return [request]
+    return [
+        replace(request, model=asked.model or choice.network, size=asked.size or choice.size)
+        for choice in choices(typical_side(splits.train), context.device.type, asked.size)
+    ]
+
+
+def _measured(
+    request: Request, splits: Splits, context: Context, teacher: float | None
+) -> Candidate:
+    plan = make_plan(request, splits, context)
+    execution = context.group.broadcast(fastest_execution(request, context, plan))
+    settings = run_settings(request, context, plan, execution)
+    speed = measure(plan.network, splits, settings, context.group, seconds=1.0, teacher=teacher)
+    return Candidate(network_title(request, plan), request, plan, speed)
+
+
+def _best(epochs: Sequence[int]) -> int:
+    """The last candidate with enough epochs, else the one with the most."""
+    enough = [i for i, count in enumerate(epochs) if count >= PASSES]
+    return enough[-1] if enough else max(range(len(epochs)), key=lambda i: epochs[i])
+
+
+def _reason(epochs: Sequence[int], best: int) -> str:
+    if len(epochs) == 1:
+        return "network and size were given"
+    if epochs[best] >= PASSES:
+        return f"the most accurate one with time for {PASSES} epochs or more"
+    return "the fastest one, because the time is short for these images"
+
+
+def _table(rows: Sequence[dict[str, Any]], best: int, reason: str, minutes: float) -> list[str]:
+    """The candidates as lines, the chosen one marked, and the reason."""
+    width = max(len(row["network"]) for row in rows)
+    lines = [f"Candidates for {minutes:g} minutes on this machine:"]
+    for i, row in enumerate(rows):
+        lines.append(
+            f"{'>' if i == best else ' '} {row['network']:<{width}}  {row['size']:>3} pixels  "
+            f"{row['images_per_second']:>6,} images/s  {counted(row['epochs'], 'epoch'):>10}"
+        )
+    chosen = rows[best]
+    return [*lines, f"Chosen: {chosen['network']} at {chosen['size']} pixels, {reason}."]

@@ -1,0 +1,215 @@
+"""`minutes`: the choice, the time it leaves for epochs, and planning again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from training_runs import QUICK, TINY, sha
+
+import resnext
+from resnext import ResNeXtConfig
+from resnext.errors import CheckpointError, InputError
+from resnext.training import minutes as module
+from resnext.training import preparation, trainer
+from resnext.training.defaults import Choice
+from resnext.training.forecast import Speed
+from resnext.training.minutes import MOST_EPOCHS, PASSES
+from resnext.training.optim import lr_schedule
+from resnext.training.run_state import RunSettings, TrainState
+
+SLOW = {"small": 1.0, "large": 4.0}  # seconds per epoch
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Two tiny candidates whose epochs take so many seconds, and a clock that stands still."""
+    seconds = dict(SLOW)
+    configs = {"small": TINY, "large": TINY.replace(channels=(24, 48))}
+
+    def measure(_: Any, splits: Any, settings: RunSettings, *__: Any, **___: Any) -> Speed:
+        steps = len(splits.train) // settings.recipe.batch_size
+        return Speed(seconds[settings.title] / steps, 0.0)
+
+    def variant(name: str, **changes: Any) -> ResNeXtConfig:
+        return configs[name].replace(**changes)
+
+    monkeypatch.setattr(module, "measure", measure)
+    monkeypatch.setattr(module.time, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(preparation, "variant", variant)
+    choices = [Choice("small", 16), Choice("large", 20)]
+    monkeypatch.setattr(module, "choices", lambda *_: choices)
+    monkeypatch.setattr(resnext.training.launch, "default_choice", lambda *_: choices[0])
+    return seconds
+
+
+def timed(photos: Path, out: Path, minutes: float, **changes: Any) -> resnext.ResNeXt:
+    """A run whose candidates are those of `machine`; it stops before its first epoch."""
+    given = {"recipe": QUICK, "workers": 0, "progress": False, **changes}
+    return resnext.train(photos, out=out, minutes=minutes, **given)
+
+
+def planned(photos: Path, out: Path, minutes: float, **changes: Any) -> dict[str, Any]:
+    """The identity of the run that was chosen."""
+    seen: list[RunSettings] = []
+    with pytest.MonkeyPatch.context() as patch:
+
+        def stop(*arguments: Any) -> None:
+            seen.append(arguments[2])
+            raise InputError("enough")
+
+        patch.setattr(resnext.training.launch, "Trainer", stop)
+        with pytest.raises(InputError, match="enough"):
+            timed(photos, out, minutes, **changes)
+    return seen[0].identity
+
+
+@pytest.mark.parametrize(
+    ("seconds", "channels", "size", "epochs"),
+    [
+        (10, (16, 32), 16, 10),  # too short for either: the fastest
+        (2 * PASSES, (16, 32), 16, 2 * PASSES),
+        (4 * PASSES, (24, 48), 20, PASSES),
+        (4 * MOST_EPOCHS * 2, (24, 48), 20, MOST_EPOCHS),
+    ],
+)
+def test_the_choice(
+    machine: dict[str, float],
+    photos: Path,
+    tmp_path: Path,
+    seconds: int,
+    channels: tuple[int, int],
+    size: int,
+    epochs: int,
+) -> None:
+    """The largest network with time for enough epochs, and epochs that fill the time."""
+    ending = Speed(0.0, 0.0).ending()
+    minutes = (seconds + ending) / 60 / (1 - module._MARGIN) + 1e-9
+    chosen = planned(photos, tmp_path / "a.safetensors", minutes)
+    assert chosen["config.channels"] == list(channels)
+    assert (chosen["preprocessing.size"], chosen["recipe.epochs"]) == (size, epochs)
+    assert chosen["minutes"] == minutes
+
+
+def test_the_table(
+    machine: dict[str, float], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every candidate, the choice and its reason are shown."""
+    planned(photos, tmp_path / "a.safetensors", 3, progress=True)
+    text = capsys.readouterr().err
+    assert "Candidates for 3 minutes on this machine:" in text
+    assert "  small   16 pixels" in text
+    assert "> large   20 pixels" in text
+    assert f"Chosen: large at 20 pixels, the most accurate one with time for {PASSES}" in text
+
+
+def test_what_is_given_is_kept(machine: dict[str, float], photos: Path, tmp_path: Path) -> None:
+    """A size applies to all candidates; a network and a size leave the epochs only."""
+    out = tmp_path / "a.safetensors"
+    chosen = planned(photos, out, 30, model="small", size=24)
+    assert (chosen["config.channels"], chosen["preprocessing.size"]) == ([16, 32], 24)
+    assert chosen["recipe.epochs"] == MOST_EPOCHS
+    chosen = planned(photos, out, 30, batch_size=10, overwrite=True)
+    assert chosen["recipe.batch_size"] == 10
+
+
+def test_too_short(machine: dict[str, float], photos: Path, tmp_path: Path) -> None:
+    """Less than one epoch is refused with the time that one takes."""
+    machine["small"] = 600.0
+    with pytest.raises(
+        InputError, match=r"3 minutes are too short: an epoch of 20 .* about 10 min"
+    ):
+        timed(photos, tmp_path / "a.safetensors", 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"minutes": 0}, "minutes must be"),
+        ({"minutes": -1}, "minutes must be"),
+        ({"minutes": float("nan")}, "minutes must be"),
+        ({"minutes": True}, "minutes must be"),
+        ({"minutes": 3, "epochs": 5}, "Give minutes or epochs, not both"),
+    ],
+)
+def test_refused(photos: Path, tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    """In one line, before anything is read."""
+    with pytest.raises(InputError, match=message):
+        resnext.train(photos, out=tmp_path / "a.safetensors", progress=False, **arguments)
+
+
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """The seconds of each epoch, by the trainer's clock."""
+    each = {"seconds": 1.0}
+
+    def seconds(self: Any, part: str) -> Any:
+        if part == "validating":
+            self.seconds[part] += each["seconds"]
+        return trainer.suppress()
+
+    monkeypatch.setattr(trainer.Clock, "measure", seconds)
+    return each
+
+
+def test_a_slower_machine(
+    machine: dict[str, float], steady: dict[str, float], photos: Path, tmp_path: Path
+) -> None:
+    """The number of epochs follows, and the card and the report say so."""
+    machine["large"] = 1e9
+    steady["seconds"] = 2.0
+    out = tmp_path / "a.safetensors"
+    model = timed(photos, out, 12 / 60)
+    assert model.card is not None
+    rows = (tmp_path / "a.run" / "metrics.jsonl").read_text().splitlines()
+    assert 3 <= len(rows) <= 5  # of 8 that a second each would leave time for
+    assert "Planned again after epoch 1" in (tmp_path / "a.run" / "report.html").read_text()
+    assert json.loads(rows[-1])["rate"] < 0.1 * QUICK.learning_rate  # the schedule ends
+    choice = model.card.provenance["minutes"]
+    assert choice["candidates"][choice["chosen"]]["network"] == "small"
+
+
+def test_resume_keeps_the_choice(
+    machine: dict[str, float], steady: dict[str, float], photos: Path, tmp_path: Path
+) -> None:
+    """Bit for bit, although the machine is measured differently the second time."""
+    whole, halves = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    timed(photos, whole, 0.15)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_log_epoch", _interrupt_at(3))
+        with pytest.raises(KeyboardInterrupt):
+            timed(photos, halves, 0.15)
+    machine["small"] = 4.0
+    with pytest.raises(CheckpointError, match=r"minutes was 0\.15, now 0\.2"):
+        timed(photos, halves, 0.2, resume=True)
+    timed(photos, halves, 0.15, resume=True)
+    assert sha(whole) == sha(halves)
+
+
+def _interrupt_at(epoch: int) -> Any:
+    def log(self: trainer.Trainer, *_: Any, **__: Any) -> None:
+        if self.state.epoch == epoch:
+            raise KeyboardInterrupt
+
+    return log
+
+
+@pytest.mark.parametrize("replans", [[], [(2, 5)], [(1, 20), (4, 6)], [(3, 4)]])
+def test_the_schedule_is_stretched(replans: list[tuple[int, int]]) -> None:
+    """It starts at the start, never jumps, and ends at the end, however often it is changed."""
+    steps, planned = 7, 10
+    state = TrainState(replans=replans)
+    last = state.epochs(planned) * steps
+    positions = np.array([state.progress(i, steps, planned) for i in range(last + 1)])
+    assert positions[0] == 0
+    assert positions[-1] == pytest.approx(steps * planned)
+    assert (np.diff(positions) > 0).all()
+    first = replans[0][0] * steps if replans else last
+    assert positions[: first + 1] == pytest.approx(np.arange(first + 1))  # as it was planned
+    recipe = replace(QUICK, epochs=planned)
+    rates = [lr_schedule(recipe, x, steps * planned) for x in positions]
+    assert rates[-1] == pytest.approx(0, abs=1e-9)
