@@ -110,7 +110,8 @@ def test_line(settings: RunSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     ending = Speed(0.0, 0.0).ending()
     speed = Speed(step=(38 * 60 - ending) / (2 * 5), validation=0.0)
     assert forecast_lines(settings, 20, speed) == [
-        "ResNeXt at 16 pixels, 2 epochs of 20 images: done at about 14:20 (38 min on 2 cores)."
+        "ResNeXt(1, 1), 2×8d at 16 pixels, 2 epochs of 20 images: "
+        "done at about 14:20 (38 min on 2 cores)."
     ]
     (_, advice) = forecast_lines(settings, 20, speed._replace(step=400.0))
     assert "--minutes 30" in advice

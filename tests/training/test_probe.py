@@ -309,7 +309,7 @@ def test_from_the_command_line(
     code, printed, shown = run_cli(capsys, monkeypatch, *command, "--out", out)
     assert code == 0
     assert f"{out}: validation accuracy 100.00%" in printed
-    assert "20 train, 4 val images of 2 classes" in shown
+    assert "Images: 20 train, 4 val; 12 of each class" in shown
     assert "Computing embeddings with PyTorch" in shown
     code, _, shown = run_cli(capsys, monkeypatch, *command, "--out", out, "--epochs", 3)
     assert (code, shown.count("\n")) == (2, 1)

@@ -22,8 +22,10 @@ import resnext
 from resnext import Backbone, Card, Preprocessing, ResNeXt
 from resnext.data.dataset import ImageSet
 from resnext.errors import CheckpointError, ResNeXtError
+from resnext.training import forecast, launch, minutes
 from resnext.training.augmentation import plain
 from resnext.training.dataloader import TrainDataset
+from resnext.training.forecast import Speed
 from resnext.training.preparation import check_identity
 from resnext.training.teacher import converted, distillation_loss, open_teacher
 from resnext.training.trainer import Trainer
@@ -183,6 +185,37 @@ def test_unlabelled_images_are_learnt_from(
     assert sorted(drawn) == sorted([*range(18 + 10)] * SHORT.epochs)
     page = out.with_name("s.run") / "report.html"
     assert "18 train, 6 val, 10 unlabelled images of 2 classes" in page.read_text()
+
+
+def test_the_forecast_times_the_teacher(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow teacher is validated at the end, at its own size; a time budget would be exceeded."""
+    speeds: list[Speed] = []
+    monkeypatch.setattr(forecast, "_step_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(
+        forecast, "_validation_seconds", lambda _, __, settings, *___: settings.preprocessing.size
+    )
+    monkeypatch.setattr(launch, "forecast_lines", lambda *given: speeds.append(given[2]) or [])
+    distil(work, tmp_path / "s.safetensors", size=24, dry_run=True)
+    assert speeds == [Speed(1.0, 24, 16)]
+    assert speeds[0].ending() == Speed(1.0, 24).ending() + 16
+
+
+def test_a_time_budget(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unlabelled images take time too, and the size of all candidates is the teacher's."""
+    more = photo_folder(tmp_path / "more", ("x",), count=4)
+    for module in (minutes, launch):
+        monkeypatch.setattr(module, "measure", lambda *_, **__: Speed(1.0, 0.0))
+    monkeypatch.setattr(minutes.time, "monotonic", lambda: 0.0)
+    given: dict[str, Any] = {"unlabelled": more, "batch_size": 8, "minutes": 10, "progress": True}
+    distil(work, tmp_path / "s.safetensors", dry_run=True, **given)
+    shown = capsys.readouterr().err
+    assert "Images: 20 train, 4 val, 4 unlabelled; " in shown
+    epochs = int((600 * (1 - minutes._MARGIN) - Speed(1.0, 0.0).ending()) / 3)
+    assert f"at 16 pixels, {epochs} epochs of 24 images" in shown
 
 
 def test_resuming_is_exact(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,6 @@ class RunPlan:
     recipe: Recipe
     network: ResNeXt
     preprocessing: Preprocessing
-    teacher: Teacher | None
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def make_plan(request: Request, splits: Splits, context: Context) -> RunPlan:
     network = network.to(context.device)
     context.group.broadcast_tensors(list(network.state_dict().values()))  # a given network's differ
     network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return RunPlan(splits, recipe, network, preprocessing, teacher)
+    return RunPlan(splits, recipe, network, preprocessing)
 
 
 def check_packages(recipe: Recipe) -> None:
@@ -343,7 +342,7 @@ def run_identity(request: Request, plan: RunPlan | ProbePlan) -> dict[str, Any]:
         "val_fraction": request.val_fraction,
         "minutes": request.minutes,
         "weights": request.origin,
-        "teacher": None if plan.teacher is None else plan.teacher.digest,
+        "teacher": None if request.teacher is None else request.teacher.digest,
         "classes": splits.train.labels,
         **{f"config.{k}": v for k, v in plan.network.config.to_dict().items()},
         **{f"preprocessing.{k}": v for k, v in asdict(plan.preprocessing).items()},
@@ -413,7 +412,7 @@ def run_settings(
         retries=request.retries,
         checkpoint_seconds=60 * request.checkpoint_minutes,
         sync_norms=request.sync_norms,
-        teacher=plan.teacher,
+        teacher=request.teacher,
     )
 
 
@@ -462,8 +461,8 @@ def provenance_of(request: Request, plan: RunPlan | ProbePlan) -> dict[str, Any]
     }
     if request.origin is not None:
         provenance["weights"] = Path(request.origin).name
-    if plan.teacher is not None:
-        provenance["teacher"] = plan.teacher.describe()
+    if request.teacher is not None:
+        provenance["teacher"] = request.teacher.describe()
     if plan.splits.unlabelled is not None:
         provenance["unlabelled"] = len(plan.splits.unlabelled)
     return provenance
