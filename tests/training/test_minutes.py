@@ -113,7 +113,8 @@ def test_what_is_given_is_kept(machine: dict[str, float], photos: Path, tmp_path
     chosen = planned(photos, out, 30, model="small", size=24)
     assert (chosen["config.channels"], chosen["preprocessing.size"]) == ([16, 32], 24)
     assert chosen["recipe.epochs"] == MOST_EPOCHS
-    chosen = planned(photos, out, 30, batch_size=10, overwrite=True)
+    chosen = planned(photos, out, 30, model="small", batch_size=10)
+    assert (chosen["config.channels"], chosen["preprocessing.size"]) == ([16, 32], 20)
     assert chosen["recipe.batch_size"] == 10
 
 

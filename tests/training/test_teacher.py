@@ -206,16 +206,16 @@ def test_a_time_budget(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Unlabelled images take time too, and the size of all candidates is the teacher's."""
-    more = photo_folder(tmp_path / "more", ("x",), count=4)
+    more = photo_folder(tmp_path / "more", ("x",), count=8, size=25)
     for module in (minutes, launch):
         monkeypatch.setattr(module, "measure", lambda *_, **__: Speed(1.0, 0.0))
     monkeypatch.setattr(minutes.time, "monotonic", lambda: 0.0)
     given: dict[str, Any] = {"unlabelled": more, "batch_size": 8, "minutes": 10, "progress": True}
     distil(work, tmp_path / "s.safetensors", dry_run=True, **given)
     shown = capsys.readouterr().err
-    assert "Images: 20 train, 4 val, 4 unlabelled; " in shown
+    assert "Images: 20 train, 4 val, 8 unlabelled; " in shown
     epochs = int((600 * (1 - minutes._MARGIN) - Speed(1.0, 0.0).ending()) / 3)
-    assert f"at 16 pixels, {epochs} epochs of 24 images" in shown
+    assert f"at 16 pixels, {epochs} epochs of 28 images" in shown
 
 
 def test_resuming_is_exact(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

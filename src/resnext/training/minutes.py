@@ -120,10 +120,9 @@ def _requests(request: Request, asked: Request, splits: Splits, context: Context
         return [request]
     if splits.defaults.network is not None:
         return [request]
-    return [
-        replace(request, model=asked.model or choice.network, size=asked.size or choice.size)
-        for choice in choices(typical_side(splits.train), context.device.type, asked.size)
-    ]
+    ladder = choices(typical_side(splits.train), context.device.type, asked.size)
+    pairs = dict.fromkeys((asked.model or choice.network, choice.size) for choice in ladder)
+    return [replace(request, model=model, size=size) for model, size in pairs]
 
 
 def _measured(
