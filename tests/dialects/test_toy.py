@@ -174,6 +174,7 @@ ELSEWHERE = {
     "cli/checkpoints.py": "choices that the help shows; the table decides",
     "weights/catalog.py": "who published each checkpoint",
     "benchmark/contenders.py": "libraries that are timed",
+    "weights/config_source.py": "configs of OpenMMLab",
     "benchmark/timing.py": "packages whose versions are recorded",
 }
 

@@ -145,6 +145,8 @@ def test_an_interrupted_run_is_resumed(
         ({"compile": True}, "so leave out compile"),
         ({"sync_norms": True}, "so leave out sync_norms"),
         ({"retries": 2}, "so leave out retries"),
+        ({"minutes": 5}, "so leave out minutes"),
+        ({"dry_run": True}, "so leave out dry_run"),
         ({"size": 0}, "size must be at least"),
         ({"weights": Path("nowhere.pth")}, "nowhere.pth"),
     ],

@@ -191,10 +191,10 @@ def engine_forms(count: int, device: str, precision: str) -> list[EngineConfig]:
         precision: Precision to compute in.
     """
     forms: list[EngineConfig] = []
-    for name in ("openvino", "onnxruntime", "torch"):
+    exporting = [name for name, engine in reversed(ENGINES.items()) if engine.suffix]
+    for name in (*exporting, "torch"):
         engine = ENGINES[name]
-        exported = name != "torch"
-        if exported and (count < _EXPORT_PAYS or not engine.installed):
+        if engine.suffix and (count < _EXPORT_PAYS or not engine.installed):
             continue
         if precision in engine.precisions(device):
             piece, streams = max(engine.divisions(BATCH), key=lambda way: (way[1], -way[0]))

@@ -56,15 +56,15 @@ def probe_plan(request: Request, splits: Splits, context: Context) -> ProbePlan:
             "The recipe probe needs weights (--weights) to compute embeddings with. To train from "
             "scratch, use the recipe small."
         )
-    for name, given in (
-        ("compile", request.compile is not None),
-        ("sync_norms", request.sync_norms),
-        ("retries", request.retries > 0),
-        ("minutes", request.minutes is not None),
-        ("dry_run", request.dry_run),
-    ):
-        if given:
-            raise ConfigError(f"The recipe probe has no epochs, so leave out {name}.")
+    given = {
+        "compile (--compile)": request.compile is not None,
+        "sync_norms (--sync-norms)": request.sync_norms,
+        "retries (--retries)": request.retries > 0,
+        "minutes (--minutes)": request.minutes is not None,
+        "dry_run (--dry-run)": request.dry_run,
+    }
+    for name in (name for name, value in given.items() if value):
+        raise ConfigError(f"The recipe probe has no epochs, so leave out {name}.")
     if request.teacher is not None:
         raise ConfigError(
             "The recipe probe learns from labels, not from a teacher. Choose the recipe distill."
