@@ -62,7 +62,7 @@ def photos(tmp_path: Path) -> Path:
         ("train PHOTOS --model MODEL", "Give a file of weights as weights (--weights)"),
         ("info nothing.json", "nothing.json does not exist. Give a config file"),
         ("bench nothing.py", "nothing.py does not exist. Give a config file"),
-        ("train PHOTOS --size 16", "size must be at least 32 pixels"),
+        ("train PHOTOS --model resnext50_32x4d --size 16", "size must be at least 32 pixels"),
         ("train PHOTOS --epochs 0", "epochs must be a whole number from 1"),
         ("train PHOTOS --recipe best", "No recipe is called 'best'"),
         ("train PHOTOS --device toaster", "device 'toaster' cannot be used"),
