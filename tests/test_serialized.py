@@ -1452,6 +1452,7 @@ def test_names_people_type() -> None:
     """Recipes, variants and checkpoints are chosen by name, in scripts and old provenance."""
     assert list(RECIPES) == [
         "small",
+        "quick",
         "large",
         "finetune",
         "paper",

@@ -72,7 +72,7 @@ def test_same_seed_same_file(photos: Path, tmp_path: Path) -> None:
         ({"model": "resnext5"}, "No variant is called 'resnext5'"),
         ({"model": "resnext50_32x4d", "size": 16}, "size must be at least 32"),
         ({"size": 0}, "size must be at least"),
-        ({"recipe": "best"}, "No recipe is called 'best'. Available are small, large"),
+        ({"recipe": "best"}, "No recipe is called 'best'. Available are small, quick, large"),
         ({"epochs": 0}, "epochs must be a whole number from 1"),
         ({"batch_size": 1}, "batch_size must be a whole number from 2|at least 2"),
         ({"learning_rate": -1.0}, "learning_rate must be a number from"),

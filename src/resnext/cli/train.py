@@ -64,9 +64,9 @@ def train(
             name, hf://owner/repo or a URL.
         out: Model file to write; it always holds the best epoch so far. The run folder, with the
             same name but the suffix .run, holds checkpoints, metrics and report.html.
-        recipe: Training recipe: small, large, finetune, paper, torchvision_v2, rsb_a1, rsb_a2,
-            rsb_a3, cifar, digits, distill, or your own as file.py:name. Default: depends on the
-            data. probe: with --weights, train only a classifier on their embeddings, without
+        recipe: Training recipe: small, quick, large, finetune, paper, torchvision_v2, rsb_a1,
+            rsb_a2, rsb_a3, cifar, digits, distill, or your own as file.py:name. Default: depends on
+            the data. probe: with --weights, train only a classifier on their embeddings, without
             epochs.
         epochs: Number of epochs. Default: the recipe's.
         batch_size: Images per step, summed over all processes; the learning rate scales with it.

@@ -106,8 +106,9 @@ def train(
         out: File to write: weights, config, labels, preprocessing, metrics and provenance.
         recipe: A name, a `Recipe`, or `file.py:name`, which is executed; by default "digits" for
             the digits, "distill" with `teacher`, "finetune" with `weights` or a network that has a
-            card, else "small" or, from 20,000 images, "large". "probe" trains only the classifier
-            of `weights`, in the time of one look at each image.
+            card, "quick" with `minutes` or a small network, else "small" or, from 20,000 images,
+            "large". "probe" trains only the classifier of `weights`, in the time of one look at
+            each image.
         size: Image size in pixels; by default that of the teacher, else the size of the weights;
             without `model` it follows from the images; with a model, 32 for small-image networks
             and 224 for all others.

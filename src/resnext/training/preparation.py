@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from resnext.architectures import title, variant
+from resnext.architectures import canonical_name, title, variant
 from resnext.card import Preprocessing
 from resnext.checks import brief
 from resnext.config import ResNeXtConfig
@@ -132,7 +132,7 @@ def make_plan(request: Request, splits: Splits, context: Context) -> RunPlan:
     teacher, images = request.teacher, training_pool(splits)
     recipe = choose(
         request.recipe,
-        default="distill" if teacher else splits.defaults.recipe,
+        default=_default_recipe(request, splits),
         images=len(images),
         weights=request.fine_tunes,
     )
@@ -147,6 +147,18 @@ def make_plan(request: Request, splits: Splits, context: Context) -> RunPlan:
     context.group.broadcast_tensors(list(network.state_dict().values()))  # a given network's differ
     network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return RunPlan(splits, recipe, network, preprocessing)
+
+
+def _default_recipe(request: Request, splits: Splits) -> str | None:
+    """Name of the recipe if none is given; None leaves it to the number of images."""
+    if request.teacher is not None:
+        return "distill"
+    if splits.defaults.recipe is not None or request.fine_tunes:
+        return splits.defaults.recipe
+    model = request.model
+    name = title(model) if isinstance(model, ResNeXtConfig) else str(model)
+    compact = not isinstance(model, ResNeXt) and canonical_name(name).startswith("resnext_")
+    return "quick" if compact or request.minutes is not None else None
 
 
 def check_packages(recipe: Recipe) -> None:
