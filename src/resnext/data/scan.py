@@ -68,11 +68,8 @@ class Scan:
 
     def summary(self) -> str:
         """Number of images and classes and the range of sizes, as one sentence."""
-        text = f"{self._numbers()} images of {len(self.splits.train.labels)} classes"
-        if self.sizes is None:
-            return f"{text}."
-        small, large = (f"{w}×{h}" for w, h in (self.sizes.smallest, self.sizes.largest))
-        return f"{text}, {small if small == large else f'{small} to {large}'} pixels."
+        classes = len(self.splits.train.labels)
+        return f"{self._numbers()} images of {classes} classes{self._pixels(', ')}."
 
     def overview(self) -> list[str]:
         """Classes, images per class, and files that are not used: three lines to check."""
@@ -83,15 +80,18 @@ class Scan:
         each = f"{totals[few]:,} of each class"
         if totals[few] != totals[many]:
             each = f"{totals[few]:,} ({labels[few]}) to {totals[many]:,} ({labels[many]}) per class"
-        size = ""
-        if self.sizes is not None:
-            small, large = (f"{w}×{h}" for w, h in (self.sizes.smallest, self.sizes.largest))
-            size = f"; {small if small == large else f'{small} to {large}'} pixels"
         return [
             f"Classes: {len(labels):,} ({_shortened(labels)}).",
-            f"Images: {self._numbers()}; {each}{size}.",
+            f"Images: {self._numbers()}; {each}{self._pixels('; ')}.",
             f"Passed over: {self._passed_over() or 'nothing'}.",
         ]
+
+    def _pixels(self, separator: str) -> str:
+        """Range of sizes, after a separator; empty if no image can be read."""
+        if self.sizes is None:
+            return ""
+        small, large = (f"{w}×{h}" for w, h in (self.sizes.smallest, self.sizes.largest))
+        return f"{separator}{small if small == large else f'{small} to {large}'} pixels"
 
     def _numbers(self) -> str:
         """Number of images of each split, then of unlabelled ones."""

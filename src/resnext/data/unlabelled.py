@@ -12,7 +12,7 @@ import numpy as np
 from resnext.data.dataset import Files, ImageSet, Lazy, Splits, compact, fingerprint
 from resnext.data.scan import Scan, scan, write_quarantine
 from resnext.data.sources.base import visible
-from resnext.data.sources.folders import walk_images
+from resnext.data.sources.folders import image_names
 from resnext.errors import DataError
 from resnext.system.progress import Reporter
 
@@ -54,9 +54,7 @@ def open_unlabelled(folder: str | Path, labels: Sequence[str]) -> ImageSet:
             f"{root} has a folder for the class {classes[0]!r}, so its images have labels. Add "
             f"them to the training data, or give a folder of images without classes."
         )
-    files = Files(root, walk_images(root))
-    if not len(files):
-        raise DataError(f"{root} holds no image. Images have endings such as .jpg or .png.")
+    files = Files(root, image_names(root))
     return ImageSet(files, compact(np.zeros(len(files))), (_CLASS,), str(root))
 
 

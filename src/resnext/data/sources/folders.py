@@ -32,11 +32,19 @@ def image_files(folder: Path) -> list[Path]:
     Raises:
         DataError: The folder holds no images.
     """
-    return [folder / name for name in _image_names(folder)]
+    return [folder / name for name in image_names(folder)]
 
 
-def _image_names(folder: Path, passed_over: list[str] | None = None) -> list[str]:
-    """Paths of the image files under a folder, relative to it."""
+def image_names(folder: Path, passed_over: list[str] | None = None) -> list[str]:
+    """Paths of the image files under a folder, relative to it, in a fixed order.
+
+    Args:
+        folder: The folder, searched at any depth.
+        passed_over: Receives the paths of all visible files and links that are no images.
+
+    Raises:
+        DataError: The folder holds no images.
+    """
     names = list(walk_images(folder, passed_over=passed_over))
     if not names:
         raise DataError(f"{folder} holds no image. Images have endings such as .jpg or .png.")
@@ -144,7 +152,7 @@ def _class_folders(root: Path, labels: tuple[str, ...] | None = None) -> LoadedS
 
     def paths() -> Iterator[str]:
         for folder in folders:
-            inside = _image_names(folder, passed_over)
+            inside = image_names(folder, passed_over)
             counts.append(len(inside))
             yield from (f"{folder.name}/{name}" for name in inside)
 
