@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+from PIL import Image
 
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig
 from resnext.inference.engines.base import EngineConfig, InputKind
@@ -33,6 +35,17 @@ def images(count: int, channels: int = 3, size: int = SIZE, seed: int = 0) -> to
     """Normalized images."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, channels, size, size, generator=generator)
+
+
+def pictures(folder: Path, count: int) -> Path:
+    """Class folders with this many pictures of each of the usual classes."""
+    rng = np.random.default_rng(0)
+    for label in CARD.labels:
+        (folder / label).mkdir(parents=True)
+        for i in range(count):
+            values = rng.integers(0, 256, (17, 20, 3), dtype=np.uint8)
+            Image.fromarray(values).save(folder / label / f"{i}.png")
+    return folder
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import resnext
 from resnext import ResNeXtConfig
 from resnext.evaluation.metrics import Evaluation
 from resnext.training import Recipe, validation
+from resnext.training.trainer import Trainer
 
 TINY = ResNeXtConfig((1, 1), 2, 8, num_classes=2, channels=(16, 32), num_stages=2, small_stem=True)
 QUICK = Recipe(epochs=2, batch_size=4, learning_rate=0.05)
@@ -55,6 +57,19 @@ def run(
     )
     assert done.returncode == 0, done.stderr
     return done
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """Ask the runs of this test to stop after these steps, counted over all of them."""
+    original, done = Trainer._after_step, 0
+
+    def stopping(self: Any) -> None:
+        nonlocal done
+        done += 1
+        self.interrupts.requested = signal.SIGINT if done in steps else None
+        original(self)
+
+    monkeypatch.setattr(Trainer, "_after_step", stopping)
 
 
 def more_photos(photos: Path, count: int) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 SIZE = 64
 """Image size, pixels: small images are enlarged, because these networks divide them by 32."""
@@ -24,6 +27,16 @@ def declare_operators() -> torch.library.Library:
         if not hasattr(torch.ops.torchvision, name):
             library.define(f"{name}({arguments}, float t) -> Tensor")
     return library
+
+
+def validate(classify: Callable[[Tensor], Tensor], loader: Iterable[Any]) -> float:
+    """Accuracy on the batches of a loader."""
+    right = total = 0
+    with torch.inference_mode():
+        for x, y in loader:
+            right += int((classify(x).argmax(1) == y).sum())
+            total += len(y)
+    return right / total
 
 
 def finish(accuracy: float, epochs: int) -> None:

@@ -56,13 +56,8 @@ while True:
         loss.backward()
         optimizer.step()
     model.eval()
-    right = total = 0
-    with torch.inference_mode():
-        for x, y in loaders[1]:
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                right += int((model(x).argmax(1) == y).sum())
-            total += len(y)
-    best, epoch = max(best, right / total), epoch + 1
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        best, epoch = max(best, shared.validate(model, loaders[1])), epoch + 1
     now = time.perf_counter()
     left = 60 * minutes - (now - began)
     if epoch == 1:  # the schedule ends with the budget

@@ -43,12 +43,7 @@ while True:
         loss.backward()
         optimizer.step()
     model.eval()
-    right = total = 0
-    with torch.inference_mode():
-        for x, y in loaders[1]:
-            right += int((model(x).argmax(1) == y).sum())
-            total += len(y)
-    best, epoch = max(best, right / total), epoch + 1
+    best, epoch = max(best, shared.validate(model, loaders[1])), epoch + 1
     now = time.perf_counter()
     left = 60 * minutes - (now - began)
     if scheduler is None:  # the schedule ends with the budget

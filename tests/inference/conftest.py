@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from helpers import tiny_network
-from inference_cases import CARD, CONFIG, Clock
-from PIL import Image
+from inference_cases import CARD, CONFIG, Clock, pictures
 
 from resnext import ResNeXt, save
 from resnext.inference import search
@@ -55,13 +53,7 @@ def file(network: ResNeXt, tmp_path: Path) -> Path:
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Three pictures of each class."""
-    rng = np.random.default_rng(0)
-    for label in CARD.labels:
-        (tmp_path / "photos" / label).mkdir(parents=True)
-        for i in range(3):
-            values = rng.integers(0, 256, (17, 20, 3), dtype=np.uint8)
-            Image.fromarray(values).save(tmp_path / "photos" / label / f"{i}.png")
-    return tmp_path / "photos"
+    return pictures(tmp_path / "photos", 3)
 
 
 @pytest.fixture

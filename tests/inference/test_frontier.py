@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import run_cli, tiny_network
-from inference_cases import BATCH, CARD, CONFIG, SIZE, images
+from inference_cases import BATCH, CARD, CONFIG, SIZE, images, pictures
 from PIL import Image
 
 import resnext
@@ -157,13 +157,7 @@ def calibrating(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
     """A hundred and twenty pictures in four classes."""
-    rng = np.random.default_rng(0)
-    for label in CARD.labels:
-        (tmp_path / "many" / label).mkdir(parents=True)
-        for i in range(30):
-            values = rng.integers(0, 256, (17, 20, 3), dtype=np.uint8)
-            Image.fromarray(values).save(tmp_path / "many" / label / f"{i}.png")
-    return tmp_path / "many"
+    return pictures(tmp_path / "many", 30)
 
 
 def chosen(plan: Plan) -> Form:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from helpers import tiny_network
 from torch import nn
-from training_runs import QUICK, TINY, sha
+from training_runs import QUICK, TINY, sha, stop_after
 
 import resnext
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtError
@@ -19,7 +18,6 @@ from resnext.errors import CheckpointError, ConfigError
 from resnext.training import preparation
 from resnext.training.given_model import network_copy, read_model
 from resnext.training.recipes import finetune
-from resnext.training.trainer import Trainer
 
 GIVEN: dict[str, Any] = {"recipe": QUICK, "size": 16, "workers": 0, "progress": False}
 STILL: dict[str, Any] = {**GIVEN, "learning_rate": 1e-9, "epochs": 1}
@@ -154,18 +152,10 @@ def test_a_passed_network_resumes_exactly(
 ) -> None:
     """The checkpoint has the weights, so the network only says which run it is."""
     resnext.train(photos, tiny_network(TINY), out=tmp_path / "left_alone.safetensors", **GIVEN)
-    original = Trainer._after_step
-
-    def stopping(self: Any) -> None:
-        stops = (self.state.epoch, self.state.step) == (1, 3)
-        self.interrupts.requested = signal.SIGINT if stops else None
-        original(self)
-
     out = tmp_path / "m.safetensors"
-    monkeypatch.setattr(Trainer, "_after_step", stopping)
+    stop_after(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
         resnext.train(photos, tiny_network(TINY), out=out, **GIVEN)
-    monkeypatch.setattr(Trainer, "_after_step", original)
     with pytest.raises(CheckpointError, match="weights was a network in memory, now None"):
         resnext.train(photos, TINY, out=out, resume=True, **GIVEN)
     resnext.train(photos, tiny_network(TINY, seed=1), out=out, resume=True, **GIVEN)

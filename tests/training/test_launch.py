@@ -17,8 +17,8 @@ import resnext
 from resnext import ResNeXtError
 from resnext.data.dataset import ImageSet
 from resnext.errors import CheckpointError, ConfigError, DataError
-from resnext.training import Recipe, launch, preparation
-from resnext.training.distributed import ProcessGroup
+from resnext.training import Recipe, identity, preparation
+from resnext.training.distributed import ProcessGroup, peer_errors
 from resnext.training.run_state import ExecutionConfig
 
 
@@ -197,7 +197,7 @@ def test_a_run_tells_what_happened(photos: Path, tmp_path: Path) -> None:
     assert model.card is not None
     assert model.card.temperature > 0
     assert model.card.metrics["val_nll"] > 0
-    assert not preparation.check_identity({}, {})
+    assert not identity.check_identity({}, {})
 
 
 @pytest.mark.slow
@@ -317,7 +317,7 @@ def test_a_resumed_run_keeps_its_execution(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_only_errors_of_other_processes_are_translated(world: int, text: str, kind: Any) -> None:
     """A full memory must not be reported as another process's death."""
-    with pytest.raises(kind) as caught, launch._peer_errors(ProcessGroup(0, world)):
+    with pytest.raises(kind) as caught, peer_errors(ProcessGroup(0, world)):
         raise RuntimeError(text)
     assert caught.type is kind
     assert "more" not in str(caught.value)

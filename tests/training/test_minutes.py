@@ -104,7 +104,7 @@ def test_the_table(
     assert "Candidates for 3 minutes on this machine:" in text
     assert "  small   16 pixels" in text
     assert "> large   20 pixels" in text
-    assert f"Chosen: large at 20 pixels, the most accurate one with time for {PASSES}" in text
+    assert f"Chosen: large at 20 pixels, the largest one with time for {PASSES}" in text
 
 
 def test_what_is_given_is_kept(machine: dict[str, float], photos: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from helpers import photo_folder, run_cli, tiny_network
 from PIL import Image
 from sklearn.datasets import load_digits
-from training_runs import scripted, sha
+from training_runs import scripted, sha, stop_after
 
 import resnext
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig, ResNeXtError
@@ -281,15 +280,7 @@ def test_fine_tuning_resumes_exactly(
     """The classifier is fitted once; a resumed run has it in its checkpoint."""
     whole, out = tmp_path / "whole.safetensors", tmp_path / "m.safetensors"
     tune(photos, weights, whole)
-    original, steps = Trainer._after_step, 0
-
-    def stopping(self: Trainer) -> None:
-        nonlocal steps
-        steps += 1
-        self.interrupts.requested = signal.SIGINT if steps == stop else None
-        original(self)
-
-    monkeypatch.setattr(Trainer, "_after_step", stopping)
+    stop_after(monkeypatch, stop)
     with pytest.raises(KeyboardInterrupt):
         tune(photos, weights, out)
     assert resnext.load(out).card is not None  # the classifier alone, or the first epoch

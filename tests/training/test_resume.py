@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_runs import QUICK, TINY, quick, sha
+from training_runs import QUICK, TINY, quick, sha, stop_after
 
 import resnext
 from resnext.errors import CheckpointError
@@ -36,15 +35,7 @@ def test_going_on_is_exact_for_every_option(
 ) -> None:
     """What one option remembers between steps is easily left out of the checkpoint."""
     quick(photos, tmp_path / "left_alone.safetensors", workers=workers, **options)
-    original, steps = Trainer._after_step, 0
-
-    def stopping(self: Any) -> None:
-        nonlocal steps
-        steps += 1
-        self.interrupts.requested = signal.SIGINT if steps in (2, 6) else None
-        original(self)
-
-    monkeypatch.setattr(Trainer, "_after_step", stopping)
+    stop_after(monkeypatch, 2, 6)
     out = tmp_path / "m.safetensors"
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
@@ -60,18 +51,10 @@ def test_dropout_and_stochastic_depth_go_on_exactly(
     config = TINY.replace(dropout=0.3, drop_path_rate=0.5)
     given: dict[str, Any] = {"recipe": QUICK, "size": 16, "workers": 0, "progress": False}
     resnext.train(photos, config, out=tmp_path / "left_alone.safetensors", **given)
-    original = Trainer._after_step
-
-    def stopping(self: Any) -> None:
-        stops = (self.state.epoch, self.state.step) == (1, 4)
-        self.interrupts.requested = signal.SIGINT if stops else None
-        original(self)
-
     out = tmp_path / "m.safetensors"
-    monkeypatch.setattr(Trainer, "_after_step", stopping)
+    stop_after(monkeypatch, 4)
     with pytest.raises(KeyboardInterrupt):
         resnext.train(photos, config, out=out, **given)
-    monkeypatch.setattr(Trainer, "_after_step", original)
     torch.rand(17)  # whatever else the next process draws
     resnext.train(photos, config, out=out, resume=True, **given)
     assert sha(out) == sha(tmp_path / "left_alone.safetensors")

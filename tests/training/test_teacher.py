@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from helpers import agree, photo_folder, run_cli, tiny_network
 from PIL import Image
 from sample_images import noise
-from training_runs import QUICK, TINY, sha
+from training_runs import QUICK, TINY, sha, stop_after
 
 import resnext
 from resnext import Backbone, Card, Preprocessing, ResNeXt
@@ -26,9 +25,8 @@ from resnext.training import forecast, launch, minutes
 from resnext.training.augmentation import plain
 from resnext.training.dataloader import TrainDataset
 from resnext.training.forecast import Speed
-from resnext.training.preparation import check_identity
+from resnext.training.identity import check_identity
 from resnext.training.teacher import converted, distillation_loss, open_teacher
-from resnext.training.trainer import Trainer
 
 DATA = ImageSet([Path("x.png")] * 2, [0, 1], ("cat", "dog"), "photos")
 SHORT = QUICK.changed(epochs=4, flip=True, mixup=1.0, label_smoothing=0.0)
@@ -223,15 +221,7 @@ def test_resuming_is_exact(work: Path, tmp_path: Path, monkeypatch: pytest.Monke
     more = photo_folder(tmp_path / "more", ("x",), count=4)
     given: dict[str, Any] = {"unlabelled": more, "epochs": 2, "distill_temperature": 2.0}
     distil(work, tmp_path / "left_alone.safetensors", **given)
-    original, steps = Trainer._after_step, 0
-
-    def stopping(self: Any) -> None:
-        nonlocal steps
-        steps += 1
-        self.interrupts.requested = signal.SIGINT if steps in (2, 7) else None
-        original(self)
-
-    monkeypatch.setattr(Trainer, "_after_step", stopping)
+    stop_after(monkeypatch, 2, 7)
     out = tmp_path / "m.safetensors"
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):

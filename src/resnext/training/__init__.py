@@ -2,7 +2,8 @@
 
 launch.py        train() and distill(): from arguments to a run, phase by phase
 given_model.py   the `model` argument of train(): a name, a config, a config file or a network
-preparation.py   checks, network, batch size, execution and identity of a run
+preparation.py   checks, network, batch size and execution of a run
+identity.py      what a run was started with: compared and taken over on resume
 defaults.py      network and image size that follow from the images
 forecast.py      how long a run will take, from timing real steps
 minutes.py       network, size and epochs for a time budget

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from resnext.data.transforms import random_view
 from resnext.errors import DataError
 from resnext.training.distributed import ProcessGroup
 from resnext.training.recipe import Recipe
+from resnext.training.run_state import RunSettings
 
 _ORDER, _VIEW, BATCH = 1, 2, 3  # purpose of a draw: part of its seed
 _TRIES = 10  # images tried instead of one that cannot be read
@@ -148,6 +150,19 @@ def collate(samples: list[tuple[Tensor, int, list[tuple[int, str]]]]) -> Batch:
     return Batch(torch.stack(views), torch.tensor(targets), [x for each in bad for x in each])
 
 
+def run_loader(images: ImageSet, settings: RunSettings, sampler: TrainSampler) -> DataLoader[Any]:
+    """Batches of a run's training images, in the sampler's order."""
+    recipe, preprocessing = settings.recipe, settings.preprocessing
+    views = TrainDataset(
+        images,
+        replace(preprocessing, size=recipe.train_size or preprocessing.size),
+        recipe,
+        settings.seed,
+        fast=settings.execution.fast_jpeg,
+    )
+    return training_loader(views, sampler, workers=settings.workers, device=settings.device)
+
+
 def training_loader(
     views: TrainDataset, sampler: TrainSampler, *, workers: int, device: torch.device
 ) -> DataLoader[Any]:
@@ -162,6 +177,12 @@ def training_loader(
         prefetch_factor=4 if workers else None,
         worker_init_fn=_ignore_interrupts,
     )
+
+
+def stop_workers(loader: DataLoader[Any]) -> None:
+    """End a loader's worker processes now: an exception that refers to it would keep them alive."""
+    if iterator := loader._iterator:
+        iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _ignore_interrupts(_: int) -> None:

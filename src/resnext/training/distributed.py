@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.rendezvous import rendezvous
 
-from resnext.errors import InputError
+from resnext.errors import InputError, ResNeXtError
 
 
 @dataclass(frozen=True)
@@ -181,3 +182,19 @@ def synchronize_norms(network: nn.Module) -> None:
     for module in network.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SyncedNorm
+
+
+@contextmanager
+def peer_errors(group: ProcessGroup) -> Iterator[None]:
+    """Report the death of another process in one line, instead of torch.distributed's error.
+
+    Raises:
+        ResNeXtError: Another process of the run died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if group.world > 1 and any(name in str(error) for name in ("gloo", "NCCL", "nccl")):
+            reason = str(error).partition("\n")[0]
+            raise ResNeXtError(f"Another process of the run is gone: {reason}") from error
+        raise

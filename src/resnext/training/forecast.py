@@ -21,9 +21,9 @@ from resnext.system.progress import SilentReporter
 from resnext.system.text import clock_time, counted, duration
 from resnext.training.dataloader import (
     Batch,
-    TrainDataset,
     TrainSampler,
-    training_loader,
+    run_loader,
+    stop_workers,
     unwrap_worker_errors,
 )
 from resnext.training.distributed import ProcessGroup
@@ -96,17 +96,9 @@ def measure(
 def _step_seconds(
     network: ResNeXt, splits: Splits, settings: RunSettings, group: ProcessGroup, seconds: float
 ) -> float:
-    recipe, preprocessing = settings.recipe, settings.preprocessing
-    images = training_pool(splits)
+    recipe, images = settings.recipe, training_pool(splits)
     sampler = TrainSampler(images, recipe, settings.seed, group)
-    views = TrainDataset(
-        images,
-        replace(preprocessing, size=recipe.train_size or preprocessing.size),
-        recipe,
-        settings.seed,
-        fast=settings.execution.fast_jpeg,
-    )
-    loader = training_loader(views, sampler, workers=settings.workers, device=settings.device)
+    loader = run_loader(images, settings, sampler)
     train_step = TrainStep(network, images, settings, group)
     train_step.set_rate(0.0)
     average = EMA(network, recipe.ema) if recipe.ema else None
@@ -138,8 +130,7 @@ def _endless(loader: DataLoader[Any], sampler: TrainSampler) -> Generator[Batch]
             yield from unwrap_worker_errors(loader)
             sampler.epoch += 1
     finally:
-        if iterator := loader._iterator:
-            iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
+        stop_workers(loader)
 
 
 def _validation_seconds(

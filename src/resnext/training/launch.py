@@ -5,8 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,31 +18,34 @@ from resnext.data.dataset import Splits
 from resnext.data.open import open_splits
 from resnext.data.scan import Scan, scan
 from resnext.data.unlabelled import open_unlabelled, scan_unlabelled, training_pool
-from resnext.errors import CheckpointError, InputError, ResNeXtError
+from resnext.errors import CheckpointError, InputError
 from resnext.evaluation.metrics import Evaluation
 from resnext.network import ResNeXt
 from resnext.system.device import pick_device, pick_precision
 from resnext.system.progress import reporter
 from resnext.training.checkpoint import Checkpoint, latest_checkpoint
 from resnext.training.defaults import default_choice
-from resnext.training.distributed import ProcessGroup, init_distributed, shutdown_distributed
+from resnext.training.distributed import (
+    ProcessGroup,
+    init_distributed,
+    peer_errors,
+    shutdown_distributed,
+)
 from resnext.training.finalize import finalize
 from resnext.training.forecast import forecast_lines, measure
 from resnext.training.given_model import read_model
+from resnext.training.identity import check_identity, chosen_before, run_identity
 from resnext.training.minutes import fit_to_minutes
 from resnext.training.preparation import (
     Context,
     Request,
     RunPlan,
-    check_identity,
     check_out,
-    chosen_before,
     fastest_execution,
     fit_batch_size,
     make_plan,
     prepare_folder,
     resumed_execution,
-    run_identity,
     run_settings,
 )
 from resnext.training.probe import probe_plan, run_probe, starting_classifier
@@ -177,7 +179,7 @@ def train(
         changes=changes,
     )
     try:
-        with _peer_errors(group):
+        with peer_errors(group):
             context = Context(group, _validate_arguments(request, group), progress_reporter)
             checkpoint = group.broadcast(_newest_checkpoint(request, context))
             splits = open_splits(data, seed=seed, val_fraction=val_fraction)
@@ -249,17 +251,16 @@ def _train(
     if not request.dry_run:
         _prepare_folder(request, context, empty=checkpoint is None)
     scanned = _scan(splits, None if request.dry_run else request.folder, context)
+    recipe = fit_batch_size(plan.recipe, training_pool(scanned.splits), context.group)
+    plan = replace(plan, splits=scanned.splits, recipe=recipe)
     time_plan = None
     if checkpoint is None and request.minutes is not None:
-        request, time_plan = fit_to_minutes(request, asked, scanned.splits, context, began)
-        plan = make_plan(request, splits, context)
+        request, plan, time_plan = fit_to_minutes(request, asked, plan, context, began)
     elif checkpoint is None and request.model is not asked.model:
         context.progress.line(
             f"{request.model} at {request.size} pixels suits these images; --model, --size and "
             f"--minutes choose otherwise."
         )
-    recipe = fit_batch_size(plan.recipe, training_pool(scanned.splits), context.group)
-    plan = replace(plan, splits=scanned.splits, recipe=recipe)
     _run(request, context, plan, scanned, checkpoint, time_plan)
     return plan
 
@@ -396,7 +397,7 @@ def _run(
     execution = _choose_execution(request, context, plan, checkpoint)
     settings = run_settings(request, context, plan, execution)
     shown = context.group.any(context.shows_progress or request.dry_run)[0]
-    if checkpoint is None and shown:  # all processes measure together
+    if checkpoint is None and time_plan is None and shown:  # all processes measure together
         _show_forecast(plan, settings, context)
     if request.dry_run:
         return
@@ -433,22 +434,6 @@ def _start(
     else:
         state.resumes.append(f"Resumed in epoch {state.epoch}, step {state.step}.")
         trainer.progress.line(state.resumes[-1])
-
-
-@contextmanager
-def _peer_errors(group: ProcessGroup) -> Iterator[None]:
-    """Report the death of another process in one line, instead of torch.distributed's error.
-
-    Raises:
-        ResNeXtError: Another process of the run died.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if group.world > 1 and any(name in str(error) for name in ("gloo", "NCCL", "nccl")):
-            reason = str(error).partition("\n")[0]
-            raise ResNeXtError(f"Another process of the run is gone: {reason}") from error
-        raise
 
 
 def _command(request: Request) -> str:

@@ -12,17 +12,16 @@ from resnext.data.unlabelled import training_pool
 from resnext.errors import InputError
 from resnext.system.text import counted, duration
 from resnext.training.defaults import choices, typical_side
-from resnext.training.forecast import Speed, measure
+from resnext.training.forecast import Speed, forecast_lines, measure
 from resnext.training.preparation import (
     Context,
     Request,
     RunPlan,
     fastest_execution,
     make_plan,
-    network_title,
     run_settings,
 )
-from resnext.training.run_state import TimePlan
+from resnext.training.run_state import RunSettings, TimePlan
 
 PASSES = 15
 """Epochs from which a larger network is preferred to a smaller one that has time for more. On 5,000
@@ -36,9 +35,9 @@ _MARGIN = 0.02
 class Candidate(NamedTuple):
     """A network at a size, and its measured speed."""
 
-    title: str
     request: Request
     plan: RunPlan
+    settings: RunSettings
     speed: Speed
 
     def epochs(self, seconds: float) -> int:
@@ -52,7 +51,7 @@ class Candidate(NamedTuple):
     def row(self, epochs: int) -> dict[str, Any]:
         """The candidate as a row of the table of choices."""
         return {
-            "network": self.title,
+            "network": self.settings.title,
             "size": self.plan.preprocessing.size,
             "images_per_second": round(self.plan.recipe.batch_size / self.speed.step),
             "epochs": epochs,
@@ -60,8 +59,8 @@ class Candidate(NamedTuple):
 
 
 def fit_to_minutes(
-    request: Request, asked: Request, splits: Splits, context: Context, began: float
-) -> tuple[Request, TimePlan]:
+    request: Request, asked: Request, plan: RunPlan, context: Context, began: float
+) -> tuple[Request, RunPlan, TimePlan]:
     """Choose network, size and number of epochs for the time that is left.
 
     The choice is the most expensive candidate that has time for `PASSES` epochs; if none has, the
@@ -70,7 +69,7 @@ def fit_to_minutes(
     Args:
         request: The arguments of the run, with network and size.
         asked: The arguments as they were given; network and size that they name are kept.
-        splits: The images.
+        plan: The plan of `request`, with the images.
         context: Processes, device and progress.
         began: When the run began, by `time.monotonic`.
 
@@ -84,31 +83,37 @@ def fit_to_minutes(
         return context.group.broadcast((1 - _MARGIN) * total - (time.monotonic() - began))
 
     measured: list[Candidate] = []
-    for candidate in _requests(request, asked, splits, context):
+    for candidate in _requests(request, asked, plan.splits, context):
+        own = plan if candidate is request else make_plan(candidate, plan.splits, context)
         teacher = measured[0].speed.teacher if measured else None  # the same for all
-        measured.append(_measured(candidate, splits, context, teacher))
+        measured.append(_measured(candidate, own, context, teacher))
         if measured[-1].epochs(left()) < PASSES / 2:
             break  # the next ones are slower
     seconds = left()
     epochs = [min(candidate.epochs(seconds), MOST_EPOCHS) for candidate in measured]
     best = _best(epochs)
     chosen, most = measured[best], epochs[best]
+    images = len(training_pool(plan.splits))
     if most < 1:
-        images = len(training_pool(splits))
         each = chosen.speed.epoch(chosen.plan.recipe, images)
         raise InputError(
             f"{request.minutes:g} minutes are too short: an epoch of {images:,} images "
-            f"takes about {duration(each)} with {chosen.title} at "
+            f"takes about {duration(each)} with {chosen.settings.title} at "
             f"{chosen.plan.preprocessing.size} pixels. Give more --minutes, or fewer images."
         )
     recipe = chosen.plan.recipe
     recipe = recipe.changed(epochs=most, head_epochs=min(recipe.head_epochs, most - 1))
     reason = _reason(epochs, best)
     rows = [candidate.row(count) for candidate, count in zip(measured, epochs, strict=True)]
-    for line in _table(rows, best, reason, request.minutes):
+    settings = replace(chosen.settings, recipe=recipe)
+    for line in (
+        *_table(rows, best, reason, request.minutes),
+        *forecast_lines(settings, images, chosen.speed),
+    ):
         context.progress.line(line)
     return (
         replace(chosen.request, recipe=recipe, changes={}),
+        replace(chosen.plan, recipe=recipe),
         TimePlan(
             time.monotonic() + seconds - chosen.speed.ending(),
             {"minutes": request.minutes, "chosen": best, "candidates": rows, "reason": reason},
@@ -128,13 +133,14 @@ def _requests(request: Request, asked: Request, splits: Splits, context: Context
 
 
 def _measured(
-    request: Request, splits: Splits, context: Context, teacher: float | None
+    request: Request, plan: RunPlan, context: Context, teacher: float | None
 ) -> Candidate:
-    plan = make_plan(request, splits, context)
     execution = context.group.broadcast(fastest_execution(request, context, plan))
     settings = run_settings(request, context, plan, execution)
-    speed = measure(plan.network, splits, settings, context.group, seconds=1.0, teacher=teacher)
-    return Candidate(network_title(request, plan), request, plan, speed)
+    speed = measure(
+        plan.network, plan.splits, settings, context.group, seconds=1.0, teacher=teacher
+    )
+    return Candidate(request, plan, settings, speed)
 
 
 def _best(epochs: Sequence[int]) -> int:
@@ -147,7 +153,7 @@ def _reason(epochs: Sequence[int], best: int) -> str:
     if len(epochs) == 1:
         return "network and size were given"
     if epochs[best] >= PASSES:
-        return f"the most accurate one with time for {PASSES} epochs or more"
+        return f"the largest one with time for {PASSES} epochs or more"
     return "the fastest one, because the time is short for these images"
 
 

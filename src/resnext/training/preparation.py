@@ -1,9 +1,7 @@
-"""Before the first step of a run: checks, network, batch size, execution, identity."""
+"""Before the first step of a run: checks, network, batch size, execution."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +19,7 @@ from resnext.checks import brief
 from resnext.config import ResNeXtConfig
 from resnext.data.dataset import ImageSet, Splits
 from resnext.data.transforms import fast_decoder
-from resnext.data.unlabelled import training_pool, unlabelled_fingerprint
+from resnext.data.unlabelled import training_pool
 from resnext.errors import CheckpointError, ConfigError, DataError, InputError
 from resnext.grouped_conv import fastest_groups
 from resnext.network import ResNeXt
@@ -30,14 +28,12 @@ from resnext.system.device import pick_precision
 from resnext.system.progress import Reporter, SilentReporter
 from resnext.training.distributed import ProcessGroup
 from resnext.training.given_model import network_copy
+from resnext.training.identity import run_identity
 from resnext.training.recipe import Probe, Recipe
 from resnext.training.recipes import choose
 from resnext.training.run_state import ExecutionConfig, RunSettings
 from resnext.training.teacher import Teacher, check_distillation
 from resnext.weights.load import load
-
-_LATER_FIELDS = {"recipe.probe": False, "recipe.distill_temperature": 1.0}
-"""What older checkpoints, which lack these fields, were trained with; None for all others."""
 
 
 @dataclass(frozen=True)
@@ -223,8 +219,7 @@ def build_network(request: Request, splits: Splits, recipe: Recipe, progress: bo
     if isinstance(model, ResNeXt):
         network = network_copy(model, len(labels), channels)
     elif weights is not None:
-        network = load(weights, num_classes=len(labels), in_channels=channels, progress=progress)
-        assert isinstance(network, ResNeXt), "a checkpoint that is given classes has a classifier"
+        network = loaded_network(weights, splits, progress=progress)
     else:
         initial = {
             "zero_init_residual": recipe.zero_init_residual,
@@ -241,6 +236,22 @@ def build_network(request: Request, splits: Splits, recipe: Recipe, progress: bo
     if card and card.labels != labels:  # the same number of classes, but other ones
         network.reset_classifier(len(labels))
         network.card = replace(card, labels=())
+    return network
+
+
+def loaded_network(weights: str | Path, splits: Splits, *, progress: bool) -> ResNeXt:
+    """The network of given weights, for the classes and channels of the images.
+
+    Raises:
+        CheckpointError: The weights cannot be loaded, or not adapted to the images' channels.
+    """
+    network = load(
+        weights,
+        num_classes=len(splits.train.labels),
+        in_channels=1 if splits.colour == "L" else 3,
+        progress=progress,
+    )
+    assert isinstance(network, ResNeXt), "a checkpoint that is given classes has a classifier"
     return network
 
 
@@ -314,75 +325,6 @@ def prepare_folder(folder: Path, *, empty: bool) -> None:
                 path.unlink()
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}.") from error
-
-
-def chosen_before(request: Request, identity: dict[str, Any]) -> Request:
-    """The request with what the run chose when it began, where the request leaves it open.
-
-    Args:
-        request: The arguments of the resumed run.
-        identity: The identity of the run in its checkpoint, see `run_identity`.
-    """
-    if request.minutes != identity.get("minutes"):
-        return request
-    if request.minutes is not None:
-        request = replace(request, recipe=Recipe(**_fields(identity, "recipe")))
-    if request.model is None and request.weights is None:
-        size = request.size or identity["preprocessing.size"]
-        config = ResNeXtConfig.from_dict(_fields(identity, "config"))
-        request = replace(request, model=config, size=size)
-    return request
-
-
-def _fields(identity: dict[str, Any], group: str) -> dict[str, Any]:
-    return {
-        name.removeprefix(f"{group}."): value
-        for name, value in identity.items()
-        if name.startswith(f"{group}.")
-    }
-
-
-def run_identity(request: Request, plan: RunPlan | ProbePlan) -> dict[str, Any]:
-    """Everything that must be equal for a run to resume from a checkpoint, as JSON values."""
-    splits, images = plan.splits, hashlib.sha256(plan.splits.fingerprint.encode())
-    for part in (splits.train, splits.val):
-        images.update(np.asarray(part.targets, np.int64).tobytes() + b"|")
-    if splits.unlabelled is not None:
-        images.update(unlabelled_fingerprint(splits.unlabelled).encode())
-    identity = {
-        "seed": request.seed,
-        "val_fraction": request.val_fraction,
-        "minutes": request.minutes,
-        "weights": request.origin,
-        "teacher": None if request.teacher is None else request.teacher.digest,
-        "classes": splits.train.labels,
-        **{f"config.{k}": v for k, v in plan.network.config.to_dict().items()},
-        **{f"preprocessing.{k}": v for k, v in asdict(plan.preprocessing).items()},
-        **{f"recipe.{k}": v for k, v in asdict(plan.recipe).items()},
-        "images": images.hexdigest()[:16],
-    }
-    return json.loads(json.dumps(identity))
-
-
-def check_identity(saved: dict[str, Any], current: dict[str, Any]) -> None:
-    """Check that a checkpoint belongs to this run.
-
-    Raises:
-        CheckpointError: The checkpoint belongs to another run.
-    """
-    for name, value in current.items():
-        before = saved.get(name, _LATER_FIELDS.get(name))
-        if before == value:
-            continue
-        if name == "images":
-            raise CheckpointError(
-                "The checkpoint is of a run on other images: some were added, removed, "
-                "repaired or damaged since. Restore them, or start again with --overwrite."
-            )
-        raise CheckpointError(
-            f"The checkpoint is of another run: {name.rpartition('.')[2]} was {before}, "
-            f"now {value}. Give the same arguments, or start again with --overwrite."
-        )
 
 
 def fastest_execution(request: Request, context: Context, plan: RunPlan) -> ExecutionConfig:

@@ -21,6 +21,7 @@ from resnext.network import ResNeXt
 from resnext.training.checkpoint import Checkpoint, write_checkpoint
 from resnext.training.embeddings import Embedder
 from resnext.training.finalize import Finished, calibrate_and_report
+from resnext.training.identity import check_identity, run_identity
 from resnext.training.interrupts import Interrupts
 from resnext.training.logistic import Head, fit_head
 from resnext.training.preparation import (
@@ -28,16 +29,14 @@ from resnext.training.preparation import (
     ProbePlan,
     Request,
     RunPlan,
-    check_identity,
     chosen_preprocessing,
     default_workers,
+    loaded_network,
     network_title,
     provenance_of,
-    run_identity,
 )
 from resnext.training.recipe import Probe
 from resnext.training.run_state import TrainState
-from resnext.weights.load import load
 
 
 def probe_plan(request: Request, splits: Splits, context: Context) -> ProbePlan:
@@ -71,13 +70,7 @@ def probe_plan(request: Request, splits: Splits, context: Context) -> ProbePlan:
         )
     if context.group.world > 1:
         raise InputError("The recipe probe runs in one process. Start it without torchrun.")
-    network = load(
-        request.weights,
-        num_classes=len(splits.train.labels),
-        in_channels=1 if splits.colour == "L" else 3,
-        progress=context.shows_progress,
-    )
-    assert isinstance(network, ResNeXt), "a checkpoint that is given classes has a classifier"
+    network = loaded_network(request.weights, splits, progress=context.shows_progress)
     preprocessing = chosen_preprocessing(network, splits, request.size)
     return ProbePlan(splits, recipe, network, preprocessing)
 

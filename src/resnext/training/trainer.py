@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,9 @@ from resnext.training.checkpoint import (
 )
 from resnext.training.dataloader import (
     Batch,
-    TrainDataset,
     TrainSampler,
-    training_loader,
+    run_loader,
+    stop_workers,
     unwrap_worker_errors,
 )
 from resnext.training.distributed import ProcessGroup, synchronize_norms
@@ -71,20 +71,11 @@ class Trainer:
         self.group, self.progress = group, progress
         self.recipe, self.device = settings.recipe, settings.device
         self.state, self.clock, self.interrupts = TrainState(), Clock(), Interrupts()
-        self.pool, preprocessing = training_pool(self.splits), settings.preprocessing
+        self.pool = training_pool(self.splits)
         self.losses = LossMonitor(len(self.splits.train.labels))
         self.sampler = TrainSampler(self.pool, self.recipe, settings.seed, group)
         self.steps = self.recipe.epochs * self.sampler.steps
-        views = TrainDataset(
-            self.pool,
-            replace(preprocessing, size=self.recipe.train_size or preprocessing.size),
-            self.recipe,
-            settings.seed,
-            fast=settings.execution.fast_jpeg,
-        )
-        self.loader = training_loader(
-            views, self.sampler, workers=settings.workers, device=self.device
-        )
+        self.loader = run_loader(self.pool, settings, self.sampler)
         merge_groups(network, settings.execution.merged)
         if settings.sync_norms and group.world > 1:
             synchronize_norms(network)
@@ -138,8 +129,7 @@ class Trainer:
 
     def close(self) -> None:
         """Stop worker processes and background writes."""
-        if iterator := self.loader._iterator:  # an exception that refers to it keeps workers alive
-            iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
+        stop_workers(self.loader)
         if self.writer:
             self.writer.close()
         if self.metrics_log:
