@@ -107,6 +107,20 @@ def test_the_table(
     assert f"Chosen: large at 20 pixels, the largest one with time for {PASSES}" in text
 
 
+def test_a_short_time(
+    machine: dict[str, float], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The only candidate that was timed is not one that was given."""
+    machine["small"] = 20.0
+    planned(photos, tmp_path / "a.safetensors", 1, progress=True)
+    text = capsys.readouterr().err
+    assert "Candidates for 1 minute on this machine:" in text
+    assert "large" not in text
+    assert "Chosen: small at 16 pixels, the fastest one, because the time is short" in text
+    planned(photos, tmp_path / "a.safetensors", 1, model="small", size=16, progress=True)
+    assert "Chosen: small at 16 pixels, network and size were given." in capsys.readouterr().err
+
+
 def test_what_is_given_is_kept(machine: dict[str, float], photos: Path, tmp_path: Path) -> None:
     """A size applies to all candidates; a network and a size leave the epochs only."""
     out = tmp_path / "a.safetensors"

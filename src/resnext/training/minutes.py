@@ -83,7 +83,8 @@ def fit_to_minutes(
         return context.group.broadcast((1 - _MARGIN) * total - (time.monotonic() - began))
 
     measured: list[Candidate] = []
-    for candidate in _requests(request, asked, plan.splits, context):
+    requests = _requests(request, asked, plan.splits, context)
+    for candidate in requests:
         own = plan if candidate is request else make_plan(candidate, plan.splits, context)
         teacher = measured[0].speed.teacher if measured else None  # the same for all
         measured.append(_measured(candidate, own, context, teacher))
@@ -103,7 +104,7 @@ def fit_to_minutes(
         )
     recipe = chosen.plan.recipe
     recipe = recipe.changed(epochs=most, head_epochs=min(recipe.head_epochs, most - 1))
-    reason = _reason(epochs, best)
+    reason = "network and size were given" if len(requests) == 1 else _reason(most)
     rows = [candidate.row(count) for candidate, count in zip(measured, epochs, strict=True)]
     settings = replace(chosen.settings, recipe=recipe)
     for line in (
@@ -149,10 +150,8 @@ def _best(epochs: Sequence[int]) -> int:
     return enough[-1] if enough else max(range(len(epochs)), key=lambda i: epochs[i])
 
 
-def _reason(epochs: Sequence[int], best: int) -> str:
-    if len(epochs) == 1:
-        return "network and size were given"
-    if epochs[best] >= PASSES:
+def _reason(epochs: int) -> str:
+    if epochs >= PASSES:
         return f"the largest one with time for {PASSES} epochs or more"
     return "the fastest one, because the time is short for these images"
 
@@ -160,7 +159,7 @@ def _reason(epochs: Sequence[int], best: int) -> str:
 def _table(rows: Sequence[dict[str, Any]], best: int, reason: str, minutes: float) -> list[str]:
     """The candidates as lines, the chosen one marked, and the reason."""
     width = max(len(row["network"]) for row in rows)
-    lines = [f"Candidates for {minutes:g} minutes on this machine:"]
+    lines = [f"Candidates for {minutes:g} minute{'s' * (minutes != 1)} on this machine:"]
     for i, row in enumerate(rows):
         lines.append(
             f"{'>' if i == best else ' '} {row['network']:<{width}}  {row['size']:>3} pixels  "
