@@ -15,8 +15,6 @@ from resnext.errors import ResNeXtError
 
 # -- wrong inputs -----------------------------------------------------------------------------
 
-models: Any = torchvision.models  # whose private builders have no types
-
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
@@ -209,7 +207,9 @@ def test_checkpointing_keeps_fewer_activations() -> None:
 def test_intermediate_layer_getter() -> None:
     """It runs children in the order they were defined; another order computes another network."""
     model, x = filled(ResNeXt(four())).eval(), images(1, 3, 64, 64)
-    getter = models._utils.IntermediateLayerGetter(model, {"layer1": "a", "layer4": "b"})
+    getter = torchvision.models._utils.IntermediateLayerGetter(
+        model, {"layer1": "a", "layer4": "b"}
+    )
     with torch.no_grad():
         maps, wanted = getter(x), model.features(x)
     same(dict(maps), {"a": wanted[0], "b": wanted[3]}, 0)
@@ -217,7 +217,7 @@ def test_intermediate_layer_getter() -> None:
 
 def test_feature_pyramid_of_torchvision() -> None:
     """Detectors read `inplanes` and freeze by name; widths must be those of the maps."""
-    utils = models.detection.backbone_utils
+    utils = torchvision.models.detection.backbone_utils
     model = create("resnext26_32x4d")
     pyramid = utils._resnet_fpn_extractor(model, trainable_layers=3).eval()
     learning = {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad}
@@ -234,7 +234,7 @@ def test_feature_pyramid_of_a_backbone() -> None:
     """The same with our backbone, its own widths and fewer stages."""
     backbone = Backbone(four(), out_indices=(0, 2))
     info = backbone.feature_info
-    pyramid = models.detection.backbone_utils.BackboneWithFPN(
+    pyramid = torchvision.models.detection.backbone_utils.BackboneWithFPN(
         backbone,
         {f.name: f.name for f in info},
         [f.channels for f in info],
@@ -259,7 +259,7 @@ def test_segmentation_of_torchvision() -> None:
         strides=(1, 2, 1, 1),
         dilations=(1, 1, 2, 4),
     )
-    build = models.segmentation.deeplabv3._deeplabv3_resnet
+    build = torchvision.models.segmentation.deeplabv3._deeplabv3_resnet
     model = build(ResNeXt(config), num_classes=4, aux=True).eval()
     with torch.no_grad():
         out = model(images(1, 3, 40, 48, dtype=torch.float32))
@@ -281,7 +281,7 @@ def keep_best(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
 
 def test_detector_of_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole detector must train its backbone's unfrozen stages and then find boxes."""
-    detection = models.detection
+    detection = torchvision.models.detection
     if not has_operators():
         monkeypatch.setattr(torchvision.ops.boxes, "nms", keep_best)
     torch.manual_seed(0)

@@ -10,9 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize_scalar
-from scipy.stats import binom, binomtest
-from sklearn.metrics import log_loss
+from oracles.originals import scipy, sklearn
 
 from resnext.calibration import (
     expected_calibration_error,
@@ -122,7 +120,9 @@ def test_temperature_is_scipys(seed: int, k: int, count: int, scale: float) -> N
         )
 
     bounds = (math.log(0.05), math.log(20))
-    best = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-10})
+    best = scipy.optimize.minimize_scalar(
+        loss, bounds=bounds, method="bounded", options={"xatol": 1e-10}
+    )
     got = fit_temperature(logits, targets)
     assert 0.05 <= got <= 20
     assert loss(math.log(got)) <= best.fun + 1e-9
@@ -138,7 +138,7 @@ def test_logits_that_are_too_sure() -> None:
     assert fit_temperature(logits, targets) == pytest.approx(1, abs=0.04)
     got = fit_temperature(3 * logits, targets)
     assert got == pytest.approx(3, abs=0.12)
-    before, after = (log_loss(targets, softmax(3 * logits / t)) for t in (1, got))
+    before, after = (sklearn.metrics.log_loss(targets, softmax(3 * logits / t)) for t in (1, got))
     assert after < before
     right = logits.argmax(1) == targets
     errors = [expected_calibration_error(softmax(3 * logits / t).max(1), right) for t in (1.0, got)]
@@ -234,7 +234,7 @@ def test_intervals_are_the_binomials(count: int, part: float, seed: int) -> None
     right = np.arange(count) < good
     low, high = interval(right, seed, rounds=20_000)
     assert 0 <= low <= good / count <= high <= 1
-    tails = binom.ppf([0.015, 0.035, 0.965, 0.985], count, good / count) / count
+    tails = scipy.stats.binom.ppf([0.015, 0.035, 0.965, 0.985], count, good / count) / count
     assert tails[0] <= low <= tails[1]
     assert tails[2] <= high <= tails[3]
     assert interval(right, seed) == interval(right[::-1], seed)
@@ -243,7 +243,7 @@ def test_intervals_are_the_binomials(count: int, part: float, seed: int) -> None
 @pytest.mark.parametrize("count", [1, 5, 300])
 def test_intervals_without_a_mistake(count: int) -> None:
     """Resampling five right answers gives an interval from 100 % to 100 %."""
-    exact = binomtest(count, count).proportion_ci(method="exact")
+    exact = scipy.stats.binomtest(count, count).proportion_ci(method="exact")
     assert interval(np.ones(count, bool)) == pytest.approx((exact.low, 1))
     assert interval(np.zeros(count, bool)) == pytest.approx((0, 1 - exact.low))
 
@@ -278,7 +278,7 @@ def test_intervals_of_a_loss_are_those_of_pairs(only_a: int, only_b: int, rest: 
 def test_intervals_of_a_loss_without_a_difference(count: int) -> None:
     """Equal predictions of twenty images do not show that those of all images are equal."""
     right = np.arange(count) % 3 > 0
-    exact = binomtest(0, count).proportion_ci(method="exact").high
+    exact = scipy.stats.binomtest(0, count).proportion_ci(method="exact").high
     assert loss_interval(right, right) == pytest.approx((-exact, exact))
     with pytest.raises(InputError, match="a prediction for each image"):
         loss_interval(right, right[1:])
@@ -301,7 +301,7 @@ def test_mcnemar_is_the_binomial_test(only_a: int, only_b: int, both: int, neith
     order = np.random.default_rng(0).permutation(len(a))
     got = mcnemar(a[order], b[order])
     assert got[:2] == (only_a, only_b)
-    wanted = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    wanted = scipy.stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
     assert got[2] == pytest.approx(wanted, rel=1e-9)
     assert got[2] <= 1
 
@@ -310,6 +310,6 @@ def test_mcnemar_of_many_images() -> None:
     """Two to the number of images is more than a float can hold."""
     a = np.arange(5000) < 2600
     got = mcnemar(a, ~a)
-    assert got[2] == pytest.approx(binomtest(2400, 5000).pvalue, rel=1e-9)
+    assert got[2] == pytest.approx(scipy.stats.binomtest(2400, 5000).pvalue, rel=1e-9)
     with pytest.raises(InputError, match="a prediction for each image"):
         mcnemar(a, a[1:])

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from resnext import Backbone, ResNeXt, ResNeXtConfig, create, variants
 from resnext.dialects.timm import NAMES
 
-layers: Any = timm.layers  # exports without types
-
 TORCHVISION = ["resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"]
 TIMM = [
     "ecaresnext26t_32x4d",
@@ -126,36 +124,40 @@ def build_timm(changes: dict[str, Any]) -> Any:
     return resnet.ResNet(resnet.Bottleneck, **{"channels": CHANNELS, **TINY, **changes})
 
 
-BLUR = partial(layers.BlurPool2d, filt_size=3)
-GROUP_NORM = partial(layers.GroupNorm, num_groups=4)
-OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "plain": ({}, {}),
-    "grey": ({"in_chans": 1}, {"in_channels": 1}),
-    "avg_down": ({"avg_down": True}, {"avg_down": True}),
+OPTIONS: dict[str, tuple[Callable[[Any], dict[str, Any]], dict[str, Any]]] = {
+    "plain": (lambda _: {}, {}),
+    "grey": (lambda _: {"in_chans": 1}, {"in_channels": 1}),
+    "avg_down": (lambda _: {"avg_down": True}, {"avg_down": True}),
     "deep": (
-        {"stem_type": "deep", "stem_width": 16},
+        lambda _: {"stem_type": "deep", "stem_width": 16},
         {"stem_type": "deep", "stem_width": 16},
     ),
     "tiered": (
-        {"stem_type": "deep_tiered", "stem_width": 16},
+        lambda _: {"stem_type": "deep_tiered", "stem_width": 16},
         {"stem_type": "deep", "stem_channels": (12, 16, 32)},
     ),
-    "aa avg": ({"aa_layer": nn.AvgPool2d}, {"anti_alias": "avg"}),
-    "aa blur": ({"aa_layer": layers.BlurPool2d}, {"anti_alias": "blur"}),
-    "se": ({"block_args": {"attn_layer": "se"}}, {"attention": "se"}),
+    "aa avg": (lambda _: {"aa_layer": nn.AvgPool2d}, {"anti_alias": "avg"}),
+    "aa blur": (lambda layers: {"aa_layer": layers.BlurPool2d}, {"anti_alias": "blur"}),
+    "se": (lambda _: {"block_args": {"attn_layer": "se"}}, {"attention": "se"}),
     "se of ratio 1/4": (
-        {"block_args": {"attn_layer": partial(layers.SEModule, rd_ratio=1 / 4)}},
+        lambda layers: {"block_args": {"attn_layer": partial(layers.SEModule, rd_ratio=1 / 4)}},
         {"attention": "se", "se_reduction": 4},
     ),
-    "eca": ({"block_args": {"attn_layer": "eca"}}, {"attention": "eca"}),
-    "group norm": ({"norm_layer": GROUP_NORM}, {"norm": "group", "norm_groups": 4}),
+    "eca": (lambda _: {"block_args": {"attn_layer": "eca"}}, {"attention": "eca"}),
+    "group norm": (
+        lambda layers: {"norm_layer": partial(layers.GroupNorm, num_groups=4)},
+        {"norm": "group", "norm_groups": 4},
+    ),
     "layer norm": (
-        {"norm_layer": layers.LayerNorm2d},
+        lambda layers: {"norm_layer": layers.LayerNorm2d},
         {"norm": "layer", "norm_eps": 1e-6},
     ),
-    "odd width": ({"base_width": 27, "cardinality": 3}, {"base_width": 27, "cardinality": 3}),
+    "odd width": (
+        lambda _: {"base_width": 27, "cardinality": 3},
+        {"base_width": 27, "cardinality": 3},
+    ),
     "everything": (
-        {
+        lambda layers: {
             "aa_layer": layers.BlurPool2d,
             "avg_down": True,
             "stem_type": "deep",
@@ -171,13 +173,14 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
     ),
 }
+"""Arguments of timm, given its layers, and the same of ours."""
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_options_of_timm(option: str) -> None:
     """Options that no named variant uses must still be timm's, in training and in evaluation."""
     changes, fields = OPTIONS[option]
-    theirs, ours = build_timm(changes).double(), ResNeXt(config(**fields)).double()
+    theirs, ours = build_timm(changes(timm.layers)).double(), ResNeXt(config(**fields)).double()
     randomize(theirs)
     ours.load_state_dict(theirs.state_dict())
     assert list(ours.state_dict()) == list(theirs.state_dict())
@@ -229,7 +232,7 @@ def test_eca_kernels_are_timms() -> None:
             fields = {"layers": (1,), "channels": (channels,), "num_stages": 1, "widths": (2,)}
             with torch.device("meta"):
                 ours = ResNeXt(config(**fields, expansion=1, attention="eca", norm="instance"))
-                theirs = layers.EcaModule(channels)
+                theirs = timm.layers.EcaModule(channels)
             conv: Any = ours.get_submodule("layer1.0.se.conv")
             assert conv.kernel_size == theirs.conv.kernel_size, channels
 
@@ -242,7 +245,7 @@ def test_squeezed_channels_are_timms() -> None:
                 (1,), 1, 64, channels=(channels,), num_stages=1, se_reduction=reduction
             )
             with torch.device("meta"):
-                theirs = layers.SEModule(channels, rd_ratio=1 / reduction)
+                theirs = timm.layers.SEModule(channels, rd_ratio=1 / reduction)
             assert ours.squeezed(channels) == theirs.fc1.out_channels, (channels, reduction)
 
 

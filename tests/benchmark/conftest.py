@@ -15,7 +15,7 @@ from resnext.benchmark.contenders import KnownContender
 from resnext.inference import search
 from resnext.inference.engines import onnx_export as exporting
 
-assert originals.torchvision  # so that it can be imported
+assert originals  # so that torchvision can be imported
 
 
 @pytest.fixture(autouse=True)

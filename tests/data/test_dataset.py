@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from oracles.originals import sklearn
 from sample_data import fill
-from sklearn.datasets import load_digits
 
 from resnext.data.dataset import class_weights
 from resnext.data.open import open_splits
@@ -29,7 +29,7 @@ def test_images_are_read_and_named(tmp_path: Path) -> None:
         one.read(0)
     digits = open_splits("digits").train.select([5], "one")
     pixels: Any = digits.read(0)
-    original: Any = load_digits()
+    original: Any = sklearn.datasets.load_digits()
     number = int(digits.title(0).split()[-1])
     assert np.array_equal(pixels, np.rint(original.images[number] * 255 / 16))
 

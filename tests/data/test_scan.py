@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from oracles.originals import sklearn
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from resnext.data import scan as module
 from resnext.data import scan_cache
@@ -328,7 +328,7 @@ def test_images_in_two_classes_are_reported(tmp_path: Path) -> None:
 def photographs() -> list[Image.Image]:
     """Forty different parts of two photographs."""
     parts = []
-    for pixels in load_sample_images().images:
+    for pixels in sklearn.datasets.load_sample_images().images:
         for left in range(0, 500, 120):
             for top in range(0, 240, 60):
                 parts.append(Image.fromarray(pixels[top : top + 160, left : left + 140]))

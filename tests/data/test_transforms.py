@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles.originals import torchvision
+from oracles.originals import sklearn, torchvision
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from sample_images import (
@@ -23,14 +23,12 @@ from sample_images import (
     noise,
     png_that_claims,
 )
-from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from resnext.card import Preprocessing
 from resnext.data.transforms import _random_box, prepare, random_view
 from resnext.errors import DataError
 
-T = torchvision.transforms
 FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
 SIZES = [(256, 224), (224, 224), (235, 224), (33, 28), (20, 31), (17, 16), (8, 8), (1, 5)]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,12 +36,18 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def theirs(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
     """What torchvision makes of an image."""
-    mode = T.InterpolationMode(preprocessing.interpolation)
-    cut = T.Compose(
-        [T.Resize(preprocessing.resize, mode), T.CenterCrop(preprocessing.size), T.ToTensor()]
+    steps = torchvision.transforms
+    cut = steps.Compose(
+        [
+            steps.Resize(
+                preprocessing.resize, steps.InterpolationMode(preprocessing.interpolation)
+            ),
+            steps.CenterCrop(preprocessing.size),
+            steps.ToTensor(),
+        ]
     )
     x: Any = cut(image)
-    return T.Normalize(preprocessing.mean, preprocessing.std)(
+    return steps.Normalize(preprocessing.mean, preprocessing.std)(
         x.flip(0) if preprocessing.colour == "BGR" else x
     )
 
@@ -51,7 +55,7 @@ def theirs(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
 @pytest.fixture(scope="module")
 def photographs() -> list[Image.Image]:
     """china.jpg and flower.jpg."""
-    return [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    return [Image.fromarray(pixels) for pixels in sklearn.datasets.load_sample_images().images]
 
 
 # -- prepare ----------------------------------------------------------------------------------

@@ -15,18 +15,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles.originals import torchvision
+from oracles.originals import sklearn, torchvision
 from oracles.recorded import fill
 from PIL import Image
-from sklearn.metrics import (
-    accuracy_score,
-    confusion_matrix,
-    f1_score,
-    log_loss,
-    precision_score,
-    recall_score,
-    top_k_accuracy_score,
-)
 from torch import Tensor
 
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig, evaluate, save
@@ -123,22 +114,26 @@ def test_numbers_are_scikit_learns(k: int, count: int, batch: int, scale: float,
     likely = np.exp(logits - logits.max(1, keepdims=True))
     likely /= likely.sum(1, keepdims=True)
     assert (got.count, got.data, sum(done)) == (count, "numbers", count)
-    assert got.accuracy == pytest.approx(accuracy_score(targets, predicted), abs=1e-12)
-    wanted_confusion = confusion_matrix(targets, predicted, labels=every)
+    assert got.accuracy == pytest.approx(
+        sklearn.metrics.accuracy_score(targets, predicted), abs=1e-12
+    )
+    wanted_confusion = sklearn.metrics.confusion_matrix(targets, predicted, labels=every)
     assert np.array_equal(got.confusion, wanted_confusion)
     # scikit-learn clips probabilities at its epsilon, which the largest scale would reach
     wanted_nll = -np.log(likely[np.arange(count), targets]).mean()
     assert got.nll == pytest.approx(wanted_nll, rel=1e-4, abs=1e-5)
     if scale < 20:
-        assert got.nll == pytest.approx(log_loss(targets, likely, labels=every), rel=1e-4)
+        assert got.nll == pytest.approx(
+            sklearn.metrics.log_loss(targets, likely, labels=every), rel=1e-4
+        )
     if k > 5:
-        wanted_top5 = top_k_accuracy_score(targets, logits, k=5, labels=every)
+        wanted_top5 = sklearn.metrics.top_k_accuracy_score(targets, logits, k=5, labels=every)
         assert got.top5 == pytest.approx(wanted_top5, abs=1e-12)
     else:
         assert got.top5 is None  # it would always be one
     present = np.unique(targets)
     each: Any = {"average": None}  # scikit-learn's types know only names
-    wanted_recall = recall_score(targets, predicted, labels=present, **each)
+    wanted_recall = sklearn.metrics.recall_score(targets, predicted, labels=present, **each)
     recall = np.array(got.recall())
     assert recall[present] == pytest.approx(wanted_recall)
     assert np.isnan(np.delete(recall, present)).all()
@@ -179,8 +174,10 @@ def test_evaluate(folder: Path, tmp_path: Path, batch_size: int, given_as: str) 
     names = np.array(["ant", "bee", "cat"])
     predicted = names[logits.argmax(1)]
     assert len({*predicted}) > 1  # or the confusion could be anybody's
-    assert np.array_equal(got.confusion, confusion_matrix(right, predicted, labels=names))
-    assert got.accuracy == accuracy_score(right, predicted)
+    assert np.array_equal(
+        got.confusion, sklearn.metrics.confusion_matrix(right, predicted, labels=names)
+    )
+    assert got.accuracy == sklearn.metrics.accuracy_score(right, predicted)
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     wanted = -np.mean(
         [row[list(names).index(name)] for row, name in zip(log_p, right, strict=True)]

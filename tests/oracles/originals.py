@@ -1,4 +1,4 @@
-"""torchvision and timm themselves, to be run beside ours.
+"""Other libraries themselves, to be run beside ours. Each is imported at its first use.
 
 A torchvision built for another torch cannot load its C++ operators, and then it cannot even be
 imported: it describes `nms` to the compiler and finds no such operator. Its networks need none of
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,21 +38,20 @@ def _declare_missing_operators() -> torch.library.Library:
 
 _LIBRARY = _declare_missing_operators()  # what it declares goes away with it
 
-import timm  # noqa: E402
-import torchvision  # noqa: E402
-from timm.data.config import resolve_model_data_config  # noqa: E402
-from timm.data.imagenet_info import ImageNetInfo  # noqa: E402
-from timm.data.transforms_factory import create_transform  # noqa: E402
 
-__all__ = [
-    "ImageNetInfo",
-    "create_transform",
-    "has_operators",
-    "randomize",
-    "resolve_model_data_config",
-    "timm",
-    "torchvision",
-]
+def _on_first_use(name: str) -> Any:
+    """A library whose code runs when the first of its attributes is read."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None, f"the tests need {name}: pip install 'resnext[dev]'"
+    assert spec.loader is not None
+    loader = spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+torchvision, timm = _on_first_use("torchvision"), _on_first_use("timm")
+sklearn, scipy = _on_first_use("sklearn"), _on_first_use("scipy")
 
 
 def has_operators() -> bool:

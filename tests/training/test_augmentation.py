@@ -11,9 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles.originals import torchvision
+from oracles.originals import sklearn, torchvision
 from PIL import Image
-from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from resnext.card import Preprocessing
@@ -154,7 +153,7 @@ def test_results_depend_on_no_setting_of_types() -> None:
 @pytest.fixture(scope="module")
 def photograph() -> Image.Image:
     """A part of china.jpg with a bright sky and dark eaves."""
-    return Image.fromarray(load_sample_images().images[0][60:156, 100:220])
+    return Image.fromarray(sklearn.datasets.load_sample_images().images[0][60:156, 100:220])
 
 
 @pytest.mark.parametrize("name", NAMES)

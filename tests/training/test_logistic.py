@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import cross_val_score
-from sklearn.preprocessing import StandardScaler
+from oracles.originals import sklearn
 
 from resnext.training.logistic import STRENGTHS, Head, fit_head, folds
 
@@ -33,8 +31,8 @@ def test_it_is_the_same_as_in_scikit_learn(strength: float, d: int, balanced: bo
     """A penalty with another meaning, or a wrong standardization, gives other probabilities."""
     x, y = blobs((30, 12, 7), d)
     head = fit_head(x, y, 3, balanced=balanced, strengths=[strength])
-    scaler = StandardScaler().fit(x.astype(np.float64))
-    other = LogisticRegression(
+    scaler = sklearn.preprocessing.StandardScaler().fit(x.astype(np.float64))
+    other = sklearn.linear_model.LogisticRegression(
         C=1 / (strength * len(x)),
         class_weight="balanced" if balanced else None,
         tol=1e-10,
@@ -63,11 +61,11 @@ def test_loss_is_that_of_cross_validation() -> None:
     """Scored on images that were trained on, the weakest penalty would always win."""
     x, y = blobs((40, 40, 40), 6)
     ((strength, loss),) = fit_head(x, y, 3, strengths=[0.1]).tried
-    z = StandardScaler().fit_transform(x.astype(np.float64))
+    z = sklearn.preprocessing.StandardScaler().fit_transform(x.astype(np.float64))
     fold_of = folds(y, 0)
     splits = [(np.flatnonzero(fold_of != i), np.flatnonzero(fold_of == i)) for i in range(5)]
-    other = LogisticRegression(C=1 / (strength * 96), tol=1e-8)
-    scores = cross_val_score(other, z, y, cv=splits, scoring="neg_log_loss")
+    other = sklearn.linear_model.LogisticRegression(C=1 / (strength * 96), tol=1e-8)
+    scores = sklearn.model_selection.cross_val_score(other, z, y, cv=splits, scoring="neg_log_loss")
     assert loss == pytest.approx(-scores.mean(), rel=1e-3)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import photo_folder, run_cli, tiny_network
+from oracles.originals import sklearn
 from PIL import Image
-from sklearn.datasets import load_digits
 from training_runs import scripted, sha, stop_after
 
 import resnext
@@ -310,7 +310,7 @@ def test_from_the_command_line(
 
 def idx_folder(folder: Path, classes: range) -> Path:
     """Some of scikit-learn's digits in MNIST's format, to train on and to test on."""
-    values, targets = map(np.asarray, load_digits(return_X_y=True))
+    values, targets = map(np.asarray, sklearn.datasets.load_digits(return_X_y=True))
     folder.mkdir()
     for split, part in (("train", slice(300)), ("t10k", slice(300, 400))):
         chosen = np.isin(targets[part], classes)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from oracles.originals import ImageNetInfo, create_transform, timm, torchvision
+from oracles.originals import sklearn, timm, torchvision
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from resnext.architectures import variants
 from resnext.cli.plots import plot_catalog
@@ -30,24 +30,35 @@ from resnext.weights.catalog import (
 )
 
 ROWS = catalog()
-TORCHVISION = {
-    f"{weights.__name__}.{entry.name}": entry
-    for weights in (
-        torchvision.models.ResNeXt50_32X4D_Weights,
-        torchvision.models.ResNeXt101_32X8D_Weights,
-        torchvision.models.ResNeXt101_64X4D_Weights,
-    )
-    for entry in weights
-}
-TIMM = [name for name in timm.list_pretrained() if name.split(".")[0] in variants()]
-PHOTOGRAPHS = [Image.fromarray(photo) for photo in load_sample_images().images]
+TORCHVISION = [row.name for row in ROWS if "_Weights." in row.name]
+TIMM = [row.name for row in ROWS if row.dialect == "timm"]
+
+
+@cache
+def photographs() -> list[Image.Image]:
+    """china.jpg and flower.jpg."""
+    return [Image.fromarray(photo) for photo in sklearn.datasets.load_sample_images().images]
+
+
+def torchvisions() -> dict[str, Any]:
+    """torchvision's weights of ResNeXt networks, by their names."""
+    return {
+        f"{weights.__name__}.{entry.name}": entry
+        for weights in (
+            torchvision.models.ResNeXt50_32X4D_Weights,
+            torchvision.models.ResNeXt101_32X8D_Weights,
+            torchvision.models.ResNeXt101_64X4D_Weights,
+        )
+        for entry in weights
+    }
 
 
 def test_no_public_checkpoint_is_missing() -> None:
     """A checkpoint that its library adds must be added here."""
     names = {row.name for row in ROWS}
-    assert names >= set(TORCHVISION)
-    assert names >= set(TIMM)
+    timms = {name for name in timm.list_pretrained() if name.split(".")[0] in variants()}
+    assert set(TORCHVISION) == set(torchvisions())
+    assert names >= timms
     assert len([name for name in names if name.startswith("open-mmlab://")]) == 8
     assert len([name for name in names if name.endswith("_8xb32_in1k")]) == 4
     assert len([name for name in names if name.startswith("lucid/")]) == 6
@@ -59,7 +70,7 @@ def test_no_public_checkpoint_is_missing() -> None:
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvisions_entries(name: str) -> None:
     """Address, accuracy and preprocessing are torchvision's own."""
-    row, entry = find(name), TORCHVISION[name]
+    row, entry = find(name), torchvisions()[name]
     assert row.location == entry.url
     published = entry.meta["_metrics"]["ImageNet-1K"]
     assert (row.top1, row.top5) == (published["acc@1"], published["acc@5"])
@@ -84,7 +95,7 @@ def test_timms_entries(name: str) -> None:
     if name.endswith("in12k_ft_in1k_288"):
         assert (size, part) == (320, 1.0)
     assert (row.size, row.resize) == (size, math.floor(size / part))
-    theirs = create_transform(
+    theirs = timm.data.create_transform(
         (3, size, size),
         crop_pct=part,
         interpolation=about.interpolation,
@@ -96,7 +107,7 @@ def test_timms_entries(name: str) -> None:
 
 def check_preprocessing(row: CatalogEntry, theirs: Any) -> None:
     """The same bits, of photographs lying and standing."""
-    for photo in PHOTOGRAPHS:
+    for photo in photographs():
         for image in (photo, photo.rotate(90, expand=True), photo.resize((211, 307))):
             assert torch.equal(prepare(image, row.preprocessing), theirs(image))
 
@@ -116,7 +127,7 @@ def test_the_others_preprocessing(row: CatalogEntry) -> None:
             steps.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
     )
-    for photo in PHOTOGRAPHS:
+    for photo in photographs():
         wanted: Any = theirs(photo)
         wanted = wanted.flip(0) if row.colour == "BGR" else wanted
         assert torch.equal(prepare(photo, row.preprocessing), wanted)
@@ -236,7 +247,7 @@ def test_labels(tmp_path: Any) -> None:
     """One different name for each class, in the order of the logits."""
     assert len(set(labels("imagenet-1k"))) == 1000
     assert labels("imagenet-1k")[281] == "tabby"
-    info = ImageNetInfo("imagenet-12k")
+    info = timm.data.ImageNetInfo("imagenet-12k")
     twelve = labels("imagenet-12k")
     assert len(set(twelve)) == len(twelve) == info.num_classes()
     for i in np.linspace(0, len(twelve) - 1, 200).astype(int):

@@ -10,7 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from oracles.originals import randomize, resolve_model_data_config, timm
+from oracles.originals import randomize, timm
 
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig, load, variant
 from resnext.errors import CheckpointError, InputError
@@ -44,7 +44,7 @@ def test_timm_reads_the_folder(tmp_path: Path, name: str) -> None:
     save_pretrained(model, tmp_path / "f", repo="someone/cats")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'f'}", pretrained=True).eval()
     assert torch.allclose(answers(theirs), answers(model), rtol=1e-4, atol=1e-4)
-    settings = resolve_model_data_config(theirs)
+    settings = timm.data.resolve_model_data_config(theirs)
     assert settings["input_size"] == (3, 96, 96)
     assert tuple(settings["mean"]) == (0.5, 0.4, 0.3)
     assert int(96 / settings["crop_pct"]) == 110

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from oracles.originals import sklearn
 from sample_data import classes, levels, trained_on
-from sklearn.datasets import load_digits
 
 from resnext.data.open import open_for_evaluation, open_splits
 from resnext.data.sources.arrays import DIGITS, FASHION
@@ -35,7 +35,7 @@ def test_digits_are_all_there_and_shared_out_once() -> None:
     parts = (splits.train, splits.val, splits.test)
     assert [part.labels for part in parts] == [DIGITS] * 3
     assert splits.colour == "L"
-    original: Any = load_digits()
+    original: Any = sklearn.datasets.load_digits()
     scaled = [digit(np.rint(x * 255 / 16).astype(np.uint8)) for x in original.images]
     wanted = Counter(zip(scaled, original.target.tolist(), strict=True))
     got = Counter(
