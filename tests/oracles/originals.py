@@ -8,8 +8,8 @@ them, so the missing ones are declared here first. Import both from this module 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +39,19 @@ def _declare_missing_operators() -> torch.library.Library:
 _LIBRARY = _declare_missing_operators()  # what it declares goes away with it
 
 
-def _on_first_use(name: str) -> Any:
-    """A library whose code runs when the first of its attributes is read."""
-    spec = importlib.util.find_spec(name)
-    assert spec is not None, f"the tests need {name}: pip install 'resnext[dev]'"
-    assert spec.loader is not None
-    loader = spec.loader = importlib.util.LazyLoader(spec.loader)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
+class OnFirstUse:
+    """A library that is imported when the first of its attributes is read."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        """An attribute of the library."""
+        return getattr(importlib.import_module(self.name), attribute)
 
 
-torchvision, timm = _on_first_use("torchvision"), _on_first_use("timm")
-sklearn, scipy = _on_first_use("sklearn"), _on_first_use("scipy")
+torchvision, timm = OnFirstUse("torchvision"), OnFirstUse("timm")
+sklearn, scipy = OnFirstUse("sklearn"), OnFirstUse("scipy")
 
 
 def has_operators() -> bool:
