@@ -138,7 +138,11 @@ def test_numbers_are_scikit_learns(k: int, count: int, batch: int, scale: float,
     assert recall[present] == pytest.approx(wanted_recall)
     assert np.isnan(np.delete(recall, present)).all()
     nan: Any = {"zero_division": np.nan}
-    for mine, theirs in ((got.precision(), sklearn.metrics.precision_score), (got.f1(), f1_score)):
+    metrics = sklearn.metrics
+    for mine, theirs in (
+        (got.precision(), metrics.precision_score),
+        (got.f1(), metrics.f1_score),
+    ):
         wanted = theirs(targets, predicted, labels=every, **each, **nan)
         assert np.array(mine) == pytest.approx(wanted, nan_ok=True)
     assert np.array_equal(got.targets, targets)
