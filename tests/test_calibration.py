@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from oracles.originals import scipy, sklearn
 
 from resnext.calibration import (
+    cross_fit_temperatures,
     expected_calibration_error,
     fit_temperature,
     interval,
@@ -145,11 +146,47 @@ def test_logits_that_are_too_sure() -> None:
     assert errors[1] < 0.02 < errors[0]
 
 
-def test_perfect_answers_keep_their_confidence() -> None:
-    """With every answer right, the loss falls for ever: the temperature ran to its bound."""
-    targets = np.array([0, 1, 2, 1])
-    assert fit_temperature(5.0 * np.eye(3)[targets], targets) == 1
-    assert fit_temperature(np.zeros((4, 3)), targets) == 1  # nothing to choose by
+@pytest.mark.parametrize("count", [1, 2, 20, 359, 5000])
+@pytest.mark.parametrize("scale", [1.0, 3.0, 8.0])
+def test_perfect_answers_follow_the_rule_of_succession(count: int, scale: float) -> None:
+    """With every answer right, the likelihood has no maximum: 1 said 36 % of a right answer."""
+    rng = np.random.default_rng(count)
+    targets = rng.integers(0, 4, count)
+    logits = rng.normal(0, 1, (count, 4))
+    logits[np.arange(count), targets] = logits.max(1) + rng.uniform(0.5, 3, count)
+    got = fit_temperature(scale * logits, targets)
+    confidence = softmax(scale * logits / got).max(1).mean()
+    assert confidence == pytest.approx((count + 1) / (count + 2), abs=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_equal_logits_keep_the_temperature(k: int) -> None:
+    """There is nothing to choose by; a bound would be noted in the card for nothing."""
+    assert fit_temperature(np.zeros((4, k)), np.array([0, k - 1, 0, k - 1])) == 1
+
+
+@pytest.mark.parametrize("count", [9, 10, 57, 1999, 2000])
+def test_cross_fitted_temperatures_do_not_know_their_image(count: int) -> None:
+    """A temperature that was fitted to an image judges itself."""
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 3, count)
+    logits = rng.normal(0, 1, (count, 3))
+    logits[np.arange(count), targets] += 1
+    got = cross_fit_temperatures(logits, targets)
+    assert np.array_equal(got, cross_fit_temperatures(torch.tensor(logits), torch.tensor(targets)))
+    changed = targets.copy()
+    changed[4] = logits[4].argmin()
+    moved = cross_fit_temperatures(logits, changed) != got
+    if count in (9, 2000):
+        assert np.unique(got).tolist() == [fit_temperature(logits, targets)]
+        assert moved.all()
+    else:
+        assert len(np.unique(got)) == 5
+        assert not moved[4]
+        own = got == got[4]
+        assert not moved[own].any()
+        assert moved[~own].all()
+        assert got[4] == fit_temperature(logits[~own], targets[~own])
 
 
 @pytest.mark.parametrize(("sign", "wanted"), [(-1.0, 20.0), (1.0, 0.05)])

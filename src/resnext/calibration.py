@@ -13,7 +13,11 @@ from resnext.errors import InputError
 
 _BOUNDS = 0.05, 20.0  # lowest and highest fitted temperature
 _ROWS = 4096  # rows of logits converted to double precision at once
+_FOLDS = 5
+_MANY = 2000
 
+Logits = Float[Tensor, "n k"] | Float[np.ndarray, "n k"]
+Targets = Int[Tensor, " n"] | Int[np.ndarray, " n"]
 Numbers = Float[np.ndarray, " n"]
 Right = Bool[np.ndarray, " n"]
 
@@ -75,34 +79,30 @@ def expected_calibration_error(confidence: Numbers, right: Right, bins: int = 15
     return gap / sum(x.count for x in filled)
 
 
-def fit_temperature(
-    logits: Float[Tensor, "n k"] | Float[np.ndarray, "n k"],
-    targets: Int[Tensor, " n"] | Int[np.ndarray, " n"],
-) -> float:
+def fit_temperature(logits: Logits, targets: Targets) -> float:
     """The temperature between 0.05 and 20 with the best softmax(logits / temperature).
 
     It minimizes the negative log-likelihood (arXiv:1706.04599, section 4.2), which is convex in
     1 / temperature. If every prediction is right, the likelihood only grows with confidence and has
-    no maximum; the result is then 1, which leaves the logits unchanged.
+    no maximum. The mean confidence then becomes (n + 1) / (n + 2), the expected accuracy after n
+    right answers out of n (Laplace's rule of succession, which Platt's targets come from too).
 
     Args:
         logits: `(n, k)`, on images that were not trained on.
         targets: `(n,)`, the right class of each image.
 
+    Returns:
+        The temperature; 1 if all classes have equal logits, as a single class has.
+
     Raises:
         InputError: The arrays are empty or their shapes do not match, a target is not a class, or a
             logit is not finite.
     """
-    z = _array(logits)
-    y = _array(targets).astype(np.int64)
-    if z.ndim != 2 or not z.size or y.shape != z.shape[:1]:
-        raise InputError(f"Logits (n, k) need targets (n,), not {z.shape} and {y.shape}.")
-    if y.min() < 0 or y.max() >= z.shape[1]:
-        raise InputError(f"Targets must be from 0 to {z.shape[1] - 1}, not {y.min()} to {y.max()}.")
-    if not np.isfinite(z).all():
-        raise InputError("Logits must be finite to fit a temperature, but some are not.")
-    if (z[np.arange(len(y)), y] >= z.max(1)).all():
+    z, y = _finite(logits, targets)
+    if (z.max(1) == z.min(1)).all():
         return 1.0
+    if (z[np.arange(len(y)), y] >= z.max(1)).all():
+        return _temperature_of_confidence(z, (len(y) + 1) / (len(y) + 2))
     low, high = 1 / _BOUNDS[1], 1 / _BOUNDS[0]
     scale = 1.0
     for _ in range(60):  # Newton's method; a step that would leave the bracket halves it instead
@@ -114,6 +114,35 @@ def fit_temperature(
             break
         scale = following
     return min(max(1 / scale, _BOUNDS[0]), _BOUNDS[1])
+
+
+def cross_fit_temperatures(logits: Logits, targets: Targets) -> Float[np.ndarray, " n"]:
+    """For each image, a temperature that was fitted without it.
+
+    With these, images that the temperature is fitted to can also show how well it fits. Each
+    temperature is fitted to four fifths of the images, those of other classes and of its own.
+
+    Args:
+        logits: `(n, k)`, on images that were not trained on.
+        targets: `(n,)`, the right class of each image.
+
+    Returns:
+        `(n,)`. The same temperature for all if there are fewer than ten images, or at least 2,000,
+        of which one image hardly changes the fit.
+
+    Raises:
+        InputError: As for `fit_temperature`.
+    """
+    z, y = _finite(logits, targets)
+    if not _FOLDS * 2 <= len(y) < _MANY:
+        return np.full(len(y), fit_temperature(z, y))
+    order = np.random.default_rng(0).permutation(len(y))
+    temperatures = np.empty(len(y))
+    for fold in range(_FOLDS):
+        own = np.zeros(len(y), bool)
+        own[order[fold::_FOLDS]] = True
+        temperatures[own] = fit_temperature(z[~own], y[~own])
+    return temperatures
 
 
 def recommend_threshold(confidence: Numbers, right: Right, wanted: float = 0.95) -> float | None:
@@ -241,6 +270,20 @@ def mcnemar(right_a: Right, right_b: Right) -> tuple[int, int, float]:
     return only_a, only_b, min(1.0, 2 * tail / 2**count)
 
 
+def _temperature_of_confidence(z: Float[np.ndarray, "n k"], wanted: float) -> float:
+    """The temperature at which the mean confidence is as wanted, by bisection."""
+    low, high = (math.log(bound) for bound in _BOUNDS)
+    while high - low > 1e-10:
+        middle = (low + high) / 2
+        total = 0.0
+        for start in range(0, len(z), _ROWS):
+            rows = z[start : start + _ROWS].astype(np.float64)
+            rows -= rows.max(1, keepdims=True)
+            total += float((1 / np.exp(rows / math.exp(middle)).sum(1)).sum())
+        low, high = (middle, high) if total > wanted * len(z) else (low, middle)
+    return math.exp(low)
+
+
 def _derivatives(
     z: Float[np.ndarray, "n k"], y: Int[np.ndarray, " n"], scale: float
 ) -> tuple[float, float]:
@@ -255,6 +298,19 @@ def _derivatives(
         slope += float((mean - rows[np.arange(len(rows)), y[start : start + _ROWS]]).sum())
         curvature += float((p * (rows - mean[:, None]) ** 2).sum())
     return slope, curvature
+
+
+def _finite(logits: Logits, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
+    """Logits `(n, k)` and targets `(n,)` that fit together, as arrays."""
+    z = _array(logits)
+    y = _array(targets).astype(np.int64)
+    if z.ndim != 2 or not z.size or y.shape != z.shape[:1]:
+        raise InputError(f"Logits (n, k) need targets (n,), not {z.shape} and {y.shape}.")
+    if y.min() < 0 or y.max() >= z.shape[1]:
+        raise InputError(f"Targets must be from 0 to {z.shape[1] - 1}, not {y.min()} to {y.max()}.")
+    if not np.isfinite(z).all():
+        raise InputError("Logits must be finite to fit a temperature, but some are not.")
+    return z, y
 
 
 def _array(values: Tensor | np.ndarray) -> np.ndarray:

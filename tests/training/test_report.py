@@ -141,7 +141,11 @@ def facts(k: int = 10, epochs: int = 5, **changes: Any) -> Facts:
         "mistakes": [Mistake(picture, EVIL, "b", 0.97, picture.resize((99, 99)), EVIL)],
         "events": [f"Interrupted by {EVIL}"],
     }
-    return Facts(**{**values, **changes})
+    values |= changes
+    if (logits := values["evaluation"].logits) is not None:
+        scaled = torch.from_numpy(logits / values["temperature"])
+        values["calibrated"] = scaled.softmax(1).amax(1).numpy()
+    return Facts(**values)
 
 
 def numbers_are_numbers(page: str) -> None:

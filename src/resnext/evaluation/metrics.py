@@ -163,14 +163,18 @@ class EvalOutputs:
 
 
 def score(
-    answers: EvalOutputs, images: ImageSet, *, temperature: float = 1.0, keep_logits: bool = False
+    answers: EvalOutputs,
+    images: ImageSet,
+    *,
+    temperature: float | Float[np.ndarray, " n"] = 1.0,
+    keep_logits: bool = False,
 ) -> Evaluation:
     """Compare predictions with the right classes.
 
     Args:
         answers: Outputs for all `images` that could be read.
         images: The image set.
-        temperature: Divides the logits before the softmax.
+        temperature: Divides the logits before the softmax; one for all, or `(n,)` for each image.
         keep_logits: Whether the result holds the logits.
 
     Raises:
@@ -184,9 +188,9 @@ def score(
         raise DataError(f"{images.name} has no image that can be read{first}. Give other images.")
     targets = answers.targets
     predicted = answers.logits.argmax(1)
-    log_p = torch.cat(
-        [(chunk.double() / temperature).log_softmax(1) for chunk in answers.logits.split(4096)]
-    )
+    divisors = torch.as_tensor(temperature, dtype=torch.float64).expand(count)[:, None]
+    chunks = zip(answers.logits.split(4096), divisors.split(4096), strict=True)
+    log_p = torch.cat([(logits.double() / divisor).log_softmax(1) for logits, divisor in chunks])
     confidence = log_p.gather(1, predicted[:, None])[:, 0].exp()
     confusion = torch.bincount(targets * k + predicted, minlength=k * k).view(k, k)
     top5 = (answers.logits.topk(5).indices == targets[:, None]).any(1) if k > 5 else None

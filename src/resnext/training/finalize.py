@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from resnext.calibration import fit_temperature, recommend_threshold
+from resnext.calibration import cross_fit_temperatures, fit_temperature, recommend_threshold
 from resnext.card import Preprocessing
 from resnext.data.scan import Scan
 from resnext.evaluation.metrics import EvalOutputs, score
@@ -98,7 +98,8 @@ def finalize(run: Trainer, *, command: str) -> None:
 def calibrate_and_report(network: ResNeXt, outputs: EvalOutputs, run: Finished) -> None:
     """Calibrate a model with a card, and write it and the report.
 
-    The temperature and the threshold are fitted on the validation images (arXiv:1706.04599).
+    The temperature and the threshold are fitted on the validation images (arXiv:1706.04599). The
+    calibration that is reported uses, for each image, a temperature that was fitted without it.
 
     Args:
         network: The model.
@@ -106,10 +107,12 @@ def calibrate_and_report(network: ResNeXt, outputs: EvalOutputs, run: Finished) 
         run: The run that it is of.
     """
     train, val = run.scan.splits.train, run.scan.splits.val
-    raw = score(outputs, val, keep_logits=True)
-    finite = bool(outputs.logits.isfinite().all())
-    temperature = fit_temperature(outputs.logits, outputs.targets) if finite else 1.0
-    result = score(outputs, val, temperature=temperature)
+    raw = result = score(outputs, val)
+    temperature = 1.0
+    if bool(outputs.logits.isfinite().all()):
+        temperature = fit_temperature(outputs.logits, outputs.targets)
+        unseen = cross_fit_temperatures(outputs.logits, outputs.targets)
+        result = score(outputs, val, temperature=unseen)
     threshold = recommend_threshold(result.confidence, result.right)
     assert network.card is not None  # every run gives its model one
     network.card = replace(
@@ -142,6 +145,7 @@ def calibrate_and_report(network: ResNeXt, outputs: EvalOutputs, run: Finished) 
         best_epoch=run.state.best["epoch"] if run.state.best else None,
         evaluation=raw,
         temperature=temperature,
+        calibrated=result.confidence,
         threshold=threshold,
         summary=run.scan.summary(),
         findings=run.scan.lines(),

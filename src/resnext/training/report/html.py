@@ -75,9 +75,10 @@ class Facts:
         history: One dictionary per epoch: `epoch`, `loss`, `val_accuracy`, `val_nll`,
             `ema_accuracy`, `rate`, `images_per_second` and more. A value may be None.
         best_epoch: Epoch whose weights were kept; None if none was completed.
-        evaluation: The best epoch on the validation images, without temperature, if possible with
-            logits.
+        evaluation: The best epoch on the validation images, without temperature.
         temperature: Temperature fitted on the validation images.
+        calibrated: Confidence of each prediction of `evaluation` after temperature scaling; None if
+            there was none.
         threshold: Lowest calibrated confidence of a prediction that counts as sure; None if no
             threshold is reliable.
         summary: Number and size of the images.
@@ -107,6 +108,7 @@ class Facts:
     best_epoch: int | None
     evaluation: Evaluation
     temperature: float = 1.0
+    calibrated: np.ndarray | None = None
     threshold: float | None = None
     summary: str = ""
     findings: Sequence[str] = ()
@@ -134,7 +136,7 @@ def write_report(facts: Facts, path: str | Path) -> None:
 def render(facts: Facts) -> str:
     """The report as HTML that loads nothing from elsewhere."""
     result = facts.evaluation
-    calibrated = _calibrated(facts)
+    calibrated = result.confidence if facts.calibrated is None else facts.calibrated
     chosen = _chosen_classes(result)
     return _template().render(
         facts=facts,
@@ -275,18 +277,6 @@ def _count(value: float) -> str:
         if value >= size:
             return f"{value / (1e3 if size == 1e4 else size):.1f}{unit}"
     return f"{value:,.0f}"
-
-
-def _calibrated(facts: Facts) -> np.ndarray:
-    """Confidence of each prediction after temperature scaling."""
-    logits = facts.evaluation.logits
-    if logits is None or facts.temperature == 1:
-        return facts.evaluation.confidence
-    scaled = [
-        (torch.from_numpy(part).double() / facts.temperature).softmax(1).amax(1).float().numpy()
-        for part in np.array_split(logits, len(logits) // 4096 + 1)
-    ]
-    return np.concatenate(scaled)
 
 
 def _diagram(confidence: np.ndarray, right: np.ndarray, name: str) -> dict[str, Any] | None:
