@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from resnext.training import minutes as module
 from resnext.training import preparation, trainer
 from resnext.training.defaults import Choice
 from resnext.training.forecast import Speed
-from resnext.training.minutes import MOST_EPOCHS, PASSES
+from resnext.training.minutes import MOST_EPOCHS, PASSES, STEPS, enough_epochs
 from resnext.training.optim import lr_schedule
 from resnext.training.run_state import RunSettings, TrainState
 
@@ -38,6 +39,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     def variant(name: str, **changes: Any) -> ResNeXtConfig:
         return configs[name].replace(**changes)
 
+    monkeypatch.setattr(module, "STEPS", 1)  # a few photos need thousands of epochs for more
     monkeypatch.setattr(module, "measure", measure)
     monkeypatch.setattr(module.time, "monotonic", lambda: 0.0)
     monkeypatch.setattr(preparation, "variant", variant)
@@ -93,6 +95,21 @@ def test_the_choice(
     assert chosen["config.channels"] == list(channels)
     assert (chosen["preprocessing.size"], chosen["recipe.epochs"]) == (size, epochs)
     assert chosen["minutes"] == minutes
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "wanted"),
+    [
+        (50_000, 32, PASSES),
+        (3200, 32, STEPS // 100),
+        (1320, 32, math.ceil(STEPS / 41)),
+        (40, 32, MOST_EPOCHS),
+        (20, 32, MOST_EPOCHS),
+    ],
+)
+def test_few_images_need_more_epochs(images: int, batch_size: int, wanted: int) -> None:
+    """27 epochs of 1,320 photos were too few for the network that 15 epochs seemed enough for."""
+    assert enough_epochs(images, batch_size) == wanted
 
 
 def test_the_table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,10 +24,12 @@ from resnext.training.preparation import (
 )
 from resnext.training.run_state import RunSettings, TimePlan
 
-PASSES = 15
-"""Epochs from which a larger network is preferred to a smaller one that has time for more. On 5,000
-CIFAR-10 images, in two minutes each, 11 epochs of resnext_tiny_32px are as good as 18 of
-resnext_nano_32px."""
+PASSES, STEPS = 15, 2000
+"""Epochs and steps from which a larger network is preferred to one that has time for more.
+
+On 1,320 photos, four minutes of resnext_tiny at 64 pixels, 3,000 steps, are better than eight of
+resnext_small at 128 pixels, 1,100 steps: 99.7 % and 98.5 %.
+"""
 MOST_EPOCHS = 300
 _MARGIN = 0.02
 """Fraction of the time that is kept for what a forecast does not see."""
@@ -63,7 +66,7 @@ def fit_to_minutes(
 ) -> tuple[Request, RunPlan, TimePlan]:
     """Choose network, size and number of epochs for the time that is left.
 
-    The choice is the most expensive candidate that has time for `PASSES` epochs; if none has, the
+    The choice is the most expensive candidate that has time for `enough_epochs`; if none has, the
     one that has time for the most.
 
     Args:
@@ -82,19 +85,20 @@ def fit_to_minutes(
     def left() -> float:
         return context.group.broadcast((1 - _MARGIN) * total - (time.monotonic() - began))
 
+    images = len(training_pool(plan.splits))
+    enough = enough_epochs(images, plan.recipe.batch_size)
     measured: list[Candidate] = []
     requests = _requests(request, asked, plan.splits, context)
     for candidate in requests:
         own = plan if candidate is request else make_plan(candidate, plan.splits, context)
         teacher = measured[0].speed.teacher if measured else None  # the same for all
         measured.append(_measured(candidate, own, context, teacher))
-        if measured[-1].epochs(left()) < PASSES / 2:
+        if measured[-1].epochs(left()) < enough / 2:
             break  # the next ones are slower
     seconds = left()
     epochs = [min(candidate.epochs(seconds), MOST_EPOCHS) for candidate in measured]
-    best = _best(epochs)
+    best = _best(epochs, enough)
     chosen, most = measured[best], epochs[best]
-    images = len(training_pool(plan.splits))
     if most < 1:
         each = chosen.speed.epoch(chosen.plan.recipe, images)
         raise InputError(
@@ -104,7 +108,7 @@ def fit_to_minutes(
         )
     recipe = chosen.plan.recipe
     recipe = recipe.changed(epochs=most, head_epochs=min(recipe.head_epochs, most - 1))
-    reason = "network and size were given" if len(requests) == 1 else _reason(most)
+    reason = "network and size were given" if len(requests) == 1 else _reason(most, enough)
     rows = [candidate.row(count) for candidate, count in zip(measured, epochs, strict=True)]
     settings = replace(chosen.settings, recipe=recipe)
     for line in (
@@ -144,15 +148,21 @@ def _measured(
     return Candidate(request, plan, settings, speed)
 
 
-def _best(epochs: Sequence[int]) -> int:
+def enough_epochs(images: int, batch_size: int) -> int:
+    """Epochs from which a larger network is preferred: `PASSES`, and `STEPS` steps."""
+    steps = max(images // batch_size, 1)
+    return min(max(PASSES, math.ceil(STEPS / steps)), MOST_EPOCHS)
+
+
+def _best(epochs: Sequence[int], enough: int) -> int:
     """The last candidate with enough epochs, else the one with the most."""
-    enough = [i for i, count in enumerate(epochs) if count >= PASSES]
-    return enough[-1] if enough else max(range(len(epochs)), key=lambda i: epochs[i])
+    able = [i for i, count in enumerate(epochs) if count >= enough]
+    return able[-1] if able else max(range(len(epochs)), key=lambda i: epochs[i])
 
 
-def _reason(epochs: int) -> str:
-    if epochs >= PASSES:
-        return f"the largest one with time for {PASSES} epochs or more"
+def _reason(epochs: int, enough: int) -> str:
+    if epochs >= enough:
+        return f"the largest one with time for {enough} epochs or more"
     return "the fastest one, because the time is short for these images"
 
 

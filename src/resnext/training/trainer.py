@@ -202,7 +202,7 @@ class Trainer:
         )
 
     def _replan(self) -> None:
-        """Change the number of epochs if the remaining ones do not fit into the budget any more.
+        """Change the number of epochs if the remaining ones exceed the budget by 2 %.
 
         They are also changed if many more would fit.
         """
@@ -210,10 +210,11 @@ class Trainer:
         if state.budget is None or finished >= self.epochs:
             return
         each = sum(row["seconds"] for row in state.history[-3:]) / len(state.history[-3:])
-        fit = int((state.budget - sum(state.seconds.values())) / each)
-        fit = self.group.broadcast(max(fit, 0))
-        left = self.epochs - finished
-        if left <= fit < 1.1 * left + 2:
+        left, seconds = self.epochs - finished, state.budget - sum(state.seconds.values())
+        fit = max(int(seconds / each), 0)
+        late = left * each > seconds + 0.02 * state.budget
+        fit = self.group.broadcast(fit if late or fit > 1.05 * left + 1 else left)
+        if fit == left:
             return
         state.resumes.append(
             f"Planned again after epoch {finished}: {finished + fit} instead of {self.epochs} "
