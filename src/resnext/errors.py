@@ -49,5 +49,9 @@ class MissingFileError(CheckpointError, FileNotFoundError):
     """A model file does not exist."""
 
 
+class AmbiguityWarning(UserWarning):
+    """Several networks fit a file as well, and nothing in it or its name decides."""
+
+
 class Terminated(KeyboardInterrupt):
     """The process was asked to end (SIGTERM). The command line exits with code 143."""

@@ -24,6 +24,10 @@ from oracles.recorded import (
 from torch import Tensor, nn
 
 from resnext import ResNeXtError, mmcls
+from resnext.errors import CheckpointError
+from resnext.mmcls import init_cfg
+
+ONE_STAGE: dict[str, Any] = {"strides": (1,), "dilations": (1,), "out_indices": (0,)}
 
 GOLDEN = manifest("mmcls")
 CASES: dict[str, dict[str, Any]] = GOLDEN["cases"]
@@ -348,13 +352,65 @@ def test_build_refuses_a_head_that_does_not_fit() -> None:
         mmcls.build(cfg)
 
 
-def test_pretrained_init_cfg_loads_a_local_file(tmp_path: Any) -> None:
-    """The backbone's part of a classifier's checkpoint ends up in the backbone."""
-    source = mmcls.ResNeXt(50, groups=1)
-    state = {f"backbone.{k}": v for k, v in source.state_dict().items()}
+@pytest.mark.parametrize("wrapper", ["", "module."])
+@pytest.mark.parametrize("prefix", ["backbone", "backbone."])
+def test_pretrained_init_cfg_loads_a_local_file(tmp_path: Any, prefix: str, wrapper: str) -> None:
+    """The backbone's part of a classifier's checkpoint ends up in the backbone.
+
+    OpenMMLab's configs write the prefix with and without a dot; with one it failed as `backbone..`.
+    """
+    source = mmcls.ResNeXt(50, groups=1, num_stages=1, **ONE_STAGE)
+    state = {f"{wrapper}backbone.{k}": v for k, v in source.state_dict().items()}
     torch.save({"state_dict": {**state, "head.fc.bias": torch.ones(3)}}, tmp_path / "a.pth")
-    cfg = {"type": "Pretrained", "checkpoint": str(tmp_path / "a.pth"), "prefix": "backbone"}
-    target = mmcls.ResNeXt(50, groups=1, init_cfg=cfg)
+    cfg = {"type": "Pretrained", "checkpoint": str(tmp_path / "a.pth"), "prefix": prefix}
+    target = mmcls.ResNeXt(50, groups=1, num_stages=1, **ONE_STAGE, init_cfg=cfg)
     target.init_weights()
     for key, value in source.state_dict().items():
         assert torch.equal(target.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize(
+    ("names", "prefix", "said"),
+    [
+        ("backbone.{}", None, "has no key of the ResNeXt: it starts with 'backbone.conv1.weight'"),
+        ("encoder.{}", "backbone.", "no keys that start with 'backbone.'"),
+        (
+            "backbone.trunk.{}",
+            "backbone",
+            "it starts with 'trunk.conv1.weight', not 'conv1.weight'",
+        ),
+    ],
+)
+def test_a_pretrained_file_that_matches_no_key_is_refused(
+    tmp_path: Any, names: str, prefix: str | None, said: str
+) -> None:
+    """It loaded nothing without a word, and the network stayed random."""
+    source = mmcls.ResNeXt(50, groups=1, num_stages=1, **ONE_STAGE)
+    torch.save({names.format(k): v for k, v in source.state_dict().items()}, tmp_path / "a.pth")
+    cfg = {"type": "Pretrained", "checkpoint": str(tmp_path / "a.pth"), "prefix": prefix}
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        mmcls.ResNeXt(50, groups=1, num_stages=1, **ONE_STAGE, init_cfg=cfg).init_weights()
+
+
+def test_a_pretrained_file_of_another_width_is_refused(tmp_path: Any) -> None:
+    """One line instead of torch's list of shapes."""
+    source = mmcls.ResNeXt(50, groups=2, num_stages=1, **ONE_STAGE)
+    torch.save(source.state_dict(), tmp_path / "a.pth")
+    cfg = {"type": "Pretrained", "checkpoint": str(tmp_path / "a.pth")}
+    with pytest.raises(CheckpointError, match=r"does not fit: .*size mismatch"):
+        mmcls.ResNeXt(50, groups=1, num_stages=1, **ONE_STAGE, init_cfg=cfg).init_weights()
+
+
+def test_pretrained_addresses(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """URLs are fetched; other addresses are refused by the name that was given."""
+    source = mmcls.ResNeXt(50, groups=1, num_stages=1, **ONE_STAGE)
+    torch.save(source.state_dict(), tmp_path / "a.pth")
+    monkeypatch.setattr(init_cfg, "fetch", {"https://host/a.pth": tmp_path / "a.pth"}.__getitem__)
+    cfg = {"type": "Pretrained", "checkpoint": "https://host/a.pth"}
+    target = mmcls.ResNeXt(50, groups=1, num_stages=1, **ONE_STAGE, init_cfg=cfg)
+    target.init_weights()
+    assert torch.equal(target.state_dict()["conv1.weight"], source.state_dict()["conv1.weight"])
+    for name in ("open-mmlab://resnext50_32x4d", "torchvision://resnext50_32x4d"):
+        target.init_cfg = {"type": "Pretrained", "checkpoint": name}
+        with pytest.raises(CheckpointError, match=re.escape(f"not {name}. Give")):
+            target.init_weights()

@@ -696,3 +696,80 @@ def test_threads(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         for model in pool.map(load, [tmp_path / "a.pth"] * 24):
             assert isinstance(model, ResNeXt)
+
+
+# -- self-supervised training and adversarial robustness -------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prefix", "beside"),
+    [
+        ("module.encoder_q.", ["module.encoder_k.", "module.queue", "module.queue_ptr"]),
+        ("module.encoder_q.", []),
+        ("module.base_encoder.", ["module.momentum_encoder.", "module.predictor.0.weight"]),
+        ("backbone.", ["queue"]),
+        ("module.", ["module.prototypes.weight"]),
+        ("encoder.", ["projector.0.weight"]),
+    ],
+)
+def test_a_projection_is_not_a_classifier(tmp_path: Path, prefix: str, beside: list[str]) -> None:
+    """MoCo's 128-way `encoder_q.fc` loaded as a classifier of 128 classes."""
+    model = network()
+    state = {f"{prefix}{n}": x for n, x in model.state_dict().items()}
+    for name in beside:
+        if name.endswith("."):
+            state |= {f"{name}{n}": torch.zeros_like(x) for n, x in model.state_dict().items()}
+        else:
+            state[name] = torch.zeros(5, 4)
+    torch.save({"state_dict": state}, tmp_path / "a.pth")
+    loaded = load(tmp_path / "a.pth")
+    assert isinstance(loaded, Backbone)
+    assert torch.equal(logits(loaded)[-1], model.features(X)[-1])
+    assert loaded.card is not None
+    assert any("projection" in note for note in loaded.card.provenance["notes"])
+
+
+def test_a_classifier_beside_a_projector_stays(tmp_path: Path) -> None:
+    """solo-learn trains one on the side, outside its backbone."""
+    model = network()
+    state = {
+        n.replace("fc.", "classifier.") if n.startswith("fc.") else f"backbone.{n}": x
+        for n, x in model.state_dict().items()
+    }
+    torch.save({"state_dict": {**state, "projector.0.weight": X[0, 0]}}, tmp_path / "a.ckpt")
+    assert torch.equal(logits(classifier(tmp_path / "a.ckpt")), logits(model))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "shape"),
+    [
+        ("module.normalizer.new_mean", "module.normalizer.new_std", (3, 1, 1)),
+        ("normalize.mean", "normalize.std", (1, 3, 1, 1)),
+        ("mu", "sigma", (3, 1, 1)),
+    ],
+)
+def test_a_files_own_normalization(
+    tmp_path: Path, mean: str, std: str, shape: tuple[int, ...]
+) -> None:
+    """Robustness files carry it; ImageNet's was used in its place."""
+    prefix = "module.model." if mean.startswith("module.") else "model."
+    state = {f"{prefix}{n}": x for n, x in network().state_dict().items()}
+    own = {mean: torch.tensor([0.5, 0.25, 0.125]), std: torch.tensor([0.25, 0.5, 0.75])}
+    content = {**state, **{name: x.view(shape) for name, x in own.items()}}
+    torch.save({"model": content}, tmp_path / "a.pt")
+    card = classifier(tmp_path / "a.pt").card
+    assert card is not None
+    assert card.preprocessing.mean == (0.5, 0.25, 0.125)
+    assert card.preprocessing.std == (0.25, 0.5, 0.75)
+    assert any(f"are those in {mean}" in note for note in card.provenance["notes"])
+
+
+def test_a_normalization_of_another_range_is_named(tmp_path: Path) -> None:
+    """Values to 255 would need another rule; the note says that they are not used."""
+    state = {f"model.{n}": x for n, x in network().state_dict().items()}
+    own = {"normalizer.new_mean": torch.full((3,), 120.0), "normalizer.new_std": torch.ones(3)}
+    torch.save({**state, **own}, tmp_path / "a.pt")
+    card = classifier(tmp_path / "a.pt").card
+    assert card is not None
+    assert card.preprocessing.mean == (0.485, 0.456, 0.406)
+    assert any("new_mean are not used" in note for note in card.provenance["notes"])

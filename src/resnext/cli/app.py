@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
@@ -18,7 +21,7 @@ from resnext.cli.info import info
 from resnext.cli.options import Flag
 from resnext.cli.speed import bench, optimize
 from resnext.cli.train import distill, train
-from resnext.errors import ResNeXtError, Terminated
+from resnext.errors import AmbiguityWarning, ResNeXtError, Terminated
 
 _OUT_OF_MEMORY = "Out of memory. Lower --batch-size or --size."
 
@@ -84,11 +87,24 @@ def main() -> None:
     if before is not signal.SIG_IGN:
         signal.signal(signal.SIGTERM, _terminate)
     try:
-        app.meta(sys.argv[1:], exit_on_error=False, print_error=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", AmbiguityWarning)
+            warnings.showwarning = partial(_show_warning, warnings.showwarning)
+            app.meta(sys.argv[1:], exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(f"{error} See resnext --help.")
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _show_warning(
+    show: Callable[..., None], message: Warning | str, kind: type[Warning], *where: Any, **more: Any
+) -> None:
+    """Print our own warnings as one line, without the place in the code."""
+    if issubclass(kind, AmbiguityWarning):
+        print(f"resnext: {message}", file=sys.stderr)
+    else:
+        show(message, kind, *where, **more)
 
 
 def _terminate(*_: object) -> NoReturn:

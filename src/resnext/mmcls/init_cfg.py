@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from resnext.checks import brief
 from resnext.errors import CheckpointError, ConfigError, MissingFileError, UnknownNameError
+from resnext.system.download import fetch
 
 InitCfg = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 
@@ -28,7 +29,8 @@ def initialize(module: nn.Module, init_cfg: InitCfg) -> None:
     Raises:
         ConfigError: An entry has an unknown type or argument.
         MissingFileError: A `Pretrained` checkpoint does not exist.
-        CheckpointError: A `Pretrained` checkpoint cannot be read.
+        CheckpointError: A `Pretrained` checkpoint cannot be read, or none of its keys is one of the
+            network's.
     """
     for cfg in _entries(init_cfg):
         args = dict(cfg)
@@ -120,19 +122,45 @@ _FILLS: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
 
 
 def _load(module: nn.Module, args: dict[str, Any]) -> None:
-    """Load a local checkpoint, or the entries under `prefix`; missing keys keep their values."""
-    path = Path(str(args.get("checkpoint", "")))
-    if not path.is_file():
-        raise MissingFileError(f"{path} does not exist; Pretrained reads local files.")
+    """Load a checkpoint, or the entries under `prefix`; missing keys keep their values."""
+    source = str(args.get("checkpoint", ""))
+    path = _file(source)
     try:
         state = torch.load(path, map_location=args.get("map_location", "cpu"), weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{path} is not a checkpoint of tensors only: {error}") from error
     state = state.get("state_dict", state)
-    prefix = args.get("prefix")
-    if prefix:
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    if prefix := str(args.get("prefix") or "").rstrip("."):
         start = f"{prefix}."
         state = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
         if not state:
-            raise CheckpointError(f"{path} has no keys that start with {start!r}.")
-    module.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=False)
+            raise CheckpointError(f"{source} has no keys that start with {start!r}.")
+    wanted = module.state_dict()
+    if wanted.keys().isdisjoint(state):
+        raise CheckpointError(
+            f"{source} has no key of the {type(module).__name__}: it starts with "
+            f"{next(iter(state), 'nothing')!r}, not {next(iter(wanted))!r}. Give the prefix of its "
+            f"names, such as prefix='backbone'."
+        )
+    try:
+        module.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # of other shapes
+        reason = " ".join(str(error).split()).partition("\t")[0]
+        raise CheckpointError(f"{source} does not fit: {reason}") from error
+
+
+def _file(source: str) -> Path:
+    """The file that `checkpoint` names, downloaded if it is a URL."""
+    scheme, separator, _ = source.partition("://")
+    if scheme in ("http", "https"):
+        return fetch(source)
+    if separator:
+        raise CheckpointError(
+            f"Pretrained reads files and https:// addresses, not {source}. Give the address or "
+            f"the file of these weights; `resnext catalog` lists public ones."
+        )
+    path = Path(source)
+    if not path.is_file():
+        raise MissingFileError(f"{path} does not exist. Pretrained needs a file or an address.")
+    return path

@@ -6,6 +6,7 @@ resolve.py       from a name, address or file to a checkpoint with its config
 description.py   `describe`: config and card of a model, without its weights where possible
 recognise.py     chooses the weights in a file, and finds their dialect and the network
 infer_config.py  rebuilds the config from names and shapes
+lookalikes.py    known networks whose names and shapes are equal
 config_source.py the architecture in a config file: ours, OpenMMLab's, or a model file's
 adapt.py         changes the number of classes or channels
 load.py          `load`, `load_backbone`

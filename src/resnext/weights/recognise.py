@@ -18,10 +18,15 @@ from resnext.weights.formats.reading import Contents, to_tensors
 _KEYS = ("model_ema", "state_dict_ema", "ema", "", "state_dict", "model", "model_state_dict")
 _KEYS += ("net", "network", "weights", "content", "params", "ema_state_dict")
 _WRAPPERS = {"module", "_orig_mod", "model", "network", "net", "backbone", "bottom_up", "resnet"}
-_WRAPPERS |= {"timm_model", "encoder_q", "encoder", "state_dict"}
+_WRAPPERS |= {"timm_model", "encoder_q", "base_encoder", "encoder", "state_dict"}
 _AVERAGES = {"ema_model", "model_ema", "ema"}
 _CLASSIFIER = re.compile(
     r"(?:head\.fc|head|classifier|fc|last_linear)(?:\.\d{1,3})?\.(weight|bias)"
+)
+# Parts of self-supervised training. A last layer inside such an encoder is a projection.
+_ENCODER = re.compile(r"(?:^|\.)(?:encoder_q|base_encoder)\.")
+_SELF_SUPERVISED = re.compile(
+    r"(?:^|\.)(?:encoder_k|momentum_encoder|queue\w*|prototypes|projector|projection\w*|predictor)(?:\.|$)"
 )
 
 
@@ -47,7 +52,7 @@ class DetectedNetwork(NamedTuple):
     norm: str
     """The kind of norm, as far as names show it."""
     heads: tuple[str, ...]
-    """Weights of classifiers that are not one linear layer."""
+    """Weights of classifiers that are not one linear layer, and of self-supervised projections."""
     left: tuple[str, ...]
     """Names of everything else: other parts of a detector, averages of weights."""
     passed_over: tuple[str, ...]
@@ -115,8 +120,10 @@ def recognise(state: Mapping[str, Tensor], dialect: Dialect | None = None) -> De
         CheckpointError: No ResNeXt is found, or several are.
     """
     anchor, prefix, others = _find(state)
-    network = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
-    outside = [name for name in state if not name.startswith(prefix)]
+    within = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
+    network = [name for name in within if not _SELF_SUPERVISED.search(name)]
+    kept = {prefix + name for name in network}
+    outside = [name for name in state if name not in kept]
     heads = _classifiers(state, prefix)
     dialect = dialect or _dialect(anchor, ParameterNames(set(network), outside, heads))
     ours = dialect.read({n: state[prefix + n] for n in network if prefix + n not in heads})
@@ -124,6 +131,7 @@ def recognise(state: Mapping[str, Tensor], dialect: Dialect | None = None) -> De
     if heads and not weights:
         raise CheckpointError(f"{next(iter(heads))} exists, but not the weight that belongs to it.")
     one = len(weights) == 1 and state[weights[0]].ndim == 2
+    one = one and not _is_projection(weights[0], prefix, outside)
     if one:
         ours |= {f"fc.{part}": state[name] for name, part in heads.items()}
     return DetectedNetwork(
@@ -135,6 +143,16 @@ def recognise(state: Mapping[str, Tensor], dialect: Dialect | None = None) -> De
         left=tuple(name for name in outside if name not in heads),
         passed_over=others,
     )
+
+
+def _is_projection(head: str, prefix: str, outside: Iterable[str]) -> bool:
+    """Whether an encoder's last layer makes the vectors of self-supervised training, not classes.
+
+    A layer beside the encoder, such as solo-learn's `classifier`, is one of classes.
+    """
+    if not head.startswith(prefix):
+        return False
+    return bool(_ENCODER.search(prefix)) or any(map(_SELF_SUPERVISED.search, outside))
 
 
 def _anchors() -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from resnext.checks import brief
 from resnext.config import ResNeXtConfig, check_config
 from resnext.dialects.dialect import CheckpointMetadata, Dialect, Documents
 from resnext.dialects.table import DIALECTS
-from resnext.errors import CheckpointError, ConfigError, MissingFileError
+from resnext.errors import AmbiguityWarning, CheckpointError, ConfigError, MissingFileError
 from resnext.network import ResNeXt
 from resnext.system.digest import file_sha256
 from resnext.system.download import fetch, hub
@@ -35,7 +36,12 @@ from resnext.weights.catalog import (
 from resnext.weights.formats.reading import Contents, read
 from resnext.weights.header import is_own, parse_header
 from resnext.weights.infer_config import ASSUMED, infer_config
+from resnext.weights.lookalikes import choose_lookalike
 from resnext.weights.recognise import ChosenWeights, DetectedNetwork, choose_weights, recognise
+
+# Layers that normalize the image inside the network: robustness, RobustBench
+_NORMALIZER = re.compile(r"((?:.*\.)?)(new_mean|mean|mu)")
+_DEVIATION = {"new_mean": "new_std", "mean": "std", "mu": "sigma"}
 
 
 class ResolvedCheckpoint(NamedTuple):
@@ -49,6 +55,8 @@ class ResolvedCheckpoint(NamedTuple):
     """Its provenance lists what was left out, chosen or assumed."""
     network: ResNeXt | Backbone
     """On the meta device; a `Backbone` if the checkpoint has no classifier."""
+    ambiguity: str = ""
+    """Another network that the tensors fit as well, and what decides; empty if there is none."""
 
     @property
     def config(self) -> ResNeXtConfig:
@@ -76,7 +84,19 @@ def resolve(
         UnknownNameError: No checkpoint has that name.
         CheckpointError: The checkpoint is not a ResNeXt, is damaged, may hold code, or
             contradicts itself.
+
+    Warns:
+        AmbiguityWarning: Another known network fits the tensors as well, and nothing decides.
     """
+    checkpoint = _resolve(source, config, progress)
+    if checkpoint.ambiguity:
+        warnings.warn(checkpoint.ambiguity, AmbiguityWarning, stacklevel=1)  # once for a text
+    return checkpoint
+
+
+def _resolve(
+    source: str | Path, config: ResNeXtConfig | None, progress: bool
+) -> ResolvedCheckpoint:
     if not isinstance(source, str | Path) or not str(source).strip():
         raise CheckpointError(f"A checkpoint is a name, an address or a file, not {brief(source)}.")
     if config is not None:
@@ -181,7 +201,7 @@ def resolve_contents(
         metadata = _metadata(documents)
         detected = recognise(weights.state, weights.dialect)
         known = config or (entry.config if entry else metadata.config)
-        network = _network(detected, known, notes)
+        network, ambiguity = _network(detected, known, contents, notes)
         detected.dialect.check_readable(network.config)
         card = entry.card if entry else metadata.card
         if isinstance(network, ResNeXt):
@@ -192,9 +212,10 @@ def resolve_contents(
     notes += metadata.notes
     if not entry and metadata.preprocessing is None:
         notes.append("preprocessing assumed: 256, 224, bilinear, ImageNet's mean and deviation")
+    card = _with_normalizer(card, weights.state, detected.left, notes)
     card = with_notes(card, notes=notes, dialect=detected.dialect.name)
     state = _own_memory(detected.state)
-    return ResolvedCheckpoint(path, detected.dialect, state, card, network)
+    return ResolvedCheckpoint(path, detected.dialect, state, card, network, ambiguity)
 
 
 def _metadata(documents: Documents) -> CheckpointMetadata:
@@ -224,8 +245,33 @@ def _left_out(weights: ChosenWeights, detected: DetectedNetwork) -> list[str]:
         notes.append(f"tensors left out: {len(detected.left)}, the first is {detected.left[0]}")
     if detected.heads:
         heads = ", ".join(detected.heads)
-        notes.append(f"its classifier is not one linear layer and was left out: {heads}")
+        notes.append(
+            f"its last layer is not one linear layer, or a projection of self-supervised training, "
+            f"and was left out: {heads}"
+        )
     return notes
+
+
+def _with_normalizer(
+    card: Card, state: Mapping[str, Tensor], left: Iterable[str], notes: list[str]
+) -> Card:
+    """The card with mean and deviation of a layer before the network, as robustness files have."""
+    for name in sorted(left, key=len):
+        found = _NORMALIZER.fullmatch(name)
+        std = found and state.get(found[1] + _DEVIATION[found[2]])
+        if not found or std is None or not state[name].numel() == std.numel() == 3:
+            continue
+        mean, std = state[name].flatten().tolist(), std.flatten().tolist()
+        try:
+            if not all(0 <= x <= 1 for x in (*mean, *std)):
+                raise ConfigError("They are not of values from 0 to 1.")
+            changed = replace(card.preprocessing, mean=tuple(mean), std=tuple(std))
+        except ConfigError as error:
+            notes.append(f"mean and deviation in {name} are not used: {error}")
+            continue
+        notes.append(f"mean and deviation are those in {name}")
+        return replace(card, preprocessing=changed)
+    return card
 
 
 def _check_classes(count: int, stated: int | None, labels: int) -> None:
@@ -256,18 +302,25 @@ def _own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _network(
-    detected: DetectedNetwork, known: ResNeXtConfig | None, notes: list[str]
-) -> ResNeXt | Backbone:
-    """The known network if the weights fit it, else the one that names and shapes show."""
+    detected: DetectedNetwork, known: ResNeXtConfig | None, contents: Contents, notes: list[str]
+) -> tuple[ResNeXt | Backbone, str]:
+    """The known network if the weights fit it, else the one that names and shapes show.
+
+    The text names another network that fits as well if nothing decides between them.
+    """
     shapes = {name: tuple(value.shape) for name, value in detected.state.items()}
-    if known is None:
-        config, _ = infer_config(shapes, detected.norm)
-        notes.append(f"not visible in names and shapes, so the usual values are assumed: {ASSUMED}")
-    else:
-        config = known
+    config, ambiguity = known, ""
+    if config is None:
+        inferred, _ = infer_config(shapes, detected.norm)
+        config, reason, ambiguity = choose_lookalike(inferred, contents.path, contents.metadata)
+        notes += [text for text in (ambiguity, reason) if text]
+        if config == inferred:
+            notes.append(
+                f"not visible in names and shapes, so the usual values are assumed: {ASSUMED}"
+            )
     network, problem = match_network(config, detected.state, classifier="fc.weight" in shapes)
     if network is not None:
-        return network
+        return network, ambiguity
     if known is None:
         raise CheckpointError(f"{problem}. The file is incomplete, or is not a ResNeXt.")
     try:

@@ -1,0 +1,125 @@
+"""Known networks whose names and shapes are equal: which of them a state dict belongs to.
+
+Anti-aliasing, strides, dilations and the like leave no trace in a state dict. What accompanies the
+weights decides: metadata, file name, folders, the published hash. Where nothing does, the choice is
+named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from resnext.architectures import differences, variant, variants
+from resnext.config import ResNeXtConfig
+from resnext.system.digest import file_sha256
+from resnext.weights.catalog import catalog
+
+_INVISIBLE = {"strides", "dilations", "style", "anti_alias", "padding_mode"}
+_FOLDERS = 4  # a cache of the Hugging Face Hub has the name three folders above the file
+_LONGEST = 200  # characters of a text that may be a name
+_HINTS = (  # words in the name of a file for what no variant has
+    (re.compile(r"(?<![a-z])caffe(?![a-z])"), "style='caffe'"),
+    (re.compile(r"(?<![a-z0-9])(?:d8|os8|dilated8?)(?![a-z0-9])"), "dilations=(1, 1, 2, 4)"),
+    (re.compile(r"(?<![a-z0-9])(?:d16|os16)(?![a-z0-9])"), "dilations=(1, 1, 1, 2)"),
+)
+
+
+class Choice(NamedTuple):
+    """The network that was chosen among those with equal names and shapes."""
+
+    config: ResNeXtConfig
+    reason: str = ""
+    """What decided; empty if there was nothing to decide."""
+    open: str = ""
+    """The other network and what decides, if nothing did; else empty."""
+
+
+def choose_lookalike(inferred: ResNeXtConfig, path: Path, metadata: Mapping[str, Any]) -> Choice:
+    """Choose among the known networks that have a state dict's names and shapes.
+
+    Args:
+        inferred: The config that names and shapes show, with usual values for everything else.
+        path: The file of the weights.
+        metadata: What else is in the file.
+    """
+    known = _lookalikes(inferred)
+    if len(known) > 1 or any(differences(inferred, config) for config in known.values()):
+        return _decide(inferred, known, path, metadata)
+    name = _words(path.name)
+    for pattern, fields in _HINTS:
+        if found := pattern.search(name):
+            return Choice(
+                inferred,
+                open=f"{path.name}: {found[0]!r} in its name may mean {fields}, which names and "
+                f"shapes of tensors do not show; a network without was taken. To decide, pass "
+                f"config=.",
+            )
+    return Choice(inferred)
+
+
+def _lookalikes(inferred: ResNeXtConfig) -> dict[str, ResNeXtConfig]:
+    """The variants that differ from a config in nothing that names and shapes show."""
+    sizes = {"num_classes": inferred.num_classes, "in_channels": inferred.in_channels}
+    configs = {name: variant(name, **sizes) for name in variants()}
+    return {
+        name: config
+        for name, config in configs.items()
+        if _INVISIBLE.issuperset(differences(inferred, config))
+    }
+
+
+def _decide(
+    inferred: ResNeXtConfig, known: Mapping[str, ResNeXtConfig], path: Path, metadata: Any
+) -> Choice:
+    """The network that something names, else the plainest, with the others."""
+    for source, text in _texts(path, metadata):
+        if name := _named(text, known):
+            return Choice(known[name], f"{source} says {name}")
+    digest = file_sha256(path)
+    rows = (row for row in catalog() if row.variant in known and row.sha256)
+    if row := next((row for row in rows if digest.startswith(row.sha256)), None):
+        return Choice(known[row.variant], f"its SHA-256 is that of {row.name}")
+    plain, *others = sorted(known, key=lambda name: len(differences(inferred, known[name])))
+    fields = differences(known[plain], known[others[0]] if others else inferred)
+    other, arguments = others[0] if others else plain, [f"num_classes={inferred.num_classes}"]
+    if not others:
+        arguments += [f"{name}={getattr(inferred, name)!r}" for name in fields]
+    second = other if others else f"the same without its {' and '.join(fields)}"
+    return Choice(
+        known[plain],
+        open=f"{path.name}: {plain} and {second} have the same names and shapes of tensors, but "
+        f"differ in {' and '.join(fields)}; {plain} was taken. To decide, pass "
+        f"config=resnext.variant({other!r}, {', '.join(arguments)}), or put the network's name "
+        f"into the file's.",
+    )
+
+
+def _texts(path: Path, metadata: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """Where a name may stand and the text there, the most reliable first."""
+    inner = [value for value in metadata.values() if isinstance(value, Mapping)]
+    for values in (metadata, *inner):
+        for key, value in values.items():
+            if isinstance(value, str) and len(value) <= _LONGEST:
+                yield f"the file's {str(key)!r}", value
+    yield "its name", path.name
+    for folder in path.absolute().parents[:_FOLDERS]:
+        yield "its folder", folder.name
+
+
+def _named(text: str, known: Iterable[str]) -> str | None:
+    """The one network that a text names, with or without cardinality and width."""
+    words, found = _words(text), list[str]()
+    for name in known:
+        family = re.sub(r"_\d+x\d+d$", "", name)
+        if re.search(rf"(?<![a-z0-9]){family}(?:_\d+x\d+d?)?(?![a-z0-9])", words):
+            found.append(name)
+    best = [x for x in found if not any(y != x and y.startswith(x) for y in found)]
+    return best[0] if len(best) == 1 else None
+
+
+def _words(text: str) -> str:
+    """A text in the spelling of our variants."""
+    return re.sub(r"(se|eca)_resnext", r"\1resnext", text.lower().replace("-", "_"))
