@@ -92,7 +92,8 @@ def main() -> None:
 
 
 def _terminate(*_: object) -> NoReturn:
-    """Unwind as Ctrl-C does, so that temporary files and worker processes go."""
+    """Unwind as Ctrl-C does, so that temporary files and worker processes go; only once."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Terminated
 
 
