@@ -16,7 +16,7 @@ from resnext.card import Preprocessing
 from resnext.data.dataset import ImageSet
 from resnext.data.decoding import resize
 from resnext.data.transforms import normalize, prepare
-from resnext.data.workers import fitting, ignore_signals, loaded_batches, stacked
+from resnext.data.workers import fitting, loaded_batches, stacked, worker_loader
 from resnext.errors import DataError
 
 Classifier = Callable[[Float[Tensor, "n c h w"]], Float[Tensor, "n k"]]
@@ -111,14 +111,7 @@ def eval_loader(
     channels = 1 if preprocessing.colour == "L" else 3
     floats = min(batch_size, len(chosen)) * views * channels * preprocessing.size**2
     loading = fitting(workers, 2, max(4 * floats, 1))
-    loader = DataLoader(
-        dataset,
-        batch_size,
-        num_workers=loading.workers,
-        prefetch_factor=loading.prefetch,
-        collate_fn=_readable,
-        worker_init_fn=ignore_signals,
-    )
+    loader = worker_loader(dataset, loading, batch_size=batch_size, collate_fn=_readable)
     return EvalLoader(loader, check_stop)
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
@@ -115,6 +116,25 @@ def refuse_in_new_process(call: str) -> None:
     raise InputError(f"{call} was called by a process that only imports this script. {_GUARD}")
 
 
+def worker_loader(data: Any, loading: Loading, **options: Any) -> DataLoader[Any]:
+    """A `DataLoader` whose workers leave signals to the main process; see `loaded_batches`.
+
+    Args:
+        data: The data set.
+        loading: Number of workers and of batches in advance.
+        options: Further arguments of `DataLoader`.
+    """
+    with warnings.catch_warnings():  # torch warns of more workers than cores; network disks need it
+        warnings.simplefilter("ignore", UserWarning)
+        return DataLoader(
+            data,
+            num_workers=loading.workers,
+            prefetch_factor=loading.prefetch,
+            worker_init_fn=_ignore_signals,
+            **options,
+        )
+
+
 def stacked(tensors: Sequence[Tensor]) -> Tensor:
     """Tensors of equal shape joined into one `(n, …)`.
 
@@ -152,7 +172,8 @@ def loaded_batches(loader: DataLoader[Any]) -> Generator[Any]:
                 error.__traceback__ = None  # its frames would keep the loader and workers alive
                 raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
             except (OSError, EOFError, RuntimeError, MemoryError) as error:
-                reason = _reason(error, _processes(iterator)) if loader.num_workers else None
+                processes = _processes(iterator or loader._iterator)
+                reason = _reason(error, processes) if loader.num_workers else None
                 if reason is None:
                     raise
                 raise ResourceError(reason) from None
@@ -166,14 +187,6 @@ def loaded_batches(loader: DataLoader[Any]) -> Generator[Any]:
 def stop_workers(loader: DataLoader[Any]) -> None:
     """End a loader's persistent workers now: an exception that refers to it would keep them."""
     _stop(loader._iterator)
-
-
-def ignore_signals(_: int) -> None:
-    """What a worker does first: leave Ctrl-C and SIGTERM to the main process."""
-    for name in ("SIGINT", "SIGTERM"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "SIGBUS"):
-        signal.signal(signal.SIGBUS, signal.SIG_DFL)  # torch's handler would print
 
 
 def _started(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -211,6 +224,14 @@ def _starting() -> Iterator[None]:
         del os.environ[_STARTING]
         signal.signal(signal.SIGCHLD, on_child)
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+def _ignore_signals(_: int) -> None:
+    """What a worker does first: leave Ctrl-C and SIGTERM to the main process."""
+    for name in ("SIGINT", "SIGTERM"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "SIGBUS"):
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)  # torch's handler would print
 
 
 def _reason(error: Exception, processes: Iterable[BaseProcess]) -> str | None:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from resnext.card import Preprocessing
 from resnext.data.dataset import ImageSet, class_weights
 from resnext.data.transforms import random_view
-from resnext.data.workers import Loading, fitting, ignore_signals, stacked
+from resnext.data.workers import Loading, fitting, stacked, worker_loader
 from resnext.errors import DataError
 from resnext.training.distributed import ProcessGroup
 from resnext.training.recipe import Recipe
@@ -177,15 +177,13 @@ def training_loader(
     views: TrainDataset, sampler: TrainSampler, *, loading: Loading, device: torch.device
 ) -> DataLoader[Any]:
     """Batches in the sampler's order; worker processes live as long as the loader."""
-    return DataLoader(
+    return worker_loader(
         views,
+        loading,
         batch_sampler=sampler,
-        num_workers=loading.workers,
         collate_fn=collate,
         pin_memory=device.type == "cuda",
         persistent_workers=loading.workers > 0,
-        prefetch_factor=loading.prefetch,
-        worker_init_fn=ignore_signals,
     )
 
 
