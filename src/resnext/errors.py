@@ -6,6 +6,7 @@
     │   └── UnknownNameError    also KeyError: an unknown variant, layer type or depth
     ├── InputError              also ValueError: images the network cannot take
     ├── DataError               a data set that cannot be used
+    ├── ResourceError           memory, shared memory or processes that the machine does not have
     └── CheckpointError         a model file that cannot be used
         └── MissingFileError    also FileNotFoundError
 
@@ -39,6 +40,10 @@ class InputError(ResNeXtError, ValueError):
 
 class DataError(ResNeXtError):
     """A data set is missing, empty or damaged."""
+
+
+class ResourceError(ResNeXtError):
+    """The machine lacks memory, shared memory, open files or processes."""
 
 
 class CheckpointError(ResNeXtError):

@@ -18,6 +18,7 @@ from PIL import Image
 
 from resnext.card import Preprocessing
 from resnext.data.dataset import ImageSet
+from resnext.data.workers import Loading, loaded_batches
 from resnext.errors import DataError
 from resnext.training import Recipe
 from resnext.training.dataloader import (
@@ -27,7 +28,6 @@ from resnext.training.dataloader import (
     TrainSampler,
     collate,
     training_loader,
-    unwrap_worker_errors,
 )
 from resnext.training.distributed import ProcessGroup
 
@@ -195,13 +195,14 @@ def batches(data: ImageSet, *, workers: int = 0, epoch: int = 1, start: int = 0)
     order.epoch, order.start = epoch, start
     views = TrainDataset(data, HOW, PLAIN, 9, fast=False)
     with loading(views, order, workers) as loader:
-        return list(unwrap_worker_errors(loader))
+        return list(loaded_batches(loader))
 
 
 @contextmanager
 def loading(views: TrainDataset, order: TrainSampler, workers: int) -> Iterator[Any]:
     """A loader whose workers end now; left to the garbage collector, each takes five seconds."""
-    loader = training_loader(views, order, workers=workers, device=CPU)
+    loading = Loading(workers, 2 if workers else None)
+    loader = training_loader(views, order, loading=loading, device=CPU)
     try:
         yield loader
     finally:
@@ -237,7 +238,7 @@ def test_workers_follow_the_next_epoch(flat: ImageSet) -> None:
     with loading(views, order, 1) as loader:
         for epoch, start in ((1, 0), (2, 1), (3, 0)):
             order.epoch, order.start = epoch, start
-            assert same(list(unwrap_worker_errors(loader)), batches(flat, epoch=epoch, start=start))
+            assert same(list(loaded_batches(loader)), batches(flat, epoch=epoch, start=start))
 
 
 def test_views_show_the_image_of_their_class(flat: ImageSet) -> None:
@@ -363,27 +364,27 @@ def test_own_errors_passes_other_batches_on(flat: ImageSet) -> None:
     for workers in (0, 1):
         views = First(flat, HOW, PLAIN, 9, fast=False)
         with loading(views, order, workers) as loader:
-            feed = unwrap_worker_errors(loader)
+            feed = loaded_batches(loader)
             assert len(next(feed).images) == 4
             with pytest.raises(DataError) as caught:
                 next(feed)
             assert str(caught.value) == "rotten, in: one line"
 
 
-def test_workers_leave_ctrl_c_to_the_main_process() -> None:
-    """A terminal's Ctrl-C reaches every process; workers that die first end the run badly."""
+def test_workers_leave_signals_to_the_main_process() -> None:
+    """A signal to the group reaches every process; workers that die first end the run badly."""
 
     class Handlers(TrainDataset):
         """Tells how a worker takes signals."""
 
         def __getitem__(self, key: SampleKey) -> Any:
             ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-            usual = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-            return torch.zeros(1, 1, 3, dtype=torch.uint8), int(ignored and usual), []
+            also = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+            return torch.zeros(1, 1, 3, dtype=torch.uint8), int(ignored and also), []
 
     before = signal.getsignal(signal.SIGINT)
     data = images([0] * 8)
     order = TrainSampler(data, PLAIN, 0, ProcessGroup())
     with loading(Handlers(data, HOW, PLAIN, 0, fast=False), order, 1) as loader:
-        assert [batch.targets.tolist() for batch in loader] == [[1] * 4] * 2
+        assert [batch.targets.tolist() for batch in loaded_batches(loader)] == [[1] * 4] * 2
     assert signal.getsignal(signal.SIGINT) is before

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from helpers import wait_until
-from training_runs import run
+from training_runs import run, sha
 
 import resnext
 
@@ -101,3 +102,57 @@ def test_two_processes_go_on_after_a_kill(tmp_path: Path, environment: dict[str,
     card = resnext.load(out).card
     assert card is not None
     assert card.provenance["complete_epoch"]
+
+
+SIGNALLED = """
+import os, signal, sys
+from pathlib import Path
+from resnext.errors import Terminated
+from resnext.training.validation import Validator
+from training_runs import quick
+
+original = Validator.evaluate
+
+def evaluate(*given):
+    '''The signal comes before the first of two batches of each process.'''
+    if os.environ["RANK"] == "0":
+        os.killpg(os.getpgid(os.getppid()), signal.SIGTERM)  # torchrun sends it on
+        os.killpg(0, signal.SIGTERM)
+    return original(*given)
+
+def train(name, start):
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(start)  # a process group of its own; resumes
+    quick(Path("photos"), Path(name), epochs=1, val_fraction=0.5, workers=1, progress=True)
+
+signal.signal(signal.SIGTERM, lambda *_: None)  # one may come late
+train("alone.safetensors", 0)
+Validator.evaluate = evaluate
+try:
+    train("m.safetensors", 1)
+except Terminated:
+    Path(f"terminated{os.environ['RANK']}").touch()
+Validator.evaluate = original
+train("m.safetensors", 2)
+"""
+
+
+@pytest.mark.usefixtures("photos")
+def test_two_processes_stop_while_they_validate(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """They validated to the end first, which can take longer than the grace period."""
+    (tmp_path / "script.py").write_text(SIGNALLED)
+    paths = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, *["-m", "torch.distributed.run", "--nproc-per-node", "2", "script.py"]],
+        capture_output=True,
+        text=True,
+        env={**environment, "PYTHONPATH": paths},
+        cwd=tmp_path,
+        start_new_session=True,
+        check=False,
+    )
+    assert "Interrupted in epoch 1" in done.stderr, done.stderr
+    assert "Resumed in epoch 1, step 3." in done.stderr
+    assert {path.name for path in tmp_path.glob("terminated*")} == {"terminated0", "terminated1"}
+    assert sha(tmp_path / "m.safetensors") == sha(tmp_path / "alone.safetensors")

@@ -197,23 +197,45 @@ def handled() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("handled")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_waits_and_the_second_does_not(number: signal.Signals) -> None:
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_waits_and_a_second_ctrl_c_does_not(first: signal.Signals) -> None:
     """A step that is cut in half cannot be saved, but one that hangs must be left somehow."""
     interrupts = Interrupts()
     with interrupts.listen():
-        signal.raise_signal(number)
-        assert (interrupts.requested, interrupts.forced) == (number, False)
+        signal.raise_signal(first)
+        assert (interrupts.requested, interrupts.forced) == (first, False)
         with pytest.raises(KeyboardInterrupt) as second:
-            signal.raise_signal(number)
+            signal.raise_signal(signal.SIGINT)
         assert interrupts.forced
-    kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
-    assert second.type is kind
+    assert second.type is KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt) as stopped:
         interrupts.stop()
-    assert stopped.type is kind
+    assert stopped.type is (Terminated if first == signal.SIGTERM else KeyboardInterrupt)
     for each in (signal.SIGINT, signal.SIGTERM):
         assert signal.getsignal(each) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("handled")
+@pytest.mark.parametrize(
+    ("first", "again", "launched"),
+    [
+        (signal.SIGTERM, signal.SIGTERM, False),  # timeout: to its child, and to the group
+        (signal.SIGINT, signal.SIGTERM, False),
+        (signal.SIGTERM, signal.SIGTERM, True),  # torchrun sends on what the group gets anyway
+        (signal.SIGINT, signal.SIGINT, True),
+    ],
+)
+def test_a_repeated_signal_forces_nothing(
+    monkeypatch: pytest.MonkeyPatch, first: signal.Signals, again: signal.Signals, launched: bool
+) -> None:
+    """The repetition came within milliseconds, and the run ended without its checkpoint."""
+    if launched:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    interrupts = Interrupts()
+    with interrupts.listen():
+        signal.raise_signal(first)
+        signal.raise_signal(again)
+    assert (interrupts.requested, interrupts.forced) == (first, False)
 
 
 @pytest.mark.usefixtures("handled")
@@ -239,3 +261,74 @@ def test_listening_in_a_thread_changes_no_handler() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+MOMENTS = """
+import os, signal, sys
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+import resnext
+from resnext.data import workers
+from resnext.errors import Terminated
+from resnext.training.step import TrainStep
+from resnext.training.trainer import Trainer
+from resnext.training.validation import Validator
+from training_runs import quick, sha
+
+photos, folder = map(Path, sys.argv[1:])
+
+def signalling(owner, name, calls):
+    '''Send SIGTERM to the whole group, workers too, inside of the call of this number.'''
+    original, count = getattr(owner, name), 0
+    def disturbed(*given, **options):
+        nonlocal count
+        count += 1
+        if count == calls:
+            os.killpg(0, signal.SIGTERM)
+            os.killpg(0, signal.SIGTERM)  # `timeout` sends two
+        result = original(*given, **options)
+        if count == calls:
+            os.killpg(0, signal.SIGTERM)
+        return result
+    setattr(owner, name, disturbed)
+    return lambda: setattr(owner, name, original)
+
+quick(photos, folder / "alone.safetensors", workers=2)
+moments = [
+    (BaseProcess, "start", 1), (BaseProcess, "start", 2), (TrainStep, "update", 2),
+    (Validator, "outputs", 2), (Trainer, "_keep_best", 1),
+]
+for owner, name, calls in moments:
+    out = folder / "m.safetensors"
+    restore = signalling(owner, name, calls)
+    try:
+        quick(photos, out, workers=2, overwrite=True)
+    except Terminated:
+        restore()
+        assert list(folder.glob("m.run/*.state")), name
+        quick(photos, out, workers=2, resume=True)
+        print(name, calls, sha(out) == sha(folder / "alone.safetensors"))
+"""
+
+
+def test_sigterm_to_the_whole_group_at_any_moment(
+    photos: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """systemd, timeout and scancel signal workers too: they died first, and with them the run."""
+    script = tmp_path / "moments.py"
+    script.write_text(MOMENTS)
+    paths = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, str(script), str(photos), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**environment, "PYTHONPATH": paths},
+        start_new_session=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"{moment} True"
+        for moment in ("start 1", "start 2", "update 2", "outputs 2", "_keep_best 1")
+    ]
+    assert "Traceback" not in done.stderr

@@ -108,7 +108,8 @@ def _show_warning(
 
 
 def _terminate(*_: object) -> NoReturn:
-    """Unwind as Ctrl-C does, so that temporary files and worker processes go."""
+    """Unwind as Ctrl-C does, so that temporary files and worker processes go; only once."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Terminated
 
 

@@ -16,6 +16,7 @@ from resnext.card import Preprocessing
 from resnext.data.dataset import ImageSet
 from resnext.data.decoding import resize
 from resnext.data.transforms import normalize, prepare
+from resnext.data.workers import fitting, loaded_batches, stacked, worker_loader
 from resnext.errors import DataError
 
 Classifier = Callable[[Float[Tensor, "n c h w"]], Float[Tensor, "n k"]]
@@ -58,16 +59,25 @@ class EvalDataset(Dataset[tuple[Tensor, int, int] | None]):
 
 
 class EvalLoader:
-    """Batches in order, without unreadable images; can be iterated once."""
+    """Batches in order, without unreadable images; can be iterated once.
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self.loader = loader
+    Args:
+        loader: The batches, each with the indices of its images.
+        check_stop: Called before each batch, with its number; raises to interrupt.
+    """
+
+    def __init__(
+        self, loader: DataLoader[Any], check_stop: Callable[[int], object] | None = None
+    ) -> None:
+        self.loader, self.check_stop = loader, check_stop
         self.done: list[int] = []
         """Positions, in the set, of the images returned so far."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of inputs `(n, c, s, s)` and targets `(n,)`."""
-        for x, targets, indices in self.loader:
+        for number, (x, targets, indices) in enumerate(loaded_batches(self.loader)):
+            if self.check_stop:
+                self.check_stop(number)
             self.done += indices
             if indices:
                 yield x, targets
@@ -81,6 +91,7 @@ def eval_loader(
     workers: int,
     views: int = 1,
     indices: Sequence[int] | None = None,
+    check_stop: Callable[[int], object] | None = None,
 ) -> EvalLoader:
     """Batches of the network's inputs and targets, in order.
 
@@ -88,22 +99,26 @@ def eval_loader(
         images: The set.
         preprocessing: How images become the network's input.
         batch_size: Images per batch; fewer if some cannot be read.
-        workers: Number of processes that decode images.
+        workers: Number of processes that decode images; fewer if shared memory is too small.
         views: Views of each image, 1, 2 or 10; with more than one, a batch is
             `(n, views, c, s, s)`.
         indices: Images to take, by position, for example `range(rank, len(images), world)` for
             one of several processes; None for all.
+        check_stop: Called before each batch, with its number; raises to interrupt.
     """
     chosen = range(len(images)) if indices is None else indices
     dataset = EvalDataset(images, preprocessing, chosen, views)
-    loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=_readable)
-    return EvalLoader(loader)
+    channels = 1 if preprocessing.colour == "L" else 3
+    floats = min(batch_size, len(chosen)) * views * channels * preprocessing.size**2
+    loading = fitting(workers, 2, max(4 * floats, 1))
+    loader = worker_loader(dataset, loading, batch_size=batch_size, collate_fn=_readable)
+    return EvalLoader(loader, check_stop)
 
 
 def _readable(items: list[tuple[Tensor, int, int] | None]) -> tuple[Tensor, Tensor, list[int]]:
     """One batch of the items that could be read: inputs, targets and indices."""
     readable = [item for item in items if item is not None]
-    x = torch.stack([item[0] for item in readable]) if readable else torch.zeros(0)
+    x = stacked([item[0] for item in readable]) if readable else torch.zeros(0)
     return x, torch.tensor([item[1] for item in readable]), [item[2] for item in readable]
 
 

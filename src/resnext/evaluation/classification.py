@@ -17,6 +17,7 @@ from resnext.checks import at_least
 from resnext.data.dataset import ImageSet
 from resnext.data.loader import Classifier, EvalLoader, average_views, eval_loader
 from resnext.data.open import open_for_evaluation
+from resnext.data.workers import check_workers
 from resnext.errors import DataError, InputError
 from resnext.evaluation.metrics import (
     Comparison,
@@ -194,6 +195,7 @@ class _Settings(NamedTuple):
         """
         at_least("batch_size", self.batch_size, 1, error=InputError)
         at_least("workers", self.workers, 0, error=InputError)
+        check_workers(self.workers)
         if type(self.views) is not int or self.views not in (1, 2, 10):
             raise InputError(f"views must be 1, 2 or 10, not {self.views!r}.")
         size, resize = preprocessing.size, preprocessing.resize

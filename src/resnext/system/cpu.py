@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from pathlib import Path
+
+from resnext.system.limits import cpu_quota
 
 
 def cpu_name() -> str:
@@ -20,7 +23,8 @@ def cpu_name() -> str:
 def core_count() -> int:
     """Number of threads to compute with: `OMP_NUM_THREADS`, else the physical cores we may use.
 
-    Two hardware threads of a core count once, as in torch.
+    Two hardware threads of a core count once, as in torch. With a container's CPU quota, no more
+    than it grants, rounded up.
     """
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdigit() and int(threads):
@@ -29,14 +33,20 @@ def core_count() -> int:
         return available_cores()
     allowed = os.sched_getaffinity(0)
     siblings = {_text(f"/sys/devices/system/cpu/cpu{i}/topology/thread_siblings") for i in allowed}
-    return len(allowed) if "" in siblings else len(siblings)
+    return within_quota(len(allowed) if "" in siblings else len(siblings))
 
 
 def available_cores() -> int:
-    """Number of logical processors this process may run on."""
+    """Number of logical processors this process may run on, or that its CPU quota grants."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return within_quota(len(os.sched_getaffinity(0)))
+    return within_quota(os.cpu_count() or 1)
+
+
+def within_quota(count: int) -> int:
+    """A number of cores or threads, lowered to a container's CPU quota, rounded up."""
+    quota = cpu_quota()
+    return count if quota is None else max(min(count, math.ceil(quota)), 1)
 
 
 def _text(path: str) -> str:

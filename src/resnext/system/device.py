@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import torch
 
 from resnext.errors import InputError
-from resnext.system.cpu import cpu_name
+from resnext.system.cpu import cpu_name, within_quota
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -16,9 +17,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def pick_device(name: str) -> torch.device:
     """The torch device with a name; "auto" is the GPU if available, else the CPU.
 
+    torch's threads are lowered to a container's CPU quota: more of them wait for each other.
+
     Raises:
         InputError: The name is invalid, or this machine has no such device.
     """
+    _lower_threads()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -30,6 +34,12 @@ def pick_device(name: str) -> torch.device:
             f"device {name!r} cannot be used: {reason.rstrip('.')}. Use auto, cpu, or cuda:0."
         ) from error
     return device
+
+
+def _lower_threads() -> None:
+    threads = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ and within_quota(threads) < threads:
+        torch.set_num_threads(within_quota(threads))
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:

@@ -6,7 +6,6 @@ replaying history, with any number of workers and processes.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from resnext.card import Preprocessing
 from resnext.data.dataset import ImageSet, class_weights
 from resnext.data.transforms import random_view
+from resnext.data.workers import Loading, fitting, stacked, worker_loader
 from resnext.errors import DataError
 from resnext.training.distributed import ProcessGroup
 from resnext.training.recipe import Recipe
@@ -147,7 +147,7 @@ class TrainDataset(Dataset[tuple[Tensor, int, list[tuple[int, str]]]]):
 def collate(samples: list[tuple[Tensor, int, list[tuple[int, str]]]]) -> Batch:
     """Join samples into one batch."""
     views, targets, bad = zip(*samples, strict=True)
-    return Batch(torch.stack(views), torch.tensor(targets), [x for each in bad for x in each])
+    return Batch(stacked(views), torch.tensor(targets), [x for each in bad for x in each])
 
 
 def run_loader(images: ImageSet, settings: RunSettings, sampler: TrainSampler) -> DataLoader[Any]:
@@ -155,50 +155,38 @@ def run_loader(images: ImageSet, settings: RunSettings, sampler: TrainSampler) -
     recipe, preprocessing = settings.recipe, settings.preprocessing
     views = TrainDataset(
         images,
-        replace(preprocessing, size=recipe.train_size or preprocessing.size),
+        replace(preprocessing, size=_side(settings)),
         recipe,
         settings.seed,
         fast=settings.execution.fast_jpeg,
     )
-    return training_loader(views, sampler, workers=settings.workers, device=settings.device)
+    loading = training_workers(settings, sampler.group)
+    return training_loader(views, sampler, loading=loading, device=settings.device)
+
+
+def training_workers(settings: RunSettings, group: ProcessGroup) -> Loading:
+    """As many of the run's workers, and batches ahead, as shared memory allows."""
+    recipe = settings.recipe
+    images = recipe.batch_size // recipe.accumulate // group.world
+    channels = 1 if settings.preprocessing.colour == "L" else 3
+    batch_bytes = images * channels * _side(settings) ** 2
+    return fitting(settings.workers, 4, batch_bytes, held=2 * recipe.accumulate)
 
 
 def training_loader(
-    views: TrainDataset, sampler: TrainSampler, *, workers: int, device: torch.device
+    views: TrainDataset, sampler: TrainSampler, *, loading: Loading, device: torch.device
 ) -> DataLoader[Any]:
     """Batches in the sampler's order; worker processes live as long as the loader."""
-    return DataLoader(
+    return worker_loader(
         views,
+        loading,
         batch_sampler=sampler,
-        num_workers=workers,
         collate_fn=collate,
         pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=_ignore_interrupts,
+        persistent_workers=loading.workers > 0,
     )
 
 
-def stop_workers(loader: DataLoader[Any]) -> None:
-    """End a loader's worker processes now: an exception that refers to it would keep them alive."""
-    if iterator := loader._iterator:
-        iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _ignore_interrupts(_: int) -> None:
-    """Ignore Ctrl-C: the main process handles it and ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def unwrap_worker_errors(loader: DataLoader[Any]) -> Iterator[Batch]:
-    """Batches of a loader; an error of a worker process is raised as in the main process.
-
-    Raises:
-        DataError: Ten images in a row cannot be read.
-    """
-    try:
-        yield from loader
-    except DataError as error:  # torch puts a worker's traceback into the message
-        error.__traceback__ = None  # its frames would keep the loader and its workers alive
-        raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
+def _side(settings: RunSettings) -> int:
+    """Size of the random views, pixels."""
+    return settings.recipe.train_size or settings.preprocessing.size

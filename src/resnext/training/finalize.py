@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from resnext.network import ResNeXt
 from resnext.summary import summarize
 from resnext.system.cpu import cpu_name
 from resnext.system.device import hardware
+from resnext.system.limits import total_memory
 from resnext.training.report.html import Facts, confident_mistakes, write_report
 from resnext.training.run_state import TrainState
 from resnext.training.teacher import Teacher, comparison
@@ -170,13 +170,11 @@ def _accuracy(teacher: Teacher, validator: Validator) -> float:
 
 def _hardware(run: Finished) -> dict[str, str]:
     """The machine and precision, for the report."""
-    pages = (
-        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
-    )
+    memory = total_memory()
     parts = {
         "processor": cpu_name(),
         "threads": str(torch.get_num_threads()),
-        "memory": f"{pages / 2**30:.0f} GiB" if pages else "unknown",
+        "memory": f"{memory / 2**30:.0f} GiB" if memory else "unknown",
         "precision": run.precision,
     }
     if run.device.type == "cuda":

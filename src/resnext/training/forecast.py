@@ -14,18 +14,13 @@ from torch.utils.data import DataLoader
 
 from resnext.data.dataset import Splits
 from resnext.data.unlabelled import training_pool
+from resnext.data.workers import loaded_batches, stop_workers
 from resnext.grouped_conv import merge_groups
 from resnext.network import ResNeXt
 from resnext.system.device import hardware
 from resnext.system.progress import SilentReporter
 from resnext.system.text import clock_time, counted, duration
-from resnext.training.dataloader import (
-    Batch,
-    TrainSampler,
-    run_loader,
-    stop_workers,
-    unwrap_worker_errors,
-)
+from resnext.training.dataloader import Batch, TrainSampler, run_loader
 from resnext.training.distributed import ProcessGroup
 from resnext.training.optim import EMA
 from resnext.training.recipe import Recipe
@@ -127,7 +122,7 @@ def _endless(loader: DataLoader[Any], sampler: TrainSampler) -> Generator[Batch]
     """Batches of one epoch after the other; workers end with the generator."""
     try:
         while True:
-            yield from unwrap_worker_errors(loader)
+            yield from loaded_batches(loader)
             sampler.epoch += 1
     finally:
         stop_workers(loader)

@@ -1,7 +1,8 @@
-"""SIGINT and SIGTERM: the first one stops after the running step, the second one immediately."""
+"""SIGINT and SIGTERM: the run stops after the running step, and at a second Ctrl-C immediately."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,11 +12,16 @@ from resnext.errors import Terminated
 
 
 class Interrupts:
-    """Remembers signals until the run reaches a point where it can stop."""
+    """Remembers signals until the run reaches a point where it can stop.
+
+    `timeout` and `torchrun` send a signal to the whole group and once more to their children, so a
+    second SIGTERM, and under `torchrun` a second Ctrl-C, does not force anything.
+    """
 
     def __init__(self) -> None:
         self.requested: int | None = None  # the signal that asked to stop
-        self.forced = False  # a second signal came, possibly in the middle of a step
+        self.forced = False  # a second Ctrl-C came, possibly in the middle of a step
+        self._repeated = "TORCHELASTIC_RUN_ID" in os.environ
 
     @contextmanager
     def listen(self) -> Iterator[None]:
@@ -42,7 +48,8 @@ class Interrupts:
         raise Terminated if self.requested == signal.SIGTERM else KeyboardInterrupt
 
     def _handle(self, number: int, _: object) -> None:
-        if self.requested is not None:
+        if self.requested is None:
+            self.requested = number
+        elif number == signal.SIGINT and not self._repeated:
             self.forced = True
-            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
-        self.requested = number
+            raise KeyboardInterrupt

@@ -18,12 +18,14 @@ from resnext.data.dataset import Splits
 from resnext.data.open import open_splits
 from resnext.data.scan import Scan, scan
 from resnext.data.unlabelled import open_unlabelled, scan_unlabelled, training_pool
+from resnext.data.workers import check_workers, refuse_in_new_process, shared_memory_line
 from resnext.errors import CheckpointError, InputError
 from resnext.evaluation.metrics import Evaluation
 from resnext.network import ResNeXt
 from resnext.system.device import pick_device, pick_precision
 from resnext.system.progress import reporter
 from resnext.training.checkpoint import Checkpoint, latest_checkpoint
+from resnext.training.dataloader import training_workers
 from resnext.training.defaults import default_choice
 from resnext.training.distributed import (
     ProcessGroup,
@@ -117,7 +119,7 @@ def train(
         seed: Random seed for initialization, data order and augmentation.
         val_fraction: Fraction of each class to hold out if the data has no `val`.
         workers: Number of processes that decode images; by default it depends on the number of
-            cores.
+            cores, and on the memory and the shared memory that are free.
         device: "auto", or a torch device.
         precision: "fp32", "bf16", "fp16", or "auto": bf16 where the hardware supports it, fp16 on
             older GPUs, else fp32.
@@ -146,11 +148,14 @@ def train(
         ConfigError: Model, recipe or size are invalid, or an optional package is missing.
         CheckpointError: `out` exists or cannot be written, or the checkpoint belongs to another
             run.
-        InputError: The device or precision cannot be used, or the batch size cannot be divided
-            among the processes.
+        InputError: The device, the precision or so many workers cannot be used, the batch size
+            cannot be divided among the processes, or a script calls this without
+            `if __name__ == "__main__"` where worker processes import it.
+        ResourceError: A worker process was killed, or lacks memory; a checkpoint is written.
         ResNeXtError: The loss diverged.
         KeyboardInterrupt: The run was interrupted.
     """
+    refuse_in_new_process("train")
     began = time.monotonic()
     given = read_model(model)
     group = init_distributed(device)
@@ -285,6 +290,7 @@ def _validate_arguments(request: Request, group: ProcessGroup) -> torch.device:
     ):
         if type(value) not in (int, float) or not 0 <= value < 1e9:
             raise InputError(f"{name} must be 0 or more, not {brief(value)}.")
+    check_workers(request.workers or 0)
     if request.minutes is not None:
         if type(request.minutes) not in (int, float) or not 0 < request.minutes < 1e6:
             raise InputError(f"minutes must be more than 0, not {brief(request.minutes)}.")
@@ -396,6 +402,8 @@ def _run(
         check_identity(checkpoint.about["identity"], run_identity(request, plan))
     execution = _choose_execution(request, context, plan, checkpoint)
     settings = run_settings(request, context, plan, execution)
+    if line := shared_memory_line(settings.workers, training_workers(settings, context.group)):
+        context.progress.line(line)
     shown = context.group.any(context.shows_progress or request.dry_run)[0]
     if checkpoint is None and time_plan is None and shown:  # all processes measure together
         _show_forecast(plan, settings, context)

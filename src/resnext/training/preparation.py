@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -20,10 +19,10 @@ from resnext.config import ResNeXtConfig
 from resnext.data.dataset import ImageSet, Splits
 from resnext.data.transforms import fast_decoder
 from resnext.data.unlabelled import training_pool
+from resnext.data.workers import default_workers
 from resnext.errors import CheckpointError, ConfigError, DataError, InputError
 from resnext.grouped_conv import fastest_groups
 from resnext.network import ResNeXt
-from resnext.system.cpu import available_cores
 from resnext.system.device import pick_precision
 from resnext.system.progress import Reporter, SilentReporter
 from resnext.training.distributed import ProcessGroup
@@ -357,9 +356,7 @@ def run_settings(
         preprocessing=plan.preprocessing,
         seed=request.seed,
         execution=execution,
-        workers=default_workers(plan.splits.train, context.device)
-        if request.workers is None
-        else request.workers,
+        workers=wanted_workers(request, plan.splits.train, context.device),
         device=context.device,
         provenance=provenance_of(request, plan),
         identity=run_identity(request, plan),
@@ -390,15 +387,16 @@ def resumed_execution(saved: ExecutionConfig, precision: str) -> ExecutionConfig
     return saved
 
 
-def default_workers(images: ImageSet, device: torch.device) -> int:
-    """This process's share of the machine's cores, at most 8, or 16 with a GPU.
+def wanted_workers(request: Request, images: ImageSet, device: torch.device) -> int:
+    """The requested number of workers; by default at most 8, or 16 with a GPU.
 
-    0 for small arrays in memory.
+    By default 0 for small arrays in memory.
     """
+    if request.workers is not None:
+        return request.workers
     if isinstance(images.images[0], np.ndarray) and len(images) < 10_000:
         return 0
-    share = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(min(share, 16 if device.type == "cuda" else 8), 1)
+    return default_workers(16 if device.type == "cuda" else 8)
 
 
 def provenance_of(request: Request, plan: RunPlan | ProbePlan) -> dict[str, Any]:

@@ -30,10 +30,10 @@ from resnext.training.preparation import (
     Request,
     RunPlan,
     chosen_preprocessing,
-    default_workers,
     loaded_network,
     network_title,
     provenance_of,
+    wanted_workers,
 )
 from resnext.training.recipe import Probe
 from resnext.training.run_state import TrainState
@@ -192,9 +192,7 @@ def fit_classifier(request: Request, context: Context, plan: RunPlan | ProbePlan
         preprocessing=plan.preprocessing,
         device=context.device,
         requested_precision=request.precision,
-        workers=default_workers(train, context.device)
-        if request.workers is None
-        else request.workers,
+        workers=wanted_workers(request, train, context.device),
         progress=progress,
         check_stop=check_stop,
     )

@@ -15,7 +15,8 @@ from resnext.card import Card
 from resnext.data.dataset import Problem
 from resnext.data.scan import Scan, too_many, write_quarantine
 from resnext.data.unlabelled import training_pool
-from resnext.errors import CheckpointError, DataError, ResNeXtError
+from resnext.data.workers import loaded_batches, stop_workers
+from resnext.errors import CheckpointError, DataError, ResNeXtError, ResourceError
 from resnext.evaluation.metrics import Evaluation
 from resnext.grouped_conv import merge_groups
 from resnext.network import ResNeXt
@@ -29,13 +30,7 @@ from resnext.training.checkpoint import (
     snapshot,
     write_checkpoint,
 )
-from resnext.training.dataloader import (
-    Batch,
-    TrainSampler,
-    run_loader,
-    stop_workers,
-    unwrap_worker_errors,
-)
+from resnext.training.dataloader import Batch, TrainSampler, run_loader
 from resnext.training.distributed import ProcessGroup, synchronize_norms
 from resnext.training.divergence import Diverged, LossMonitor
 from resnext.training.interrupts import Interrupts
@@ -107,11 +102,11 @@ class Trainer:
             except KeyboardInterrupt:
                 self._interrupted()
                 raise
-            except DataError as error:
+            except (DataError, ResourceError) as error:
                 self._save_checkpoint(wait=True)
-                raise DataError(
-                    f"{error} The run is saved up to this step; repair the data and continue with "
-                    f"--resume."
+                repair = "repair the data and " if isinstance(error, DataError) else ""
+                raise type(error)(
+                    f"{error} The run is saved up to this step; {repair}continue with --resume."
                 ) from error
             if self.writer:
                 try:
@@ -174,15 +169,18 @@ class Trainer:
         self.progress.start(f"Epoch {state.epoch}/{self.epochs}", steps * recipe.batch_size)
         self.progress.advance(state.step * recipe.batch_size)
         with self.clock.measure("training"):
-            batches = iter(unwrap_worker_errors(self.loader)) if len(self.sampler) else iter(())
+            batches = loaded_batches(self.loader) if len(self.sampler) else iter(())
             for step in range(state.step, steps):
                 number = (state.epoch - 1) * steps + step
                 self.train_step.set_rate(self._rate(number))
-                value = torch.zeros((), device=self.device)
-                for part in range(recipe.accumulate):
-                    with self.clock.measure("waiting for images"):
-                        batch = next(batches)
+                with self.clock.measure(
+                    "waiting for images"
+                ):  # all, so that no step ends half done
+                    parts = [next(batches) for _ in range(recipe.accumulate)]
+                for batch in parts:
                     self._record_unreadable(batch)
+                value = torch.zeros((), device=self.device)
+                for part, batch in enumerate(parts):
                     value += self.train_step.backward(model, batch, number, part)
                 self.train_step.update()
                 if self.average:

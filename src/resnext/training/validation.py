@@ -29,7 +29,7 @@ class Validator:
         settings: Preprocessing, batch size, precision and device.
         group: The processes, which share the images.
         progress: Shows the progress.
-        check_stop: With a single process, called before each batch; raises to interrupt.
+        check_stop: Called before each batch, by all processes together; raises to interrupt.
     """
 
     images: ImageSet
@@ -65,12 +65,20 @@ class Validator:
             group.broadcast_tensors(list(network.buffers()))
         indices = range(group.rank, len(self.images), group.world)
         self.progress.start(title, len(indices))
+        batch_size = 2 * settings.recipe.batch_size // group.world
+        together = -(-(len(self.images) // group.world) // batch_size)  # batches of every process
+
+        def check_stop(number: int) -> None:
+            if number < together:
+                self.check_stop()
+
         loader = eval_loader(
             self.images,
             settings.preprocessing,
-            batch_size=2 * settings.recipe.batch_size // group.world,
+            batch_size=batch_size,
             workers=settings.workers,
             indices=indices,
+            check_stop=check_stop,
         )
         own = collect_outputs(
             self._classify(network), loader, settings.device, self.progress.advance
@@ -81,8 +89,6 @@ class Validator:
         dtype, device = getattr(torch, self.settings.execution.dtype), self.settings.device
 
         def classify(x: Tensor) -> Tensor:
-            if self.group.world == 1:  # several processes can stop only where all ask together
-                self.check_stop()
             x = x.contiguous(memory_format=torch.channels_last)
             with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
                 return network(x)
