@@ -414,3 +414,52 @@ def test_pretrained_addresses(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) ->
         target.init_cfg = {"type": "Pretrained", "checkpoint": name}
         with pytest.raises(CheckpointError, match=re.escape(f"not {name}. Give")):
             target.init_weights()
+
+
+def with_loss(loss: dict[str, Any] | None) -> nn.Module:
+    """A small classifier with this loss in its config."""
+    backbone = {"type": "ResNeXt", "depth": 50, "groups": 1, "num_stages": 1, **ONE_STAGE}
+    head = {"type": "LinearClsHead", "num_classes": 3, "in_channels": 256}
+    head |= {"loss": loss} if loss else {}
+    neck = {"type": "GlobalAveragePooling"}
+    return mmcls.build(
+        {"type": "ImageClassifier", "backbone": backbone, "neck": neck, "head": head}
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "factor"),
+    [
+        (None, 1.0),
+        ({"type": "CrossEntropyLoss", "loss_weight": 1.0}, 1.0),
+        ({"type": "CrossEntropyLoss", "loss_weight": 0.5, "use_soft": False}, 0.5),
+    ],
+)
+def test_cross_entropy_is_computed(loss: dict[str, Any] | None, factor: float) -> None:
+    """The negative log of the right class's probability, times the weight."""
+    model, labels = with_loss(loss).eval(), torch.tensor([0, 2])
+    x = torch.rand(2, 3, 32, 32)
+    p = model(x).softmax(1)
+    wanted = -factor * (p[0, 0].log() + p[1, 2].log()) / 2
+    assert torch.allclose(model(x, labels, return_loss=True)["loss"], wanted)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"type": "LabelSmoothLoss", "label_smooth_val": 0.1, "mode": "original"},
+        {"type": "FocalLoss", "gamma": 2.0},
+        {"type": "AsymmetricLoss"},
+        {"type": "CrossEntropyLoss", "use_sigmoid": True},
+        {"type": "CrossEntropyLoss", "use_soft": True},
+        {"type": "CrossEntropyLoss", "class_weight": [1.0, 2.0, 3.0]},
+        {"type": "CrossEntropyLoss", "reduction": "sum"},
+    ],
+)
+def test_another_loss_is_refused(loss: dict[str, Any]) -> None:
+    """`LabelSmoothLoss` trained on plain cross-entropy without a word; inference still works."""
+    model = with_loss(loss).eval()
+    x = torch.rand(1, 3, 32, 32)
+    assert model(x).shape == (1, 3)
+    with pytest.raises(ResNeXtError, match="mean CrossEntropyLoss only"):
+        model(x, torch.tensor([0]), return_loss=True)

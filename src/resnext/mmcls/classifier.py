@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Float
@@ -10,6 +11,15 @@ from torch import Tensor, nn
 from resnext.errors import ConfigError, ConfigTypeError
 from resnext.mmcls.backbone import ResNeXt
 from resnext.mmcls.init_cfg import InitCfg, initialize, is_pretrained
+
+_MEAN_CROSS_ENTROPY: dict[str, Any] = {
+    "type": "CrossEntropyLoss",
+    "use_sigmoid": False,
+    "use_soft": False,
+    "reduction": "mean",
+    "class_weight": None,
+    "pos_weight": None,
+}
 
 
 class LinearClsHead(nn.Module):
@@ -29,16 +39,28 @@ class ImageClassifier(nn.Module):
 
     Called with images, it returns logits. `return_loss=True` with labels returns the loss and
     `return_loss=False` a list of probabilities, as mmcls's training and testing loops expect.
+
+    Args:
+        backbone: The network without its classifier.
+        head: The classifier.
+        init_cfg: How `init_weights` fills the weights.
+        loss: mmcls's config of the loss; by default cross-entropy. Another one can be given, so
+            that the network can be built, but `return_loss=True` refuses it.
     """
 
     def __init__(
-        self, backbone: ResNeXt, head: LinearClsHead, init_cfg: InitCfg | None = None
+        self,
+        backbone: ResNeXt,
+        head: LinearClsHead,
+        init_cfg: InitCfg | None = None,
+        loss: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.neck = nn.AdaptiveAvgPool2d(1)
         self.head = head
         self.init_cfg = init_cfg
+        self.loss = loss or {"type": "CrossEntropyLoss"}
 
     def forward(
         self,
@@ -50,6 +72,7 @@ class ImageClassifier(nn.Module):
 
         Raises:
             ConfigTypeError: The loss is requested without labels.
+            ConfigError: The loss of the config is not mean cross-entropy.
         """
         logits = self.head.fc(self.extract_feat(img))
         if return_loss is None:
@@ -58,7 +81,19 @@ class ImageClassifier(nn.Module):
             return list(logits.softmax(1).detach().cpu().numpy())
         if gt_label is None:
             raise ConfigTypeError("return_loss=True needs gt_label, the class of each image.")
-        return {"loss": nn.functional.cross_entropy(logits, gt_label)}
+        return {"loss": self._loss_weight() * nn.functional.cross_entropy(logits, gt_label)}
+
+    def _loss_weight(self) -> float:
+        """The factor of the loss, if it is mean cross-entropy."""
+        args = dict(self.loss)
+        weight = args.pop("loss_weight", 1.0)
+        for name, value in args.items():
+            if name not in _MEAN_CROSS_ENTROPY or value != _MEAN_CROSS_ENTROPY[name]:
+                raise ConfigError(
+                    f"return_loss=True computes mean CrossEntropyLoss only, not one with "
+                    f"{name}={value!r}. Compute the loss from the logits, model(img)."
+                )
+        return weight
 
     def extract_feat(
         self, img: Float[Tensor, "n c h w"], stage: str = "neck"

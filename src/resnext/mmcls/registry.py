@@ -31,7 +31,8 @@ def build(cfg: Cfg) -> nn.Module:
     Args:
         cfg: Its `type` is ResNeXt, SEResNeXt or ImageClassifier (with GlobalAveragePooling and
             LinearClsHead). A whole config with a `model` entry works too. Entries for training
-            only (`loss`, `topk`, `cal_acc`, `train_cfg`, `data_preprocessor`) are ignored.
+            only (`topk`, `cal_acc`, `train_cfg`, `data_preprocessor`) are ignored, and a `loss`
+            other than mean cross-entropy is refused when it is asked for.
 
     Raises:
         ConfigError: An entry is missing, or its type is not supported. Also a `KeyError`.
@@ -74,7 +75,8 @@ def build(cfg: Cfg) -> nn.Module:
     init_cfg = args.get("init_cfg")
     if args.get("pretrained"):
         init_cfg = {"type": "Pretrained", "checkpoint": args["pretrained"]}
-    return ImageClassifier(backbone, LinearClsHead(num_classes, in_channels), init_cfg)
+    linear = LinearClsHead(num_classes, in_channels)
+    return ImageClassifier(backbone, linear, init_cfg, head.get("loss"))
 
 
 def _only(given: Cfg, what: str, known: Sequence[str]) -> None:
