@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from resnext.errors import DataError, InputError, ResourceError
 from resnext.system.cpu import available_cores
@@ -197,8 +199,12 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
     with _starting():
         try:
             iterator = iter(loader)
-        except BaseException:
+        except BaseException as error:
             _kill({*multiprocessing.active_children()} - before)
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                half_built = frame.f_locals.get("self")
+                if isinstance(half_built, _MultiProcessingDataLoaderIter):
+                    half_built._shutdown = True  # or its __del__ fails at what it never got
             raise
     Finalize(iterator, _kill, (_processes(iterator),), exitpriority=0)
     return iterator
