@@ -148,7 +148,8 @@ def stacked(tensors: Sequence[Tensor]) -> Tensor:
     shape, first = (len(tensors), *tensors[0].shape), tensors[0]
     count = len(tensors) * first.numel()
     shared = torch.UntypedStorage._new_shared(count * first.element_size())
-    return torch.stack([*tensors], out=first.new_empty(0).set_(shared, 0, shape))
+    into = first.new_empty(0).set_(shared, 0, shape)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return torch.stack([*tensors], out=into)
 
 
 def loaded_batches(loader: DataLoader[Any]) -> Generator[Any]:

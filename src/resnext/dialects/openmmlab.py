@@ -19,6 +19,7 @@ from torch import Tensor
 
 from resnext.architectures import unsupported_reason
 from resnext.card import Card, Preprocessing
+from resnext.checks import brief
 from resnext.config import ResNeXtConfig
 from resnext.dialects.dialect import (
     CheckpointMetadata,
@@ -35,9 +36,11 @@ from resnext.mmcls.config_file import parse_config
 from resnext.mmcls.layer_cfg import LETTERS
 from resnext.mmcls.registry import build
 
-# Arguments of a backbone that do not change what it computes
-_UNUSED = ("pretrained", "init_cfg", "dcn", "plugins", "stage_with_dcn", "with_cp", "norm_eval")
-_UNUSED += ("frozen_stages", "out_indices", "multi_grid", "contract_dilation", "drop_path_rate")
+# Arguments of a backbone that do not change what it computes in evaluation
+_UNUSED = ("pretrained", "init_cfg", "with_cp", "norm_eval", "frozen_stages", "out_indices")
+_UNUSED += ("drop_path_rate", "stage_with_dcn")  # the latter only says where dcn is
+# Arguments that do, unless they are None, false or empty
+_UNSUPPORTED = ("dcn", "plugins", "multi_grid", "contract_dilation")
 
 _MMCLS_MODULES = re.compile(r"stem\.\d\.conv\.|.*\.se_layer\.")
 _DETECTOR = re.compile(r"(neck|rpn_head|roi_head|bbox_head|mask_head|decode_head|auxiliary_head)\.")
@@ -259,10 +262,13 @@ def model_config(model: Values) -> ResNeXtConfig | None:
         return None
     classifier = str(model.get("type")).endswith("ImageClassifier")
     args = {**backbone, "type": kind}
-    for name in ("dcn", "plugins"):
+    for name in _UNSUPPORTED:
         if args.get(name):
-            raise CheckpointError(f"Its config has {name}, which are not supported.")
-    for name in _UNUSED:
+            raise CheckpointError(
+                f"Its config has {name}={brief(args[name])}, which is not supported: the network "
+                f"would give other feature maps without it."
+            )
+    for name in (*_UNUSED, *_UNSUPPORTED):
         args.pop(name, None)
     stages = args.get("num_stages", 4)
     args["out_indices"] = (stages - 1,) if isinstance(stages, int) else (3,)
