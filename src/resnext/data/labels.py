@@ -76,30 +76,23 @@ def shortened(labels: Sequence[str]) -> str:
 def _numbered(
     name: str, texts: list[str], known: Sequence[str] | None
 ) -> tuple[tuple[str, ...], list[int]]:
-    """Names of the classes in order, and the number of each text's class."""
-    numbers = [_integer(text) for text in texts]
-    if known is not None:
-        positions = {label: i for i, label in enumerate(known)}
-        index = [
-            positions.get(text, -1) if number is None else number
-            for text, number in zip(texts, numbers, strict=True)
-        ]
-        for text, i in zip(texts, index, strict=True):
-            if not 0 <= i < len(known):
-                raise DataError(
-                    f"{name} has a class {text!r}, but its {len(known)} class names are "
-                    f"{shortened(known)} (numbers 0 to {len(known) - 1})."
-                )
-        return tuple(known), index
-    if all(number is not None for number in numbers):  # 10 comes after 2
-        order = sorted({number for number in numbers if number is not None})
-        positions = {number: i for i, number in enumerate(order)}
-        return tuple(map(str, order)), [positions[n] for n in numbers if n is not None]
-    order = sorted(texts)
-    positions = {text: i for i, text in enumerate(order)}
-    return tuple(order), [positions[text] for text in texts]
+    """Names of the classes in order, and the number of each text's class.
 
-
-def _integer(text: str) -> int | None:
-    digits = text[1:] if text.startswith("-") else text
-    return int(text) if digits.isascii() and digits.isdigit() and len(digits) < 19 else None
+    A text is a name as it stands: 001 is not 1. Numbers only decide the order, unless the names are
+    known and every text is a number from 0 on.
+    """
+    if known is None:
+        by_number = all(text.isascii() and text.isdigit() for text in texts)
+        order = sorted(texts, key=lambda text: (int(text) if by_number else 0, text))
+        positions = {text: i for i, text in enumerate(order)}
+        return tuple(order), [positions[text] for text in texts]
+    numbers = {str(i): i for i in range(len(known))}
+    if not numbers.keys() >= {*texts}:
+        numbers |= {label: i for i, label in enumerate(known)}
+    for text in texts:
+        if text not in numbers:
+            raise DataError(
+                f"{name} has a class {text!r}, but its {len(known)} class names are "
+                f"{shortened(known)} (numbers 0 to {len(known) - 1})."
+            )
+    return tuple(known), [numbers[text] for text in texts]
