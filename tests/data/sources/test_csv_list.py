@@ -73,7 +73,10 @@ def test_a_list_with_splits(tmp_path: Path) -> None:
         ("path,label\na.png,a\nb.png\n", "line 3: wanted 2 fields"),
         ("path,label\na.png,\n", "line 2: label is empty"),
         ("path,label\n,a\n", "line 2: path is empty"),
-        ("path,label,split\na.png,a,dev\n", "line 2: split must be train, val or test, not 'dev'"),
+        (
+            "path,label,split\na.png,a,later\n",
+            "line 2: split must be train, val or test, not 'later'",
+        ),
         ("path,label,split\na.png,a,\n", "line 2: split must be"),
         ("path,label\na.png,a\nb.png,a\n", "only one class, 'a'"),
         ("path,label\na.png,a\nb.png,a\nc.png,b\n", "Class 'b' of .* has one image"),

@@ -13,6 +13,7 @@ import pytest
 from helpers import photo_folder
 from sample_data import COUNTS, by_class, fill, names, write
 
+from resnext.data.dataset import Files, ImageSet
 from resnext.data.open import open_splits
 from resnext.data.sources.folders import image_files
 from resnext.errors import DataError
@@ -302,7 +303,25 @@ def test_links_and_hidden_folders_are_not_followed(tmp_path: Path) -> None:
     (root / "a" / "loop").symlink_to(root)
     (root / "a" / "linked.png").symlink_to(root / "b" / "000.png")
     (root / "a" / "broken.png").symlink_to(root / "nowhere.png")
-    assert [file.name for file in image_files(root / "a")] == ["000.png", "001.png", "linked.png"]
+    names = [file.name for file in image_files(root / "a")]
+    assert names == ["000.png", "001.png", "broken.png", "linked.png"]
+    with pytest.raises(DataError, match=r"broken\.png: no such file"):
+        ImageSet(Files(root / "a", ["broken.png"]), [0], ("a",), "a").open(0)
+
+
+@pytest.mark.parametrize(
+    "name", ["@eaDir", "__MACOSX", "lost+found", ".Trashes", "#recycle", "$RECYCLE.BIN"]
+)
+def test_folders_of_systems_are_skipped(tmp_path: Path, name: str) -> None:
+    """A NAS keeps a thumbnail of every photo: 20 photos were 60, and a class "@eaDir" appeared."""
+    root = fill(tmp_path / "set", {"a": 3, "b": 3})
+    for folder in (root, root / "a"):
+        fill(folder, {name: 2})
+    (root / "b" / "Thumbs.db").touch()
+    splits = open_splits(root)
+    assert splits.train.labels == ("a", "b")
+    assert len(splits.train) + len(splits.val) == 6
+    assert splits.passed_over == ()
 
 
 def test_what_is_passed_over(tmp_path: Path) -> None:
@@ -320,9 +339,56 @@ def test_what_is_passed_over(tmp_path: Path) -> None:
     )
     for split in ("train", "val"):
         photo_folder(tmp_path / "split" / split, count=3)
-    photo_folder(tmp_path / "split" / "Testing", count=1)
+    photo_folder(tmp_path / "split" / "unsorted", count=1)
     (tmp_path / "split" / "val" / "list.txt").touch()
     assert open_splits(tmp_path / "split").passed_over == (
-        str(tmp_path / "split" / "Testing"),
+        str(tmp_path / "split" / "unsorted"),
         str(tmp_path / "split" / "val" / "list.txt"),
     )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Training", "Testing"),
+        ("training_set", "test_set"),
+        ("seg_train", "seg_test"),
+        ("train_images", "val_images"),
+        ("TRAIN", "Validation"),
+        ("train2017", "test2017"),
+        ("images-train", "images-dev"),
+    ],
+)
+def test_parts_of_the_data_are_no_classes(tmp_path: Path, names: tuple[str, str]) -> None:
+    """Public data sets call them so; classes "Testing" and "Training" were learned instead."""
+    for name in names:
+        photo_folder(tmp_path / "photos" / name, count=5)
+    splits = open_splits(tmp_path / "photos")
+    assert splits.train.labels == ("cat", "dog")
+    assert {Path(splits.train.title(i)).parents[1].name for i in range(len(splits.train))} == {
+        names[0]
+    }
+
+
+@pytest.mark.parametrize("names", [("fold1", "fold2"), ("A", "B", "C"), ("trainval", "holdout")])
+def test_folders_that_hold_the_same_folders_are_refused(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    """Whatever parts are called, classes do not all hold the same classes."""
+    for name in names:
+        photo_folder(tmp_path / "photos" / name, count=5)
+    with pytest.raises(DataError, match=r"hold the same folders \(cat, dog\), so they look like p"):
+        open_splits(tmp_path / "photos")
+
+
+def test_classes_may_hold_folders(tmp_path: Path) -> None:
+    """Folders by camera inside classes, or a class that is called like a part."""
+    photos = photo_folder(tmp_path / "photos", count=5)
+    for name in ("cat", "dog"):
+        for camera in ("left", "right"):
+            (photos / name / camera).mkdir()
+    assert open_splits(photos).train.labels == ("cat", "dog")
+    for name in ("test_bench", "data"):
+        (photos / "cat").rename(photos / name)
+        assert name in open_splits(photos).train.labels
+        (photos / name).rename(photos / "cat")

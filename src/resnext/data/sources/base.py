@@ -18,14 +18,13 @@ from resnext.data.dataset import (
 from resnext.errors import DataError
 
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
-ALIASES: dict[str, SplitName] = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
+_WORDS: dict[str, SplitName] = {
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "valset", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "testset"), "test"),
 }
-"""Split by the word that folders, files and lists use for it, in lower case."""
+_FILLERS = {"set", "split", "seg", "data", "dataset", "image", "images", "img", "imgs"}
+_FILLERS |= {"photo", "photos", "pictures", "jpg", "jpeg", "png"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,18 @@ class Source:
     passed_over: tuple[str, ...] = ()
 
 
+def split_of(name: str) -> SplitName | None:
+    """The split that a folder or a value in a list names; None if it names none.
+
+    One word decides, such as "Training", and only words such as "set" and "images" may be beside
+    it: `seg_train`, `train_images` and `test2017` are splits, `test_bench` is not.
+    """
+    words = re.findall(r"[^\W\d_]+", name.lower())
+    found = [_WORDS[word] for word in words if word in _WORDS]
+    others = [word for word in words if word not in _WORDS and word not in _FILLERS]
+    return found[0] if len(found) == 1 and not others else None
+
+
 def split_title(name: object, split: SplitName) -> str:
     """Name of a split in messages."""
     return str(name) if split == "train" else f"{name}, {split} split"
@@ -82,7 +93,7 @@ def by_split(name: str, files: Sequence[str]) -> dict[SplitName, list[str]]:
     others: list[str] = []
     for file in files:
         word = re.match(r"[a-z]*", file_name(file).lower())
-        split = ALIASES.get(word[0] if word else "")
+        split = _WORDS.get(word[0] if word else "")
         (others if split is None else splits.setdefault(split, [])).append(file)
     if splits and others:
         raise DataError(
@@ -103,9 +114,18 @@ def file_name(file: str) -> str:
     return (urlsplit(file).path if is_url(file) else file).rpartition("/")[2]
 
 
+_OF_SYSTEMS = {"@eadir", "#recycle", "__macosx", "lost+found", "thumbs.db", "desktop.ini"}
+_OF_SYSTEMS |= {"$recycle.bin", "system volume information"}
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or what a system leaves in folders, such as thumbnails."""
+    return name.startswith(".") or name.lower() in _OF_SYSTEMS
+
+
 def visible(folder: Path) -> list[Path]:
-    """Files and folders in a folder that are not hidden, sorted by name."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    """Files and folders in a folder that are not `hidden`, sorted by name."""
+    return sorted(path for path in folder.iterdir() if not hidden(path.name))
 
 
 def missing_package(package: str, extra: str) -> DataError:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from resnext.data.dataset import Files, ImageSet, SplitName, fingerprint
 from resnext.data.labels import Classes
-from resnext.data.sources.base import ALIASES, SPLITS, LoadedSplit, Source, split_title
+from resnext.data.sources.base import SPLITS, LoadedSplit, Source, split_of, split_title
 from resnext.data.sources.folders import names_and_sizes
 from resnext.errors import DataError
 
@@ -69,7 +69,7 @@ class _Table:
         return header
 
     def _add(self, cells: dict[str, str], line: int) -> None:
-        split = ALIASES.get(cells.get("split", "train").lower())
+        split = split_of(cells.get("split", "train"))
         if split is None:
             raise DataError(
                 f"{self.path}, line {line}: split must be train, val or test, "

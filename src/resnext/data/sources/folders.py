@@ -18,8 +18,8 @@ from resnext.data.dataset import (
     compact,
     fingerprint,
 )
-from resnext.data.labels import one_class, refuse_unknown
-from resnext.data.sources.base import ALIASES, LoadedSplit, Source, visible
+from resnext.data.labels import one_class, refuse_unknown, shortened
+from resnext.data.sources.base import LoadedSplit, Source, hidden, split_of, visible
 from resnext.errors import DataError
 
 _AT_ONCE = 500_000  # names of one folder to hold; a larger folder is listed again
@@ -89,11 +89,13 @@ def walk_images(
 def _names(entries: Iterable[os.DirEntry[str]], passed_over: list[str] | None) -> Iterator[str]:
     """Names of images and folders; a zero byte after a folder sorts its content as paths sort."""
     for entry in entries:
-        if entry.name.startswith("."):
+        if hidden(entry.name):
             continue
         if entry.is_dir(follow_symlinks=False):
             yield f"{entry.name}\0"
-        elif entry.name.lower().endswith(_ENDINGS) and entry.is_file():
+        elif entry.name.lower().endswith(_ENDINGS) and (
+            entry.is_file() or not Path(entry.path).exists()  # a broken link is an unreadable image
+        ):
             yield entry.name
         elif passed_over is not None:
             passed_over.append(entry.path)
@@ -122,7 +124,7 @@ def _split_folders(root: Path) -> dict[SplitName, Path]:
     folders = _folders(root)
     splits: dict[SplitName, Path] = {}
     for path in folders:
-        split = ALIASES.get(path.name.lower())
+        split = split_of(path.name)
         if split is None:
             continue
         if split in splits:
@@ -143,6 +145,7 @@ def _class_folders(root: Path, labels: tuple[str, ...] | None = None) -> LoadedS
         raise DataError(f"{root} has no class folders. Put the images of each class in a folder.")
     names = [folder.name for folder in folders]
     if labels is None:
+        _refuse_parts(root, folders)
         labels = tuple(names)
         if len(names) < 2:
             raise DataError(one_class(str(root), names[0]))
@@ -164,6 +167,24 @@ def _class_folders(root: Path, labels: tuple[str, ...] | None = None) -> LoadedS
         tuple(names),
         lambda: fingerprint(sorted(names_and_sizes(files))),
         passed_over=tuple(passed_over),
+    )
+
+
+def _refuse_parts(root: Path, folders: list[Path]) -> None:
+    """Refuse folders that look like parts of a data set, not like classes.
+
+    Raises:
+        DataError: All hold the same folders, at least two, and no images of their own.
+    """
+    inside = [{path.name for path in _folders(folder)} for folder in folders]
+    if len(folders) < 2 or len(inside[0]) < 2 or any(names != inside[0] for names in inside):
+        return
+    if any(path.suffix.lower() in EXTENSIONS for folder in folders for path in visible(folder)):
+        return
+    raise DataError(
+        f"{root}: {' and '.join(folder.name for folder in folders[:2])} hold the same folders "
+        f"({shortened(sorted(inside[0]))}), so they look like parts of the data, not like classes. "
+        f"Call them train, val and test, or give one of them."
     )
 
 
