@@ -146,7 +146,7 @@ def raising(error: Exception) -> Any:
     [
         (signal.SIGKILL, "was ended for lack of memory (SIGKILL or a failed allocation)"),
         (signal.SIGBUS, "Shared memory (/dev/shm, "),
-        (signal.SIGABRT, "ended early (SIGABRT)"),
+        (signal.SIGHUP, "ended early (SIGHUP)"),
     ],
 )
 def test_a_worker_that_dies(number: signal.Signals, reason: str) -> None:

@@ -306,7 +306,7 @@ def test_links_and_hidden_folders_are_not_followed(tmp_path: Path) -> None:
     names = [file.name for file in image_files(root / "a")]
     assert names == ["000.png", "001.png", "broken.png", "linked.png"]
     with pytest.raises(DataError, match=r"broken\.png: no such file"):
-        ImageSet(Files(root / "a", ["broken.png"]), [0], ("a",), "a").open(0)
+        ImageSet(Files(root / "a", ["broken.png"]), [0], ("a",), "a").open(0, "RGB")
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,12 @@ from resnext.data.dataset import (
 from resnext.errors import DataError
 
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
-_WORDS: dict[str, SplitName] = {
-    **dict.fromkeys(("train", "training", "trainset"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "validate", "valset", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "testset"), "test"),
+_SYNONYMS: dict[SplitName, tuple[str, ...]] = {
+    "train": ("train", "training", "trainset"),
+    "val": ("val", "valid", "validation", "validate", "valset", "dev"),
+    "test": ("test", "testing", "testset"),
 }
+_WORDS: dict[str, SplitName] = {word: split for split, words in _SYNONYMS.items() for word in words}
 _FILLERS = {"set", "split", "seg", "data", "dataset", "image", "images", "img", "imgs"}
 _FILLERS |= {"photo", "photos", "pictures", "jpg", "jpeg", "png"}
 
@@ -73,7 +74,7 @@ def split_of(name: str) -> SplitName | None:
     it: `seg_train`, `train_images` and `test2017` are splits, `test_bench` is not.
     """
     words = re.findall(r"[^\W\d_]+", name.lower())
-    found = [_WORDS[word] for word in words if word in _WORDS]
+    found: list[SplitName] = [_WORDS[word] for word in words if word in _WORDS]
     others = [word for word in words if word not in _WORDS and word not in _FILLERS]
     return found[0] if len(found) == 1 and not others else None
 
@@ -119,7 +120,7 @@ _OF_SYSTEMS |= {"$recycle.bin", "system volume information"}
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, or what a system leaves in folders, such as thumbnails."""
+    """Whether a file or folder is hidden, or left by a system, such as a folder of thumbnails."""
     return name.startswith(".") or name.lower() in _OF_SYSTEMS
 
 
