@@ -7,6 +7,7 @@ sources/       one file per kind of data: folders, lists, arrays, shards, Parque
 decoding.py    from image files to pixels, resized and cropped
 transforms.py  from pixels to tensors: preprocessing, random views for training (loads torch)
 loader.py      batches for evaluation, test-time augmentation (loads torch)
+workers.py     worker processes: how many, how they start, die and are ended (loads torch)
 scan.py        checks every image before training
 scan_cache.py  records of images, cached between scans
 duplicates.py  equal and similar images
