@@ -10,6 +10,7 @@ import resnext
 WITH_TORCH = {  # of the packages below, the modules that are about tensors or devices
     "resnext.data.loader",
     "resnext.data.transforms",
+    "resnext.data.workers",
     "resnext.system.device",
 }
 PROGRAM = """
