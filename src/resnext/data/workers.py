@@ -146,7 +146,7 @@ def stacked(tensors: Sequence[Tensor]) -> Tensor:
     shape, first = (len(tensors), *tensors[0].shape), tensors[0]
     count = len(tensors) * first.numel()
     shared = torch.UntypedStorage._new_shared(count * first.element_size())
-    return torch.stack([*tensors], out=first.new_empty(0).set_(shared, 0, shape))
+    return torch.stack([*tensors], out=first.new_empty(0).set_(shared, 0, shape))  # pyright: ignore
 
 
 def loaded_batches(loader: DataLoader[Any]) -> Generator[Any]:
@@ -205,7 +205,8 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
         except BaseException as error:
             _kill({*multiprocessing.active_children()} - before)
             for frame, _ in traceback.walk_tb(error.__traceback__):
-                if hasattr(half := frame.f_locals.get("self"), "_workers_done_event"):
+                half: Any = frame.f_locals.get("self")
+                if hasattr(half, "_workers_done_event"):
                     half._shutdown = True  # else its finalizer prints an error
             raise
     Finalize(iterator, _kill, (_processes(iterator),), exitpriority=0)
