@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import photo_folder
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -146,7 +147,7 @@ def raising(error: Exception) -> Any:
     [
         (signal.SIGKILL, "was ended for lack of memory (SIGKILL or a failed allocation)"),
         (signal.SIGBUS, "Shared memory (/dev/shm, "),
-        (signal.SIGHUP, "ended early (SIGHUP)"),
+        (signal.SIGUSR1, "ended early (SIGUSR1)"),
     ],
 )
 def test_a_worker_that_dies(number: signal.Signals, reason: str) -> None:
@@ -214,6 +215,42 @@ def test_stacked_is_the_same_in_a_worker() -> None:
     assert all(batch.is_shared() for batch in found)
     assert torch.cat(found).tolist() == [[i] for i in range(8)]
     assert stacked([torch.ones(2), torch.zeros(2)]).tolist() == [[1, 1], [0, 0]]
+
+
+UNGUARDED = """
+import multiprocessing, sys
+from pathlib import Path
+import resnext
+from training_runs import QUICK, TINY
+
+multiprocessing.set_start_method(sys.argv[1], force=True)
+resnext.train("photos", TINY, recipe=QUICK, size=16, workers=1, out="m.safetensors",
+              overwrite=True, progress=False)
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_script_without_a_guard(tmp_path: Path, method: str) -> None:
+    """Where processes are not forked, workers ran the script again, on the same files."""
+    photo_folder(tmp_path / "photos")
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    (tmp_path / "m.safetensors").write_text("kept")
+    paths = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "script.py", method],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "resnext.errors.InputError: A worker process ran the script that started it once more. "
+        'Put the call under if __name__ == "__main__".'
+    )
+    assert done.stderr.count("Traceback") == 1
+    assert (tmp_path / "m.safetensors").read_text() == "kept"
 
 
 ABANDONED = """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import traceback
 import warnings
@@ -18,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from resnext.errors import DataError, InputError, ResourceError
 from resnext.system.cpu import available_cores
@@ -31,7 +29,7 @@ WORKER_BYTES = 200 * 2**20
 _PER_CORE, _ALWAYS = 4, 16  # workers that may be requested: so many per core, or so many anywhere
 _STARTING = "RESNEXT_STARTING_WORKERS"  # set in the environment while worker processes start
 _UNGUARDED = 78  # exit code of a process that would have run the script again
-_GUARD = 'Put the call under if __name__ == "__main__":'
+_GUARD = 'Put the call under if __name__ == "__main__".'
 
 
 class Loading(NamedTuple):
@@ -108,13 +106,13 @@ def refuse_in_new_process(call: str) -> None:
         call: What the script called.
 
     Raises:
-        InputError: The script calls it without `if __name__ == "__main__"`.
-        SystemExit: The same, in a worker process of ours; `loaded_batches` raises the error.
+        InputError: The script calls it without `if __name__ == "__main__"`. In a worker process of
+            ours, `loaded_batches` raises the error in the main process instead.
     """
     if not getattr(multiprocessing.current_process(), "_inheriting", False):
         return
     if _STARTING in os.environ:
-        sys.exit(_UNGUARDED)
+        os._exit(_UNGUARDED)
     raise InputError(f"{call} was called by a process that only imports this script. {_GUARD}")
 
 
@@ -148,8 +146,7 @@ def stacked(tensors: Sequence[Tensor]) -> Tensor:
     shape, first = (len(tensors), *tensors[0].shape), tensors[0]
     count = len(tensors) * first.numel()
     shared = torch.UntypedStorage._new_shared(count * first.element_size())
-    into = first.new_empty(0).set_(shared, 0, shape)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    return torch.stack([*tensors], out=into)
+    return torch.stack([*tensors], out=first.new_empty(0).set_(shared, 0, shape))  # pyright: ignore
 
 
 def loaded_batches(loader: DataLoader[Any]) -> Generator[Any]:
@@ -160,6 +157,7 @@ def loaded_batches(loader: DataLoader[Any]) -> Generator[Any]:
 
     Raises:
         DataError: As a worker raised it.
+        InputError: Worker processes ran the calling script again.
         ResourceError: A worker was killed, or lacks memory, shared memory or open files.
     """
     refuse_in_new_process("A data loader with workers")
@@ -176,6 +174,10 @@ def loaded_batches(loader: DataLoader[Any]) -> Generator[Any]:
                 raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
             except (OSError, EOFError, RuntimeError, MemoryError) as error:
                 processes = _processes(iterator or loader._iterator)
+                if any(process.exitcode == _UNGUARDED for process in processes):
+                    raise InputError(
+                        f"A worker process ran the script that started it once more. {_GUARD}"
+                    ) from None
                 reason = _reason(error, processes) if loader.num_workers else None
                 if reason is None:
                     raise
@@ -203,9 +205,9 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
         except BaseException as error:
             _kill({*multiprocessing.active_children()} - before)
             for frame, _ in traceback.walk_tb(error.__traceback__):
-                half_built = frame.f_locals.get("self")
-                if isinstance(half_built, _MultiProcessingDataLoaderIter):
-                    half_built._shutdown = True  # or its __del__ fails at what it never got
+                half: Any = frame.f_locals.get("self")
+                if hasattr(half, "_workers_done_event"):
+                    half._shutdown = True  # else its finalizer prints an error
             raise
     Finalize(iterator, _kill, (_processes(iterator),), exitpriority=0)
     return iterator
@@ -245,8 +247,6 @@ def _reason(error: Exception, processes: Iterable[BaseProcess]) -> str | None:
     """Why workers cannot go on, and what to do; None if it was not for lack of anything."""
     codes = {code for p in processes if (code := p.exitcode)}
     text = str(error)
-    if _UNGUARDED in codes or (isinstance(error, EOFError | BrokenPipeError) and not codes):
-        return f"A worker process ran the script that started it from the beginning. {_GUARD}"
     if "shared memory" in text or "No space left" in text or -getattr(signal, "SIGBUS", 0) in codes:
         return (
             f"Shared memory (/dev/shm, {_size(free_shared_memory() or 0)} free) is too small for "
