@@ -53,14 +53,20 @@ def test_text_stays_text(texts: list[str], labels: list[str]) -> None:
         (["c", "a"], ["a", "b", "c"], [2, 0]),  # names
         (["c", "0"], ["a", "b", "c"], [2, 0]),
         (["002", "010"], ["001", "002", "010"], [1, 2]),  # names, was refused or number 2
-        (["3", "1"], ["1", "2", "3"], [2, 0]),  # 3 is no number of a class, so these are names
         (["0", "1"], ["1", "2", "3"], [0, 1]),
-        (["01", "1"], ["1", "01"], [1, 0]),
+        (["01", "0"], ["0", "01"], [1, 0]),
     ],
 )
 def test_known_names(texts: list[str], known: list[str], targets: list[int]) -> None:
     """A text is the number of a class only if all texts are."""
     assert finished(texts, known) == (targets, known)
+
+
+@pytest.mark.parametrize("texts", [["3", "1"], ["01", "1"]])
+def test_a_name_that_is_the_number_of_another_class_is_refused(texts: list[str]) -> None:
+    """With 3, these would be names; another split without a 3 would be read as numbers."""
+    with pytest.raises(DataError, match="'1', which is the name of one class and the number of"):
+        finished(texts, ["1", "01", "3"])
 
 
 @pytest.mark.parametrize("text", ["3", "-1", "01", "d", ""])

@@ -80,6 +80,9 @@ def _numbered(
 
     A text is a name as it stands: 001 is not 1. Numbers only decide the order, unless the names are
     known and every text is a number from 0 on.
+
+    Raises:
+        DataError: A class is unknown, or is the name of one class and the number of another.
     """
     if known is None:
         by_number = all(text.isascii() and text.isdigit() for text in texts)
@@ -88,7 +91,14 @@ def _numbered(
         return tuple(order), [positions[text] for text in texts]
     numbers = {str(i): i for i in range(len(known))}
     if not numbers.keys() >= {*texts}:
-        numbers |= {label: i for i, label in enumerate(known)}
+        names = {label: i for i, label in enumerate(known)}
+        for text in texts:
+            if text in numbers and names.get(text, numbers[text]) != numbers[text]:
+                raise DataError(
+                    f"{name} has a class {text!r}, which is the name of one class and the number "
+                    f"of another ({shortened(known)}). Give all classes by number, from 0."
+                )
+        numbers |= names
     for text in texts:
         if text not in numbers:
             raise DataError(
