@@ -46,7 +46,9 @@ class OnFirstUse:
         self.name = name
 
     def __getattr__(self, attribute: str) -> Any:
-        """An attribute of the library."""
+        """An attribute of the library, not the private ones that pytest reads of every object."""
+        if attribute.startswith("_") and attribute != "__version__":
+            raise AttributeError(attribute)
         return getattr(importlib.import_module(self.name), attribute)
 
 
