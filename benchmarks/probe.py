@@ -2,6 +2,7 @@
 
 A network is trained on one half of the classes; on the other half it is then probed, and trained
 from scratch. Weights from the same data set suit the new classes better than public weights would.
+With `--epochs 0` the weights are random, and only the times of probe and predict mean anything.
 
 `python benchmarks/probe.py FOLDER` takes a folder with one folder of images per class; without a
 folder it writes scikit-learn's digits as PNG. Run alone on the machine.
@@ -39,12 +40,15 @@ def main() -> None:
         os.environ["RESNEXT_HOME"] = str(work / "cache")  # no embeddings of earlier runs
         first, second = halves(chosen.folder or digits(work / "digits"), work)
         weights = work / "first.safetensors"
-        resnext.train(first, chosen.model, out=weights, **scratch, **usual)
+        if chosen.epochs:
+            resnext.train(first, chosen.model, out=weights, **scratch, **usual)
+        else:
+            resnext.save(resnext.create(chosen.model, num_classes=1000), weights)
         for name, model, how in (
             ("probe", None, {"weights": weights, "recipe": "probe"}),
             ("probe, embeddings cached", None, {"weights": weights, "recipe": "probe"}),
             ("from scratch", chosen.model, scratch),
-        ):
+        )[: 3 if chosen.epochs else 2]:
             out = work / "second.safetensors"
             began = time.perf_counter()
             resnext.train(second, model, out=out, overwrite=True, **how, **usual)
@@ -56,7 +60,7 @@ def main() -> None:
                 f"({low:.2%} to {high:.2%}), {seconds:.1f} s"
             )
         began = time.perf_counter()
-        resnext.predict(weights, second)
+        resnext.predict(out, second)
         print(f"predict on the same images: {time.perf_counter() - began:.1f} s")
 
 

@@ -29,7 +29,7 @@ from resnext.inference.opener import evaluation_mode, open_model
 from resnext.inference.optimized import Optimized
 from resnext.inference.runner import Runner
 from resnext.network import ResNeXt
-from resnext.system.device import pick_device
+from resnext.system.device import inference_batch, pick_device
 from resnext.system.progress import reporter
 
 Advance = Callable[[int], None]
@@ -40,7 +40,7 @@ def evaluate(
     model: ResNeXt | Optimized | str | Path,
     data: str | Path,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     workers: int = 0,
     device: str = "auto",
     views: int = 1,
@@ -59,7 +59,8 @@ def evaluate(
         data: A folder with one folder of images per class, or with `val` or `test` folders of that
             kind; any other data that `train` accepts; or "digits". From the data the model was
             trained on, only the held-out images are used.
-        batch_size: Images per batch.
+        batch_size: Images per batch; None for the batch size of the plan, or 16 on a CPU and 64
+            on a GPU.
         workers: Number of processes that decode images.
         device: "auto", or a torch device.
         views: Test-time augmentation, averaging probabilities: 1 is none; 2 adds the mirror image;
@@ -86,7 +87,7 @@ def compare(
     model_b: ResNeXt | Optimized | str | Path,
     data: str | Path,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     workers: int = 0,
     device: str = "auto",
     views: int = 1,
@@ -100,7 +101,8 @@ def compare(
             name.
         model_b: The model to compare with; its classes may be in another order.
         data: Labelled images, as for `evaluate`.
-        batch_size: Images per batch.
+        batch_size: Images per batch; None for the batch size of the plan, or 16 on a CPU and 64
+            on a GPU.
         workers: Number of processes that decode images.
         device: "auto", or a torch device.
         views: Views of each image to average over: 1, 2 or 10, as for `evaluate`.
@@ -180,7 +182,7 @@ def measure(
 class _Settings(NamedTuple):
     """How to open and run models: the arguments of `evaluate` with these names."""
 
-    batch_size: int
+    batch_size: int | None
     workers: int
     device: str
     views: int
@@ -193,7 +195,8 @@ class _Settings(NamedTuple):
         Raises:
             InputError: A value is out of range, or the resized images have no margin for ten views.
         """
-        at_least("batch_size", self.batch_size, 1, error=InputError)
+        if self.batch_size is not None:
+            at_least("batch_size", self.batch_size, 1, error=InputError)
         at_least("workers", self.workers, 0, error=InputError)
         check_workers(self.workers)
         if type(self.views) is not int or self.views not in (1, 2, 10):
@@ -214,7 +217,7 @@ def _open(
     classifier = open_model(
         model,
         device=settings.device,
-        batch=settings.batch_size,
+        batch=settings.batch_size or 64,
         plan=settings.plan,
         progress=settings.progress,
     )
@@ -227,24 +230,26 @@ def _run(
     model: ResNeXt | Optimized, images: ImageSet, settings: _Settings, keep_logits: bool = False
 ) -> Evaluation:
     """Run a classifier over images and evaluate its predictions."""
-    card = card_of(model)
+    card, device = card_of(model), pick_device(settings.device)
+    own = model.batch if isinstance(model, Runner) else inference_batch(device)
     loader = eval_loader(
         images,
         card.preprocessing,
-        batch_size=max(settings.batch_size // settings.views, 1),
+        batch_size=max((settings.batch_size or own) // settings.views, 1),
         workers=settings.workers,
         views=settings.views,
     )
+    layout = torch.channels_last if device.type == "cpu" else torch.preserve_format
     dtype = torch.float32 if isinstance(model, Runner) else model.fc.weight.dtype
 
     def classify(x: Tensor) -> Tensor:
-        return model(x.to(dtype))
+        return model(x.to(dtype, memory_format=layout))
 
     averaged = average_views(classify, card.temperature) if settings.views > 1 else classify
     shown = reporter(settings.progress)
     shown.start("Evaluating", len(images))
     try:
-        outputs = collect_outputs(averaged, loader, pick_device(settings.device), shown.advance)
+        outputs = collect_outputs(averaged, loader, device, shown.advance)
     finally:
         shown.stop()
     return score(outputs, images, temperature=card.temperature, keep_logits=keep_logits)

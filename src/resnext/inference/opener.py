@@ -11,6 +11,7 @@ from resnext.errors import CheckpointError, InputError
 from resnext.inference.optimized import Optimized
 from resnext.inference.plan import find_plan, plan_path
 from resnext.inference.runner import Runner
+from resnext.system.allocator import keep_freed_memory
 from resnext.system.progress import reporter
 from resnext.weights.header import read_header
 
@@ -85,6 +86,7 @@ def open_model(
     from resnext.system.device import pick_device
 
     place = pick_device(device)
+    keep_freed_memory()
     network = _load(model, progress) if isinstance(model, str | Path) else model
     return network.to(place).eval()
 

@@ -32,6 +32,7 @@ from resnext.inference.plan import (
 from resnext.inference.search import Examples, Search
 from resnext.network import ResNeXt
 from resnext.summary import default_size
+from resnext.system.allocator import keep_freed_memory
 from resnext.system.device import check_precision, hardware, pick_device
 from resnext.system.progress import Reporter, reporter
 from resnext.weights.load import load_classifier
@@ -111,6 +112,7 @@ def optimize(
         if data is None:
             raise InputError("max_loss needs labelled images to measure accuracy on: give data.")
     torch_device = pick_device(device)
+    keep_freed_memory()
     check_precision(precision, torch_device)
     if engine != "auto":
         ENGINES[engine].check_precision(precision, torch_device.type)

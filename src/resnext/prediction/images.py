@@ -61,7 +61,7 @@ def predict(
     images: Picture | Sequence[Picture],
     *,
     top: int = 1,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str = "auto",
     plan: bool = True,
     progress: bool = False,
@@ -74,7 +74,7 @@ def predict(
         images: A file, a folder (searched for images at any depth), a Pillow image, an array
             `(h, w)` or `(h, w, 3)` of 8-bit values, or a sequence of these.
         top: Number of classes to report for each image.
-        batch_size: Images per batch.
+        batch_size: Images per batch; None for the runner's own.
         device: "auto", or a torch device.
         plan: Whether to use the plan that `resnext optimize` saved next to a model file.
         progress: Whether to show progress on standard error.
@@ -87,19 +87,20 @@ def predict(
         DataError: An image cannot be read, or no images are given.
         InputError: The model has no card with labels, or an argument is out of range.
     """
-    at_least("batch_size", batch_size, 1, error=InputError)
+    if batch_size is not None:
+        at_least("batch_size", batch_size, 1, error=InputError)
     named = expand_images(images)
-    batch = min(batch_size, len(named))
+    expected = min(batch_size or 64, len(named))
     with evaluation_mode(model):
-        runner = open_runner(model, device=device, batch=batch, plan=plan, progress=progress)
-        card = card_of(runner)
+        runner = open_runner(model, device=device, batch=expected, plan=plan, progress=progress)
+        card, batch = card_of(runner), batch_size or runner.batch
         check_top(top, card)
         predictions: list[Prediction] = []
         shown = reporter(progress)
         shown.start("Predicting", len(named))
         try:
-            for start in range(0, len(named), batch_size):
-                names, pictures = zip(*named[start : start + batch_size], strict=True)
+            for start in range(0, len(named), batch):
+                names, pictures = zip(*named[start : start + batch], strict=True)
                 x = np.stack([to_pixels(picture, card.preprocessing) for picture in pictures])
                 predictions += rank(names, runner.pixels(x)[0], card, top)
                 shown.advance(len(names))

@@ -1,5 +1,6 @@
 """The machine and its files, independent of networks.
 
+allocator.py keep freed memory for the next batch
 atomic.py    files that are written completely or not at all
 cache.py     the cache folder
 cpu.py       CPU name and core count

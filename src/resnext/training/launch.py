@@ -22,6 +22,7 @@ from resnext.data.workers import check_workers, refuse_in_new_process, shared_me
 from resnext.errors import CheckpointError, InputError
 from resnext.evaluation.metrics import Evaluation
 from resnext.network import ResNeXt
+from resnext.system.allocator import keep_freed_memory
 from resnext.system.device import pick_device, pick_precision
 from resnext.system.progress import reporter
 from resnext.training.checkpoint import Checkpoint, latest_checkpoint
@@ -297,6 +298,7 @@ def _validate_arguments(request: Request, group: ProcessGroup) -> torch.device:
         if "epochs" in request.changes:
             raise InputError("Give minutes or epochs, not both: minutes decides the epochs.")
     device = pick_device(request.device)
+    keep_freed_memory()
     if group.world > 1 and device.type == "cuda":  # each process has its own GPU
         device = torch.device("cuda", group.local)
         torch.cuda.set_device(device)

@@ -395,7 +395,7 @@ def test_an_unmodified_network(network: ResNeXt) -> None:
         both = network(x).numpy(), network.embed(x).numpy()
     plain = TorchRunner(network)
     agree(plain.pixels(values), both, slice(None))
-    assert (plain.card, plain.config, plain.batch) == (network.card, CONFIG, 64)
+    assert (plain.card, plain.config, plain.batch) == (network.card, CONFIG, 16)
 
 
 def test_evaluation_mode_is_for_a_while(network: ResNeXt) -> None:

@@ -166,20 +166,24 @@ def weights_digest(network: ResNeXt) -> str:
 
 
 class TorchRunner:
-    """An unmodified network as a runner.
+    """An unmodified network as a runner, in the fastest layout and batch size of its device.
 
     Args:
         network: A network in evaluation mode, on the device to run on.
     """
 
-    batch = 64
-
     def __init__(self, network: ResNeXt) -> None:
+        from resnext.system.device import inference_batch
+
         self.card: Card = card_of(network)
+        device = network.fc.weight.device
+        self.batch = inference_batch(device)
         self.config: ResNeXtConfig = network.config
         dtype = network.fc.weight.dtype
         self._network = network
-        self._session = TorchSession(network, dtype, self.card.preprocessing, channels_last=False)
+        self._session = TorchSession(
+            network, dtype, self.card.preprocessing, channels_last=device.type == "cpu"
+        )
 
     @property
     def fingerprint(self) -> str:
