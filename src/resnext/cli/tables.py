@@ -12,6 +12,7 @@ from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from resnext.evaluation.metrics import Evaluation
+    from resnext.explanation import Explanation
     from resnext.prediction.images import Prediction
     from resnext.summary import Summary
     from resnext.weights.catalog import CatalogEntry
@@ -116,6 +117,28 @@ def predictions_table(predictions: Sequence[Prediction]) -> Table:
             name = "" if i else plain(prediction.name)
             mark = " ?" if i == 0 and not prediction.sure else ""
             table.add_row(name, plain(label) + mark, f"{probability:.2%}")
+    return table
+
+
+def explanations_table(explanations: Sequence[Explanation]) -> Table:
+    """What each explained number is made of, and whether its map passed the check."""
+    from resnext.explanation.deletion import RANDOM_MAPS
+    from resnext.explanation.sheet import signed, title
+
+    numbers = ("Probability", "For", "Against", "Bias", "Sum", "Off by", "Check")
+    table = _table(Column("Image", overflow="fold"), "Class", *_right(*numbers))
+    for one in explanations:
+        error, check = one.completeness_error, one.check
+        adds_up = error is not None
+        table.add_row(
+            plain(one.name),
+            plain(title(one)),
+            f"{one.probability:.2%}",
+            *(signed(x) for x in (one.evidence_for, one.evidence_against)),
+            *(signed(x) if adds_up else "–" for x in (one.bias, one.score)),
+            f"{error:.0e}" if adds_up else "–",
+            "–" if check is None else f"{'' if check.passed else '! '}{check.beaten}/{RANDOM_MAPS}",
+        )
     return table
 
 

@@ -12,6 +12,7 @@ from resnext.inference.optimized import Optimized
 from resnext.inference.plan import find_plan, plan_path
 from resnext.inference.runner import Runner
 from resnext.system.progress import reporter
+from resnext.weights.classifier import read_classifier
 from resnext.weights.header import read_header
 
 if TYPE_CHECKING:
@@ -131,7 +132,14 @@ def open_planned(source: str | Path, device: str, batch: int, progress: bool) ->
     except CheckpointError:  # a file of another library
         network = _load(file, progress)
         return Optimized(plan, network.card, network.config, lambda: network, device)
-    return Optimized(plan, card, config, lambda: _load(file, progress), device)
+    return Optimized(
+        plan,
+        card,
+        config,
+        lambda: _load(file, progress),
+        device,
+        classifier=lambda: read_classifier(file),
+    )
 
 
 def _load(source: str | Path, progress: bool) -> ResNeXt:

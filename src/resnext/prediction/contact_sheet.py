@@ -54,7 +54,9 @@ def draw_sheet(
         below = top + _SIDE + 8
         right = left + _SIDE - draw.textlength(percent, font=small)
         draw.text((right, below + 6), percent, _FAINT, font=small)
-        draw.text((left, below), _fit(draw, prediction.label, right - left - 8, large), _INK, large)
+        draw.text(
+            (left, below), fit_text(draw, prediction.label, right - left - 8, large), _INK, large
+        )
         bar = below + 34
         draw.rectangle((left, bar, left + _SIDE - 1, bar + 4), fill="#e8ebf1")
         filled = left + round(probability * (_SIDE - 1))
@@ -84,7 +86,7 @@ def _thumbnail(image: Image.Image) -> Image.Image:
     return square.resize((_SIDE, _SIDE), filter_)
 
 
-def _fit(
+def fit_text(
     draw: ImageDraw.ImageDraw,
     text: str,
     width: float,
