@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from resnext.cli.checkpoints import catalog, convert, doctor, push
 from resnext.cli.classify import evaluate, predict
+from resnext.cli.compare import compare
 from resnext.cli.explain import explain
 from resnext.cli.info import info
 from resnext.cli.options import Flag, complete_optional
@@ -41,6 +42,7 @@ for _command in (
     train,
     distill,
     evaluate,
+    compare,
     predict,
     explain,
     optimize,

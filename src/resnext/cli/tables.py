@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 if TYPE_CHECKING:
+    from resnext.evaluation.comparison import Comparison
     from resnext.evaluation.metrics import Evaluation
     from resnext.explanation import Explanation
     from resnext.prediction.images import Prediction
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _ALL_CLASSES = 40  # with more classes, only the worst are printed
 _WORST_CLASSES = 20
+_FLIPS = 10  # flipped images that are printed
 _NARROW = 90  # in a terminal with fewer columns, the catalog omits one
 
 
@@ -106,6 +108,59 @@ def _classes_table(result: Evaluation) -> tuple[Table, int]:
         numbers = ["–" if math.isnan(x) else f"{x:.1%}" for x in scores[i]]
         table.add_row(plain(result.labels[i]), f"{confusion[i].sum():,}", *numbers, other)
     return table, len(shown)
+
+
+def print_comparison(result: Comparison, megabytes: Sequence[float | None]) -> None:
+    """Print both models side by side, the classes and images that changed, and McNemar's test."""
+    console = Console()
+    a, b = result.a, result.b
+    both = _table("", *_right("A", "B", "Change"))
+    low, high = result.loss_interval
+    both.add_row(
+        "Accuracy",
+        f"{a.accuracy:.2%}",
+        f"{b.accuracy:.2%}",
+        f"{-result.loss:+.2f} points ({-high:+.2f} to {-low:+.2f})",
+    )
+    both.add_row(
+        "Calibration error", f"{a.ece:.2%}", f"{b.ece:.2%}", f"{100 * (b.ece - a.ece):+.2f}"
+    )
+    both.add_row("Negative log-likelihood", f"{a.nll:.4f}", f"{b.nll:.4f}", f"{b.nll - a.nll:+.4f}")
+    if result.speeds is not None:
+        first, second = result.speeds
+        both.add_row("Images/s", f"{first:,.0f}", f"{second:,.0f}", f"× {second / first:.2f}")
+    sizes = ["–" if size is None else f"{size:,.1f} MB" for size in megabytes]
+    old, new = megabytes
+    both.add_row("File", *sizes, f"× {new / old:.2f}" if old and new else "")
+    console.print(both, highlight=False)
+    changed = [row for row in result.classes() if row.recall_a != row.recall_b]
+    if changed:
+        classes = _table("Class", *_right("Images", "Recall A", "Recall B", "Change"))
+        for row in changed[:_WORST_CLASSES]:
+            recalls = row.recall_a, row.recall_b
+            change = f"{100 * (row.recall_b - row.recall_a):+.1f}"
+            cells = (*(f"{recall:.1%}" for recall in recalls), change)
+            classes.add_row(plain(row.label), f"{row.images:,}", *cells)
+        console.print("\nClasses whose recall changed, the worst first", style="bold")
+        console.print(classes, highlight=False)
+    flips = result.flips()
+    if flips:
+        images = _table(Column("Image", overflow="fold"), "Actual", "A", "B")
+        for flip in flips[:_FLIPS]:
+            answers = (
+                f"{plain(label)} {sure:.0%}"
+                for label, sure in (
+                    (flip.label_a, flip.confidence_a),
+                    (flip.label_b, flip.confidence_b),
+                )
+            )
+            images.add_row(plain(flip.name), plain(flip.actual), *answers)
+        console.print(f"\n{len(flips):,} images got another class, lost ones first", style="bold")
+        console.print(images, highlight=False)
+    print(
+        f"\nOnly A is right on {result.only_a:,} images, only B on {result.only_b:,}; "
+        f"p = {result.p:.2g} (McNemar's exact test)"
+    )
 
 
 def predictions_table(predictions: Sequence[Prediction]) -> Table:

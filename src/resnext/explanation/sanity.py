@@ -51,7 +51,7 @@ def check_by_randomizing(network: ResNeXt, compute: Callable[[ResNeXt], Map]) ->
         compute: Computes the map of a network.
     """
     original = compute(network)
-    layers = [name for name, module in network.named_children() if any(module.parameters())][::-1]
+    layers = [name for name, module in network.named_children() if [*module.parameters()]][::-1]
     similarity = np.zeros(len(layers))
     with torch.random.fork_rng(devices=[]):
         for seed in range(_SEEDS):

@@ -97,4 +97,4 @@ def verdict(explanation: Explanation) -> str:
 
 def signed(value: float) -> str:
     """A number with its sign and two decimals."""
-    return f"{value:+.2f}".replace("-", "−")
+    return f"{value:+.2f}" if abs(value) >= 0.005 else "0.00"
