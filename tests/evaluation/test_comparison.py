@@ -138,7 +138,8 @@ def test_the_command(
     assert (content["worse"], content["loss"], len(content["flips"])) == (True, 50.0, 12)
     assert {flip["effect"] for flip in content["flips"]} == {"lost"}
     assert min(content["images_per_second"]) > 0
-    assert Image.open(sheet).size[0] == 5 * 188 + 20
+    with Image.open(sheet) as picture:
+        assert picture.width == 5 * 188 + 20
     code, out, _ = run_cli(capsys, monkeypatch, *given[:6], "--max-loss", 60)
     assert (code, "B is not worse than A" in out) == (0, True)
     code, out, _ = run_cli(capsys, monkeypatch, "compare", bad, good, photos, "--device", "cpu")

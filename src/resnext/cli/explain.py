@@ -54,7 +54,7 @@ def explain(
         how: map (exact), occlusion (slow), layercam, or ig (integrated gradients).
         stage: Show the feature map of this stage; earlier stages are finer, and shown by layercam.
         fine: Give the network the image at twice the size, for a finer map.
-        check: Check each map by hiding what it points at, which takes 85 predictions.
+        check: Check each map by hiding what it points at, which takes 106 predictions.
         sanity: Also randomize the layers of the network from the top: the map must get lost.
         html: Write a page instead of a picture.
         out: File to write (.png or .html). Default: explanation.png, or explanation.html.

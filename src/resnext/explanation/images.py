@@ -67,7 +67,7 @@ def explain(
         fine: Give the network the image at twice the size, for a map of twice the resolution. The
             prediction then is the one at that size. Runs in torch, without a plan.
         gamma: Weight of the other class: 0 explains the class alone, 1 the difference of logits.
-        check: Whether to check the map by hiding what it points at, which takes 85 predictions.
+        check: Whether to check the map by hiding what it points at, which takes 106 predictions.
         device: "auto", or a torch device.
         plan: Whether to use the plan that `resnext optimize` saved next to a model file.
 

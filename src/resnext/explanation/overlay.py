@@ -14,7 +14,6 @@ FOR, AGAINST = "#e66100", "#2166f0"
 
 _OUTLINE = "#ffffff", "#16181d"  # dashes of both show on every image
 _STRONGEST = 0.85  # opacity of the largest value
-_KEPT_COLOUR = 0.25  # of the image's own colours, so that they are not mistaken for evidence
 
 
 def draw_overlay(
@@ -69,11 +68,10 @@ def _resized(values: Float32[np.ndarray, "h w"], w: int, h: int) -> Float[np.nda
 
 
 def _blended(base: Float[np.ndarray, "h w 3"], strength: Float[np.ndarray, "h w"]) -> np.ndarray:
-    grey = base @ np.array([0.299, 0.587, 0.114])
-    pale = _KEPT_COLOUR * base + (1 - _KEPT_COLOUR) * grey[..., None]
+    grey = (base @ np.array([0.299, 0.587, 0.114]))[..., None]  # no colour but the evidence
     opacity = (_STRONGEST * np.abs(strength))[..., None]
     colour = np.where((strength > 0)[..., None], _rgb(FOR), _rgb(AGAINST))
-    return (1 - opacity) * pale + opacity * colour
+    return (1 - opacity) * grey + opacity * colour
 
 
 def _rgb(colour: str) -> Float[np.ndarray, " 3"]:

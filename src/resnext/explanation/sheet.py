@@ -12,7 +12,7 @@ from resnext.explanation.explanation import Explanation
 from resnext.explanation.overlay import AGAINST, FOR, enlarged
 from resnext.prediction.contact_sheet import fit_text
 
-_SIDE, _GAP, _TEXT = 240, 20, 84  # pixels: an image, the space around it, the text below
+_SIDE, _GAP, _BETWEEN, _TEXT = 240, 20, 8, 78  # pixels: image, gaps, text below
 _PAPER, _INK, _FAINT, _WARNING = "#ffffff", "#1d2330", "#5f6775", "#b3261e"
 
 
@@ -29,23 +29,27 @@ def draw_explanations(explanations: Sequence[Explanation], *, columns: int = 2) 
     if not explanations:
         raise DataError("A picture needs at least one explanation.")
     columns = min(columns, len(explanations))
-    rows = -(-len(explanations) // columns)
-    cell_w, cell_h = 2 * _SIDE + 8, _SIDE + _TEXT
-    width, height = columns * (cell_w + _GAP) + _GAP, rows * (cell_h + _GAP) + _GAP
-    sheet = Image.new("RGB", (width, height), _PAPER)
-    for i, explanation in enumerate(explanations):
-        place = _GAP + i % columns * (cell_w + _GAP), _GAP + i // columns * (cell_h + _GAP)
-        _draw(sheet, explanation, *place)
+    rows = [explanations[i : i + columns] for i in range(0, len(explanations), columns)]
+    heights = [max(enlarged(one.image, _SIDE).height for one in row) for row in rows]
+    cell_w = 2 * _SIDE + _BETWEEN
+    height = sum(heights) + len(rows) * (_TEXT + _GAP) + _GAP
+    sheet = Image.new("RGB", (columns * (cell_w + _GAP) + _GAP, height), _PAPER)
+    top = _GAP
+    for row, tallest in zip(rows, heights, strict=True):
+        for i, explanation in enumerate(row):
+            _draw(sheet, explanation, _GAP + i * (cell_w + _GAP), top, tallest)
+        top += tallest + _TEXT + _GAP
     return sheet
 
 
-def _draw(sheet: Image.Image, explanation: Explanation, left: int, top: int) -> None:
+def _draw(sheet: Image.Image, explanation: Explanation, left: int, top: int, tallest: int) -> None:
+    """Draw one explanation; its text begins below the tallest image of the row."""
     for i, picture in enumerate((enlarged(explanation.image, _SIDE), explanation.overlay(_SIDE))):
-        corner = left + i * (_SIDE + 8) + (_SIDE - picture.width) // 2
-        sheet.paste(picture, (corner, top + (_SIDE - picture.height) // 2))
+        corner = left + i * (_SIDE + _BETWEEN) + (_SIDE - picture.width) // 2
+        sheet.paste(picture, (corner, top + (tallest - picture.height) // 2))
     draw = ImageDraw.Draw(sheet)
     large, small = ImageFont.load_default(20), ImageFont.load_default(14)
-    right, below = left + 2 * _SIDE + 8, top + _SIDE + 6
+    right, below = left + 2 * _SIDE + _BETWEEN, top + tallest + 6
     percent = f"{explanation.probability:.1%}"
     edge = right - draw.textlength(percent, font=large)
     draw.text((edge, below), percent, _FAINT, font=large)
