@@ -114,7 +114,7 @@ def test_page() -> None:
 
 def test_sheet() -> None:
     """One cell for each, and none is refused."""
-    assert draw_explanations([explanation()] * 3).size == (2 * 508 + 20, 2 * 344 + 20)
+    assert draw_explanations([explanation()] * 3).size == (2 * 508 + 20, 2 * 278 + 20)
     with pytest.raises(DataError):
         draw_explanations([])
 
@@ -131,7 +131,7 @@ def test_the_command(
     given = ("explain", "pets.safetensors", "0.png", "1.png")
     code, out, _ = run_cli(capsys, monkeypatch, *given, "--class", "cat", "--json", "n.json")
     assert code == 0
-    assert "explanation.png: 2 images with their maps" in out
+    assert "explanation.png: 2 images with maps" in out
     with Image.open("explanation.png") as picture:
         assert picture.width == 2 * 508 + 20
     content = json.loads(Path("n.json").read_text())["explanations"]
@@ -150,6 +150,12 @@ def test_the_command(
     code, out, _ = run_cli(capsys, monkeypatch, *given, *more)
     assert (code, "layers randomized" in out) == (0, True)
     assert json.loads(Path("n.json").read_text())["explanations"][0]["against"] == "dog"
-    for wrong in (("--against", "cow"), ("--limit", "0"), ("--stage", "4"), ("--out", "no/x.png")):
+    for wrong in (
+        ("--against", "cow"),
+        ("--limit", "0"),
+        ("--stage", "4"),
+        ("--out", "no/x.png"),
+        ("--out", "x.foo"),
+    ):
         code, _, err = run_cli(capsys, monkeypatch, *given, *wrong)
         assert (code, err.count("\n")) == (2, 1), wrong

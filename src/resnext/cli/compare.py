@@ -53,6 +53,10 @@ def compare(
     from resnext.cli.tables import print_comparison
     from resnext.evaluation.classification import compare
 
+    if sheet is not None:
+        from resnext.prediction.contact_sheet import check_sheet_path
+
+        check_sheet_path(sheet)
     result = compare(
         a,
         b,

@@ -67,6 +67,7 @@ def explain(
         raise ResNeXtError(f"--limit must be at least 1, not {limit}.")
     check_json_path(json)
     out = out or Path("explanation.html" if html else "explanation.png")
+    as_page = html or out.suffix == ".html"
     check_json_path(out)
     from rich.console import Console
 
@@ -76,11 +77,14 @@ def explain(
     from resnext.explanation.page import explanation_page
     from resnext.explanation.sheet import draw_explanations
     from resnext.inference.opener import open_runner
-    from resnext.prediction.contact_sheet import save_sheet
+    from resnext.prediction.contact_sheet import check_sheet_path, save_sheet
     from resnext.prediction.images import expand_images, held_out_images
     from resnext.system.atomic import write_bytes_atomically
     from resnext.system.progress import reporter
+    from resnext.system.text import counted
 
+    if not as_page:
+        check_sheet_path(out)
     built_in = len(images) == 1 and images[0] in BUILT_IN
     named = [] if built_in else expand_images(images)[:limit]
     in_torch = fine or sanity or how in ("layercam", "ig") or stage is not None
@@ -106,11 +110,11 @@ def explain(
         shown.stop()
     Console().print(explanations_table(done))
     _print_checks(done, checks)
-    if html or out.suffix == ".html":
+    if as_page:
         write_bytes_atomically(out, explanation_page(done, Path(file).name).encode())
     else:
         save_sheet(draw_explanations(done), out)
-    print(f"{out}: {len(done):,} images with their maps")
+    print(f"{out}: {counted(len(done), 'image')} with maps")
     if json is not None:
         write_json(json, {"explanations": [one.to_dict() for one in done]})
         print(f"{json}: all numbers")
@@ -119,18 +123,18 @@ def explain(
 def _print_checks(done: Sequence[Explanation], checks: Sequence[SanityCheck]) -> None:
     """Print what the self-checks found."""
     from resnext.cli.tables import plain
+    from resnext.system.text import counted
 
     if doubtful := sum(one.reliable is False for one in done):
         print(
-            f"{doubtful:,} of {len(done):,} maps are not reliable here: hiding what they point at "
-            f"is not worse than hiding random places"
+            f"Not reliable here: {doubtful:,} of {counted(len(done), 'map')}. Hiding what they "
+            f"point at lowers the logit no more than hiding random places"
         )
     for one, check in zip(done, checks, strict=False):
-        verdict = "the map got lost" if check.passed else "THE MAP STAYED, so it explains nothing"
         steps = ", ".join(
             f"{name} {x:.2f}" for name, x in zip(check.layers, check.similarity, strict=True)
         )
         print(
-            f"{plain(one.name)}: layers randomized from the top, {verdict}. Similarity after "
+            f"{plain(one.name)}: layers randomized from the top, {check.verdict}. Similarity after "
             f"{steps}; random maps reach {check.chance:.2f}"
         )

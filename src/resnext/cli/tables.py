@@ -120,7 +120,7 @@ def print_comparison(result: Comparison, megabytes: Sequence[float | None]) -> N
         "Accuracy",
         f"{a.accuracy:.2%}",
         f"{b.accuracy:.2%}",
-        f"{-result.loss:+.2f} points ({-high:+.2f} to {-low:+.2f})",
+        f"{0 - result.loss:+.2f} points ({0 - high:+.2f} to {0 - low:+.2f})",
     )
     both.add_row(
         "Calibration error", f"{a.ece:.2%}", f"{b.ece:.2%}", f"{100 * (b.ece - a.ece):+.2f}"

@@ -92,7 +92,7 @@ def class_index(wanted: str | int, labels: tuple[str, ...]) -> int:
             raise InputError(f"Classes {numbers} are both called {wanted}. Give a number.")
         if wanted.isdecimal() and int(wanted) < len(labels):
             return int(wanted)
-        near = get_close_matches(wanted, labels, 1)
+        near = [] if wanted.isdecimal() else get_close_matches(wanted, labels, 1)
         hint = f"Did you mean {near[0]}?" if near else f"It has {_some(labels)}."
         raise InputError(f"The model has no class {brief(wanted)}. {hint}")
     if type(wanted) is not int or not 0 <= wanted < len(labels):

@@ -50,7 +50,7 @@ class Explanation:
         how: The method: "map", "occlusion", "layercam" or "ig".
         stage: The stage whose feature map is shown; 0 for methods that show pixels.
         target: The classes by number, and the weight of the other one.
-        image: The whole image, at most 1,024 pixels on its longer side.
+        image: The whole image, at most 640 pixels on its longer side.
         crop: Left, top, right and bottom of the part that the network saw, as fractions of the
             image's width and height. Parts outside the image are black to the network.
         check: Result of hiding what the map points at; None if it was not asked for.

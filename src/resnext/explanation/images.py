@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from resnext.network import ResNeXt
 
 Method = Literal["map", "occlusion", "layercam", "ig"]
-_KEPT_SIDE = 1024  # pixels of the image that an explanation keeps
+_KEPT_SIDE = 640  # pixels of the image that an explanation keeps
 _BATCH = 16  # altered copies of the image at a time
 
 

@@ -36,15 +36,13 @@ def explanation_page(explanations: Sequence[Explanation], model: str) -> str:
     )
 
 
-_REST = "The dashed frame is what the network saw."
 _READING = {
-    "map": "<b>Exact class map.</b> The values of all places and the bias add up to the logit. "
-    f"{_REST}",
+    "map": "<b>Exact class map.</b> The values of all places and the bias add up to the logit.",
     "ig": "<b>Integrated gradients.</b> The values of all pixels add up to the change of the logit "
-    f"from an image of the mean colour. {_REST}",
+    "from an image of the mean colour.",
     "occlusion": "<b>Occlusion.</b> Colours show by how much the logit changes if the place is "
-    f"hidden. {_REST}",
-    "layercam": f"<b>LayerCAM.</b> Features times positive gradients; it has no unit. {_REST}",
+    "hidden.",
+    "layercam": "<b>LayerCAM.</b> Features times positive gradients; it has no unit.",
 }
 
 
@@ -57,7 +55,7 @@ def _card(explanation: Explanation) -> str:
     if explanation.label != explanation.predicted:
         facts.append(f"predicted is {explanation.predicted}")
     if explanation.completeness_error is not None:
-        facts.append(f"adds up to {explanation.completeness_error:.0e}")
+        facts.append(f"sum off by {explanation.completeness_error:.0e}")
     h, w = explanation.map.shape
     facts.append(f"{w}×{h} places")
     check = ""
@@ -96,8 +94,9 @@ def _curve(explanation: Explanation) -> str:
         '<svg viewBox="0 0 388 64" role="img" aria-label="The explained number while up to half of '
         f'the image is hidden"><polyline class="random" points="{line(check.random)}"/>'
         f'<polyline class="own" points="{line(check.curve)}"/></svg>'
-        '<p class="key"><span><i class="own"></i>hidden where the map is strongest</span>'
-        '<span><i class="random"></i>hidden at random</span></p>'
+        '<p class="key"><span>Up to half of the image hidden:</span>'
+        '<span><i class="own"></i>where the map is strongest</span>'
+        '<span><i class="random"></i>at random</span></p>'
     )
 
 

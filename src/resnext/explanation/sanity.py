@@ -20,6 +20,7 @@ from resnext.network import ResNeXt
 Map = np.ndarray
 _SEEDS = 3  # random networks that are averaged
 _RANDOM_MAPS = 200
+_LARGEST_CHANCE = 0.8
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,21 @@ class SanityCheck:
     chance: float
 
     @property
+    def conclusive(self) -> bool:
+        """Whether the map has enough places: of a few, random maps are similar too."""
+        return self.chance <= _LARGEST_CHANCE
+
+    @property
     def passed(self) -> bool:
         """Whether the map is lost: no more similar than random maps are once all is random."""
-        return self.similarity[-1] <= self.chance
+        return self.conclusive and self.similarity[-1] <= self.chance
+
+    @property
+    def verdict(self) -> str:
+        """The result in a few words."""
+        if not self.conclusive:
+            return "the map has too few places to tell"
+        return "the map got lost" if self.passed else "the map stayed, so it explains nothing"
 
 
 def check_by_randomizing(network: ResNeXt, compute: Callable[[ResNeXt], Map]) -> SanityCheck:

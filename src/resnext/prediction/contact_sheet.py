@@ -114,6 +114,18 @@ def draw_flips(
     return sheet
 
 
+def check_sheet_path(path: str | Path) -> None:
+    """Refuse a file that could not be written, before any work is done.
+
+    Raises:
+        DataError: The suffix is not that of an image format that Pillow writes.
+    """
+    Image.init()
+    suffix = Path(path).suffix.lower()
+    if Image.registered_extensions().get(suffix) not in Image.SAVE:
+        raise DataError(f"{path} must end with the suffix of an image format, such as .png.")
+
+
 def save_sheet(sheet: Image.Image, path: str | Path) -> None:
     """Write a contact sheet to an image file; the suffix decides the format.
 
