@@ -1487,7 +1487,7 @@ OPTIONS = {  # choices stand behind a colon
     "--plan,--no-plan",
     "predict": "FILE IMAGES --top --out,-o --embeddings --sheet --limit --batch-size --workers "
     "--device --plan,--no-plan --ray --overwrite",
-    "explain": "FILE IMAGES --class --against --how:map|occlusion|layercam|ig --stage --fine "
+    "explain": "FILE IMAGES --class --against --how --stage --fine "
     "--check,--no-check --sanity --html --out,-o --json --limit --device --plan,--no-plan",
     "optimize": "FILE --precision:auto|fp32|bf16|fp16|int8 "
     "--engine:auto|torch|compile|tensorrt|onnxruntime|openvino --batch-size,-b --data --max-loss "

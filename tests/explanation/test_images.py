@@ -33,7 +33,7 @@ from resnext.data.transforms import normalized
 from resnext.errors import DataError, InputError
 from resnext.explanation.images import crop_box
 from resnext.inference import open_runner
-from resnext.inference.engines.base import EngineConfig
+from resnext.inference.engines.base import Engine, EngineConfig
 from resnext.inference.engines.builder import EngineBuilder
 from resnext.inference.engines.quantization import quantize
 from resnext.summary import summarize
@@ -316,6 +316,44 @@ def test_wrong_arguments(network: ResNeXt, options: dict[str, Any], message: str
     """Each says what was wanted, in one line."""
     with pytest.raises(InputError, match=message.replace("?", r"\?")):
         explain(network, photo(), **options)
+
+
+def test_classes_by_number(network: ResNeXt) -> None:
+    """`argmax` gives NumPy's integers."""
+    names = [explain(network, photo(), label=x).label for x in (2, np.int64(2), "2", "cat")]
+    assert names == ["cat"] * 4
+    twins = tiny_network(CONFIG, replace(CARD, labels=("crane", "bee", "crane", "dog")))
+    with pytest.raises(InputError, match="Classes 0 and 2 are both called crane. Give a number"):
+        explain(twins, photo(), label="crane")
+    assert explain(twins, photo(), label=2).target.label == 2
+
+
+def test_logits_that_are_not_finite(network: ResNeXt) -> None:
+    """A picture of NaN would look like a picture without evidence."""
+    broken = tiny_network(CONFIG, CARD)
+    broken.fc.bias.data[1] = float("nan")
+    with pytest.raises(InputError, match="contain NaN or infinity"):
+        explain(broken, photo())
+
+
+def test_an_engine_without_maps() -> None:
+    """Engines that users wrote for an earlier version still predict, and say what to do."""
+
+    class Bare(Engine):
+        name, title, package, install_hint = "bare", "Bare", "numpy", "numpy"
+
+        def precisions(self, device: str) -> tuple[str, ...]:
+            return ("fp32",)
+
+        def build(self, source: Any, form: EngineConfig, kind: Any) -> Any:
+            raise NotImplementedError
+
+    for call in (
+        lambda: Bare().build_maps(None, EngineConfig("bare"), "pixels"),  # pyright: ignore
+        lambda: Bare().open_maps(Path(), EngineConfig("bare")),
+    ):
+        with pytest.raises(InputError, match="Bare returns no feature maps.*--no-plan"):
+            call()
 
 
 def test_pictures_that_cannot_be_explained(network: ResNeXt, tmp_path: Path) -> None:

@@ -95,11 +95,12 @@ def class_index(wanted: str | int, labels: tuple[str, ...]) -> int:
         near = [] if wanted.isdecimal() else get_close_matches(wanted, labels, 1)
         hint = f"Did you mean {near[0]}?" if near else f"It has {_some(labels)}."
         raise InputError(f"The model has no class {brief(wanted)}. {hint}")
-    if type(wanted) is not int or not 0 <= wanted < len(labels):
+    number = isinstance(wanted, int | np.integer) and not isinstance(wanted, bool)
+    if not number or not 0 <= wanted < len(labels):
         raise InputError(
             f"A class must be a name or a number from 0 to {len(labels) - 1}, not {brief(wanted)}."
         )
-    return wanted
+    return int(wanted)
 
 
 def _some(labels: tuple[str, ...]) -> str:

@@ -74,7 +74,8 @@ def explain(
     Raises:
         CheckpointError: The file holds no usable model.
         DataError: The image cannot be read.
-        InputError: The model has no labels, a class is unknown, or an argument is out of range.
+        InputError: The model has no labels, a class is unknown, an argument is out of range, or the
+            logits are not finite.
     """
     _check_method(how, stage)
     if not is_finite(gamma) or not 0 <= gamma <= 1:
@@ -91,6 +92,11 @@ def explain(
         whole = decode(image, "L" if preprocessing.colour == "L" else "RGB")
         x = to_pixels(whole, preprocessing)
         logits, features = _outputs(runner, x, how)
+        if not np.isfinite(logits).all():
+            raise InputError(
+                "The logits of this image contain NaN or infinity, which nothing can explain. "
+                "resnext doctor checks the weights."
+            )
         target = choose_target(logits, card, label, against, gamma)
         values, bias = _map(runner, x, features, preprocessing, target, how, stage)
         checked = None
