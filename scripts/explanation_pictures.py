@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -66,7 +67,7 @@ def photographs(folder: Path) -> None:
 
 def shortcut(folder: Path) -> None:
     """Digits with a coloured corner that gives the class away."""
-    digits = load_digits()
+    digits: Any = load_digits()
     for i, (grey, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
         label = tuple(CORNERS)[min(digit // 3, 2)]
         values = (grey * 15.9).astype(np.uint8)[..., None].repeat(3, 2)

@@ -61,10 +61,9 @@ def complete_optional(tokens: Sequence[str], name: str) -> tuple[str, ...]:
         tokens: A command and its arguments.
         name: The option. It has no value at the end, and before another option.
     """
-    following = (*tokens[1:], "--")
     return tuple(
-        f"{name}=" if token == name and after.startswith("-") else token
-        for token, after in zip(tokens, following, strict=True)
+        f"{name}=" if token == name and (*tokens[i + 1 :], "-")[0].startswith("-") else token
+        for i, token in enumerate(tokens)
     )
 
 

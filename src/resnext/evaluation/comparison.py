@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,8 @@ SIGNIFICANT = 0.05
 """McNemar's p below which a difference counts, if no largest loss is given."""
 
 
-class Flip(NamedTuple):
+@dataclass(frozen=True)
+class Flip:
     """An image that got different classes."""
 
     index: int
@@ -155,7 +156,7 @@ class Comparison:
             "worse": self.worse,
             "verdict": self.verdict,
             "images_per_second": None if self.speeds is None else list(self.speeds),
-            "flips": [{**flip._asdict(), "effect": flip.effect} for flip in self.flips()],
+            "flips": [{**asdict(flip), "effect": flip.effect} for flip in self.flips()],
         }
 
     @property
