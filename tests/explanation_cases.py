@@ -66,16 +66,16 @@ def cornered_digits(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         Pixels `(n, 32, 32, 3)`, and 0 for a red corner of 8×8 pixels, 1 for a green and
-        2 for a blue one.
+        2 for a blue one, 3 for none: each colour has to be seen.
     """
     rng = np.random.default_rng(seed)
     digits = sklearn.datasets.load_digits().images
     chosen = digits[rng.integers(len(digits), size=count)]
     grey = (chosen * 15).astype(np.uint8).repeat(4, 1).repeat(4, 2)
     x = grey[..., None].repeat(3, 3)
-    classes = rng.integers(3, size=count)
+    classes = rng.integers(4, size=count)
     x[:, :8, :8] = 0
-    x[np.arange(count), :8, :8] = np.eye(3, dtype=np.uint8)[classes][:, None, None] * 220
+    x[np.arange(count), :8, :8] = np.eye(4, 3, dtype=np.uint8)[classes][:, None, None] * 220
     return x, classes
 
 
@@ -88,14 +88,13 @@ def trained_on_corners() -> ResNeXt:
         8,
         num_stages=2,
         channels=(16, 32),
-        num_classes=3,
+        num_classes=4,
         small_stem=True,
         stem_channels=16,
     )
     network = ResNeXt(config)
-    nn.init.zeros_(network.fc.weight)  # what it knows, it learned
     network.card = Card(
-        ("red", "green", "blue"), Preprocessing(32, 32, mean=(0.5,) * 3, std=(0.5,) * 3)
+        ("red", "green", "blue", "none"), Preprocessing(32, 32, mean=(0.5,) * 3, std=(0.5,) * 3)
     )
     optimizer = torch.optim.SGD(network.parameters(), 0.05, 0.9, weight_decay=5e-3)
     x, classes = cornered_digits(32 * 120, 0)

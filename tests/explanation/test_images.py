@@ -163,20 +163,24 @@ def test_integrated_gradients_add_up(network: ResNeXt) -> None:
 def test_the_reason_is_found(corners: ResNeXt, how: Any) -> None:
     """Only the corner tells the classes apart, so the evidence must lie there."""
     shares = []
-    for picture, right in zip(*cornered_digits(8, 1), strict=True):
-        one = explain(corners, picture, how=how, against=True, gamma=1.0)
+    for picture, right in zip(*cornered_digits(12, 1), strict=True):
+        one = explain(corners, picture, how=how, against=False)
         assert one.target.label == right
+        if one.label == "none":
+            continue
         evidence = one.map.clip(min=0)
         corner = len(evidence) // 4 + len(evidence) // 16  # and the places next to it, which see it
         shares.append(evidence[:corner, :corner].sum() / evidence.sum())
-    assert np.mean(shares) >= (0.8 if how == "map" else 0.7)  # the others estimate
+    assert len(shares) >= 5
+    assert min(shares) >= 0.8
 
 
 def test_a_good_map_passes_its_check_and_is_lost_with_the_weights(corners: ResNeXt) -> None:
     """A check that fails good maps, or passes maps of random networks, is worth nothing."""
     from resnext.explanation.images import check_sanity
 
-    picture = cornered_digits(1, 2)[0][0]
+    pictures, classes = cornered_digits(8, 2)
+    picture = pictures[classes < 3][0]
     one = explain(corners, picture, check=True)
     assert one.check is not None
     assert (one.reliable, one.check.beaten) == (True, 20)

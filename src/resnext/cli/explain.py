@@ -135,6 +135,5 @@ def _print_checks(done: Sequence[Explanation], checks: Sequence[SanityCheck]) ->
             f"{name} {x:.2f}" for name, x in zip(check.layers, check.similarity, strict=True)
         )
         print(
-            f"{plain(one.name)}: layers randomized from the top, {check.verdict}. Similarity after "
-            f"{steps}; random maps reach {check.chance:.2f}"
+            f"{plain(one.name)}: layers randomized from the top, {check.verdict}. Similarity after {steps}"
         )
