@@ -135,5 +135,6 @@ def _print_checks(done: Sequence[Explanation], checks: Sequence[SanityCheck]) ->
             f"{name} {x:.2f}" for name, x in zip(check.layers, check.similarity, strict=True)
         )
         print(
-            f"{plain(one.name)}: layers randomized from the top, {check.verdict}. Similarity after {steps}"
+            f"{plain(one.name)}: with random layers from the top, {check.verdict}. "
+            f"Similarity after {steps}"
         )
