@@ -11,6 +11,8 @@ WITH_TORCH = {  # of the packages below, the modules that are about tensors or d
     "resnext.data.loader",
     "resnext.data.transforms",
     "resnext.data.workers",
+    "resnext.explanation.gradients",
+    "resnext.explanation.sanity",
     "resnext.system.device",
 }
 PROGRAM = """
@@ -62,8 +64,9 @@ MODULES = (
     "resnext.inference.plan_table",
     "resnext.inference.runner",
     "resnext.weights.catalog",
+    "resnext.weights.classifier",
 )
-PACKAGES = ("resnext.data", "resnext.prediction", "resnext.system")
+PACKAGES = ("resnext.data", "resnext.explanation", "resnext.prediction", "resnext.system")
 
 
 def test_what_needs_no_torch_imports_none() -> None:

@@ -28,6 +28,7 @@ PUBLIC = [
     "diagnose",
     "distill",
     "evaluate",
+    "explain",
     "load",
     "load_backbone",
     "mmcls",

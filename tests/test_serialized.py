@@ -1394,6 +1394,7 @@ FUNCTIONS = {  # a star stands before what is given by name only
     "create": "name overrides",
     "diagnose": "path",
     "evaluate": "model data *batch_size *workers *device *views *keep_logits *plan *progress",
+    "explain": "model image *label *against *how *stage *fine *gamma *check *device *plan",
     "load": "source *num_classes *in_channels *config *device *progress",
     "load_backbone": "source *out_indices *frozen_stages *norm_eval *checkpointing *in_channels "
     "*config *device *progress",
@@ -1482,8 +1483,12 @@ OPTIONS = {  # choices stand behind a colon
     "--retries --checkpoint-minutes --minutes --dry-run --overwrite",
     "evaluate": "FILE DATA --views:1|2|10 --against --json --batch-size --workers --device "
     "--plan,--no-plan",
+    "compare": "A B DATA --max-loss --sheet --views:1|2|10 --json --batch-size --workers --device "
+    "--plan,--no-plan",
     "predict": "FILE IMAGES --top --out,-o --embeddings --sheet --limit --batch-size --workers "
     "--device --plan,--no-plan --ray --overwrite",
+    "explain": "FILE IMAGES --class --against --how --stage --fine "
+    "--check,--no-check --sanity --html --out,-o --json --limit --device --plan,--no-plan",
     "optimize": "FILE --precision:auto|fp32|bf16|fp16|int8 "
     "--engine:auto|torch|compile|tensorrt|onnxruntime|openvino --batch-size,-b --data --max-loss "
     "--device --again",

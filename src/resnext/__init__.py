@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from resnext.config import ResNeXtConfig
     from resnext.errors import ResNeXtError
     from resnext.evaluation.classification import evaluate
+    from resnext.explanation.images import explain
     from resnext.inference.optimize import optimize
     from resnext.network import ResNeXt, create
     from resnext.prediction.images import predict
@@ -41,6 +42,7 @@ _MODULE = {  # public name → module that defines it
     "diagnose": "weights.diagnosis",
     "distill": "training.launch",
     "evaluate": "evaluation.classification",
+    "explain": "explanation.images",
     "load": "weights.load",
     "load_backbone": "weights.load",
     "optimize": "inference.optimize",
@@ -64,6 +66,7 @@ __all__ = [
     "diagnose",
     "distill",
     "evaluate",
+    "explain",
     "load",
     "load_backbone",
     "mmcls",

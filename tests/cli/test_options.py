@@ -7,7 +7,7 @@ from typing import Any
 
 from cyclopts import App
 
-from resnext.cli.options import options_of
+from resnext.cli.options import complete_optional, options_of
 
 
 def first(data: str, /, *, size: int = 8, out: str = "x", seed: int = 0) -> None:
@@ -50,3 +50,16 @@ def test_options_come_with_their_types_and_help() -> None:
         "    size: Another help.",
         "    seed: A number.",
     ]
+
+
+def test_an_option_whose_value_may_be_left_out() -> None:
+    """At the end and before another option it has none; a class after it is its value."""
+    for given, wanted in (
+        ("explain f a --against", "explain f a --against="),
+        ("explain f --against --fine a", "explain f --against= --fine a"),
+        ("explain f --against dog a", "explain f --against dog a"),
+        ("explain f --against=dog", "explain f --against=dog"),
+        ("explain", "explain"),
+    ):
+        assert complete_optional(given.split(), "--against") == tuple(wanted.split())
+    assert complete_optional([], "--against") == ()

@@ -54,6 +54,7 @@ class OnFirstUse:
 
 torchvision, timm = OnFirstUse("torchvision"), OnFirstUse("timm")
 sklearn, scipy = OnFirstUse("sklearn"), OnFirstUse("scipy")
+captum = OnFirstUse("captum")
 
 
 def has_operators() -> bool:

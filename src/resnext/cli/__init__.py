@@ -4,6 +4,8 @@ app.py          all commands, the error messages and exit codes, `main`
 info.py         info
 train.py        train, distill
 classify.py     evaluate, predict
+compare.py      compare
+explain.py      explain
 speed.py        optimize, bench
 checkpoints.py  catalog, convert, doctor, push
 tables.py       the tables that commands print

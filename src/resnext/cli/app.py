@@ -17,8 +17,10 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from resnext.cli.checkpoints import catalog, convert, doctor, push
 from resnext.cli.classify import evaluate, predict
+from resnext.cli.compare import compare
+from resnext.cli.explain import explain
 from resnext.cli.info import info
-from resnext.cli.options import Flag
+from resnext.cli.options import Flag, complete_optional
 from resnext.cli.speed import bench, optimize
 from resnext.cli.train import distill, train
 from resnext.errors import AmbiguityWarning, ResNeXtError, Terminated
@@ -40,7 +42,9 @@ for _command in (
     train,
     distill,
     evaluate,
+    compare,
     predict,
+    explain,
     optimize,
     bench,
     catalog,
@@ -62,6 +66,8 @@ def _launch(
         tokens: The command and its arguments.
         debug: Show the full traceback of an error.
     """
+    if tokens[:1] == ("explain",):
+        tokens = complete_optional(tokens, "--against")
     if debug:
         app(tokens, exit_on_error=False, print_error=False)
         return

@@ -49,7 +49,7 @@ def evaluate(
     """
     from resnext.cli.tables import print_evaluation
     from resnext.evaluation.classification import compare, evaluate
-    from resnext.evaluation.metrics import Comparison
+    from resnext.evaluation.comparison import Comparison
 
     check_json_path(json)
     options: dict[str, Any] = {"views": views, "batch_size": batch_size, "workers": workers}

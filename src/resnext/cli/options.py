@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +52,19 @@ def _split_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]
     text, _, entries = inspect.cleandoc(function.__doc__ or "").partition("Args:\n")
     blocks = re.split(r"\n(?=    \w)", entries)
     return text, {block.partition(":")[0].strip(): block for block in blocks}
+
+
+def complete_optional(tokens: Sequence[str], name: str) -> tuple[str, ...]:
+    """Give an option whose value may be left out an empty value where it has none.
+
+    Args:
+        tokens: A command and its arguments.
+        name: The option. It has no value at the end, and before another option.
+    """
+    return tuple(
+        f"{name}=" if token == name and (*tokens[i + 1 :], "-")[0].startswith("-") else token
+        for i, token in enumerate(tokens)
+    )
 
 
 def check_json_path(path: Path | None) -> None:

@@ -11,7 +11,9 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 if TYPE_CHECKING:
+    from resnext.evaluation.comparison import Comparison
     from resnext.evaluation.metrics import Evaluation
+    from resnext.explanation import Explanation
     from resnext.prediction.images import Prediction
     from resnext.summary import Summary
     from resnext.weights.catalog import CatalogEntry
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 _ALL_CLASSES = 40  # with more classes, only the worst are printed
 _WORST_CLASSES = 20
+_FLIPS = 10  # flipped images that are printed
 _NARROW = 90  # in a terminal with fewer columns, the catalog omits one
 
 
@@ -107,6 +110,59 @@ def _classes_table(result: Evaluation) -> tuple[Table, int]:
     return table, len(shown)
 
 
+def print_comparison(result: Comparison, megabytes: Sequence[float | None]) -> None:
+    """Print both models side by side, the classes and images that changed, and McNemar's test."""
+    console = Console()
+    a, b = result.a, result.b
+    both = _table("", *_right("A", "B", "Change"))
+    low, high = result.loss_interval
+    both.add_row(
+        "Accuracy",
+        f"{a.accuracy:.2%}",
+        f"{b.accuracy:.2%}",
+        f"{0 - result.loss:+.2f} points ({0 - high:+.2f} to {0 - low:+.2f})",
+    )
+    both.add_row(
+        "Calibration error", f"{a.ece:.2%}", f"{b.ece:.2%}", f"{100 * (b.ece - a.ece):+.2f}"
+    )
+    both.add_row("Negative log-likelihood", f"{a.nll:.4f}", f"{b.nll:.4f}", f"{b.nll - a.nll:+.4f}")
+    if result.speeds is not None:
+        first, second = result.speeds
+        both.add_row("Images/s", f"{first:,.0f}", f"{second:,.0f}", f"× {second / first:.2f}")
+    sizes = ["–" if size is None else f"{size:,.1f} MB" for size in megabytes]
+    old, new = megabytes
+    both.add_row("File", *sizes, f"× {new / old:.2f}" if old and new else "")
+    console.print(both, highlight=False)
+    changed = [row for row in result.classes() if row.recall_a != row.recall_b]
+    if changed:
+        classes = _table("Class", *_right("Images", "Recall A", "Recall B", "Change"))
+        for row in changed[:_WORST_CLASSES]:
+            recalls = row.recall_a, row.recall_b
+            change = f"{100 * (row.recall_b - row.recall_a):+.1f}"
+            cells = (*(f"{recall:.1%}" for recall in recalls), change)
+            classes.add_row(plain(row.label), f"{row.images:,}", *cells)
+        console.print("\nClasses whose recall changed, the worst first", style="bold")
+        console.print(classes, highlight=False)
+    flips = result.flips()
+    if flips:
+        images = _table(Column("Image", overflow="fold"), "Actual", "A", "B")
+        for flip in flips[:_FLIPS]:
+            answers = (
+                f"{plain(label)} {sure:.0%}"
+                for label, sure in (
+                    (flip.label_a, flip.confidence_a),
+                    (flip.label_b, flip.confidence_b),
+                )
+            )
+            images.add_row(plain(flip.name), plain(flip.actual), *answers)
+        console.print(f"\n{len(flips):,} images got another class, lost ones first", style="bold")
+        console.print(images, highlight=False)
+    print(
+        f"\nOnly A is right on {result.only_a:,} images, only B on {result.only_b:,}; "
+        f"p = {result.p:.2g} (McNemar's exact test)"
+    )
+
+
 def predictions_table(predictions: Sequence[Prediction]) -> Table:
     """The most likely classes of each image; a question mark where the model is not sure."""
     table = _table(Column("Image", overflow="fold"), "Class", *_right("Probability"))
@@ -116,6 +172,28 @@ def predictions_table(predictions: Sequence[Prediction]) -> Table:
             name = "" if i else plain(prediction.name)
             mark = " ?" if i == 0 and not prediction.sure else ""
             table.add_row(name, plain(label) + mark, f"{probability:.2%}")
+    return table
+
+
+def explanations_table(explanations: Sequence[Explanation]) -> Table:
+    """What each explained number is made of, and whether its map passed the check."""
+    from resnext.explanation.deletion import RANDOM_MAPS
+    from resnext.explanation.sheet import signed, title
+
+    numbers = ("Probability", "For", "Against", "Bias", "Sum", "Off by", "Check")
+    table = _table(Column("Image", overflow="fold"), "Class", *_right(*numbers))
+    for one in explanations:
+        error, check = one.completeness_error, one.check
+        adds_up = error is not None
+        table.add_row(
+            plain(one.name),
+            plain(title(one)),
+            f"{one.probability:.2%}",
+            *(signed(x) for x in (one.evidence_for, one.evidence_against)),
+            *(signed(x) if adds_up else "–" for x in (one.bias, one.score)),
+            f"{error:.0e}" if adds_up else "–",
+            "–" if check is None else f"{'' if check.passed else '! '}{check.beaten}/{RANDOM_MAPS}",
+        )
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,14 +14,14 @@ from torch import Tensor
 
 from resnext.calibration import mcnemar
 from resnext.card import Preprocessing, card_of
-from resnext.checks import at_least
+from resnext.checks import at_least, brief, is_finite
 from resnext.data.dataset import ImageSet
 from resnext.data.loader import Classifier, EvalLoader, average_views, eval_loader
 from resnext.data.open import open_for_evaluation
 from resnext.data.workers import check_workers
 from resnext.errors import DataError, InputError
+from resnext.evaluation.comparison import Comparison
 from resnext.evaluation.metrics import (
-    Comparison,
     EvalOutputs,
     Evaluation,
     score,
@@ -31,6 +32,8 @@ from resnext.inference.runner import Runner
 from resnext.network import ResNeXt
 from resnext.system.device import inference_batch, pick_device
 from resnext.system.progress import reporter
+
+_TURNS = 5  # batches to time each model with
 
 Advance = Callable[[int], None]
 """Called with the number of images just finished."""
@@ -91,6 +94,8 @@ def compare(
     workers: int = 0,
     device: str = "auto",
     views: int = 1,
+    max_loss: float | None = None,
+    speed: bool = False,
     plan: bool = True,
     progress: bool = False,
 ) -> Comparison:
@@ -106,6 +111,9 @@ def compare(
         workers: Number of processes that decode images.
         device: "auto", or a torch device.
         views: Views of each image to average over: 1, 2 or 10, as for `evaluate`.
+        max_loss: Largest accepted loss of accuracy, percentage points, for the verdict; None to
+            accept a loss unless it is significant (p below 0.05).
+        speed: Whether to time both models, in turns.
         plan: Whether to use the plans that `resnext optimize` saved next to model files.
         progress: Whether to show progress on standard error.
 
@@ -115,15 +123,20 @@ def compare(
             lacks, or every image was used to train one of the models.
         InputError: A model has no card with labels, or an argument is out of range.
     """
+    if max_loss is not None and (not is_finite(max_loss) or not 0 <= max_loss < 100):
+        raise InputError(
+            f"max_loss must be from 0 to less than 100 percentage points, not {brief(max_loss)}."
+        )
     settings = _Settings(batch_size, workers, device, views, plan, progress)
     with evaluation_mode(model_a), evaluation_mode(model_b):
         first, images_a = _open(model_a, data, settings)
         second, images_b = _open(model_b, data, settings)
         images_a, images_b = _in_common(images_a, images_b)
         a, b = _run(first, images_a, settings), _run(second, images_b, settings)
+        speeds = _speeds(first, second, min(batch_size, len(images_a)), device) if speed else None
     both = np.intersect1d(a.indices, b.indices)
     right = (x.right[np.isin(x.indices, both)] for x in (a, b))
-    return Comparison(a, b, *mcnemar(*right))
+    return Comparison(a, b, *mcnemar(*right), images_a, max_loss, speeds)
 
 
 def collect_outputs(
@@ -253,6 +266,24 @@ def _run(
     finally:
         shown.stop()
     return score(outputs, images, temperature=card.temperature, keep_logits=keep_logits)
+
+
+def _speeds(
+    a: ResNeXt | Optimized, b: ResNeXt | Optimized, batch: int, device: str
+) -> tuple[float, float]:
+    """Images per second of two classifiers: the best of several batches, timed in turns."""
+    best = [float("inf"), float("inf")]
+    for turn in range(_TURNS + 1):
+        for i, model in enumerate((a, b)):
+            size, channels = card_of(model).preprocessing.size, model.config.in_channels
+            dtype = torch.float32 if isinstance(model, Runner) else model.fc.weight.dtype
+            x = torch.zeros(batch, channels, size, size, dtype=dtype, device=pick_device(device))
+            began = time.perf_counter()
+            with torch.inference_mode():
+                model(x).float().cpu()  # waits for a GPU
+            if turn:  # the first call prepares the engine
+                best[i] = min(best[i], time.perf_counter() - began)
+    return batch / best[0], batch / best[1]
 
 
 def _in_common(a: ImageSet, b: ImageSet) -> tuple[ImageSet, ImageSet]:

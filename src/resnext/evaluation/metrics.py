@@ -123,31 +123,6 @@ class Evaluation:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
-    """Two classifiers on the same images.
-
-    Args:
-        a: Evaluation of the first.
-        b: Evaluation of the second.
-        only_a: Number of images that only the first has right.
-        only_b: Number of images that only the second has right.
-        p: Probability of a split at least this uneven if both are equally good (McNemar's exact
-            test).
-    """
-
-    a: Evaluation
-    b: Evaluation
-    only_a: int
-    only_b: int
-    p: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Both evaluations and their difference, as JSON values."""
-        both = {"a": self.a.to_dict(), "b": self.b.to_dict()}
-        return {**both, "only_a": self.only_a, "only_b": self.only_b, "p": self.p}
-
-
-@dataclass(frozen=True, eq=False)
 class EvalOutputs:
     """Logits for the images of a set, or for those that one of several processes computed.
 

@@ -53,6 +53,21 @@ def _fold(conv: nn.Conv2d, norm: _BatchNorm, mean: Tensor, var: Tensor) -> None:
     conv.bias = nn.Parameter(shift.to(dtype), requires_grad=False)
 
 
+class LogitsAndMap(nn.Module):
+    """A classifier that also returns its last feature map: the module that engines explain with."""
+
+    def __init__(self, network: ResNeXt) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, x: Float[Tensor, "n c h w"]
+    ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n d h2 w2"]]:
+        """Logits and last feature maps."""
+        last = self.network.features(x)[-1]
+        return self.network.fc(self.network.avgpool(last).flatten(1)), last
+
+
 class LogitsAndEmbedding(nn.Module):
     """A classifier that also returns its embeddings: the module that engines compute."""
 

@@ -13,6 +13,7 @@ from resnext.inference.plan import find_plan, plan_path
 from resnext.inference.runner import Runner
 from resnext.system.allocator import keep_freed_memory
 from resnext.system.progress import reporter
+from resnext.weights.classifier import read_classifier
 from resnext.weights.header import read_header
 
 if TYPE_CHECKING:
@@ -133,7 +134,14 @@ def open_planned(source: str | Path, device: str, batch: int, progress: bool) ->
     except CheckpointError:  # a file of another library
         network = _load(file, progress)
         return Optimized(plan, network.card, network.config, lambda: network, device)
-    return Optimized(plan, card, config, lambda: _load(file, progress), device)
+    return Optimized(
+        plan,
+        card,
+        config,
+        lambda: _load(file, progress),
+        device,
+        classifier=lambda: read_classifier(file),
+    )
 
 
 def _load(source: str | Path, progress: bool) -> ResNeXt:

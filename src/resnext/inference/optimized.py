@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -17,7 +18,7 @@ from resnext.errors import CheckpointError, InputError
 from resnext.inference.engines import ENGINES
 from resnext.inference.engines.base import EngineConfig, InputKind
 from resnext.inference.plan import Plan, require_folder, save_beside
-from resnext.inference.runner import Outputs, Session
+from resnext.inference.runner import Classifier, MapOutputs, MapSession, Outputs, Session
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,7 @@ class Optimized:
         config: The network's config.
         network: Returns the network, if the engine has to be built again.
         device: The GPU to run a plan for a GPU on, as a torch device; "auto" for the current one.
+        classifier: Returns weight and bias of the last layer; None to take them from the network.
     """
 
     def __init__(
@@ -46,11 +48,14 @@ class Optimized:
         config: ResNeXtConfig,
         network: Callable[[], ResNeXt],
         device: str = "auto",
+        classifier: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None,
     ) -> None:
         self.plan, self.card, self.config = plan, plan.card(card), config
-        self._network = network
+        self._load_network = network
+        self._load_classifier = classifier
         self._device = device
         self._sessions: dict[tuple[InputKind, EngineConfig], Session] = {}
+        self._map_sessions: dict[EngineConfig, MapSession] = {}
         self._lock = threading.Lock()
 
     @property
@@ -85,10 +90,37 @@ class Optimized:
         Raises:
             InputError: The images have another size than the plan's.
         """
-        side = self.plan.size
-        if x.shape[1:] != (side, side, self.config.in_channels):
-            raise self._wrong_shape(f"(n, {side}, {side}, {self.config.in_channels})", x.shape)
+        self._check_pixels(x)
         return self.session("pixels", len(x))(x)
+
+    def maps(self, x: UInt8[np.ndarray, "n h w c"]) -> MapOutputs:
+        """Logits and last feature maps of pixels, computed as the plan says.
+
+        Raises:
+            InputError: The images have another size than the plan's, or the engine returns no
+                feature maps.
+        """
+        self._check_pixels(x)
+        form = ENGINES[self.plan.form.engine].form_for(self.plan.form, len(x))
+        with self._lock:
+            session = self._map_sessions.get(form)
+            if session is None:
+                session = self._map_sessions[form] = self._open(form, "pixels", maps=True)
+        return session(x)
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        """The last layer of the network."""
+        if self._load_classifier is not None:
+            return Classifier(*self._load_classifier())
+        from resnext.inference.engines.torch import classifier_of
+
+        return classifier_of(self.network)
+
+    @cached_property
+    def network(self) -> ResNeXt:
+        """The network that the plan was made for; loaded at first use."""
+        return self._load_network()
 
     def explain(self) -> str:
         """A table of all measurements, and the choice."""
@@ -123,6 +155,11 @@ class Optimized:
         logits, embeddings = (torch.from_numpy(result).to(x.device) for result in session(values))
         return logits, embeddings
 
+    def _check_pixels(self, x: np.ndarray) -> None:
+        side = self.plan.size
+        if x.shape[1:] != (side, side, self.config.in_channels):
+            raise self._wrong_shape(f"(n, {side}, {side}, {self.config.in_channels})", x.shape)
+
     def _wrong_shape(self, wanted: str, got: tuple[int, ...]) -> InputError:
         """The error for images of another size, which would be computed with wrong confidences."""
         smaller = "" if self.plan.tradeoff is None else " Prepare them as card.preprocessing says."
@@ -130,12 +167,12 @@ class Optimized:
             f"Images must have shape {wanted}, for which this was optimized, not {got}.{smaller}"
         )
 
-    def _open(self, form: EngineConfig, kind: InputKind) -> Session:
+    def _open(self, form: EngineConfig, kind: InputKind, maps: bool = False) -> Any:
         engine, path = ENGINES[form.engine], self.plan.graph(kind)
         state = "missing"
         if engine.suffix and path.exists():
             try:
-                return engine.open(path, form)
+                return engine.open_maps(path, form) if maps else engine.open(path, form)
             except InputError:
                 raise
             except Exception:  # engines raise errors of many types
@@ -149,8 +186,8 @@ class Optimized:
 
         device = pick_device("cpu" if self.plan.device == "cpu" else self._device)
         preprocessing = self.card.preprocessing if self.card else None
-        builder = EngineBuilder(self._network(), self.plan.size, device, preprocessing)
+        builder = EngineBuilder(self._load_network(), self.plan.size, device, preprocessing)
         with suppress(CheckpointError, OSError):  # the file only saves time in later processes
             require_folder(path.parent)
             builder.save(form, kind, self.plan.graph(kind))
-        return builder.session(form, kind)
+        return builder.map_session(form, kind) if maps else builder.session(form, kind)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int, Shaped, UInt8
@@ -16,6 +16,19 @@ Outputs = tuple[Float32[np.ndarray, "n k"], Float32[np.ndarray, "n d"]]
 
 Session = Callable[[Shaped[np.ndarray, "n _ _ _"]], Outputs]
 """A loaded engine for images or for pixels; takes any number; safe to call from several threads."""
+
+MapOutputs = tuple[Float32[np.ndarray, "n k"], Float32[np.ndarray, "n d h w"]]
+"""Logits, and the last feature maps, whose average over the pixels is the embedding."""
+
+MapSession = Callable[[Shaped[np.ndarray, "n _ _ _"]], MapOutputs]
+"""A session that returns feature maps."""
+
+
+class Classifier(NamedTuple):
+    """The linear layer from an embedding to logits."""
+
+    weight: Float32[np.ndarray, "k d"]
+    bias: Float32[np.ndarray, " k"]
 
 
 @runtime_checkable
@@ -39,6 +52,20 @@ class Runner(Protocol):
 
     def pixels(self, x: UInt8[np.ndarray, "n h w c"]) -> Outputs:
         """Logits and embeddings of pixels as `data.decoding.pixels` returns them."""
+        ...
+
+
+@runtime_checkable
+class MapRunner(Runner, Protocol):
+    """A runner that also returns what its logits are the sums of."""
+
+    @property
+    def classifier(self) -> Classifier:
+        """The last layer of the network."""
+        ...
+
+    def maps(self, x: UInt8[np.ndarray, "n h w c"]) -> MapOutputs:
+        """Logits and last feature maps of pixels as `data.decoding.pixels` returns them."""
         ...
 
 

@@ -12,6 +12,7 @@ from resnext.errors import DataError, InputError
 from resnext.prediction.images import Picture, Prediction, decode
 
 _SIDE, _GAP, _TEXT = 168, 20, 52  # pixels: an image, the space around it, text and bar below
+_FLIP_TEXT = 72  # pixels: the text below an image with two answers
 _PAPER, _INK, _FAINT, _BAR = "#ffffff", "#1d2330", "#8b93a3", "#2f6fde"
 
 
@@ -54,12 +55,75 @@ def draw_sheet(
         below = top + _SIDE + 8
         right = left + _SIDE - draw.textlength(percent, font=small)
         draw.text((right, below + 6), percent, _FAINT, font=small)
-        draw.text((left, below), _fit(draw, prediction.label, right - left - 8, large), _INK, large)
+        draw.text(
+            (left, below), fit_text(draw, prediction.label, right - left - 8, large), _INK, large
+        )
         bar = below + 34
         draw.rectangle((left, bar, left + _SIDE - 1, bar + 4), fill="#e8ebf1")
         filled = left + round(probability * (_SIDE - 1))
         draw.rectangle((left, bar, filled, bar + 4), fill=_BAR if prediction.sure else _FAINT)
     return sheet
+
+
+def draw_flips(
+    pictures: Sequence[Image.Image],
+    actual: Sequence[str],
+    before: Sequence[Prediction],
+    after: Sequence[Prediction],
+    *,
+    columns: int = 5,
+) -> Image.Image:
+    """Draw images with the answers of two models, A and B, and the right one.
+
+    A filled mark is at a right answer, an empty one at a wrong answer.
+
+    Args:
+        pictures: The images, RGB.
+        actual: The right class of each.
+        before: What A predicted.
+        after: What B predicted.
+        columns: Images per row.
+
+    Raises:
+        DataError: No images are given.
+    """
+    if not pictures:
+        raise DataError("A sheet needs at least one image.")
+    columns = min(columns, len(pictures))
+    cell_w, cell_h = _SIDE + _GAP, _SIDE + _FLIP_TEXT + _GAP
+    rows = math.ceil(len(pictures) / columns)
+    sheet = Image.new("RGB", (columns * cell_w + _GAP, rows * cell_h + _GAP), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    large, small = ImageFont.load_default(20), ImageFont.load_default(15)
+    for i, (picture, right) in enumerate(zip(pictures, actual, strict=True)):
+        left, top = _GAP + i % columns * cell_w, _GAP + i // columns * cell_h
+        sheet.paste(_thumbnail(picture), (left, top))
+        draw.rectangle((left, top, left + _SIDE - 1, top + _SIDE - 1), outline="#d9dde5")
+        below = top + _SIDE + 6
+        draw.text((left, below), fit_text(draw, right, _SIDE, large), _INK, large)
+        for j, (name, one) in enumerate((("A", before[i]), ("B", after[i]))):
+            line = below + 28 + 20 * j
+            mark = (left + 16, line + 5, left + 24, line + 13)
+            draw.ellipse(mark, fill=_BAR if one.label == right else _PAPER, outline=_BAR, width=2)
+            percent = f"{one.probabilities[0]:.0%}"
+            end = left + _SIDE - draw.textlength(percent, font=small)
+            draw.text((left, line), name, _FAINT, small)
+            draw.text((end, line), percent, _FAINT, small)
+            text = fit_text(draw, one.label, end - left - 38, small)
+            draw.text((left + 31, line), text, _INK, small)
+    return sheet
+
+
+def check_sheet_path(path: str | Path) -> None:
+    """Refuse a file that could not be written, before any work is done.
+
+    Raises:
+        DataError: The suffix is not that of an image format that Pillow writes.
+    """
+    Image.init()
+    suffix = Path(path).suffix.lower()
+    if Image.registered_extensions().get(suffix) not in Image.SAVE:
+        raise DataError(f"{path} must end with the suffix of an image format, such as .png.")
 
 
 def save_sheet(sheet: Image.Image, path: str | Path) -> None:
@@ -84,7 +148,7 @@ def _thumbnail(image: Image.Image) -> Image.Image:
     return square.resize((_SIDE, _SIDE), filter_)
 
 
-def _fit(
+def fit_text(
     draw: ImageDraw.ImageDraw,
     text: str,
     width: float,

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from resnext.errors import InputError
-from resnext.inference.runner import Session
+from resnext.inference.runner import MapSession, Session
 from resnext.system.cpu import core_count
 
 if TYPE_CHECKING:
@@ -127,6 +127,30 @@ class Engine(ABC):
     def open(self, path: Path, form: EngineConfig) -> Session:
         """A session from a file that `save` wrote; for engines with a suffix."""
         raise NotImplementedError
+
+    def build_maps(self, source: EngineBuilder, form: EngineConfig, kind: InputKind) -> MapSession:
+        """As `build`, but the session returns the last feature maps instead of embeddings.
+
+        Raises:
+            InputError: The engine returns no feature maps, or a package is not installed.
+        """
+        raise self._no_maps()
+
+    def open_maps(self, path: Path, form: EngineConfig) -> MapSession:
+        """As `open`, but the session returns the last feature maps instead of embeddings.
+
+        It reads the same file, so files of earlier versions can be explained too.
+
+        Raises:
+            InputError: The engine returns no feature maps, or a package is not installed.
+        """
+        raise self._no_maps()
+
+    def _no_maps(self) -> InputError:
+        return InputError(
+            f"{self.title} returns no feature maps. Explain the network itself: plan=False or "
+            "--no-plan."
+        )
 
     def quantize(
         self,

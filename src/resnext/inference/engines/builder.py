@@ -17,7 +17,7 @@ from resnext.inference.engines.onnx_export import (
     widen_groups,
 )
 from resnext.inference.fold import fold
-from resnext.inference.runner import Session
+from resnext.inference.runner import MapSession, Session
 from resnext.network import ResNeXt
 
 
@@ -54,6 +54,14 @@ class EngineBuilder:
             InputError: A package is not installed.
         """
         return ENGINES[form.engine].build(self, form, kind)
+
+    def map_session(self, form: EngineConfig, kind: InputKind = "images") -> MapSession:
+        """A session of an engine that returns the last feature maps.
+
+        Raises:
+            InputError: A package is not installed, or the engine returns no feature maps.
+        """
+        return ENGINES[form.engine].build_maps(self, form, kind)
 
     def save(self, form: EngineConfig, kind: InputKind, path: Path) -> None:
         """Write the file that the engine opens next time, if it has one."""

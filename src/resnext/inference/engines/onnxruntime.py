@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Shaped
 
-from resnext.inference.engines.base import Engine, EngineConfig, InputKind, core_divisions
-from resnext.inference.runner import Outputs, Session
+from resnext.errors import InputError
+from resnext.inference.engines.base import (
+    Engine,
+    EngineConfig,
+    InputKind,
+    core_divisions,
+    load_package,
+)
+from resnext.inference.runner import MapSession, Outputs, Session
 from resnext.system.atomic import write_bytes_atomically
 from resnext.system.cpu import core_count
 
 if TYPE_CHECKING:
     from resnext.inference.engines.builder import EngineBuilder
+
+_POOLINGS = ("ReduceMean", "GlobalAveragePool", "AveragePool")
 
 
 class OnnxRuntime(Engine):
@@ -49,7 +58,17 @@ class OnnxRuntime(Engine):
         """A session of a graph in a file."""
         return self._session(path, form)
 
-    def _session(self, graph: Path | bytes, form: EngineConfig) -> Session:
+    def build_maps(self, source: EngineBuilder, form: EngineConfig, kind: InputKind) -> MapSession:
+        """A session of the exported graph with one more output."""
+        self.load()
+        return self._session(_with_map(source.graph(form.width, kind)), form)
+
+    def open_maps(self, path: Path, form: EngineConfig) -> MapSession:
+        """A session of a graph in a file, with one more output."""
+        onnx = load_package("onnx", self.install_hint)
+        return self._session(_with_map(onnx.load(path)), form)
+
+    def _session(self, graph: Path | bytes, form: EngineConfig) -> OnnxSession:
         return OnnxSession(graph, form.piece, form.streams, core_count())
 
 
@@ -57,7 +76,7 @@ class OnnxSession:
     """A graph in ONNX Runtime.
 
     Args:
-        graph: File of the graph, or its content.
+        graph: File of the graph, or its content. Its first and last output are returned.
         piece: Images computed at once.
         streams: Pieces computed in parallel.
         threads: Threads for all of them together.
@@ -71,17 +90,41 @@ class OnnxSession:
         source = str(graph) if isinstance(graph, Path) else graph
         self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         self._name = self._session.get_inputs()[0].name
-        self._widths = [output.shape[1] for output in self._session.get_outputs()]
+        outputs = self._session.get_outputs()
+        self._wanted = [outputs[0].name, outputs[-1].name]
+        self._shapes = [outputs[0].shape[1:], outputs[-1].shape[1:]]
         self._piece = piece
         self._pool = ThreadPoolExecutor(streams) if streams > 1 else None
 
     def __call__(self, x: Shaped[np.ndarray, "n _ _ _"]) -> Outputs:
-        """Logits and embeddings of any number of images."""
+        """Logits, and embeddings or feature maps, of any number of images."""
         if not len(x):
-            logits, embeddings = (np.zeros((0, k), np.float32) for k in self._widths)
-            return logits, embeddings
+            logits, others = (np.zeros((0, *shape), np.float32) for shape in self._shapes)
+            return logits, others
         pieces = [x[i : i + self._piece] for i in range(0, len(x), self._piece)]
         each = self._pool.map if self._pool else map
-        results = [*each(lambda piece: self._session.run(None, {self._name: piece}), pieces)]
-        logits, embeddings = (np.concatenate(some) for some in zip(*results, strict=True))
-        return logits, embeddings
+        run = self._session.run
+        results = [*each(lambda piece: run(self._wanted, {self._name: piece}), pieces)]
+        logits, others = (np.concatenate(some) for some in zip(*results, strict=True))
+        return logits, others
+
+
+def _with_map(graph: Any) -> bytes:
+    """The content of an ONNX graph, with the input of the last pooling as one more output.
+
+    Args:
+        graph: An `onnx.ModelProto`; changed in place.
+
+    Raises:
+        InputError: The graph has no pooling before its embedding.
+    """
+    from onnx import TensorProto, helper
+
+    made_by = {name: node for node in graph.graph.node for name in node.output}
+    node = made_by.get("embedding")
+    while node is not None and node.op_type not in _POOLINGS:
+        node = made_by.get(node.input[0])
+    if node is None:
+        raise InputError("The ONNX graph has no last feature map. Run resnext optimize --again.")
+    graph.graph.output.append(helper.make_tensor_value_info(node.input[0], TensorProto.FLOAT, None))
+    return graph.SerializeToString()

@@ -17,12 +17,13 @@ from jaxtyping import Float32, Shaped
 
 from resnext.errors import InputError
 from resnext.inference.engines.base import Engine, EngineConfig, InputKind, core_divisions
-from resnext.inference.runner import Outputs, Session
+from resnext.inference.runner import MapSession, Outputs, Session
 from resnext.system.cpu import core_count
 
 if TYPE_CHECKING:
     from resnext.inference.engines.builder import EngineBuilder
 
+_POOLINGS = ("ReduceMean", "AvgPool")
 _STACK_T = 24  # bytes of the struct that `sigaltstack` takes: address, flags, size
 
 
@@ -75,6 +76,14 @@ class OpenVino(Engine):
         """A session of a file."""
         return self._session(path, form)
 
+    def build_maps(self, source: EngineBuilder, form: EngineConfig, kind: InputKind) -> MapSession:
+        """A session of the exported graph, or of its 8-bit form, with one more output."""
+        return self._session(_with_map(self._model(source, form, kind)), form)
+
+    def open_maps(self, path: Path, form: EngineConfig) -> MapSession:
+        """A session of a file, with one more output."""
+        return self._session(_with_map(openvino_core().read_model(path)), form)
+
     def quantize(
         self,
         source: EngineBuilder,
@@ -105,7 +114,7 @@ class OpenVino(Engine):
         core = openvino_core()
         return core.read_model(source.graph(width).SerializeToString())
 
-    def _session(self, model: Path | Any, form: EngineConfig) -> Session:
+    def _session(self, model: Path | Any, form: EngineConfig) -> OpenVinoSession:
         hint = {"fp32": "f32", "bf16": "bf16"}.get(form.precision)
         return OpenVinoSession(model, form.piece, form.streams, core_count(), hint)
 
@@ -114,7 +123,8 @@ class OpenVinoSession:
     """A model in OpenVINO.
 
     Args:
-        model: File of the graph, ONNX or OpenVINO's own, or an `openvino.Model`.
+        model: File of the graph, ONNX or OpenVINO's own, or an `openvino.Model`. Its first and last
+            output are returned.
         piece: Images computed at once.
         streams: Pieces computed in parallel.
         threads: Threads for all of them together.
@@ -141,16 +151,19 @@ class OpenVinoSession:
         self._lock = threading.Lock()  # one call uses all threads anyway
 
     def __call__(self, x: Shaped[np.ndarray, "n _ _ _"]) -> Outputs:
-        """Logits and embeddings of any number of images; the last piece is padded."""
+        """Logits, and embeddings or feature maps, of any number of images.
+
+        The last piece is padded.
+        """
         wanted = tuple(self._compiled.input(0).shape)[1:]
         if x.shape[1:] != wanted:
             raise InputError(f"Images must have shape {(len(x), *wanted)}, not {x.shape}.")
         starts = range(0, len(x), self._piece)
-        widths = [output.shape[1] for output in self._compiled.outputs]
-        logits, embeddings = (np.empty((len(x), k), np.float32) for k in widths)
+        wanted = self._compiled.outputs[0], self._compiled.outputs[-1]
+        logits, others = (np.empty((len(x), *tuple(o.shape)[1:]), np.float32) for o in wanted)
 
         def keep(request: Any, start: int) -> None:
-            for i, table in enumerate((logits, embeddings)):
+            for i, table in ((0, logits), (len(self._compiled.outputs) - 1, others)):
                 rows = table[start : start + self._piece]
                 rows[:] = request.get_output_tensor(i).data[: len(rows)]
 
@@ -163,7 +176,22 @@ class OpenVinoSession:
                     piece = np.concatenate([piece, padding])
                 self._queue.start_async({0: piece}, start)
             self._queue.wait_all()
-        return logits, embeddings
+        return logits, others
+
+
+def _with_map(model: Any) -> Any:
+    """A model with the input of the last pooling as one more output; changes it in place.
+
+    Raises:
+        InputError: The model has no pooling before its embedding.
+    """
+    node = model.output("embedding").get_node()
+    while node.get_type_name() not in _POOLINGS:
+        if not node.inputs():
+            raise InputError("The model has no last feature map. Run resnext optimize --again.")
+        node = node.input_value(0).get_node()
+    model.add_outputs([node.input_value(0)])
+    return model
 
 
 def openvino_core() -> Any:

@@ -18,7 +18,7 @@ from jaxtyping import Shaped
 from resnext.card import Card, Preprocessing, card_of
 from resnext.config import ResNeXtConfig
 from resnext.inference.engines.base import Engine, EngineConfig, InputKind
-from resnext.inference.runner import Outputs, Session
+from resnext.inference.runner import Classifier, MapOutputs, MapSession, Outputs, Session
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,15 @@ class Torch(Engine):
 
     def build(self, source: EngineBuilder, form: EngineConfig, kind: InputKind) -> Session:
         """A session of a copy of the folded network."""
+        return self._session(source, form, kind, maps=False)
+
+    def build_maps(self, source: EngineBuilder, form: EngineConfig, kind: InputKind) -> MapSession:
+        """A session of a copy of the folded network that returns feature maps."""
+        return self._session(source, form, kind, maps=True)
+
+    def _session(
+        self, source: EngineBuilder, form: EngineConfig, kind: InputKind, *, maps: bool
+    ) -> TorchSession:
         import torch
 
         from resnext.system.device import DTYPES
@@ -52,7 +61,9 @@ class Torch(Engine):
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         preprocessing = source.preprocessing if kind == "pixels" else None
         options = self.compiler_options(source.device.type)
-        return TorchSession(network, dtype, preprocessing, piece=form.piece, compile=options)
+        return TorchSession(
+            network, dtype, preprocessing, piece=form.piece, compile=options, maps=maps
+        )
 
     def compiler_options(self, device: str) -> dict[str, Any] | None:
         """Arguments of `torch.compile` on a type of device; None to run eagerly."""
@@ -101,6 +112,7 @@ class TorchSession:
         compile: Arguments of `torch.compile`, to compile for pieces of exactly this size; None to
             run eagerly.
         channels_last: Whether the channels of a pixel are adjacent in memory.
+        maps: Whether to return the last feature maps instead of embeddings.
     """
 
     def __init__(
@@ -112,30 +124,31 @@ class TorchSession:
         piece: int | None = None,
         compile: dict[str, Any] | None = None,
         channels_last: bool = True,
+        maps: bool = False,
     ) -> None:
         import torch
 
-        from resnext.inference.fold import LogitsAndEmbedding
+        from resnext.inference.fold import LogitsAndEmbedding, LogitsAndMap
 
         self._device, self._dtype = network.fc.weight.device, dtype
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._preprocessing, self._piece = preprocessing, piece
         self._exact = compile is not None
         self._guard: Any = threading.Lock() if self._exact else nullcontext()
-        self._module: nn.Module = LogitsAndEmbedding(network)
+        self._module: nn.Module = LogitsAndMap(network) if maps else LogitsAndEmbedding(network)
         if compile is not None:
             self._module = torch.compile(self._module, dynamic=False, **compile)  # pyright: ignore
 
     def __call__(self, x: Shaped[np.ndarray, "n _ _ _"]) -> Outputs:
-        """Logits and embeddings of any number of images."""
+        """Logits, and embeddings or feature maps, of any number of images."""
         import torch
 
         images = torch.from_numpy(np.require(x, requirements=["C", "W"]))
         piece = self._piece or max(len(x), 1)
         starts = range(0, max(len(x), 1), piece)
         results = [self._compute(images[i : i + piece], piece) for i in starts]
-        logits, embeddings = (torch.cat(some).cpu().numpy() for some in zip(*results, strict=True))
-        return logits, embeddings
+        logits, others = (torch.cat(some).cpu().numpy() for some in zip(*results, strict=True))
+        return logits, others
 
     def _compute(self, x: Tensor, piece: int) -> tuple[Tensor, ...]:
         import torch
@@ -170,6 +183,9 @@ class TorchRunner:
 
     Args:
         network: A network in evaluation mode, on the device to run on.
+
+    Attributes:
+        network: The network.
     """
 
     def __init__(self, network: ResNeXt) -> None:
@@ -180,7 +196,7 @@ class TorchRunner:
         self.batch = inference_batch(device)
         self.config: ResNeXtConfig = network.config
         dtype = network.fc.weight.dtype
-        self._network = network
+        self.network = network
         self._session = TorchSession(
             network, dtype, self.card.preprocessing, channels_last=device.type == "cpu"
         )
@@ -188,11 +204,27 @@ class TorchRunner:
     @property
     def fingerprint(self) -> str:
         """Differs between models that may predict differently."""
-        return weights_digest(self._network)
+        return weights_digest(self.network)
 
     def pixels(self, x: Shaped[np.ndarray, "n h w c"]) -> Outputs:
         """Logits and embeddings of pixels as `data.decoding.pixels` returns them."""
         return self._session(x)
+
+    @property
+    def classifier(self) -> Classifier:
+        """The last layer of the network."""
+        return classifier_of(self.network)
+
+    def maps(self, x: Shaped[np.ndarray, "n h w c"]) -> MapOutputs:
+        """Logits and last feature maps of pixels as `data.decoding.pixels` returns them."""
+        dtype, preprocessing = self.network.fc.weight.dtype, self.card.preprocessing
+        return TorchSession(self.network, dtype, preprocessing, channels_last=False, maps=True)(x)
+
+
+def classifier_of(network: ResNeXt) -> Classifier:
+    """The last layer of a network, in single precision on the CPU."""
+    weight, bias = (p.detach().float().cpu().numpy() for p in (network.fc.weight, network.fc.bias))
+    return Classifier(weight, bias)
 
 
 @contextmanager

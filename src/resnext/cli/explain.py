@@ -1,0 +1,140 @@
+"""`resnext explain`: why a classifier gave images their classes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from resnext.cli.options import Flag, check_json_path, write_json
+from resnext.errors import ResNeXtError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from resnext.explanation import Explanation
+    from resnext.explanation.sanity import SanityCheck
+
+_MOST = 200  # explanations in one picture or page
+
+
+def explain(
+    file: str,
+    /,
+    *images: str,
+    label: Annotated[str | None, Parameter(name="--class")] = None,
+    against: str | None = None,
+    how: Literal["map", "occlusion", "layercam", "ig"] | None = None,
+    stage: int | None = None,
+    fine: Flag = False,
+    check: bool = True,
+    sanity: Flag = False,
+    html: Flag = False,
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
+    json: Path | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    plan: bool = True,
+) -> None:
+    """Show which places of images spoke for a class, and which against it.
+
+    Orange places raised the logit of the class, blue ones lowered it; together with the bias they
+    add up to the logit. Each map is checked: hiding what it points at must lower the logit more
+    than hiding places at random.
+
+    Args:
+        file: A model file from any library that contains the class names, or a catalog name.
+        images: Image files and folders, searched at any depth; or `digits` for handwritten digits
+            that the model was not trained on.
+        label: The class to explain, by name or number. Default: the most likely one.
+        against: Explain why it is not this class; without a value, the most likely other class.
+            Default: that class if the model is not sure.
+        how: map (exact), occlusion (slow), layercam, or ig (integrated gradients).
+        stage: Show the feature map of this stage; earlier stages are finer, and shown by layercam.
+        fine: Give the network the image at twice the size, for a finer map.
+        check: Check each map by hiding what it points at, which takes 106 predictions.
+        sanity: Also randomize the layers of the network from the top: the map must get lost.
+        html: Write a page instead of a picture.
+        out: File to write (.png or .html). Default: explanation.png, or explanation.html.
+        json: Also write all numbers to this JSON file.
+        limit: Explain at most this many images.
+        device: auto, cpu, cuda, cuda:1, …
+        plan: Use the plan that `resnext optimize` saved next to the model file.
+    """
+    if limit is not None and limit < 1:
+        raise ResNeXtError(f"--limit must be at least 1, not {limit}.")
+    check_json_path(json)
+    out = out or Path("explanation.html" if html else "explanation.png")
+    as_page = html or out.suffix == ".html"
+    check_json_path(out)
+    from rich.console import Console
+
+    from resnext.cli.tables import explanations_table
+    from resnext.data.open import BUILT_IN
+    from resnext.explanation.images import check_sanity, explain
+    from resnext.explanation.page import explanation_page
+    from resnext.explanation.sheet import draw_explanations
+    from resnext.inference.opener import open_runner
+    from resnext.prediction.contact_sheet import check_sheet_path, save_sheet
+    from resnext.prediction.images import expand_images, held_out_images
+    from resnext.system.atomic import write_bytes_atomically
+    from resnext.system.progress import reporter
+    from resnext.system.text import counted
+
+    if not as_page:
+        check_sheet_path(out)
+    built_in = len(images) == 1 and images[0] in BUILT_IN
+    named = [] if built_in else expand_images(images)[:limit]
+    in_torch = fine or sanity or how in ("layercam", "ig") or stage is not None
+    model = open_runner(file, device=device, batch=1, plan=plan and not in_torch, progress=True)
+    if built_in:
+        pictures = held_out_images(model, images[0], limit or 10)
+        named = [(str(i), picture) for i, picture in enumerate(pictures)]
+    if len(named) > _MOST:
+        raise ResNeXtError(f"{len(named):,} images are more than {_MOST}. Give --limit or fewer.")
+    options: dict[str, Any] = {"label": label, "against": True if against == "" else against}
+    options |= {"how": how, "stage": stage, "fine": fine, "check": check, "device": device}
+    done: list[Explanation] = []
+    checks: list[SanityCheck] = []
+    shown = reporter(True)
+    shown.start("Explaining", len(named))
+    try:
+        for name, picture in named:
+            done.append(replace(explain(model, picture, **options), name=name))
+            if sanity:
+                checks.append(check_sanity(model, picture, done[-1], fine=fine, device=device))
+            shown.advance(1)
+    finally:
+        shown.stop()
+    Console().print(explanations_table(done))
+    _print_checks(done, checks)
+    if as_page:
+        write_bytes_atomically(out, explanation_page(done, Path(file).name).encode())
+    else:
+        save_sheet(draw_explanations(done), out)
+    print(f"{out}: {counted(len(done), 'image')} with maps")
+    if json is not None:
+        write_json(json, {"explanations": [one.to_dict() for one in done]})
+        print(f"{json}: all numbers")
+
+
+def _print_checks(done: Sequence[Explanation], checks: Sequence[SanityCheck]) -> None:
+    """Print what the self-checks found."""
+    from resnext.cli.tables import plain
+    from resnext.system.text import counted
+
+    if doubtful := sum(one.reliable is False for one in done):
+        print(
+            f"Not reliable here: {doubtful:,} of {counted(len(done), 'map')}. Hiding what they "
+            f"point at lowers the logit no more than hiding random places"
+        )
+    for one, check in zip(done, checks, strict=False):
+        steps = ", ".join(
+            f"{name} {x:.2f}" for name, x in zip(check.layers, check.similarity, strict=True)
+        )
+        print(
+            f"{plain(one.name)}: with random layers from the top, {check.verdict}. "
+            f"Similarity after {steps}"
+        )
