@@ -48,6 +48,7 @@ for name in sys.argv[4].split(","):
 PLAIN = (
     "resnext",
     "resnext.architectures",
+    "resnext.dilation",
     "resnext.card",
     "resnext.checks",
     "resnext.config",

@@ -1391,12 +1391,13 @@ def test_state_dict_keys_of_mmcls() -> None:
 FUNCTIONS = {  # a star stands before what is given by name only
     "catalog": "*licence *min_top1 *max_gmacs *variant",
     "convert": "source path *to *images *labels *config *overwrite *progress",
-    "create": "name overrides",
+    "create": "name *output_stride *dilation_convention overrides",
     "diagnose": "path",
     "evaluate": "model data *batch_size *workers *device *views *keep_logits *plan *progress",
-    "load": "source *num_classes *in_channels *config *device *progress",
+    "load": "source *num_classes *in_channels *config *output_stride *dilation_convention *device "
+    "*progress",
     "load_backbone": "source *out_indices *frozen_stages *norm_eval *checkpointing *in_channels "
-    "*config *device *progress",
+    "*config *output_stride *dilation_convention *device *progress",
     "optimize": "model *precision *engine *batch *data *max_loss *device *again *progress",
     "predict": "model images *top *batch_size *device *plan *progress",
     "save": "model path",
