@@ -48,8 +48,8 @@ def with_output_stride(
         raise ConfigError(f"output_stride must be 8, 16 or 32, not {brief(output_stride)}.")
     if "dilation" in config.block_args:
         raise ConfigError(
-            f"output_stride={output_stride} sets dilations, which block_args['dilation'] overrides. "
-            f"Leave one of them out."
+            f"output_stride={output_stride} sets dilations, but block_args['dilation'] overrides "
+            f"them. Leave one of both out."
         )
     plain = config
     if any(stage.dilations != (1,) * len(stage.dilations) for stage in config.stages):

@@ -496,7 +496,10 @@ def test_incomplete_files(tmp_path: Path, change: Any, said: str) -> None:
 @pytest.mark.parametrize(
     ("about", "said"),
     [
-        ({"model_args": {"output_stride": 8}}, "'output_stride' of timm is not supported"),
+        ({"model_args": {"output_stride": 4}}, "output_stride must be 8, 16 or 32"),
+        ({"model_args": {"aa_layer": "blur"}}, "'aa_layer' of timm is not supported"),
+        ({"pretrained_cfg": {"label_offset": 1}}, "label_offset 1 of timm is not supported"),
+        ({"pretrained_cfg": {"custom_load": True}}, "custom_load True of timm is not supported"),
         ({"model_args": {"global_pool": "max"}}, "global_pool 'max' is not supported"),
         ({"global_pool": "avgmax"}, "global_pool 'avgmax' is not supported"),
         ({"architecture": "resnetaa50d"}, "names resnetaa50d, which is not a ResNeXt"),
@@ -506,6 +509,9 @@ def test_incomplete_files(tmp_path: Path, change: Any, said: str) -> None:
         ({"architecture": None, "num_classes": 7}, "7 classes are given"),
         ({"architecture": None, "hidden_act": "silu"}, "hidden_act 'silu'"),
         ({"architecture": None, "downsample_in_bottleneck": True}, "downsample_in_bottleneck"),
+        ({"architecture": None, "output_stride": 8}, "output_stride 8 is not supported"),
+        ({"architecture": None, "dilations": [1, 1, 2, 4]}, "dilations .* is not supported"),
+        ({"architecture": None, "batch_norm_eps": 1e-3}, "batch_norm_eps 0.001 is not supported"),
         ({"label_names": None, "id2label": {"1": "a", "2": "b", "3": "c"}}, "must number"),
         ({"label_names": None, "id2label": {"²": "a"}}, "must number"),
     ],
@@ -572,8 +578,6 @@ def test_configs_of_segmentors_are_used(tmp_path: Path) -> None:
     for name, value in (
         ("dcn", "dict(type='DCN')"),
         ("plugins", "[dict(cfg=dict())]"),
-        ("contract_dilation", "True"),  # was dropped, and maps differed by 14 %
-        ("multi_grid", "(1, 2, 4)"),
     ):
         text = MMSEG.replace("dcn=None", f"{name}={value}")
         torch.save({"state_dict": trunk, "meta": {"config": text}}, file)

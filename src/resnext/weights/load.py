@@ -84,8 +84,10 @@ def load_classifier(
     """
     model = load(source, device=device, progress=progress)
     if not isinstance(model, ResNeXt):
+        notes = model.card.provenance.get("notes", []) if model.card else []
+        why = next((f" ({note})" for note in notes if note.startswith("its last layer")), "")
         raise CheckpointError(
-            f"{source} has no classifier, only a backbone. Train a classifier on it."
+            f"{source} has no classifier, only a backbone{why}. Train a classifier on it."
         )
     return model
 

@@ -223,9 +223,12 @@ def resolve_contents(
         entry = _entry_of_file(path, notes)
     try:
         documents = (documents or Documents())._replace(file=contents.metadata)
-        metadata = _metadata(documents)
+        metadata = _metadata(documents, config is not None)
         detected = recognise(weights.state, weights.dialect)
         known = config or (entry.config if entry else metadata.config)
+        if metadata.head and detected.state.pop("fc.weight", None) is not None:
+            detected.state.pop("fc.bias", None)
+            notes.append(f"its last layer was left out: {metadata.head}")
         outside = [n for n in (*detected.left, *detected.heads) if weights.state[n].ndim == 4]
         network, ambiguity = _network(detected, known, contents, outside, notes)
         detected.dialect.check_readable(network.config)
@@ -244,11 +247,20 @@ def resolve_contents(
     return ResolvedCheckpoint(path, detected.dialect, state, card, network, ambiguity)
 
 
-def _metadata(documents: Documents) -> CheckpointMetadata:
-    """The metadata that all dialects read in the documents; earlier rows of the table win."""
+def _metadata(documents: Documents, known: bool) -> CheckpointMetadata:
+    """The metadata that all dialects read in the documents; earlier rows of the table win.
+
+    Where the caller knows the network, a document that describes another one is only noted.
+    """
     metadata = CheckpointMetadata()
     for dialect in DIALECTS.values():
-        metadata = metadata.merge(dialect.metadata(documents))
+        try:
+            stated = dialect.metadata(documents)
+        except CheckpointError as error:
+            if not known:
+                raise
+            stated = CheckpointMetadata(notes=(f"what accompanies it is not used: {error}",))
+        metadata = metadata.merge(stated)
     return metadata
 
 
