@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +14,10 @@ from oracles.originals import randomize, timm, torchvision
 from torch import Tensor, nn
 
 from resnext import Backbone, ResNeXt, ResNeXtConfig, create, load, load_backbone, save, variant
+from resnext.dialects.dialect import Documents
+from resnext.dialects.table import DIALECTS
 from resnext.dilation import block_dilations, with_output_stride
-from resnext.errors import ConfigError, ResNeXtError
+from resnext.errors import AmbiguityWarning, ConfigError, ResNeXtError
 
 SMALL: dict[str, Any] = {"layers": (1, 2, 3, 2), "cardinality": 2, "base_width": 16}
 CHANNELS = (16, 32, 64, 128)
@@ -229,6 +233,38 @@ def test_wrong_grids() -> None:
         block_dilations((1, 2), (1, 1), multi_grid=(1,))
     with pytest.raises(ConfigError, match="multi_grid must be a list or None, not 2"):
         block_dilations((1, 2), (1, 1), multi_grid=2)  # pyright: ignore[reportArgumentType]
+
+
+def test_deeplab_files_are_not_taken_for_undilated_ones(tmp_path: Path) -> None:
+    """Dilation has no weights; the head beside the backbone gives it away."""
+    resnet: Any = torchvision.models.resnet
+    deeplab: Any = torchvision.models.segmentation.deeplabv3
+    getter: Any = torchvision.models._utils.IntermediateLayerGetter
+    body = resnet.ResNet(
+        resnet.Bottleneck, [1, 2, 3, 2], replace_stride_with_dilation=TORCHVISION[8]
+    )
+    network = deeplab.DeepLabV3(
+        getter(body, {"layer4": "out"}), deeplab.DeepLabHead(2048, 2)
+    ).eval()
+    randomize(network)
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    with pytest.warns(AmbiguityWarning, match=r"classifier\.0\.convs.*output_stride=8 or 16"):
+        load(tmp_path / "a.pth")
+    x = images(1, 3, 64, 64, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is open if the stride is given
+        load(tmp_path / "a.pth", output_stride=32)
+        ours = load_backbone(tmp_path / "a.pth", output_stride=8, out_indices=(3,))
+    with torch.no_grad():
+        same(ours(x)[0], network.backbone(x)["out"], 1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnext26_32x4d", "seresnextaa101d_32x8d"])
+def test_config_json_of_timm_has_the_stride(name: str) -> None:
+    """`model_args` of a dilated network in timm."""
+    about = {"architecture": name, "model_args": {"output_stride": 16}}
+    stated = DIALECTS["timm"].metadata(Documents(config=about))
+    assert stated.config == with_output_stride(variant(name), 16)
 
 
 # -- files --------------------------------------------------------------------------------------

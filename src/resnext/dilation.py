@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from resnext.checks import brief, choice
+from resnext.checks import boolean, brief, choice
 from resnext.config import ResNeXtConfig
 from resnext.errors import ConfigError, ConfigTypeError
 
@@ -114,9 +114,10 @@ def block_dilations(
             has blocks are not used.
 
     Raises:
-        ConfigTypeError: `multi_grid` is not a sequence.
+        ConfigTypeError: An argument has the wrong type.
         ConfigError: `multi_grid` has too few entries.
     """
+    boolean("contract_dilation", contract_dilation)
     blocks = list(dilations)
     if contract_dilation:
         for i, (dilation, count) in enumerate(zip(dilations, layers, strict=True)):

@@ -207,6 +207,11 @@ def test_image_processors(changes: Any, size: int, resize: int, interpolation: s
     "changes",
     [
         {"do_resize": False},
+        {"do_flip_channel_order": True},
+        {"do_pad": True},
+        {"size": {"height": 224, "width": 224}},
+        {"size": {"shortest_edge": 256, "longest_edge": 300}},
+        {"crop_size": {"height": 224, "width": 192}},
         {"do_normalize": False},
         {"do_rescale": False},
         {"do_center_crop": False},

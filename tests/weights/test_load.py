@@ -271,6 +271,29 @@ def timm_folder(folder: Path, name: str, **about: Any) -> ResNeXt:
     return model
 
 
+def test_flat_config_of_old_timm(tmp_path: Path) -> None:
+    """Before `pretrained_cfg` existed, its entries and the labels stood beside the architecture."""
+    nested = timm_folder(tmp_path / "new", "resnext26_32x4d")
+    flat = {
+        "architecture": "resnext26_32x4d",
+        "num_classes": 3,
+        "labels": ["a", "b", "c"],
+        "input_size": [3, 64, 64],
+        "crop_pct": 0.8,
+        "interpolation": "bicubic",
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.2, 0.2, 0.2],
+        "secret": 1,
+    }
+    (tmp_path / "new" / "config.json").write_text(json.dumps(flat))
+    model = classifier(tmp_path / "new")
+    assert torch.equal(logits(model), logits(nested))
+    assert model.card is not None
+    assert model.card.labels == ("a", "b", "c")
+    assert (model.card.preprocessing.size, model.card.preprocessing.resize) == (64, 80)
+    assert "config.json: not known, so not used: secret" in model.card.provenance["notes"]
+
+
 def test_folders_of_timm(tmp_path: Path) -> None:
     """Anti-aliasing has no weights: only config.json distinguishes seresnextaa from seresnext."""
     model = timm_folder(tmp_path / "f", "seresnextaa101d_32x8d")

@@ -209,7 +209,7 @@ def _unknown(config: Values, pretrained: Values) -> list[str]:
                 f"the weights on loading."
             )
     known = (*_SOURCES, *_IMAGES, *_CONFIG, "label_offset", "custom_load")
-    unknown = [str(name) for name in (*config, *pretrained) if name not in known]
+    unknown = [str(name) for name in {**config, **pretrained} if name not in known]
     return [f"config.json: not known, so not used: {', '.join(unknown[:5])}"] if unknown else []
 
 
