@@ -107,9 +107,9 @@ def test_timm(name: str, stride: Any) -> None:
     """timm's shortcuts and blurs still pool where a stride became dilation."""
     theirs, ours = TIMM[name]
     resnet: Any = timm.models.resnet
-    layers: dict[str, Any] = {"avg": nn.AvgPool2d, "blur": timm.layers.BlurPool2d, None: None}
+    layers: dict[str, Any] = {"avg": nn.AvgPool2d, "blur": timm.layers.BlurPool2d, "": None}
     given = {**SMALL, "channels": CHANNELS, **theirs}
-    given["aa_layer"] = layers[given.get("aa_layer")]
+    given["aa_layer"] = layers[given.get("aa_layer", "")]
     network = resnet.ResNet(resnet.Bottleneck, output_stride=stride, **given)
 
     def maps(network: Any, x: Tensor) -> tuple[Tensor, ...]:

@@ -209,6 +209,7 @@ def test_image_processors(changes: Any, size: int, resize: int, interpolation: s
         {"do_resize": False},
         {"do_flip_channel_order": True},
         {"do_pad": True},
+        {"crop_pct": 0.875, "size": {"shortest_edge": 384}},
         {"size": {"height": 224, "width": 224}},
         {"size": {"shortest_edge": 256, "longest_edge": 300}},
         {"crop_size": {"height": 224, "width": 192}},

@@ -42,8 +42,9 @@ def dilate_as_mmseg(
             assert isinstance(conv2, nn.Conv2d)
             _set(conv2, own, stride=stride if j == 0 else 1)
             for shortcut in block.children():
-                if isinstance(shortcut, nn.Sequential) and isinstance(shortcut[0], nn.Conv2d):
-                    shortcut[0].stride = (stride, stride)
+                first = next(shortcut.children(), None)
+                if isinstance(shortcut, nn.Sequential) and isinstance(first, nn.Conv2d):
+                    first.stride = (stride, stride)
 
 
 def _set(layer: nn.Conv2d, dilation: int, stride: int) -> None:

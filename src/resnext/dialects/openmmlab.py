@@ -254,7 +254,7 @@ def _metadata(documents: Documents) -> CheckpointMetadata:
         model = settings.get("model")
         config = model_config(model) if isinstance(model, Mapping) else None
         preprocessing = pipeline_preprocessing(settings, notes)
-        head = _head_problem(model.get("head")) if isinstance(model, Mapping) else ""
+        head = head_problem(model.get("head")) if isinstance(model, Mapping) else ""
     provenance = {
         name: meta[name]
         for name in ("mmcls_version", "mmengine_version", "mmcv_version", "exp_name", "epoch")
@@ -339,7 +339,7 @@ def _check_neck(necks: object) -> None:
             raise CheckpointError(f"Its neck pools {brief(neck['dim'])} dimensions, not 2.")
 
 
-def _head_problem(head: object) -> str:
+def head_problem(head: object) -> str:
     """Why a head is not one linear layer with one answer per image; empty if it is, or is none."""
     if not isinstance(head, Mapping):
         return ""

@@ -124,6 +124,8 @@ def _preprocessing(processor: Values) -> Preprocessing | None:
         return None
     try:
         fraction = processor.get("crop_pct")
+        if fraction and not inner and edge >= 384:
+            return None  # ConvNeXt's stretches the whole image
         return Preprocessing(
             size=inner or edge,
             resize=int(edge / fraction) if fraction and not inner else edge,
