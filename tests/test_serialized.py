@@ -1386,6 +1386,16 @@ def test_state_dict_keys_of_mmcls() -> None:
     ]
 
 
+def test_dilations_of_blocks() -> None:
+    """A nested list; the field that timm's dilated networks need is there only if it is set."""
+    config = ResNeXtConfig((1, 2), 2, 8, num_stages=2, channels=(16, 32), dilations=(1, (1, 2)))
+    assert config.to_dict()["dilations"] == [1, [1, 2]]
+    assert repr(config).endswith("num_stages=2, dilations=(1, (1, 2)))")
+    pooling = config.replace(keep_pooling=True).to_dict()
+    assert pooling == {**config.to_dict(), "keep_pooling": True}
+    assert ResNeXtConfig.from_dict(pooling).keep_pooling
+
+
 # -- what scripts are written with ------------------------------------------------------------
 
 FUNCTIONS = {  # a star stands before what is given by name only
