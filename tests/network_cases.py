@@ -40,6 +40,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "reflecting": {"padding_mode": "reflect"},
     "caffe": {"style": "caffe"},
     "dilated": {"strides": (1, 1), "dilations": (1, 2)},
+    "dilated from its second block": {
+        "strides": (1, 1),
+        "dilations": (1, (1, 2)),
+        "avg_down": True,
+        "anti_alias": "blur",
+        "keep_pooling": True,
+    },
     "dropping": {"drop_path_rate": 0.5, "dropout": 0.5},
     "resnext-d of timm": {
         "stem_type": "deep",

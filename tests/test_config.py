@@ -96,6 +96,7 @@ INTEGERS = [
 ]
 TUPLES = ["layers", "channels", "strides", "dilations", "widths"]
 BOOLEANS = ["avg_down", "small_stem", "norm_affine", "norm_track", "zero_init_residual"]
+BOOLEANS += ["keep_pooling"]
 CHOICES: dict[str, tuple[Any, ...]] = {
     "stem_type": (None, "deep"),
     "style": get_args(Style),
@@ -117,6 +118,7 @@ WRONG: list[tuple[str, Any, type[Exception], str]] = [  # field, value, error, w
         for v in (4, "1111", {1: 1}, (1, 1, 1, True), (1, 1, 1, 1.0), (1, 1, 1, "1"))
     ),
     *((f, None, TypeError, "exactly 4 positive integers") for f in ("layers", "channels")),
+    ("dilations", ((1,), 2), ValueError, "exactly 4 positive integers"),
     *(
         (f, v, ValueError, "exactly 4 positive integers")
         for f in TUPLES
@@ -334,6 +336,8 @@ def each(strategy: st.SearchStrategy[int], count: int) -> st.SearchStrategy[Any]
 def configs(draw: st.DrawFn) -> ResNeXtConfig:
     """Valid configs that use every field."""
     n = draw(st.integers(1, 4))
+    layers = draw(each(st.integers(1, 9), n))
+    dilations = [st.integers(1, 9) | each(st.integers(1, 3), blocks) for blocks in layers]
     eights = st.integers(1, 20).map(lambda k: 8 * k)  # so that groups and group norms divide them
     groups, widths = st.sampled_from([1, 2, 4, 8]), st.sampled_from([8, 64, 72, 128])
     deep, standard = draw(st.booleans()), draw(st.booleans())
@@ -352,7 +356,7 @@ def configs(draw: st.DrawFn) -> ResNeXtConfig:
     rate = st.floats(0, 1, exclude_max=True) | st.just(0)
     eps = st.floats(0, 1e3, exclude_min=True) | st.just(1)
     values: dict[str, Any] = {
-        "layers": each(st.integers(1, 9), n),
+        "layers": st.just(layers),
         "cardinality": groups,
         "base_width": base,
         "num_classes": st.integers(1, 10**6),
@@ -364,7 +368,7 @@ def configs(draw: st.DrawFn) -> ResNeXtConfig:
         "block_args": st.fixed_dictionaries({}, optional=block_args),
         "num_stages": st.just(n),
         "strides": st.none() | each(st.integers(1, 3), n),
-        "dilations": st.none() | each(st.integers(1, 9), n),
+        "dilations": st.none() | st.tuples(*dilations) | st.tuples(*dilations).map(list),
         "style": st.sampled_from(["pytorch"] if pool else ["pytorch", "caffe"]),
         "expansion": st.integers(2, 9),  # so that an SE block squeezes to one channel at least
         "widths": st.none() | each(eights, n),
@@ -383,6 +387,7 @@ def configs(draw: st.DrawFn) -> ResNeXtConfig:
         "se_reduction": st.integers(1, 8),
         "se_rounding": st.sampled_from(CHOICES["se_rounding"]),
         "anti_alias": st.just(pool),
+        "keep_pooling": st.booleans(),
         "drop_path_rate": rate,
         "drop_path_decay": st.sampled_from(CHOICES["drop_path_decay"]),
         "dropout": rate,
@@ -410,7 +415,7 @@ def test_round_trips(config: ResNeXtConfig) -> None:
         assert other == config
         assert hash(other) == hash(config)
         assert other.stages == config.stages
-    assert set(config.to_dict()) == {f.name for f in fields(config)}
+    assert {*config.to_dict(), "keep_pooling"} == {f.name for f in fields(config)}
     assert "\n" not in config.to_json()
 
 
@@ -459,6 +464,42 @@ def test_equality_and_hash_see_every_field() -> None:
     assert len({config, *others}) == 1 + len(others)
     assert config == build()
     assert config != "ResNeXtConfig"
+
+
+@pytest.mark.parametrize(
+    ("stage", "error", "message"),
+    [
+        ((1, 2), ValueError, r"dilations\[2\], for the blocks of stage 3, .* exactly 3 .*\(1, 2\)"),
+        ((2, 2), ValueError, "exactly 3 positive integers"),  # not 2 for every block
+        ((), ValueError, "exactly 3 positive integers"),
+        ([1, 2, 0], ValueError, "exactly 3 positive integers"),
+        ((1, 2, (2,)), TypeError, "exactly 3 positive integers"),
+        ("122", TypeError, r"dilations\[2\] must be a positive integer"),
+        (True, TypeError, r"dilations\[2\] must be a positive integer"),
+        (0, ValueError, r"dilations\[2\] must be greater than 0"),
+    ],
+)
+def test_wrong_dilations_of_blocks(stage: Any, error: type[Exception], message: str) -> None:
+    """A tuple of another length than the stage would leave blocks without a dilation."""
+    with pytest.raises(error, match=message) as caught:
+        build(layers=(1, 2, 3, 2), dilations=(1, (1, 2), stage, 1))
+    assert isinstance(caught.value, ResNeXtError)
+
+
+def test_dilations_of_blocks_have_one_spelling() -> None:
+    """Equal networks must be equal configs with one repr, which plans are found by."""
+    config = build(layers=(1, 2, 3, 2), dilations=[[1], [2, 2], (1, 2, 2), 4])
+    assert config.dilations == (1, 2, (1, 2, 2), 4)
+    assert [stage.dilations for stage in config.stages] == [(1,), (2, 2), (1, 2, 2), (4, 4)]
+    assert [stage.dilation for stage in config.stages] == [1, 2, 2, 4]
+    assert config == build(layers=(1, 2, 3, 2), dilations=((1,), 2, [1, 2, 2], (4, 4)))
+    assert config.to_dict()["dilations"] == [1, 2, [1, 2, 2], 4]
+
+
+def test_new_fields_leave_old_files_alone() -> None:
+    """Fingerprints of runs, plans and files are made of repr and JSON."""
+    assert "keep_pooling" not in build().to_dict()
+    assert build(keep_pooling=True).to_dict()["keep_pooling"] is True
 
 
 def test_repr_shows_what_differs_from_defaults() -> None:

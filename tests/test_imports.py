@@ -50,6 +50,7 @@ for name in sys.argv[4].split(","):
 PLAIN = (
     "resnext",
     "resnext.architectures",
+    "resnext.dilation",
     "resnext.card",
     "resnext.checks",
     "resnext.config",

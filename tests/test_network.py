@@ -51,7 +51,15 @@ def aggregated(block: Bottleneck, x: Tensor, cardinality: int) -> Tensor:
 
 @pytest.mark.parametrize("cardinality", [1, 2, 4, 8])
 @pytest.mark.parametrize(
-    "changes", [{}, {"dilations": (1, 2)}, {"style": "caffe"}, {"widths": (24, 40)}], ids=str
+    "changes",
+    [
+        {},
+        {"dilations": (1, 2)},
+        {"dilations": (1, (1, 2))},
+        {"style": "caffe"},
+        {"widths": (24, 40)},
+    ],
+    ids=str,
 )
 def test_a_block_aggregates_separate_paths(cardinality: int, changes: dict[str, Any]) -> None:
     """A grouped convolution stands for C paths only if each reads and feeds its own slice."""
@@ -218,6 +226,9 @@ def test_wrong_images(build: Any, shape: tuple[int, ...], message: str) -> None:
         {"padding_mode": "reflect"},
         {"padding_mode": "reflect", "dilations": (1, 3)},
         {"padding_mode": "circular", "dilations": (2, 3)},
+        {"padding_mode": "reflect", "dilations": (1, (1, 4))},
+        {"padding_mode": "circular", "dilations": (1, (3, 1)), "strides": (1, 1)},
+        {"anti_alias": "blur", "strides": (1, 1), "avg_down": True, "keep_pooling": True},
         {"padding_mode": "circular", "stem_type": "deep", "stem_channels": (4, 4, 8)},
         {"padding_mode": "replicate"},
         {"style": "caffe", "avg_down": True},

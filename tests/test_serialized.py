@@ -1386,18 +1386,29 @@ def test_state_dict_keys_of_mmcls() -> None:
     ]
 
 
+def test_dilations_of_blocks() -> None:
+    """A nested list; the field that timm's dilated networks need is there only if it is set."""
+    config = ResNeXtConfig((1, 2), 2, 8, num_stages=2, channels=(16, 32), dilations=(1, (1, 2)))
+    assert config.to_dict()["dilations"] == [1, [1, 2]]
+    assert repr(config).endswith("num_stages=2, dilations=(1, (1, 2)))")
+    pooling = config.replace(keep_pooling=True).to_dict()
+    assert pooling == {**config.to_dict(), "keep_pooling": True}
+    assert ResNeXtConfig.from_dict(pooling).keep_pooling
+
+
 # -- what scripts are written with ------------------------------------------------------------
 
 FUNCTIONS = {  # a star stands before what is given by name only
     "catalog": "*licence *min_top1 *max_gmacs *variant",
     "convert": "source path *to *images *labels *config *overwrite *progress",
-    "create": "name overrides",
+    "create": "name *output_stride *dilation_convention overrides",
     "diagnose": "path",
     "evaluate": "model data *batch_size *workers *device *views *keep_logits *plan *progress",
     "explain": "model image *label *against *how *stage *fine *gamma *check *device *plan",
-    "load": "source *num_classes *in_channels *config *device *progress",
+    "load": "source *num_classes *in_channels *config *output_stride *dilation_convention *device "
+    "*progress",
     "load_backbone": "source *out_indices *frozen_stages *norm_eval *checkpointing *in_channels "
-    "*config *device *progress",
+    "*config *output_stride *dilation_convention *device *progress",
     "optimize": "model *precision *engine *batch *data *max_loss *device *again *progress",
     "predict": "model images *top *batch_size *device *plan *progress",
     "save": "model path",

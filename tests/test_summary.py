@@ -46,6 +46,8 @@ def each(strategy: st.SearchStrategy[int], count: int) -> st.SearchStrategy[tupl
 def configs(draw: st.DrawFn) -> ResNeXtConfig:
     """Small configs that use every field that costs something."""
     n = draw(st.integers(1, 4))
+    layers = draw(each(st.integers(1, 2), n))
+    dilations = [st.integers(1, 3) | each(st.integers(1, 3), blocks) for blocks in layers]
     eights = st.sampled_from([8, 16, 24, 32])  # so that groups and group norms divide them
     cardinalities, widths = st.sampled_from([1, 2, 4]), st.sampled_from([64, 128])
     stem_type = draw(st.sampled_from([None, "deep"]))
@@ -59,7 +61,7 @@ def configs(draw: st.DrawFn) -> ResNeXtConfig:
         "se_args": st.sampled_from([{}, {"reduction": 3}, {"reduction": 8}]),
     }
     values = {
-        "layers": each(st.integers(1, 2), n),
+        "layers": st.just(layers),
         "cardinality": cardinalities,
         "base_width": widths,
         "num_classes": st.integers(1, 7),
@@ -71,7 +73,7 @@ def configs(draw: st.DrawFn) -> ResNeXtConfig:
         "block_args": st.fixed_dictionaries({}, optional=block_args),
         "num_stages": st.just(n),
         "strides": st.none() | each(st.integers(1, 2 if anti_alias == "blur" else 3), n),
-        "dilations": st.none() | each(st.integers(1, 3), n),
+        "dilations": st.none() | st.tuples(*dilations),
         "style": st.sampled_from(["pytorch"] if anti_alias else ["pytorch", "caffe"]),
         "expansion": st.integers(2, 4),
         "widths": st.none() | each(eights, n),
@@ -87,6 +89,7 @@ def configs(draw: st.DrawFn) -> ResNeXtConfig:
         "se_reduction": st.sampled_from([1, 3, 5, 8]),
         "se_rounding": st.sampled_from(get_args(SERounding)),
         "anti_alias": st.just(anti_alias),
+        "keep_pooling": st.booleans(),
     }
     assert {*values, *FREE} == {f.name for f in fields(ResNeXtConfig)}, "a new field: draw it"
     return ResNeXtConfig(**draw(st.fixed_dictionaries(values)))
@@ -108,7 +111,8 @@ def cases(draw: st.DrawFn) -> tuple[ResNeXtConfig, tuple[int, int]]:
     )
     if config.padding_mode != "zeros" or one_map:
         # Reflections need a map larger than the padding, statistics of one map two pixels.
-        least = max(least, config.stride * max(stage.dilation for stage in config.stages) + 3)
+        reach = max(max(stage.dilations) for stage in config.stages)
+        least = max(least, config.stride * reach + 3)
     side = st.integers(least, least + 40)
     return config, (draw(side), draw(side))
 
@@ -223,6 +227,9 @@ def seen_columns(config: ResNeXtConfig, width: int) -> tuple[list[int], ...]:
         {"stem_type": "deep", "stem_channels": (4, 8, 8), "avg_down": True},
         {"style": "caffe"},
         {"dilations": (1, 2, 1)},
+        {"dilations": (1, (1, 3), 2)},
+        {"dilations": (1, [3, 1], 1), "strides": (1, 1, 1)},
+        {"anti_alias": "blur", "avg_down": True, "strides": (1, 1, 2), "keep_pooling": True},
         {"strides": (2, 1, 3)},
         {"conv": "same_padding", "strides": (1, 2, 1)},
         {"anti_alias": "avg", "avg_down": True},

@@ -205,6 +205,7 @@ def title(config: ResNeXtConfig) -> str:
 def _computed(config: ResNeXtConfig) -> dict[str, Any]:
     stages = config.stages
     standardized = config.conv in ("weight_standardized", "affine_weight_standardized")
+    pools = config.avg_down or config.anti_alias == "blur"
     squeezed = [config.squeezed(s.out_channels) for s in stages if config.gate == "se"]
     return {
         "num_stages": config.num_stages,
@@ -217,7 +218,7 @@ def _computed(config: ResNeXtConfig) -> dict[str, Any]:
         "width": [stage.width for stage in stages],
         "channels": [stage.out_channels for stage in stages],
         "strides": [stage.stride for stage in stages],
-        "dilations": [stage.dilation for stage in stages],
+        "dilations": [stage.dilations for stage in stages],
         "style": config.style,
         "norm": (config.norm if config.norm != "sync" else "batch", config.norm_eps),
         "norm_groups": config.norm_groups if config.norm == "group" else None,
@@ -227,4 +228,5 @@ def _computed(config: ResNeXtConfig) -> dict[str, Any]:
         "padding_mode": config.padding_mode,
         "attention": (config.gate, squeezed),
         "anti_alias": config.anti_alias,
+        "keep_pooling": [stage.keeps_pooling for stage in stages if pools],
     }

@@ -9,6 +9,7 @@ from torch import nn
 
 from resnext.checks import brief
 from resnext.config import ResNeXtConfig, check_config
+from resnext.dilation import DilationConvention, with_output_stride
 from resnext.errors import ConfigError, ConfigTypeError
 from resnext.network import Images, Maps, Trunk, init_weights
 
@@ -41,12 +42,17 @@ class Backbone(Trunk):
         norm_eval: Whether batch norms stay in evaluation mode during training.
         checkpointing: Whether to recompute the activations inside blocks in the backward pass,
             which saves memory but takes about a third more time.
+        output_stride: Input pixels per pixel of the fourth stage's map, 8, 16 or 32: later strides
+            become dilation; None changes nothing.
+        dilation_convention: Whose dilation: "timm", "torchvision", "mmseg" or "smp"; see
+            `resnext.dilation.with_output_stride`.
 
     Attributes:
         card: Preprocessing and provenance of loaded weights, else None.
 
     Raises:
-        ConfigError: `out_indices` or `frozen_stages` does not fit the number of stages.
+        ConfigError: `out_indices` or `frozen_stages` does not fit the number of stages, or
+            `output_stride` not the strides.
     """
 
     builds_unused = False
@@ -59,8 +65,11 @@ class Backbone(Trunk):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         checkpointing: bool = False,
+        output_stride: int | None = None,
+        dilation_convention: DilationConvention = "timm",
     ) -> None:
-        indices = wanted_stages(out_indices, check_config(config).num_stages)
+        config = with_output_stride(check_config(config), output_stride, dilation_convention)
+        indices = wanted_stages(out_indices, config.num_stages)
         if type(frozen_stages) is not int:
             raise ConfigTypeError(f"frozen_stages must be an integer, not {brief(frozen_stages)}.")
         if frozen_stages > config.num_stages:

@@ -39,10 +39,17 @@ class Stage(NamedTuple):
     """Groups of the 3×3 convolutions."""
     stride: int
     """Stride of the first block; the others have 1."""
-    dilation: int
-    """Dilation of the 3×3 convolutions."""
+    keeps_pooling: bool
+    """Whether the first block pools at stride 1; see `keep_pooling` of the config."""
+    dilations: tuple[int, ...]
+    """Dilation of the 3×3 convolution of each block."""
     drop_path: tuple[float, ...]
     """Probability of dropping the residual branch, for each block."""
+
+    @property
+    def dilation(self) -> int:
+        """Dilation of the last block; often only the first block has another."""
+        return self.dilations[-1]
 
 
 @dataclass(frozen=True, repr=False)
@@ -67,7 +74,8 @@ class ResNeXtConfig:
             `dilation`, `se` (bool) and `se_args` (`{"reduction": 16}`, used if `se` is true).
         num_stages: Number of entries of `layers` and `channels`, 1 to 4.
         strides: Stride of the first block of each stage; None for 1, 2, 2, 2.
-        dilations: Dilation of the 3×3 convolutions of each stage; None for 1 everywhere.
+        dilations: Dilation of the 3×3 convolutions of each stage; None for 1 everywhere. An entry
+            may be a tuple with the dilation of each block; equal numbers become one number.
         style: Which convolution of a block has the stride: "pytorch" the 3×3, "caffe" the first
             1×1.
         expansion: Output channels of a stage divided by its `channels`.
@@ -95,6 +103,9 @@ class ResNeXtConfig:
             (Lucid: integer division).
         anti_alias: Pooling that follows the 3×3 convolutions in place of their stride, timm's
             `aa`: None, "avg" or "blur" (arXiv:1904.11486).
+        keep_pooling: Whether stages after the first that have stride 1 still pool, at stride 1:
+            2×2 means in the shortcuts of `avg_down`, and the blur of `anti_alias`. timm's dilated
+            networks do.
         drop_path_rate: Probability of dropping the last block's residual branch in training.
         drop_path_decay: "linear" from 0 in the first block (arXiv:1603.09382) or "constant".
         dropout: Dropout probability before the classifier.
@@ -120,7 +131,7 @@ class ResNeXtConfig:
     _: KW_ONLY
     num_stages: int = 4
     strides: tuple[int, ...] | None = None
-    dilations: tuple[int, ...] | None = None
+    dilations: tuple[int | tuple[int, ...], ...] | None = None
     style: Style = "pytorch"
     expansion: int = 4
     widths: tuple[int, ...] | None = None
@@ -139,6 +150,7 @@ class ResNeXtConfig:
     se_reduction: int = 16
     se_rounding: SERounding = "timm"
     anti_alias: AntiAlias | None = None
+    keep_pooling: bool = False
     drop_path_rate: float = 0.0
     drop_path_decay: DropPathDecay = "linear"
     dropout: float = 0.0
@@ -173,13 +185,15 @@ class ResNeXtConfig:
             if self.drop_path_decay == "constant":
                 rates = [self.drop_path_rate] * blocks
             width = self.channels[i] * base_width // 64 * cardinality
+            dilation = dilations[i]
             stage = Stage(
                 in_channels=in_channels,
                 width=self.widths[i] if self.widths else width,
                 out_channels=self.channels[i] * self.expansion,
                 groups=cardinality,
                 stride=strides[i],
-                dilation=dilations[i],
+                keeps_pooling=self.keep_pooling and i > 0 and strides[i] == 1,
+                dilations=(dilation,) * blocks if isinstance(dilation, int) else dilation,
                 drop_path=tuple(rates),
             )
             stages.append(stage)
@@ -205,10 +219,10 @@ class ResNeXtConfig:
             needs.append((2, 2))
         stride = self.stem_stride
         for stage in self.stages:
-            if self.anti_alias == "blur" and stage.stride > 1:
+            if self.anti_alias == "blur" and (stage.stride > 1 or stage.keeps_pooling):
                 needs.append((stride, 2))
             stride *= stage.stride
-            needs.append((stride, self._padded(stage.dilation)))
+            needs.append((stride, self._padded(max(stage.dilations))))
         return max((pixels - 1) * stride + 1 for stride, pixels in needs)
 
     def _padded(self, padding: int) -> int:
@@ -249,8 +263,14 @@ class ResNeXtConfig:
         return json.loads(self.to_json())
 
     def to_json(self) -> str:
-        """All fields as one line of JSON."""
-        return json.dumps({f.name: getattr(self, f.name) for f in fields(self)})
+        """All fields as one line of JSON; `keep_pooling` only if it is set.
+
+        Files and fingerprints of networks from before that field stay the same.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if not self.keep_pooling:
+            del values["keep_pooling"]
+        return json.dumps(values)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ResNeXtConfig:
@@ -317,15 +337,19 @@ class ResNeXtConfig:
             positive(name, getattr(self, name))
         if self.num_stages > 4:
             raise ConfigError(f"num_stages must be 1, 2, 3 or 4, not {self.num_stages}.")
-        for name in ("layers", "channels", "strides", "dilations", "widths"):
+        for name in ("layers", "channels", "strides", "widths"):
             value = getattr(self, name)
             if value is not None or name in ("layers", "channels"):
                 positives(name, value, self.num_stages, _stages_hint(name, value))
+        if self.dilations is not None:
+            object.__setattr__(self, "dilations", _checked_dilations(self.dilations, self.layers))
         if max(self.layers) > 1000:
             raise ConfigError(
                 f"layers must hold at most 1000 blocks each, not {brief(self.layers)}."
             )
-        for name in ("avg_down", "small_stem", "norm_affine", "norm_track", "zero_init_residual"):
+        for name in ("avg_down", "small_stem", "keep_pooling", "zero_init_residual"):
+            boolean(name, getattr(self, name))
+        for name in ("norm_affine", "norm_track"):
             boolean(name, getattr(self, name))
         for name, choices in _CHOICES.items():
             choice(name, getattr(self, name), choices)
@@ -407,6 +431,29 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "anti_alias": (None, *get_args(AntiAlias)),
     "drop_path_decay": get_args(DropPathDecay),
 }
+
+
+def _checked_dilations(
+    dilations: Any, layers: tuple[int, ...] | list[int]
+) -> tuple[int | tuple[int, ...], ...]:
+    """A dilation for each stage; a tuple of one for each block where they differ."""
+    if not isinstance(dilations, tuple) or not any(isinstance(x, list | tuple) for x in dilations):
+        positives("dilations", dilations, len(layers))
+        return dilations
+    if len(dilations) != len(layers):
+        wanted = f"exactly {len(layers)} positive integers, or tuples of one for each block"
+        raise ConfigError(f"dilations must hold {wanted}, not {brief(dilations)}.")
+    checked = list[int | tuple[int, ...]]()
+    for i, (blocks, count) in enumerate(zip(dilations, layers, strict=True)):
+        name = f"dilations[{i}]"
+        if isinstance(blocks, list | tuple):
+            blocks = tuple(blocks)
+            positives(f"{name}, for the blocks of stage {i + 1},", blocks, count)
+            blocks = blocks if len(set(blocks)) > 1 else blocks[0]
+        else:
+            positive(name, blocks)
+        checked.append(blocks)
+    return tuple(checked)
 
 
 def _stages_hint(name: str, value: Any) -> str:

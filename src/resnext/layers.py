@@ -84,7 +84,7 @@ def anti_alias(kind: str, stride: int) -> nn.Module:
 
 
 def projection(
-    config: ResNeXtConfig, in_channels: int, out_channels: int, stride: int
+    config: ResNeXtConfig, in_channels: int, out_channels: int, stride: int, keeps_pooling: bool
 ) -> nn.Sequential | None:
     """The projection shortcut of a block; None if the block keeps size and channels."""
     if stride == 1 and in_channels == out_channels:
@@ -92,9 +92,11 @@ def projection(
     if not config.avg_down:
         strided = conv(config, in_channels, out_channels, 1, stride=stride)
         return nn.Sequential(strided, norm(config, out_channels))
-    pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
+    pool: nn.Module = SameAvgPool2d(2, stride=1) if keeps_pooling else nn.Identity()
+    if stride > 1:
+        pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
     return nn.Sequential(
-        pool if stride > 1 else nn.Identity(),
+        pool,
         conv(config, in_channels, out_channels, 1),
         norm(config, out_channels),
     )
@@ -194,6 +196,14 @@ class SamePaddingConv2d(nn.Conv2d):
             pads += [need // 2, need - need // 2]
         input = F.pad(input, pads)
         return F.conv2d(input, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class SameAvgPool2d(nn.AvgPool2d):
+    """2×2 means at stride 1 that keep the size: zeros at right and bottom count (timm)."""
+
+    def forward(self, input: Map) -> Map:
+        """Pad one pixel, then average."""
+        return super().forward(F.pad(input, (0, 1, 0, 1)))
 
 
 class LayerNorm2d(nn.LayerNorm):

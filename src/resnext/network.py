@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from resnext.architectures import variant
 from resnext.card import Card
 from resnext.config import ResNeXtConfig, Stage, check_config
+from resnext.dilation import DilationConvention, with_output_stride
 from resnext.layers import (
     DropPath,
     anti_alias,
@@ -40,18 +41,18 @@ class Bottleneck(nn.Module):
     Args:
         config: The architecture.
         stage: The stage the block is in.
-        in_channels: Channels of the input.
-        stride: Stride of the block.
-        drop_path: Probability of dropping the residual branch in training.
+        index: Number of the block in the stage, from 0. Only the first one strides.
     """
 
-    def __init__(
-        self, config: ResNeXtConfig, stage: Stage, in_channels: int, stride: int, drop_path: float
-    ) -> None:
+    def __init__(self, config: ResNeXtConfig, stage: Stage, index: int) -> None:
         super().__init__()
         width, out_channels = stage.width, stage.out_channels
+        in_channels = out_channels if index else stage.in_channels
+        stride = 1 if index else stage.stride
         stride1, stride2 = (stride, 1) if config.style == "caffe" else (1, stride)
-        pool = config.anti_alias if stride2 > 1 else None
+        keeps_pooling = stage.keeps_pooling and index == 0
+        pool = config.anti_alias if stride2 > 1 or keeps_pooling else None
+        drop_path = stage.drop_path[index]
 
         self.conv1 = conv(config, in_channels, width, 1, stride=stride1)
         self.bn1 = norm(config, width)
@@ -61,7 +62,7 @@ class Bottleneck(nn.Module):
             width,
             3,
             stride=1 if pool else stride2,
-            dilation=stage.dilation,
+            dilation=stage.dilations[index],
             groups=stage.groups,  # the paper's cardinality
         )
         self.bn2 = norm(config, width)
@@ -70,7 +71,7 @@ class Bottleneck(nn.Module):
         self.bn3 = norm(config, out_channels)
         self.se = attention(config, out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = projection(config, in_channels, out_channels, stride)
+        self.downsample = projection(config, in_channels, out_channels, stride, keeps_pooling)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
         self.checkpointing = False  # `Backbone` sets it
@@ -111,16 +112,7 @@ class Trunk(nn.Module):
         self.maxpool = stem_pool(config)
         self.stage_names = tuple(f"layer{i + 1}" for i in range(depth))
         for name, stage in zip(self.stage_names, config.stages, strict=False):
-            blocks = [
-                self.block(
-                    config,
-                    stage,
-                    in_channels=stage.out_channels if j else stage.in_channels,
-                    stride=1 if j else stage.stride,  # only the first block strides
-                    drop_path=drop_path,
-                )
-                for j, drop_path in enumerate(stage.drop_path)
-            ]
+            blocks = [self.block(config, stage, i) for i in range(len(stage.dilations))]
             self.add_module(name, nn.Sequential(*blocks))
         self.num_features = config.stages[depth - 1].out_channels
         self.inplanes = self.num_features  # torchvision's detection builders read this name
@@ -209,15 +201,25 @@ def zero_init_residuals(module: nn.Module) -> None:
                 nn.init.zeros_(parameter)
 
 
-def create(name: str, **overrides: Any) -> ResNeXt:
+def create(
+    name: str,
+    *,
+    output_stride: int | None = None,
+    dilation_convention: DilationConvention = "timm",
+    **overrides: Any,
+) -> ResNeXt:
     """An untrained network of a named variant.
 
     Args:
         name: Name of the variant, such as "resnext50_32x4d"; `resnext.variants()` lists all.
+        output_stride: 8, 16 or 32: later strides become dilation; None changes nothing.
+        dilation_convention: Whose dilation: "timm", "torchvision", "mmseg" or "smp"; see
+            `resnext.dilation.with_output_stride`.
         overrides: Fields of `ResNeXtConfig` to change, such as `num_classes=7`.
 
     Raises:
         UnknownNameError: No variant has that name.
-        ConfigError: An override is out of range or has the wrong type.
+        ConfigError: An argument is out of range or has the wrong type.
     """
-    return ResNeXt(variant(name, **overrides))
+    config = variant(name, **overrides)
+    return ResNeXt(with_output_stride(config, output_stride, dilation_convention))

@@ -30,7 +30,7 @@ class StageSummary(NamedTuple):
     groups: int
     """Groups of the 3×3 convolutions."""
     dilation: int
-    """Dilation of the 3×3 convolutions."""
+    """Dilation of the 3×3 convolutions; that of the last block if the first has another."""
     parameters: int
     """Learnable parameters; running statistics are not counted."""
     macs: int
@@ -74,9 +74,8 @@ def summarize(config: ResNeXtConfig, size: int | tuple[int, int] | None = None) 
     walk.stem()
     rows = [walk.row("stem", config.stem_out[-1])]
     for i, stage in enumerate(config.stages):
-        walk.block(stage, stage.in_channels, stage.stride)
-        for _ in range(config.layers[i] - 1):
-            walk.block(stage, stage.out_channels, 1)
+        for j in range(config.layers[i]):
+            walk.block(stage, j)
         rows.append(walk.row(f"stage {i + 1}", stage.out_channels, config.layers[i], stage))
     receptive_field = walk.receptive_field
     rows.append(walk.classifier())
@@ -118,12 +117,14 @@ class _Walk:
                 self.slide(3)  # the maximum pooling before the blur
             self.slide(3, 2)
 
-    def block(self, stage: Stage, inputs: int, stride: int) -> None:
+    def block(self, stage: Stage, index: int) -> None:
         config, width, outputs = self.config, stage.width, stage.out_channels
+        inputs, stride = (outputs, 1) if index else (stage.in_channels, stage.stride)
         stride1, stride2 = (stride, 1) if config.style == "caffe" else (1, stride)
-        pooled = config.anti_alias and stride2 > 1
+        pooled = config.anti_alias and (stride2 > 1 or (stage.keeps_pooling and index == 0))
         self.conv(inputs, width, 1, stride1)
-        self.conv(width, width, 3, 1 if pooled else stride2, stage.dilation, stage.groups)
+        dilation = stage.dilations[index]
+        self.conv(width, width, 3, 1 if pooled else stride2, dilation, stage.groups)
         if pooled:
             self.slide(stride2 if config.anti_alias == "avg" else 3, stride2)
         self.conv(width, outputs, 1)

@@ -207,6 +207,12 @@ def test_image_processors(changes: Any, size: int, resize: int, interpolation: s
     "changes",
     [
         {"do_resize": False},
+        {"do_flip_channel_order": True},
+        {"do_pad": True},
+        {"crop_pct": 0.875, "size": {"shortest_edge": 384}},
+        {"size": {"height": 224, "width": 224}},
+        {"size": {"shortest_edge": 256, "longest_edge": 300}},
+        {"crop_size": {"height": 224, "width": 192}},
         {"do_normalize": False},
         {"do_rescale": False},
         {"do_center_crop": False},
@@ -272,7 +278,11 @@ def test_openmmlabs_provenance_and_configs() -> None:
         metadata = read("mmcls", file={"meta": {key: text.format("mmcls.ResNeXt")}})
         assert metadata.config is not None
         assert metadata.config.layers == (3, 4, 6, 3)
-        assert read("mmcls", file={"meta": {key: text.format("ResNet")}}).config is None
+        plain = read("mmcls", file={"meta": {key: text.format("ResNet")}}).config
+        assert plain is not None
+        assert {stage.groups for stage in plain.stages} == {1}
+        shallow = text.format("ResNet").replace("50", "18")
+        assert read("mmcls", file={"meta": {key: shallow}}).config is None
         with pytest.raises(CheckpointError, match="does not describe a valid network"):
             read("mmcls", file={"meta": {key: text.format("ResNeXt").replace("50", "51")}})
     unreadable = read("mmcls", file={"meta": {"config": "model = build()"}})

@@ -79,31 +79,37 @@ def network(state: dict[str, Tensor], config: ResNeXtConfig) -> Lua:
     """The original release's model of form C, filled with our weights."""
     values = {name: value.numpy() for name, value in state.items()}
 
-    def conv(name: str, **fields: Any) -> Lua:
-        return Lua("cudnn.SpatialConvolution", weight=values[f"{name}.weight"], **fields)
+    def conv(name: str, stride: int = 1) -> Lua:
+        weight = values[f"{name}.weight"]
+        fields = dict.fromkeys(("dW", "dH"), stride)
+        fields |= dict.fromkeys(("padW", "padH"), weight.shape[-1] // 2)
+        return Lua("cudnn.SpatialConvolution", weight=weight, **fields)
 
     def norm(name: str) -> Lua:
         parts = ("weight", "bias", "running_mean", "running_var")
         fields = {part: values[f"{name}.{part}"] for part in parts}
         return Lua("nn.SpatialBatchNormalization", eps=1e-5, **fields)
 
-    def block(name: str) -> Lua:
+    def block(name: str, stride: int) -> Lua:
         path: list[Lua] = []
         for i in (1, 2, 3):
-            path += [conv(f"{name}.conv{i}"), norm(f"{name}.bn{i}")]
+            path += [conv(f"{name}.conv{i}", stride if i == 2 else 1), norm(f"{name}.bn{i}")]
             path += [Lua("cudnn.ReLU", inplace=True)] if i < 3 else []
         shortcut = Lua("nn.Identity")
         if f"{name}.downsample.0.weight" in values:
-            first, second = conv(f"{name}.downsample.0"), norm(f"{name}.downsample.1")
+            first, second = conv(f"{name}.downsample.0", stride), norm(f"{name}.downsample.1")
             shortcut = sequence("nn.Sequential", first, second)
         both = sequence("nn.ConcatTable", sequence("nn.Sequential", *path), shortcut)
         return sequence("nn.Sequential", both, Lua("nn.CAddTable"), Lua("cudnn.ReLU"))
 
     stages = [
-        sequence("nn.Sequential", *(block(f"layer{i + 1}.{j}") for j in range(count)))
+        sequence(
+            "nn.Sequential",
+            *(block(f"layer{i + 1}.{j}", 2 if i and not j else 1) for j in range(count)),
+        )
         for i, count in enumerate(config.layers)
     ]
     ends = Lua("nn.Linear", weight=values["fc.weight"], bias=values["fc.bias"])
-    first = [conv("conv1"), norm("bn1"), Lua("cudnn.ReLU")]
+    first = [conv("conv1", 1 if config.small_stem else 2), norm("bn1"), Lua("cudnn.ReLU")]
     first += [] if config.small_stem else [Lua("nn.SpatialMaxPooling", kW=3)]
     return sequence("nn.Sequential", *first, *stages, Lua("nn.View"), ends)

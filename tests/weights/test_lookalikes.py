@@ -111,8 +111,8 @@ def test_the_only_known_network_is_taken(name: str, usual: dict[str, Any], argum
     ("path", "field"),
     [
         ("x101_caffe.pth", "style='caffe'"),
-        ("deeplabv3_x101-d8.pth", "dilations=(1, 1, 2, 4)"),
-        ("backbone_os16.pth", "dilations=(1, 1, 1, 2)"),
+        ("deeplabv3_x101-d8.pth", "output_stride=8"),
+        ("backbone_os16.pth", "output_stride=16"),
     ],
 )
 def test_words_for_what_no_variant_has(path: str, field: str) -> None:

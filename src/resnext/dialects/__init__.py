@@ -5,6 +5,7 @@ table.py         the table of dialects
 torchvision.py   torchvision
 timm.py          timm
 openmmlab.py     MMClassification, MMPretrain, MMDetection, MMSegmentation
+openmmlab_images.py  their image pipelines
 lucid.py         Lucid 2 and 3
 detectron2.py    Detectron2
 transformers.py  Transformers

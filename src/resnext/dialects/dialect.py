@@ -76,6 +76,8 @@ class CheckpointMetadata:
         config: The architecture, if stated completely.
         num_classes: Number of classes, if stated.
         notes: Statements that could not be used.
+        head: Why the last layer is not a linear one that gives each image one class; empty if it
+            is.
     """
 
     labels: tuple[str, ...] = ()
@@ -85,6 +87,7 @@ class CheckpointMetadata:
     config: ResNeXtConfig | None = None
     num_classes: int | None = None
     notes: tuple[str, ...] = ()
+    head: str = ""
 
     @property
     def card(self) -> Card:
@@ -107,6 +110,7 @@ class CheckpointMetadata:
             self.config or other.config,
             count,
             (*self.notes, *other.notes),
+            self.head or other.head,
         )
 
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from resnext.architectures import unsupported_reason
-from resnext.card import Card, Preprocessing
+from resnext.card import Card
 from resnext.checks import brief
 from resnext.config import ResNeXtConfig
 from resnext.dialects.dialect import (
@@ -30,6 +30,7 @@ from resnext.dialects.dialect import (
     Values,
     label_names,
 )
+from resnext.dialects.openmmlab_images import pipeline_preprocessing
 from resnext.errors import CheckpointError, ResNeXtError
 from resnext.mmcls.backbone import DEPTHS
 from resnext.mmcls.config_file import parse_config
@@ -40,7 +41,20 @@ from resnext.mmcls.registry import build
 _UNUSED = ("pretrained", "init_cfg", "with_cp", "norm_eval", "frozen_stages", "out_indices")
 _UNUSED += ("drop_path_rate", "stage_with_dcn")  # the latter only says where dcn is
 # Arguments that do, unless they are None, false or empty
-_UNSUPPORTED = ("dcn", "plugins", "multi_grid", "contract_dilation")
+_UNSUPPORTED = ("dcn", "plugins")
+# Backbones: our class and the arguments that theirs sets itself
+_DEEP = {"groups": 1, "deep_stem": True}
+_BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ResNeXt": ("ResNeXt", {}),
+    "SEResNeXt": ("SEResNeXt", {}),
+    "ResNet": ("ResNeXt", {"groups": 1}),
+    "ResNetV1c": ("ResNeXt", {**_DEEP, "avg_down": False}),
+    "ResNetV1d": ("ResNeXt", {**_DEEP, "avg_down": True}),
+    "ResNet_CIFAR": ("ResNeXt", {"groups": 1}),
+    "SEResNet": ("SEResNeXt", {"groups": 1}),
+}
+# Arguments of mmcls's linear head; those after the second concern training only
+_HEAD_ARGS = ("type", "num_classes", "in_channels", "loss", "topk", "cal_acc", "init_cfg")
 
 _MMCLS_MODULES = re.compile(r"stem\.\d\.conv\.|.*\.se_layer\.")
 _DETECTOR = re.compile(r"(neck|rpn_head|roi_head|bbox_head|mask_head|decode_head|auxiliary_head)\.")
@@ -230,7 +244,7 @@ def _metadata(documents: Documents) -> CheckpointMetadata:
     data = meta.get("dataset_meta")
     classes = meta.get("CLASSES") or (data.get("classes") if isinstance(data, Mapping) else None)
     text = meta.get("config") or meta.get("cfg")
-    config, preprocessing, notes = None, None, list[str]()
+    config, preprocessing, head, notes = None, None, "", list[str]()
     if isinstance(text, str):
         try:
             settings = parse_config(text)
@@ -239,46 +253,62 @@ def _metadata(documents: Documents) -> CheckpointMetadata:
             notes.append("the config in the file could not be read, so it is not used")
         model = settings.get("model")
         config = model_config(model) if isinstance(model, Mapping) else None
-        preprocessing = _preprocessing(settings, notes)
+        preprocessing = pipeline_preprocessing(settings, notes)
+        head = head_problem(model.get("head")) if isinstance(model, Mapping) else ""
     provenance = {
         name: meta[name]
         for name in ("mmcls_version", "mmengine_version", "mmcv_version", "exp_name", "epoch")
         if isinstance(meta.get(name), str | int)
     }
     return CheckpointMetadata(
-        label_names(classes), preprocessing, provenance, config=config, notes=tuple(notes)
+        label_names(classes),
+        preprocessing,
+        provenance,
+        config=config,
+        head=head,
+        notes=tuple(notes),
     )
 
 
 def model_config(model: Values) -> ResNeXtConfig | None:
-    """Our config for the backbone in `model`, OpenMMLab's settings; None if it is not a ResNeXt.
+    """Our config for the backbone in `model`, OpenMMLab's settings; None without bottlenecks.
+
+    A ResNet of bottlenecks is a ResNeXt of one group.
 
     Raises:
-        CheckpointError: The backbone is a ResNeXt that cannot be built.
+        CheckpointError: The backbone is not a ResNeXt that is built here.
     """
     backbone = model.get("backbone")
-    kind = str(backbone.get("type")).rpartition(".")[2] if isinstance(backbone, Mapping) else ""
-    if not isinstance(backbone, Mapping) or kind not in ("ResNeXt", "SEResNeXt"):
+    if not isinstance(backbone, Mapping):
+        return None
+    library, _, name = str(backbone.get("type")).rpartition(".")
+    if name not in _BACKBONES:
+        raise CheckpointError(
+            f"The backbone is not a ResNeXt or SEResNeXt of OpenMMLab, nor a ResNet, but "
+            f"{brief(name)} in its config. If it has the same layers, pass config=."
+        )
+    kind, meant = _BACKBONES[name]
+    if meant and backbone.get("depth") in (18, 34):
         return None
     classifier = str(model.get("type")).endswith("ImageClassifier")
-    args = {**backbone, "type": kind}
-    for name in _UNSUPPORTED:
-        if args.get(name):
+    args = {**backbone, **meant, "type": kind}
+    for unsupported in _UNSUPPORTED:
+        if args.get(unsupported):
             raise CheckpointError(
-                f"Its config has {name}={brief(args[name])}, which is not supported: the network "
-                f"would give other feature maps without it."
+                f"Its config has {unsupported}={brief(args[unsupported])}, which is not supported: "
+                f"the network would give other feature maps without it."
             )
-    for name in (*_UNUSED, *_UNSUPPORTED):
-        args.pop(name, None)
+    for unused in (*_UNUSED, *_UNSUPPORTED):
+        args.pop(unused, None)
     stages = args.get("num_stages", 4)
     args["out_indices"] = (stages - 1,) if isinstance(stages, int) else (3,)
-    if not classifier:  # mmdet's and mmseg's own class
+    of_mmcls = classifier or library in ("mmcls", "mmpretrain") or "width_per_group" in backbone
+    if not of_mmcls:  # mmdet's and mmseg's own class
         args["groups"] = args.get("groups", 1)
         args["width_per_group"] = args.pop("base_width", 4)
         args["stem_channels"] = args.get("stem_channels") or args.get("base_channels", 64)
-    neck, head = model.get("neck"), model.get("head")
-    if classifier and isinstance(neck, Mapping) and neck.get("type") != "GlobalAveragePooling":
-        raise CheckpointError(f"Its neck is {neck.get('type')}, not GlobalAveragePooling.")
+    if classifier:
+        _check_neck(model.get("neck"))
     try:
         network = build({**args, "init_cfg": None}).config
     except (ResNeXtError, TypeError, KeyError) as error:
@@ -286,56 +316,38 @@ def model_config(model: Values) -> ResNeXtConfig | None:
             f"The config in it does not describe a valid network: {error}"
         ) from error
     assert isinstance(network, ResNeXtConfig)
+    if name == "ResNet_CIFAR":
+        network = network.replace(small_stem=True)
+    head = model.get("head")
     classes = head.get("num_classes") if isinstance(head, Mapping) and classifier else None
     return network.replace(num_classes=classes) if isinstance(classes, int) else network
 
 
-def _preprocessing(settings: Values, notes: list[str]) -> Preprocessing | None:
-    """Resize, CenterCrop and Normalize of the test pipeline; None if it is of another kind."""
-    model = settings.get("model")
-    inner = model.get("data_preprocessor") if isinstance(model, Mapping) else None
-    processor = settings.get("data_preprocessor") or inner
-    steps = {str(step.get("type")): step for step in _pipeline(settings)}
-    normal, rgb = steps.get("Normalize") or settings.get("img_norm_cfg"), True
-    if not normal and isinstance(processor, Mapping):
-        normal, rgb = processor, False  # MMPretrain's default
-    resize, crop = steps.get("Resize") or steps.get("ResizeEdge"), steps.get("CenterCrop")
-    if not isinstance(normal, Mapping) or not resize or not crop:
-        return None
-    wanted: Any = resize.get("scale", resize.get("size"))
-    edge = wanted
-    by_edge = resize.get("type") == "ResizeEdge" and resize.get("edge", "short") == "short"
-    if isinstance(wanted, list | tuple) and len(wanted) == 2 and wanted[1] == -1:
-        edge, by_edge = wanted[0], True
-    try:
-        if not by_edge:
-            raise TypeError
-        preprocessing = Preprocessing(
-            size=crop["crop_size"],
-            resize=edge,
-            interpolation=resize.get("interpolation", "bilinear"),
-            mean=tuple(x / 255 for x in normal["mean"]),
-            std=tuple(x / 255 for x in normal["std"]),
-            colour="RGB" if normal.get("to_rgb", rgb) else "BGR",
-        )
-    except (ResNeXtError, TypeError, KeyError):
-        notes.append("the preprocessing in the file's config is of another kind, so it is not used")
-        return None
-    if resize.get("backend", "cv2") != "pillow":
-        notes.append("images were resized by OpenCV without antialiasing; here Pillow resizes them")
-    return preprocessing
+def _check_neck(necks: object) -> None:
+    """Check that a classifier averages its last map over the pixels.
+
+    Raises:
+        CheckpointError: It pools in another way.
+    """
+    for neck in necks if isinstance(necks, list | tuple) else (necks,):
+        if not isinstance(neck, Mapping):
+            continue
+        kind = str(neck.get("type")).rpartition(".")[2]
+        if kind != "GlobalAveragePooling":
+            raise CheckpointError(f"Its neck is {kind}, not GlobalAveragePooling.")
+        if neck.get("dim", 2) != 2:
+            raise CheckpointError(f"Its neck pools {brief(neck['dim'])} dimensions, not 2.")
 
 
-def _pipeline(settings: Values) -> Iterable[Values]:
-    """Steps of the test pipeline, wherever the version of the config keeps them."""
-    data, loader = settings.get("data"), settings.get("test_dataloader")
-    test = data.get("test") if isinstance(data, Mapping) else None
-    inner = loader.get("dataset") if isinstance(loader, Mapping) else None
-    for dataset in (test, inner, {"pipeline": settings.get("test_pipeline")}):
-        steps = dataset.get("pipeline") if isinstance(dataset, Mapping) else None
-        if isinstance(steps, list):
-            return [step for step in steps if isinstance(step, Mapping)]
-    return []
+def head_problem(head: object) -> str:
+    """Why a head is not one linear layer with one answer per image; empty if it is, or is none."""
+    if not isinstance(head, Mapping):
+        return ""
+    kind = str(head.get("type", "LinearClsHead")).rpartition(".")[2]
+    if kind != "LinearClsHead":
+        return f"its head is {kind}, not LinearClsHead"
+    unknown = [name for name in head if name not in _HEAD_ARGS]
+    return f"its head has {unknown[0]!r}, which is not known here" if unknown else ""
 
 
 MMCLS = Dialect(

@@ -23,6 +23,7 @@ from resnext.dialects.dialect import (
     Values,
     label_names,
 )
+from resnext.dilation import with_output_stride
 from resnext.errors import CheckpointError, ResNeXtError
 
 NAMES = {  # architectures that timm can create by our name
@@ -47,6 +48,16 @@ NAMES = {  # architectures that timm can create by our name
 }
 # Arguments that concern training only
 _TRAINING = ("drop_rate", "drop_path_rate", "drop_block_rate", "pretrained", "zero_init_last")
+# Entries of `pretrained_cfg` that say where weights come from, or repeat what tensors show
+_SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "architecture")
+_SOURCES += ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
+_SOURCES += ("num_classes", "label_names", "label_descriptions", "first_conv", "classifier")
+_SOURCES += ("pool_size", "test_pool_size", "min_input_size", "fixed_input_size", "num_features")
+_SOURCES += ("has_weights", "labels")
+_IMAGES = ("input_size", "test_input_size", "interpolation", "crop_pct", "test_crop_pct")
+_IMAGES += ("crop_mode", "mean", "std")
+_CONFIG = ("architecture", "num_classes", "num_features", "global_pool", "pretrained_cfg")
+_CONFIG += ("model_args", "label_names", "label_descriptions")
 _ONLY_TIMM = re.compile(r"conv1\.0\.|layer1\.0\.se\.|.*\.downsample\.2\.")
 
 
@@ -156,13 +167,19 @@ def _metadata(documents: Documents) -> CheckpointMetadata:
         raise CheckpointError(f"config.json: num_classes must be an integer, not {count!r}.")
     name = config.get("architecture")
     pretrained = config.get("pretrained_cfg")
+    if pretrained is None and name is not None:  # timm before 0.9 wrote its entries flat
+        pretrained = {
+            key: x for key, x in config.items() if key not in ("global_pool", "model_args")
+        }
     pretrained = pretrained if isinstance(pretrained, Mapping) else {}
-    notes, preprocessing = list[str](), None
+    notes, preprocessing = _unknown(config, pretrained), None
     if pretrained.get("mean") is not None:
         preprocessing = _preprocessing(pretrained)
         if preprocessing is None:
             notes.append("the preprocessing in config.json is of another kind, so it is not used")
-    names, descriptions = config.get("label_names"), config.get("label_descriptions")
+    stated = {**pretrained, **config}
+    names = stated.get("label_names", stated.get("labels"))
+    descriptions = stated.get("label_descriptions")
     if isinstance(names, list) and isinstance(descriptions, Mapping):
         names = [descriptions.get(x, x) if isinstance(x, str) else x for x in names]
     licence = pretrained.get("license")
@@ -177,7 +194,26 @@ def _metadata(documents: Documents) -> CheckpointMetadata:
     )
 
 
-def _network(name: str, config: Values, count: int | None) -> ResNeXtConfig:
+def _unknown(config: Values, pretrained: Values) -> list[str]:
+    """A note on entries of `config.json` that are not known here.
+
+    Raises:
+        CheckpointError: timm would change the weights when it loads them.
+    """
+    if "architecture" not in config:
+        return []
+    for name in ("label_offset", "custom_load"):
+        if pretrained.get(name):
+            raise CheckpointError(
+                f"config.json: {name} {pretrained[name]!r} of timm is not supported: it changes "
+                f"the weights on loading."
+            )
+    known = (*_SOURCES, *_IMAGES, *_CONFIG, "label_offset", "custom_load")
+    unknown = [str(name) for name in {**config, **pretrained} if name not in known]
+    return [f"config.json: not known, so not used: {', '.join(unknown[:5])}"] if unknown else []
+
+
+def _network(name: str, document: Values, count: int | None) -> ResNeXtConfig:
     """Our config for a timm architecture and its arguments.
 
     Raises:
@@ -187,16 +223,18 @@ def _network(name: str, config: Values, count: int | None) -> ResNeXtConfig:
         raise CheckpointError(
             f"config.json names {name}, which is not a ResNeXt that is built here."
         )
-    args = config.get("model_args") or {}
+    args = document.get("model_args") or {}
     args = dict(args) if isinstance(args, Mapping) else {"model_args": args}
-    pool = args.pop("global_pool", config.get("global_pool"))
+    pool = args.pop("global_pool", document.get("global_pool"))
     if pool not in (None, "avg"):
         raise CheckpointError(f"config.json: global_pool {pool!r} is not supported, only 'avg'.")
     fields = {"num_classes": args.pop("num_classes", count), "in_channels": args.pop("in_chans", 3)}
+    stride = args.pop("output_stride", None)
     if other := [key for key, value in args.items() if key not in _TRAINING and value is not None]:
         raise CheckpointError(f"config.json: the argument {other[0]!r} of timm is not supported.")
     try:
-        return variant(name, **{key: x for key, x in fields.items() if x is not None})
+        config = variant(name, **{key: x for key, x in fields.items() if x is not None})
+        return with_output_stride(config, stride, "timm")
     except ResNeXtError as error:
         raise CheckpointError(f"config.json: {error}") from error
 

@@ -37,6 +37,7 @@ class Module(Protocol):
 
 _CONV = re.compile(r"(nn|cudnn|ccn2)\.SpatialConvolution(MM)?$")
 _NORM = re.compile(r"(nn|cudnn|fbnn)\.(Spatial)?BatchNormalization$")
+_RELU = re.compile(r"(nn|cudnn)\.ReLU$")
 
 
 def _unpack(root: object) -> dict[str, np.ndarray[Any, Any]] | None:
@@ -61,15 +62,16 @@ def _unpack(root: object) -> dict[str, np.ndarray[Any, Any]] | None:
             f"convolution, norm, stages and linear layer of a ResNeXt."
         )
     state = {**_conv("conv1", convs[0]), **_norm("bn1", norms[0])}
+    _check_geometry("conv1", convs[0], 2 if state["conv1.weight"].shape[-1] == 7 else 1)
     for i, stage in enumerate(stages):
         for j, block in enumerate(stage.children()):
-            state |= _block(f"layer{i + 1}.{j}", block)
+            state |= _block(f"layer{i + 1}.{j}", block, 2 if i and not j else 1)
     state["fc.weight"] = _array("fc", heads[0], "weight")
     state["fc.bias"] = _array("fc", heads[0], "bias")
     return state
 
 
-def _block(name: str, block: Module) -> dict[str, np.ndarray[Any, Any]]:
+def _block(name: str, block: Module, stride: int) -> dict[str, np.ndarray[Any, Any]]:
     inner = block.children()
     branches = inner[0].children() if inner and inner[0].kind == "nn.ConcatTable" else []
     layers = branches[0].children() if branches else []
@@ -80,9 +82,14 @@ def _block(name: str, block: Module) -> dict[str, np.ndarray[Any, Any]]:
     state: dict[str, np.ndarray[Any, Any]] = {}
     for k in range(3):
         state |= {**_conv(f"{name}.conv{k + 1}", convs[k]), **_norm(f"{name}.bn{k + 1}", norms[k])}
+        _check_geometry(f"{name}.conv{k + 1}", convs[k], stride if k == 1 else 1)
+    for layer in layers:
+        if not (_CONV.match(layer.kind) or _NORM.match(layer.kind) or _RELU.match(layer.kind)):
+            raise CheckpointError(f"{name} holds {layer.kind}, which a block of form C does not.")
     shortcut = branches[1].children()
     if len(shortcut) == 2 and _CONV.match(shortcut[0].kind) and _NORM.match(shortcut[1].kind):
         state |= _conv(f"{name}.downsample.0", shortcut[0])
+        _check_geometry(f"{name}.downsample.0", shortcut[0], stride)
         state |= _norm(f"{name}.downsample.1", shortcut[1])
     elif branches[1].kind != "nn.Identity":
         raise CheckpointError(f"The shortcut of {name} is a {branches[1].kind}, not a projection.")
@@ -100,12 +107,23 @@ def _conv(name: str, module: Module) -> dict[str, np.ndarray[Any, Any]]:
     return {f"{name}.weight": weight}
 
 
+def _check_geometry(name: str, module: Module, stride: int) -> None:
+    """Refuse strides and paddings that are not the original's: the weights do not show them."""
+    pad = _conv(name, module)[f"{name}.weight"].shape[-1] // 2
+    for field, usual in (("dW", stride), ("dH", stride), ("padW", pad), ("padH", pad)):
+        value = module.fields.get(field, usual)
+        if value != usual:
+            raise CheckpointError(f"{name} has {field} {value}, not {usual} as the original has.")
+
+
 def _norm(name: str, module: Module) -> dict[str, np.ndarray[Any, Any]]:
     if "running_std" in module.fields:
         raise CheckpointError(
             f"{name} was written by an old version of Torch7, with running_std. Save it with a "
             f"newer one."
         )
+    if abs(module.fields.get("eps", 1e-5) - 1e-5) > 1e-9:
+        raise CheckpointError(f"{name} has eps {module.fields['eps']}, not 1e-5.")
     fields = ("weight", "bias", "running_mean", "running_var")
     return {f"{name}.{field}": _array(name, module, field) for field in fields}
 

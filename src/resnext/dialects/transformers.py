@@ -29,6 +29,24 @@ _BLOCK = (
 )
 
 
+_VARIATIONS: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("relu",),
+    "downsample_in_first_stage": (False,),
+    "downsample_in_bottleneck": (False,),
+    "output_stride": (None, 32),
+    "dilation": (None, False, 1),
+    "dilations": (None, [1, 1, 1, 1]),
+    "strides": (None, [1, 2, 2, 2]),
+    "replace_stride_with_dilation": (None, [False] * 3),
+    "padding_mode": (None, "zeros"),
+    "batch_norm_eps": (None, 1e-5),
+    "layer_norm_eps": (None, 1e-5),
+    "avg_down": (None, False),
+    "pooling": (None, "avg"),
+}
+_STEPS = ("do_resize", "do_normalize", "do_rescale", "do_center_crop")
+
+
 def _metadata(documents: Documents) -> CheckpointMetadata:
     """From `config.json` and `preprocessor_config.json` as Transformers writes them.
 
@@ -47,18 +65,27 @@ def _metadata(documents: Documents) -> CheckpointMetadata:
         preprocessing,
         num_classes=count,
         notes=(unused,) if preprocessor and preprocessing is None else (),
+        head=_head_problem(config),
     )
 
 
 def _check(config: Values) -> None:
-    """Refuse variations of its ResNet that names and shapes do not show."""
-    for name, usual in (
-        ("hidden_act", "relu"),
-        ("downsample_in_first_stage", False),
-        ("downsample_in_bottleneck", False),
-    ):
-        if (value := config.get(name, usual)) != usual:
-            raise CheckpointError(f"config.json: {name} {value!r} is not supported, only {usual}.")
+    """Refuse variations of its ResNet that names and shapes do not show.
+
+    The last rows are no arguments of its own class, but forks have them.
+    """
+    for name, usual in _VARIATIONS.items():
+        if (value := config.get(name, usual[0])) not in usual:
+            raise CheckpointError(
+                f"config.json: {name} {value!r} is not supported, only {usual[0]}."
+            )
+
+
+def _head_problem(config: Values) -> str:
+    """Why the classifier does not give each image one class; empty if it does."""
+    kind = config.get("problem_type")
+    usual = (None, "single_label_classification")
+    return "" if kind in usual else f"config.json: problem_type is {kind!r}"
 
 
 def _labels(config: Values) -> tuple[str, ...]:
@@ -79,17 +106,26 @@ def _labels(config: Values) -> tuple[str, ...]:
 
 def _preprocessing(processor: Values) -> Preprocessing | None:
     """From an image processor's settings, as ConvNeXt's reads them; None for another kind."""
+    given = [(str(name), value) for name, value in processor.items()]
     kinds = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-    usual = ("do_resize", "do_normalize", "do_rescale", "do_center_crop")
-    if not all(processor.get(name, True) for name in usual):
+    if not all(processor.get(name, True) for name in _STEPS):
         return None
+    known = (*_STEPS, "do_convert_rgb")
+    if any(value and name.startswith("do_") and name not in known for name, value in given):
+        return None  # such as do_flip_channel_order, do_pad
     if abs(processor.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
         return None
     size, crop = processor.get("size"), processor.get("crop_size")
     edge: Any = size.get("shortest_edge") if isinstance(size, Mapping) else size
     inner: Any = crop.get("height") if isinstance(crop, Mapping) else crop
+    if isinstance(size, Mapping) and set(size) != {"shortest_edge"}:
+        return None  # the whole image is stretched, or its longest side is bounded
+    if isinstance(crop, Mapping) and crop.get("width", inner) != inner:
+        return None
     try:
         fraction = processor.get("crop_pct")
+        if fraction and not inner and edge >= 384:
+            return None  # ConvNeXt's stretches the whole image
         return Preprocessing(
             size=inner or edge,
             resize=int(edge / fraction) if fraction and not inner else edge,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from resnext import network
 from resnext.backbone import Backbone
 from resnext.config import ResNeXtConfig, Stage
+from resnext.dilation import block_dilations
 from resnext.errors import ConfigError, ConfigTypeError, UnknownNameError
 from resnext.layers import SqueezeExcitation
 from resnext.mmcls.init_cfg import InitCfg, initialize, is_pretrained
@@ -37,13 +38,13 @@ DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 class _Block(network.Bottleneck):
     """Our block under mmcls's names: `gn1` for a group norm, `se_layer`, no empty pooling."""
 
-    def __init__(
-        self, config: ResNeXtConfig, stage: Stage, in_channels: int, stride: int, drop_path: float
-    ) -> None:
-        super().__init__(config, stage, in_channels, stride, drop_path)
+    def __init__(self, config: ResNeXtConfig, stage: Stage, index: int) -> None:
+        super().__init__(config, stage, index)
         self.config = config
-        self.in_channels, self.out_channels = in_channels, stage.out_channels
-        self.mid_channels, self.stride, self.dilation = stage.width, stride, stage.dilation
+        self.in_channels = stage.out_channels if index else stage.in_channels
+        self.mid_channels, self.out_channels = stage.width, stage.out_channels
+        self.stride = 1 if index else stage.stride
+        self.dilation = stage.dilations[index]
         shortcut = self.downsample
         if shortcut is not None and isinstance(shortcut[0], nn.Identity):
             self.downsample = nn.Sequential(*list(shortcut)[1:])
@@ -168,10 +169,11 @@ class Bottleneck(_Block):
             dilations=(dilation,),
             style=style,  # type: ignore[arg-type]
             drop_path_rate=drop_path_rate,
+            drop_path_decay="constant",
             **conv_fields(conv_cfg),
             **norm_fields(norm_cfg),
         )
-        super().__init__(config, config.stages[0], in_channels, stride, drop_path_rate)
+        super().__init__(config, config.stages[0], 0)
         self.checkpointing = with_cp
         self.downsample = downsample  # type: ignore[assignment]
         self.relu = activation(act_cfg)
@@ -194,7 +196,7 @@ class ResNeXt(Backbone):
         expansion: Output over middle channels of a stage; None for 4.
         num_stages: Stages to build, 1 to 4.
         strides: Stride of the first block of each stage.
-        dilations: Dilation of the 3×3 convolutions of each stage.
+        dilations: Dilation of the 3×3 convolutions of each stage, or of each of its blocks.
         out_indices: Stages to return, counted from 0.
         style: "pytorch" strides the 3×3, "caffe" the first 1×1 convolution.
         deep_stem: Whether three 3×3 convolutions replace the 7×7.
@@ -208,6 +210,8 @@ class ResNeXt(Backbone):
         zero_init_residual: Whether `init_weights` zeroes the last norm of each block.
         init_cfg: The initialization that `init_weights` applies.
         drop_path_rate: Probability of dropping each block's residual branch in training.
+        contract_dilation: mmseg's: whether the first block of a stage has half of its dilation.
+        multi_grid: mmseg's: dilations of the blocks of the last stage.
 
     Raises:
         KeyError: Unknown depth, or unknown type in `conv_cfg` or `norm_cfg`.
@@ -246,6 +250,8 @@ class ResNeXt(Backbone):
             {"type": "Constant", "val": 1, "layer": ["_BatchNorm", "GroupNorm"]},
         ),
         drop_path_rate: float = 0.0,
+        contract_dilation: bool = False,
+        multi_grid: Sequence[int] | None = None,
     ) -> None:
         if type(depth) is not int or depth not in DEPTHS:
             raise UnknownNameError(f"invalid depth {depth!r} for ResNeXt: it has 50, 101 and 152.")
@@ -267,8 +273,9 @@ class ResNeXt(Backbone):
         channels = tuple(base_channels * 2**i for i in range(num_stages))
         widths = tuple(_width(c, base_channels, groups, width_per_group) for c in channels)
         half = stem_channels // 2
+        layers = DEPTHS[depth][:num_stages]
         config = ResNeXtConfig(
-            layers=DEPTHS[depth][:num_stages],
+            layers=layers,
             cardinality=groups,
             base_width=width_per_group,
             in_channels=in_channels,
@@ -277,7 +284,7 @@ class ResNeXt(Backbone):
             channels=channels,
             num_stages=num_stages,
             strides=tuple(strides),
-            dilations=tuple(dilations),
+            dilations=block_dilations(layers, dilations, contract_dilation, multi_grid),
             style=style,  # type: ignore[arg-type]
             expansion=expansion or 4,
             widths=widths,

@@ -59,13 +59,15 @@ def architecture_of(values: Any) -> ResNeXtConfig:
     """
     if not _is_openmmlab(values):
         return ResNeXtConfig.from_dict(values)
-    from resnext.dialects.openmmlab import model_config
+    from resnext.dialects.openmmlab import head_problem, model_config
 
     model = values.get("model", values)
     try:
         config = model_config(model) if isinstance(model, Mapping) else None
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
+    if isinstance(model, Mapping) and (problem := head_problem(model.get("head"))):
+        raise ConfigError(f"A classifier needs one linear layer, but {problem}.")
     if config is None:
         raise ConfigError("The backbone is not a ResNeXt or SEResNeXt of OpenMMLab.")
     assert isinstance(model, Mapping)

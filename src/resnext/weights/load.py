@@ -9,6 +9,7 @@ import torch
 
 from resnext.backbone import Backbone
 from resnext.config import ResNeXtConfig
+from resnext.dilation import DilationConvention
 from resnext.errors import CheckpointError
 from resnext.network import ResNeXt
 from resnext.system.device import pick_device
@@ -22,6 +23,8 @@ def load(
     num_classes: int | None = None,
     in_channels: int | None = None,
     config: ResNeXtConfig | None = None,
+    output_stride: int | None = None,
+    dilation_convention: DilationConvention = "timm",
     device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> ResNeXt | Backbone:
@@ -36,6 +39,9 @@ def load(
         in_channels: Adapts the first convolution by repeating or summing its filters, so that
             activations keep their scale.
         config: The architecture, if the file does not state it; checked against the file.
+        output_stride: 8, 16 or 32: later strides become dilation; None changes nothing.
+        dilation_convention: Whose dilation: "timm", "torchvision", "mmseg" or "smp"; see
+            `resnext.dilation.with_output_stride`.
         device: Where to put the weights.
         progress: Whether to show downloads on standard error.
 
@@ -49,10 +55,17 @@ def load(
         UnknownNameError: No checkpoint has that name.
         CheckpointError: The checkpoint is not a ResNeXt, is damaged, may hold code, or
             contradicts itself.
+        ConfigError: The network cannot have this output stride.
         InputError: The device is not available.
     """
     device = pick_device(str(device))
-    checkpoint = resolve(source, config=config, progress=progress)
+    checkpoint = resolve(
+        source,
+        config=config,
+        output_stride=output_stride,
+        dilation_convention=dilation_convention,
+        progress=progress,
+    )
     return network_of(adapted(checkpoint, num_classes, in_channels)).to(device).eval()
 
 
@@ -71,8 +84,10 @@ def load_classifier(
     """
     model = load(source, device=device, progress=progress)
     if not isinstance(model, ResNeXt):
+        notes = model.card.provenance.get("notes", []) if model.card else []
+        why = next((f" ({note})" for note in notes if note.startswith("its last layer")), "")
         raise CheckpointError(
-            f"{source} has no classifier, only a backbone. Train a classifier on it."
+            f"{source} has no classifier, only a backbone{why}. Train a classifier on it."
         )
     return model
 
@@ -93,6 +108,8 @@ def load_backbone(
     checkpointing: bool = False,
     in_channels: int | None = None,
     config: ResNeXtConfig | None = None,
+    output_stride: int | None = None,
+    dilation_convention: DilationConvention = "timm",
     device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> Backbone:
@@ -108,6 +125,9 @@ def load_backbone(
             which saves memory.
         in_channels: Adapts the first convolution to another number of channels.
         config: The architecture, if the file does not state it; checked against the file.
+        output_stride: 8, 16 or 32: later strides become dilation; None changes nothing.
+        dilation_convention: Whose dilation: "timm", "torchvision", "mmseg" or "smp"; see
+            `resnext.dilation.with_output_stride`.
         device: Where to put the weights.
         progress: Whether to show downloads on standard error.
 
@@ -123,7 +143,14 @@ def load_backbone(
         InputError: The device is not available.
     """
     device = pick_device(str(device))
-    checkpoint = adapted(resolve(source, config=config, progress=progress), None, in_channels)
+    checkpoint = resolve(
+        source,
+        config=config,
+        output_stride=output_stride,
+        dilation_convention=dilation_convention,
+        progress=progress,
+    )
+    checkpoint = adapted(checkpoint, None, in_channels)
     with torch.device("meta"), SkipInit():
         backbone = Backbone(
             checkpoint.config,

@@ -17,13 +17,18 @@ from resnext.config import ResNeXtConfig
 from resnext.system.digest import file_sha256
 from resnext.weights.catalog import catalog
 
-_INVISIBLE = {"strides", "dilations", "style", "anti_alias", "padding_mode"}
+_INVISIBLE = {"strides", "dilations", "style", "anti_alias", "keep_pooling", "padding_mode"}
 _FOLDERS = 4  # a cache of the Hugging Face Hub has the name three folders above the file
 _LONGEST = 200  # characters of a text that may be a name
+_DILATION = "output_stride="
 _HINTS = (  # words in the name of a file for what no variant has
     (re.compile(r"(?<![a-z])caffe(?![a-z])"), "style='caffe'"),
-    (re.compile(r"(?<![a-z0-9])(?:d8|os8|dilated8?)(?![a-z0-9])"), "dilations=(1, 1, 2, 4)"),
-    (re.compile(r"(?<![a-z0-9])(?:d16|os16)(?![a-z0-9])"), "dilations=(1, 1, 1, 2)"),
+    (re.compile(r"(?<![a-z0-9])(?:d8|os8|dilated8?)(?![a-z0-9])"), _DILATION + "8"),
+    (re.compile(r"(?<![a-z0-9])(?:d16|os16)(?![a-z0-9])"), _DILATION + "16"),
+)
+_DILATED_HEAD = re.compile(
+    r"(?:^|\.)(?:aspp|aspp_modules|psp|psp_modules|ppm|classifier\.0\.convs)\."  # pyramids
+    r"|(?:^|\.)classifier\.4\.weight$"  # torchvision's FCN
 )
 
 
@@ -37,27 +42,42 @@ class Choice(NamedTuple):
     """The other network and what decides, if nothing did; else empty."""
 
 
-def choose_lookalike(inferred: ResNeXtConfig, path: Path, metadata: Mapping[str, Any]) -> Choice:
+def choose_lookalike(
+    inferred: ResNeXtConfig,
+    path: Path,
+    metadata: Mapping[str, Any],
+    convolutions: Iterable[str] = (),
+) -> Choice:
     """Choose among the known networks that have a state dict's names and shapes.
 
     Args:
         inferred: The config that names and shapes show, with usual values for everything else.
         path: The file of the weights.
         metadata: What else is in the file.
+        convolutions: Names of weights of convolutions outside the network.
     """
     known = _lookalikes(inferred)
     if len(known) > 1 or any(differences(inferred, config) for config in known.values()):
         return _decide(inferred, known, path, metadata)
     name = _words(path.name)
-    for pattern, fields in _HINTS:
-        if found := pattern.search(name):
-            return Choice(
-                inferred,
-                open=f"{path.name}: {found[0]!r} in its name may mean {fields}, which names and "
-                f"shapes of tensors do not show; a network without was taken. To decide, pass "
-                f"config=.",
-            )
-    return Choice(inferred)
+    words = ((pattern.search(name), meaning) for pattern, meaning in _HINTS)
+    hints = [(f"{word[0]!r} in its name", meaning) for word, meaning in words if word]
+    heads = (other for other in convolutions if _DILATED_HEAD.search(other))
+    hints += [(f"its head {head!r}", _DILATION + "8 or 16") for head in heads]
+    if not hints:
+        return Choice(inferred)
+    found, meaning = hints[0]
+    decide = "output_stride= or config=" if meaning.startswith(_DILATION) else "config="
+    return Choice(
+        inferred,
+        open=f"{path.name}: {found} may mean {meaning}, which names and shapes of tensors do not "
+        f"show; a network without was taken. To decide, pass {decide}.",
+    )
+
+
+def is_about_dilation(ambiguity: str) -> bool:
+    """Whether `output_stride` decides what `Choice.open` says."""
+    return f" may mean {_DILATION}" in ambiguity
 
 
 def _lookalikes(inferred: ResNeXtConfig) -> dict[str, ResNeXtConfig]:

@@ -21,6 +21,7 @@ from resnext.checks import brief
 from resnext.config import ResNeXtConfig, check_config
 from resnext.dialects.dialect import CheckpointMetadata, Dialect, Documents
 from resnext.dialects.table import DIALECTS
+from resnext.dilation import DilationConvention, with_output_stride
 from resnext.errors import AmbiguityWarning, CheckpointError, ConfigError, MissingFileError
 from resnext.network import ResNeXt
 from resnext.system.digest import file_sha256
@@ -36,7 +37,7 @@ from resnext.weights.catalog import (
 from resnext.weights.formats.reading import Contents, read
 from resnext.weights.header import is_own, parse_header
 from resnext.weights.infer_config import ASSUMED, infer_config
-from resnext.weights.lookalikes import choose_lookalike
+from resnext.weights.lookalikes import choose_lookalike, is_about_dilation
 from resnext.weights.recognise import ChosenWeights, DetectedNetwork, choose_weights, recognise
 
 # Layers that normalize the image inside the network: robustness, RobustBench
@@ -70,13 +71,21 @@ class ResolvedCheckpoint(NamedTuple):
 
 
 def resolve(
-    source: str | Path, *, config: ResNeXtConfig | None = None, progress: bool = False
+    source: str | Path,
+    *,
+    config: ResNeXtConfig | None = None,
+    output_stride: int | None = None,
+    dilation_convention: DilationConvention = "timm",
+    progress: bool = False,
 ) -> ResolvedCheckpoint:
     """Find a checkpoint, read it, recognise it and rebuild its config.
 
     Args:
         source: A catalog name, an address, a file or a folder.
         config: The architecture it must have; by default the checkpoint decides.
+        output_stride: 8, 16 or 32: later strides become dilation; None changes nothing.
+        dilation_convention: Whose dilation: "timm", "torchvision", "mmseg" or "smp"; see
+            `resnext.dilation.with_output_stride`.
         progress: Whether to show downloads on standard error.
 
     Raises:
@@ -84,14 +93,30 @@ def resolve(
         UnknownNameError: No checkpoint has that name.
         CheckpointError: The checkpoint is not a ResNeXt, is damaged, may hold code, or
             contradicts itself.
+        ConfigError: The network cannot have this output stride.
 
     Warns:
         AmbiguityWarning: Another known network fits the tensors as well, and nothing decides.
     """
     checkpoint = _resolve(source, config, progress)
+    if output_stride is not None:
+        checkpoint = _dilated(checkpoint, output_stride, dilation_convention)
     if checkpoint.ambiguity:
         warnings.warn(checkpoint.ambiguity, AmbiguityWarning, stacklevel=1)  # once for a text
     return checkpoint
+
+
+def _dilated(
+    checkpoint: ResolvedCheckpoint, output_stride: int, convention: DilationConvention
+) -> ResolvedCheckpoint:
+    """The same weights in a network of another output stride."""
+    config = with_output_stride(checkpoint.config, output_stride, convention)
+    network, problem = match_network(config, checkpoint.state, classifier=checkpoint.classifier)
+    assert network is not None, problem
+    note = f"output stride {output_stride}, dilated as by {convention}"
+    card = with_notes(checkpoint.card, notes=[note])
+    ambiguity = "" if is_about_dilation(checkpoint.ambiguity) else checkpoint.ambiguity
+    return checkpoint._replace(network=network, card=card, ambiguity=ambiguity)
 
 
 def _resolve(
@@ -198,10 +223,14 @@ def resolve_contents(
         entry = _entry_of_file(path, notes)
     try:
         documents = (documents or Documents())._replace(file=contents.metadata)
-        metadata = _metadata(documents)
+        metadata = _metadata(documents, config is not None)
         detected = recognise(weights.state, weights.dialect)
         known = config or (entry.config if entry else metadata.config)
-        network, ambiguity = _network(detected, known, contents, notes)
+        if metadata.head and detected.state.pop("fc.weight", None) is not None:
+            detected.state.pop("fc.bias", None)
+            notes.append(f"its last layer was left out: {metadata.head}")
+        outside = [n for n in (*detected.left, *detected.heads) if weights.state[n].ndim == 4]
+        network, ambiguity = _network(detected, known, contents, outside, notes)
         detected.dialect.check_readable(network.config)
         card = entry.card if entry else metadata.card
         if isinstance(network, ResNeXt):
@@ -218,11 +247,20 @@ def resolve_contents(
     return ResolvedCheckpoint(path, detected.dialect, state, card, network, ambiguity)
 
 
-def _metadata(documents: Documents) -> CheckpointMetadata:
-    """The metadata that all dialects read in the documents; earlier rows of the table win."""
+def _metadata(documents: Documents, known: bool) -> CheckpointMetadata:
+    """The metadata that all dialects read in the documents; earlier rows of the table win.
+
+    Where the caller knows the network, a document that describes another one is only noted.
+    """
     metadata = CheckpointMetadata()
     for dialect in DIALECTS.values():
-        metadata = metadata.merge(dialect.metadata(documents))
+        try:
+            stated = dialect.metadata(documents)
+        except CheckpointError as error:
+            if not known:
+                raise
+            stated = CheckpointMetadata(notes=(f"what accompanies it is not used: {error}",))
+        metadata = metadata.merge(stated)
     return metadata
 
 
@@ -302,7 +340,11 @@ def _own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _network(
-    detected: DetectedNetwork, known: ResNeXtConfig | None, contents: Contents, notes: list[str]
+    detected: DetectedNetwork,
+    known: ResNeXtConfig | None,
+    contents: Contents,
+    outside: Iterable[str],
+    notes: list[str],
 ) -> tuple[ResNeXt | Backbone, str]:
     """The known network if the weights fit it, else the one that names and shapes show.
 
@@ -312,7 +354,9 @@ def _network(
     config, ambiguity = known, ""
     if config is None:
         inferred, _ = infer_config(shapes, detected.norm)
-        config, reason, ambiguity = choose_lookalike(inferred, contents.path, contents.metadata)
+        config, reason, ambiguity = choose_lookalike(
+            inferred, contents.path, contents.metadata, outside
+        )
         notes += [text for text in (ambiguity, reason) if text]
         if config == inferred:
             notes.append(

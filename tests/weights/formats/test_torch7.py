@@ -97,6 +97,12 @@ def test_flat_convolutions(tmp_path: Path) -> None:
     assert torch.equal(weight, ours.state_dict()["conv1.weight"])
 
 
+def path(stage: Lua) -> Any:
+    """Modules of the first path of a stage's first block, counted from 1."""
+    both = stage.fields["modules"][1].fields["modules"][1]
+    return both.fields["modules"][1].fields["modules"]
+
+
 def changed(change: Any) -> Lua:
     ours = model("cifar")
     lua = network(ours.state_dict(), ours.config)
@@ -110,6 +116,16 @@ def changed(change: Any) -> Lua:
         (lambda m: m[1].fields.update(bias=np.ones(64)), "conv1 has a bias"),
         (lambda m: m[1].fields.pop("weight"), "conv1 .* has no weight"),
         (lambda m: m[2].fields.update(running_std=np.ones(64)), "running_std"),
+        (lambda m: m[2].fields.update(eps=1e-3), "bn1 has eps 0.001, not 1e-5"),
+        (lambda m: m[1].fields.update(dW=2), "conv1 has dW 2, not 1 as the original has"),
+        (lambda m: path(m[5])[1].fields.update(dH=2), r"layer2\.0\.conv1 has dH 2, not 1"),
+        (lambda m: path(m[5])[4].fields.update(dW=1), r"layer2\.0\.conv2 has dW 1, not 2"),
+        (lambda m: path(m[5])[4].fields.update(padW=2), r"layer2\.0\.conv2 has padW 2, not 1"),
+        (
+            lambda m: path(m[5])[4].__setattr__("kind", "nn.SpatialDilatedConvolution"),
+            "not a block of form C",
+        ),
+        (lambda m: path(m[5])[3].__setattr__("kind", "nn.ELU"), r"layer2\.0 holds nn\.ELU"),
         (
             lambda m: m.pop(2),
             r"holds cudnn\.SpatialConvolution, cudnn\.ReLU, nn\.Sequential, nn\.Sequential, "
