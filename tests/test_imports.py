@@ -61,6 +61,7 @@ MODULES = (
     "resnext.inference.plan",
     "resnext.inference.plan_table",
     "resnext.inference.runner",
+    "resnext.weights.aliases",
     "resnext.weights.catalog",
 )
 PACKAGES = ("resnext.data", "resnext.prediction", "resnext.system")
