@@ -52,6 +52,7 @@ PLAIN = (
     "resnext.checks",
     "resnext.config",
     "resnext.errors",
+    "resnext.foreign_names",
     "resnext.summary",
     "resnext.weights.header",
 )
