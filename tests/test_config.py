@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import json
 import math
 import pickle
@@ -17,9 +18,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles.originals import timm
+from oracles.originals import timm, torchvision
 from oracles.recorded import manifest
 
+import resnext
+from resnext import foreign_names
 from resnext.config import (
     AntiAlias,
     Attention,
@@ -683,3 +686,93 @@ def test_a_billion_blocks_are_refused() -> None:
     """A crafted file would keep the machine busy before anything is built."""
     with pytest.raises(ConfigError, match="layers must hold at most 1000 blocks"):
         ResNeXtConfig((10**9, 1, 1, 1), 32, 4)
+
+
+# -- other libraries' arguments, Trainers, NumPy --------------------------------------------------
+
+THEIRS = {
+    "groups": "'cardinality'",
+    "width_per_group": "'base_width'",
+    "drop_rate": "'dropout'",
+    "in_chans": "'in_channels'",
+    "zero_init_last": "'zero_init_residual'",
+    "weights": "resnext.load",
+    "pretrained": "resnext.load",
+    "pretrained_cfg": "resnext.load",
+    "progress": "resnext.load",
+    "norm_layer": "Give norm",
+    "aa_layer": "Give anti_alias",
+    "act_layer": "always ReLU",
+    "replace_stride_with_dilation": "dilations=",
+    "output_stride": "dilations=",
+    "out_indices": "resnext.Backbone",
+    "features_only": "resnext.Backbone",
+    "global_pool": "always averaged",
+    "drop_block_rate": "without it",
+    "down_kernel_size": "without it",
+}
+
+
+@pytest.mark.parametrize(("name", "said"), THEIRS.items())
+def test_other_libraries_arguments(name: str, said: str) -> None:
+    """`drop_rate` was answered with drop_path_rate, `groups` with norm_groups: both train."""
+    for build in (
+        lambda: ResNeXtConfig((3, 4, 6, 3), 32, 4, **{name: 1}),
+        lambda: ResNeXtConfig((3, 4, 6, 3), 32, 4).replace(**{name: 1}),
+        lambda: resnext.create("resnext50_32x4d", **{name: 1}),
+    ):
+        with pytest.raises(ConfigTypeError, match=re.escape(said)) as error:
+            build()
+        assert f"no field {name!r}" in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_every_argument_of_both_builders_is_answered() -> None:
+    """An argument that a new version adds must be given an answer here."""
+    resnet, factory = timm.models.resnet.ResNet, timm.models.create_model
+    builders = (torchvision.models.resnet.ResNet, torchvision.models.resnext50_32x4d, resnet)
+    names = {x for builder in (*builders, factory) for x in inspect.signature(builder).parameters}
+    fields = {f.name for f in dataclasses.fields(ResNeXtConfig)}
+    own = {"self", "kwargs", "model_name"}
+    assert names - own - fields <= foreign_names._FIELDS.keys() | foreign_names._ADVICE.keys()
+    assert set(foreign_names._FIELDS.values()) <= fields
+    assert not fields & (foreign_names._FIELDS.keys() | foreign_names._ADVICE.keys())
+
+
+def test_trainers_may_leave_a_note() -> None:
+    """transformers' Trainer writes use_cache; fields stay frozen."""
+    config = ResNeXtConfig((3, 4, 6, 3), 32, 4)
+    text, number = config.to_json(), hash(config)
+    config.use_cache = False  # pyright: ignore[reportAttributeAccessIssue]
+    assert (config.to_json(), hash(config), config) == (text, number, config.replace())
+    for name in ("cardinality", "cardinalty"):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(config, name, 3)
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.int32, np.uint8])
+def test_numpys_integers(integer: Any) -> None:
+    """Numbers from arrays and data frames; they become Python's, as JSON and hashes need."""
+    got = ResNeXtConfig(
+        np.array([3, 4, 6, 3]),  # pyright: ignore[reportArgumentType]
+        integer(32),
+        integer(4),
+        num_classes=integer(7),
+        channels=[integer(x) for x in (64, 128, 128, 128)],
+        block_args={"se": np.bool_(True), "se_args": {"reduction": integer(8)}},
+        dropout=np.float32(0.5),
+    )
+    wanted = ResNeXtConfig(
+        (3, 4, 6, 3),
+        32,
+        4,
+        7,
+        channels=(64, 128, 128, 128),
+        block_args={"se": True, "se_args": {"reduction": 8}},
+        dropout=0.5,
+    )
+    assert got == wanted
+    assert repr(got) == repr(wanted)
+    assert got.to_json() == wanted.to_json()
+    with pytest.raises(ConfigError, match="cardinality must be greater than 0"):
+        wanted.replace(cardinality=integer(0))

@@ -55,6 +55,7 @@ PLAIN = (
     "resnext.checks",
     "resnext.config",
     "resnext.errors",
+    "resnext.foreign_names",
     "resnext.summary",
     "resnext.weights.header",
 )
@@ -64,6 +65,7 @@ MODULES = (
     "resnext.inference.plan",
     "resnext.inference.plan_table",
     "resnext.inference.runner",
+    "resnext.weights.aliases",
     "resnext.weights.catalog",
     "resnext.weights.classifier",
 )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from typing import Any
 
 from resnext.checks import brief
 from resnext.config import ResNeXtConfig
-from resnext.errors import UnknownNameError
+from resnext.errors import UnknownNameError, UntrainedWarning
 
 _DEPTHS = {
     26: (2, 2, 2, 2),
@@ -63,6 +64,11 @@ def _compact_32px(
         stem_channels=stem,
     )
 
+
+_ORIGINS = "tv|ig|ssl|swsl|gluon"  # whose weights, in timm 0.4 and the hub of torch
+_WEIGHTS_SUFFIX = (  # torch's hub, torchvision's enumerations, mmcls's schedules
+    r"\d+x\d+d(_(?:wsl|ssl|swsl|weights|\d+xb\d+|b\d+x\d+|in1k|imagenet).*)$"
+)
 
 _VARIANTS: dict[str, ResNeXtConfig] = {
     "resnext26_32x4d": _imagenet(26, 32, 4),
@@ -142,16 +148,45 @@ def variant(name: str, **overrides: Any) -> ResNeXtConfig:
 
 
 def canonical_name(name: str) -> str:
-    """Our spelling of a variant's name, from our own or another library's spelling.
+    """Our spelling of a variant's name, from our own or another library's spelling."""
+    return split_name(name)[0]
 
-    timm adds a tag after a dot, and formerly a prefix for the origin of the weights; Lucid writes
-    an underscore before the depth; mmcls writes hyphens and the training schedule.
+
+def split_name(name: str) -> tuple[str, str]:
+    """A variant's name in our spelling, and what names trained weights of it; empty if nothing.
+
+    timm adds a tag after a dot, and formerly a prefix for the origin of the weights, as the hub of
+    torch adds a suffix; Lucid writes an underscore before the depth; mmcls writes hyphens and the
+    training schedule. `swsl_resnext50_32x4d` is `("resnext50_32x4d", "swsl")`.
     """
-    key = str(name).strip().lower().replace("-", "_").split(".")[0]
-    key = re.sub(r"^(tv|ig|ssl|swsl|gluon)_", "", key)
+    key, _, tag = str(name).strip().lower().replace("-", "_").partition(".")
+    key = key.removeprefix("timm/")
+    if origin := re.match(f"({_ORIGINS})_", key):
+        key, tag = key[origin.end() :], origin[1]
     key = re.sub(r"^(se|eca)_?resnext", r"\1resnext", key)
     key = re.sub(r"resnext_?((?:aa)?\d+)", r"resnext\1", key)
-    return re.sub(r"(_\d+x\d+d)_(?:\d+xb\d+|b\d+x\d+|in1k|imagenet|wsl).*$", r"\1", key)
+    key = key.replace("seresnext26tn_", "seresnext26t_")  # timm 0.4
+    if suffix := re.search(_WEIGHTS_SUFFIX, key):
+        key, tag = key[: suffix.start(1)], suffix[1].strip("_") + (f".{tag}" if tag else "")
+    return key, "" if tag == "untrained" else tag
+
+
+def warn_of_weights(name: str) -> None:
+    """Warn if a name is that of trained weights, where only its architecture is used.
+
+    A warning and not an error, because timm's users build untrained networks by such names.
+
+    Warns:
+        UntrainedWarning: The name has an origin, a tag or a training schedule.
+    """
+    if split_name(name)[1]:
+        warnings.warn(
+            f"{brief(name)} is a name of trained weights, but the network is untrained: only the "
+            f"architecture is used. For the weights use resnext.load({brief(name)}), or "
+            f"weights={brief(name)} in training.",
+            UntrainedWarning,
+            stacklevel=3,
+        )
 
 
 def differences(config: ResNeXtConfig, other: ResNeXtConfig) -> list[str]:

@@ -1,7 +1,8 @@
 """Checks of single values, for configs, cards, recipes and arguments.
 
 Each check raises a one-line error with the allowed values and the given one. An integer is an `int`
-but not a `bool`; NumPy's integers are refused. This module loads no torch.
+but not a `bool`. NumPy's integers are refused here; configs make them Python's with `plain` first.
+This module loads no torch.
 """
 
 from __future__ import annotations
@@ -24,6 +25,17 @@ def brief(value: Any) -> str:
     if "\n" in text or " at 0x" in text:
         return f"an object of type {type(value).__name__}"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def plain(value: Any) -> Any:
+    """A value with NumPy's numbers as Python's and its arrays as lists, also inside containers."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(plain(inner) for inner in value)
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return value.tolist()
+    return value
 
 
 def positive(name: str, value: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -11,8 +10,9 @@ from copy import deepcopy
 from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, Literal, NamedTuple, get_args
 
-from resnext.checks import boolean, brief, choice, number, positive, positives
+from resnext.checks import boolean, brief, choice, number, plain, positive, positives
 from resnext.errors import ConfigError, ConfigTypeError
+from resnext.foreign_names import answering, refuse_unknown
 
 Style = Literal["pytorch", "caffe"]
 Norm = Literal["batch", "sync", "group", "layer", "instance"]
@@ -52,11 +52,13 @@ class Stage(NamedTuple):
         return self.dilations[-1]
 
 
+@answering
 @dataclass(frozen=True, repr=False)
 class ResNeXtConfig:
     """Architecture of a ResNeXt. The first ten fields are Lucid's, the others are keyword-only.
 
-    Lists become tuples and dictionaries are copied, so nothing is shared with the caller.
+    Lists become tuples, NumPy's numbers Python's, and dictionaries are copied, so nothing is shared
+    with the caller.
 
     Args:
         layers: Number of bottleneck blocks in each stage.
@@ -255,7 +257,7 @@ class ResNeXtConfig:
             ConfigTypeError: A name is not a field, or a value has the wrong type.
             ConfigError: A value is out of range or contradicts another.
         """
-        _refuse_unknown_fields(changes)
+        refuse_unknown(changes, type(self))
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -281,7 +283,7 @@ class ResNeXtConfig:
         """
         if not isinstance(values, Mapping):
             raise ConfigTypeError(f"A config must be a dictionary of fields, not {brief(values)}.")
-        _refuse_unknown_fields(values)
+        refuse_unknown(values, cls)
         for name in ("layers", "cardinality", "base_width"):
             if name not in values:
                 raise ConfigTypeError(f"{name} is missing from the config.")
@@ -315,15 +317,10 @@ class ResNeXtConfig:
     def __post_init__(self) -> None:
         """Copy mutable values, then check all fields."""
         set_field = object.__setattr__  # the dataclass is frozen
-        for name in ("layers", "channels", "strides", "dilations", "widths", "stem_channels"):
-            value = getattr(self, name)
-            if isinstance(value, list):
-                set_field(self, name, tuple(value))
-        for name in ("norm_eps", "conv_eps", "norm_momentum", "drop_path_rate", "dropout"):
-            if isinstance(getattr(self, name), float):
-                set_field(
-                    self, name, float(getattr(self, name))
-                )  # NumPy's floats have another repr
+        for f in fields(self):
+            value = plain(getattr(self, f.name))
+            is_list = isinstance(value, list) and f.name != "block_args"
+            set_field(self, f.name, tuple(value) if is_list else value)
         if isinstance(self.block_args, dict):
             set_field(self, "block_args", deepcopy(self.block_args))
         self._check_each_field()
@@ -474,15 +471,6 @@ def check_config(config: Any) -> ResNeXtConfig:
             f"For a named variant use resnext.create(name) or resnext.variant(name)."
         )
     return config
-
-
-def _refuse_unknown_fields(values: Mapping[str, Any]) -> None:
-    known = [f.name for f in fields(ResNeXtConfig)]
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-            hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(known)}."
-            raise ConfigTypeError(f"ResNeXtConfig has no field {name!r}. {hint}")
 
 
 def eca_kernel_size(channels: int) -> int:

@@ -54,8 +54,16 @@ class MissingFileError(CheckpointError, FileNotFoundError):
     """A model file does not exist."""
 
 
-class AmbiguityWarning(UserWarning):
+class ResNeXtWarning(UserWarning):
+    """Root of all warnings of this library; the command line prints them as one line."""
+
+
+class AmbiguityWarning(ResNeXtWarning):
     """Several networks fit a file as well, and nothing in it or its name decides."""
+
+
+class UntrainedWarning(ResNeXtWarning):
+    """A name of trained weights was given where only its architecture is used."""
 
 
 class Terminated(KeyboardInterrupt):

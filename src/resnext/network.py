@@ -14,7 +14,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from resnext.architectures import variant
+from resnext.architectures import variant, warn_of_weights
 from resnext.card import Card
 from resnext.config import ResNeXtConfig, Stage, check_config
 from resnext.dilation import DilationConvention, with_output_stride
@@ -220,6 +220,10 @@ def create(
     Raises:
         UnknownNameError: No variant has that name.
         ConfigError: An argument is out of range or has the wrong type.
+
+    Warns:
+        UntrainedWarning: The name is that of trained weights, such as "resnext50_32x4d.a1_in1k".
     """
     config = variant(name, **overrides)
+    warn_of_weights(name)
     return ResNeXt(with_output_stride(config, output_stride, dilation_convention))

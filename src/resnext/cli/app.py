@@ -23,7 +23,7 @@ from resnext.cli.info import info
 from resnext.cli.options import Flag, complete_optional
 from resnext.cli.speed import bench, optimize
 from resnext.cli.train import distill, train
-from resnext.errors import AmbiguityWarning, ResNeXtError, Terminated
+from resnext.errors import ResNeXtError, ResNeXtWarning, Terminated
 
 _OUT_OF_MEMORY = "Out of memory. Lower --batch-size or --size."
 
@@ -94,7 +94,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, _terminate)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("default", AmbiguityWarning)
+            warnings.simplefilter("default", ResNeXtWarning)
             warnings.showwarning = partial(_show_warning, warnings.showwarning)
             app.meta(sys.argv[1:], exit_on_error=False, print_error=False)
     except CycloptsError as error:
@@ -107,7 +107,7 @@ def _show_warning(
     show: Callable[..., None], message: Warning | str, kind: type[Warning], *where: Any, **more: Any
 ) -> None:
     """Print our own warnings as one line, without the place in the code."""
-    if issubclass(kind, AmbiguityWarning):
+    if issubclass(kind, ResNeXtWarning):
         print(f"resnext: {message}", file=sys.stderr)
     else:
         show(message, kind, *where, **more)

@@ -79,10 +79,10 @@ def open_model(
     if isinstance(model, str | Path):
         if plan and (planned := open_planned(model, device, batch, progress)):
             return planned
-    elif not hasattr(model, "fc"):
+    elif not (hasattr(model, "fc") and hasattr(model, "card")):
         raise InputError(
             f"A model must be a ResNeXt with a classifier, an optimized model, a file or a name, "
-            f"not {type(model).__name__}."
+            f"not {type(model).__name__}. resnext.load takes networks of other libraries."
         )
     from resnext.system.device import pick_device
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from resnext.architectures import canonical_name, title, variant
+from resnext.architectures import canonical_name, title, variant, warn_of_weights
 from resnext.card import Preprocessing
 from resnext.checks import brief
 from resnext.config import ResNeXtConfig
@@ -225,6 +225,8 @@ def build_network(request: Request, splits: Splits, recipe: Recipe, progress: bo
             "drop_path_rate": recipe.drop_path,
         }
         config = model if isinstance(model, ResNeXtConfig) else variant(_named(model), **initial)
+        if isinstance(model, str):
+            warn_of_weights(model)
         return ResNeXt(config.replace(num_classes=len(labels), in_channels=channels))
     if recipe.drop_path:
         state, config = network.state_dict(), network.config

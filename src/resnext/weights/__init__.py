@@ -1,6 +1,7 @@
 """Model files: our own, with everything needed to use them, and those of other libraries.
 
 catalog.py       public checkpoints
+aliases.py       other names of public checkpoints
 header.py        config and card in a safetensors header
 classifier.py    the last layer of our files, read without torch
 resolve.py       from a name, address or file to a checkpoint with its config
@@ -11,6 +12,7 @@ lookalikes.py    known networks whose names and shapes are equal
 config_source.py the architecture in a config file: ours, OpenMMLab's, or a model file's
 adapt.py         changes the number of classes or channels
 load.py          `load`, `load_backbone`
+in_memory.py     state dicts and networks that are in memory, and wrappers around them
 save.py          `save`
 conversion.py    `convert`
 diagnosis.py     `diagnose`

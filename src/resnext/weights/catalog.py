@@ -16,9 +16,11 @@ from typing import Literal, NamedTuple, get_args
 from resnext.architectures import canonical_name
 from resnext.architectures import variant as _config_of
 from resnext.card import Card, Colour, Interpolation, Preprocessing
+from resnext.checks import brief
 from resnext.config import ResNeXtConfig
 from resnext.errors import CheckpointError, ConfigError, UnknownNameError
 from resnext.summary import summarize
+from resnext.weights.aliases import canonical
 
 _TIMM = "https://github.com/huggingface/pytorch-image-models/releases/download/"
 _GLUON = "https://github.com/rwightman/pytorch-pretrained-gluonresnet/releases/download/v0.1/"
@@ -250,28 +252,41 @@ def find(name: str) -> CatalogEntry:
     """The checkpoint with a name.
 
     Args:
-        name: A name in the table, in any case; or mmcls's form, `mmcls://resnext50_32x4d`.
+        name: A name as for `exact`, or a variant of which there is one checkpoint.
 
     Raises:
         UnknownNameError: No checkpoint has that name, or it is a variant with several.
     """
     if row := exact(name):
         return row
-    key = str(name).strip().lower()
-    same = [row for row in catalog() if row.variant == canonical_name(name)]
-    if same and canonical_name(name) == key:
+    key = canonical(name)
+    same = [row for row in catalog() if row.variant == key]
+    if len(same) == 1:
+        return same[0]
+    if same:
         names = ", ".join(row.name for row in same)
         raise UnknownNameError(f"{name} has {len(same)} public checkpoints; choose one: {names}.")
-    near = difflib.get_close_matches(key, [row.name.lower() for row in _TABLE], n=3, cutoff=0.4)
-    names = " or ".join(row.name for row in _TABLE if row.name.lower() in near)
+    near = difflib.get_close_matches(key, _by_name(), n=3, cutoff=0.4)
+    names = " or ".join(_by_name()[key].name for key in near)
     hint = f"Did you mean {names}?" if names else "`resnext catalog` lists them."
-    raise UnknownNameError(f"No public checkpoint is called {name!r}. {hint}")
+    raise UnknownNameError(f"No public checkpoint is called {brief(name)}. {hint}")
 
 
 def exact(name: str) -> CatalogEntry | None:
-    """The checkpoint with exactly this name, in any case or in mmcls's form; None without one."""
-    key = re.sub(r"^mmcls://(\w+?)_(\w+)$", r"\1-\2_8xb32_in1k", str(name).strip()).lower()
-    return next((row for row in _TABLE if row.name.lower() == key), None)
+    """The checkpoint with a name, in any case; None without one.
+
+    Args:
+        name: A name in the table, or another library's name of the same weights, also of older
+            versions: `swsl_resnext50_32x4d`, `timm/resnext50_32x4d.a1_in1k`,
+            `resnext101_32x8d_wsl`, `torchvision://resnext50_32x4d`, `mmcls://resnext50_32x4d`.
+    """
+    return _by_name().get(canonical(str(name)))
+
+
+@cache
+def _by_name() -> dict[str, CatalogEntry]:
+    """The rows by the canonical spelling of their names."""
+    return {canonical(row.name): row for row in _TABLE}
 
 
 def from_repository(owner: str, repo: str) -> CatalogEntry | None:
@@ -285,16 +300,21 @@ def from_repository(owner: str, repo: str) -> CatalogEntry | None:
 def is_address(text: str) -> bool:
     """Whether a text is a URL, and not a catalog name that looks like one."""
     scheme, separator, _ = text.partition("://")
-    return bool(separator) and scheme not in ("open-mmlab", "mmcls")
+    if not separator or scheme in ("open-mmlab", "mmcls"):
+        return False
+    return exact(text) is None
 
 
 def is_path(text: str) -> bool:
     """Whether a text that names no existing file was meant as a path."""
+    name = canonical(text)
+    if name in _by_name():
+        return False
     if re.search(
         r"\.(safetensors|pth|pt|bin|lcd|npz|t7|pkl|ckpt|tar|json|py)$", text, re.IGNORECASE
     ):
         return True
-    return "/" in text and "://" not in text and not text.startswith(("lucid/", "fb/"))
+    return "/" in name and "://" not in text and not text.startswith(("lucid/", "fb/"))
 
 
 def from_file_name(name: str) -> CatalogEntry | None:

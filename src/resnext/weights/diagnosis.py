@@ -14,6 +14,7 @@ from torch import Tensor
 
 from resnext.architectures import nearest_variant, variant, variants
 from resnext.card import Card
+from resnext.checks import brief
 from resnext.config import ResNeXtConfig
 from resnext.dialects.dialect import Documents
 from resnext.errors import CheckpointError, MissingFileError, ResNeXtError
@@ -98,7 +99,10 @@ def diagnose(path: str | Path) -> Diagnosis:
 
     Raises:
         MissingFileError: The file does not exist.
+        CheckpointError: `path` is not a path.
     """
+    if not isinstance(path, str | Path):
+        raise CheckpointError(f"Give a file, not {brief(path)}. resnext.load takes networks.")
     path = Path(path)
     if not path.exists():
         raise MissingFileError(f"{path} does not exist. `doctor` examines files and folders.")

@@ -14,11 +14,18 @@ from resnext.errors import CheckpointError
 from resnext.network import ResNeXt
 from resnext.system.device import pick_device
 from resnext.weights.adapt import fit_classifier, fit_input
-from resnext.weights.resolve import ResolvedCheckpoint, SkipInit, match_network, resolve, with_notes
+from resnext.weights.resolve import (
+    ResolvedCheckpoint,
+    SkipInit,
+    Source,
+    match_network,
+    resolve,
+    with_notes,
+)
 
 
 def load(
-    source: str | Path,
+    source: Source,
     *,
     num_classes: int | None = None,
     in_channels: int | None = None,
@@ -33,7 +40,9 @@ def load(
     Args:
         source: A catalog name, `open-mmlab://…`, `hf://owner/repo[/file]`, a URL, a file
             (safetensors; `.pth` of torchvision, timm, mmcls, mmdet or Detectron2; Lucid's `.lcd`;
-            `.npz`), or a folder with `config.json` and `model.safetensors`.
+            `.npz`), or a folder with `config.json` and `model.safetensors`; or a state dict, or a
+            network of any library, which must compute what the loaded one computes. The weights
+            are copied.
         num_classes: Replaces the classifier with an untrained one, unless it already has this
             many classes.
         in_channels: Adapts the first convolution by repeating or summing its filters, so that
@@ -100,7 +109,7 @@ def network_of(checkpoint: ResolvedCheckpoint) -> ResNeXt | Backbone:
 
 
 def load_backbone(
-    source: str | Path,
+    source: Source,
     *,
     out_indices: Sequence[int] | None = None,
     frozen_stages: int = -1,

@@ -47,6 +47,8 @@ def choose_lookalike(
     path: Path,
     metadata: Mapping[str, Any],
     convolutions: Iterable[str] = (),
+    *,
+    in_memory: bool = False,
 ) -> Choice:
     """Choose among the known networks that have a state dict's names and shapes.
 
@@ -55,10 +57,11 @@ def choose_lookalike(
         path: The file of the weights.
         metadata: What else is in the file.
         convolutions: Names of weights of convolutions outside the network.
+        in_memory: Whether there is no file, so that its name, folders and hash say nothing.
     """
     known = _lookalikes(inferred)
     if len(known) > 1 or any(differences(inferred, config) for config in known.values()):
-        return _decide(inferred, known, path, metadata)
+        return _decide(inferred, known, path, metadata, in_memory)
     name = _words(path.name)
     words = ((pattern.search(name), meaning) for pattern, meaning in _HINTS)
     hints = [(f"{word[0]!r} in its name", meaning) for word, meaning in words if word]
@@ -92,13 +95,17 @@ def _lookalikes(inferred: ResNeXtConfig) -> dict[str, ResNeXtConfig]:
 
 
 def _decide(
-    inferred: ResNeXtConfig, known: Mapping[str, ResNeXtConfig], path: Path, metadata: Any
+    inferred: ResNeXtConfig,
+    known: Mapping[str, ResNeXtConfig],
+    path: Path,
+    metadata: Mapping[str, Any],
+    in_memory: bool,
 ) -> Choice:
     """The network that something names, else the plainest, with the others."""
-    for source, text in _texts(path, metadata):
+    for source, text in _stated(metadata) if in_memory else _texts(path, metadata):
         if name := _named(text, known):
             return Choice(known[name], f"{source} says {name}")
-    digest = file_sha256(path)
+    digest = "" if in_memory else file_sha256(path)
     rows = (row for row in catalog() if row.variant in known and row.sha256)
     if row := next((row for row in rows if digest.startswith(row.sha256)), None):
         return Choice(known[row.variant], f"its SHA-256 is that of {row.name}")
@@ -119,14 +126,19 @@ def _decide(
 
 def _texts(path: Path, metadata: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """Where a name may stand and the text there, the most reliable first."""
+    yield from _stated(metadata)
+    yield "its name", path.name
+    for folder in path.absolute().parents[:_FOLDERS]:
+        yield "its folder", folder.name
+
+
+def _stated(metadata: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """The texts among the metadata, and in the dictionaries there."""
     inner = [value for value in metadata.values() if isinstance(value, Mapping)]
     for values in (metadata, *inner):
         for key, value in values.items():
             if isinstance(value, str) and len(value) <= _LONGEST:
                 yield f"the file's {str(key)!r}", value
-    yield "its name", path.name
-    for folder in path.absolute().parents[:_FOLDERS]:
-        yield "its folder", folder.name
 
 
 def _named(text: str, known: Iterable[str]) -> str | None:

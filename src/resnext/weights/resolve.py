@@ -7,11 +7,12 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from resnext.architectures import title
@@ -26,6 +27,7 @@ from resnext.errors import AmbiguityWarning, CheckpointError, ConfigError, Missi
 from resnext.network import ResNeXt
 from resnext.system.digest import file_sha256
 from resnext.system.download import fetch, hub
+from resnext.weights import in_memory
 from resnext.weights.catalog import (
     CatalogEntry,
     find,
@@ -34,7 +36,7 @@ from resnext.weights.catalog import (
     is_address,
     is_path,
 )
-from resnext.weights.formats.reading import Contents, read
+from resnext.weights.formats.reading import Contents, contents_of, read
 from resnext.weights.header import is_own, parse_header
 from resnext.weights.infer_config import ASSUMED, infer_config
 from resnext.weights.lookalikes import choose_lookalike, is_about_dilation
@@ -43,6 +45,9 @@ from resnext.weights.recognise import ChosenWeights, DetectedNetwork, choose_wei
 # Layers that normalize the image inside the network: robustness, RobustBench
 _NORMALIZER = re.compile(r"((?:.*\.)?)(new_mean|mean|mu)")
 _DEVIATION = {"new_mean": "new_std", "mean": "std", "mu": "sigma"}
+
+
+Source = str | Path | Mapping[str, Any] | nn.Module | Enum
 
 
 class ResolvedCheckpoint(NamedTuple):
@@ -71,7 +76,7 @@ class ResolvedCheckpoint(NamedTuple):
 
 
 def resolve(
-    source: str | Path,
+    source: Source,
     *,
     config: ResNeXtConfig | None = None,
     output_stride: int | None = None,
@@ -81,7 +86,7 @@ def resolve(
     """Find a checkpoint, read it, recognise it and rebuild its config.
 
     Args:
-        source: A catalog name, an address, a file or a folder.
+        source: A catalog name, an address, a file or a folder; or a state dict or a network.
         config: The architecture it must have; by default the checkpoint decides.
         output_stride: 8, 16 or 32: later strides become dilation; None changes nothing.
         dilation_convention: Whose dilation: "timm", "torchvision", "mmseg" or "smp"; see
@@ -119,13 +124,18 @@ def _dilated(
     return checkpoint._replace(network=network, card=card, ambiguity=ambiguity)
 
 
-def _resolve(
-    source: str | Path, config: ResNeXtConfig | None, progress: bool
-) -> ResolvedCheckpoint:
-    if not isinstance(source, str | Path) or not str(source).strip():
-        raise CheckpointError(f"A checkpoint is a name, an address or a file, not {brief(source)}.")
+def _resolve(source: Source, config: ResNeXtConfig | None, progress: bool) -> ResolvedCheckpoint:
     if config is not None:
         check_config(config)
+    if isinstance(source, Mapping | nn.Module):
+        return _resolve_in_memory(source, config)
+    if isinstance(source, Enum):  # a member of torchvision's ResNeXt50_32X4D_Weights
+        source = f"{type(source).__name__}.{source.name}"
+    if not isinstance(source, str | Path) or not str(source).strip():
+        raise CheckpointError(
+            f"A checkpoint is a name, an address, a file, a state dict or a network, not "
+            f"{brief(source)}."
+        )
     text = str(source)
     path = Path(source).expanduser()
     if isinstance(source, Path) or _exists(path):
@@ -142,6 +152,35 @@ def _resolve(
         return _resolve_hub(entry.location, config, entry, progress)
     path = fetch(entry.location, sha256=entry.sha256, check=read, progress=progress)
     return resolve_contents(read(path), config, entry)
+
+
+def _resolve_in_memory(
+    source: Mapping[str, Any] | nn.Module, config: ResNeXtConfig | None
+) -> ResolvedCheckpoint:
+    """A state dict, or a network whose answers must be those of the one that is built here."""
+    path = in_memory.place(source)
+    if isinstance(source, Mapping):
+        checkpoint = resolve_contents(contents_of(in_memory.FORMAT, path, dict(source)), config)
+        return checkpoint._replace(state=_copied(checkpoint.state))
+    source = in_memory.unwrapped(source)
+    if isinstance(source, ResNeXt) or type(source) is Backbone:
+        own, state = in_memory.own_parts(source)
+        network, problem = match_network(own, state, classifier="fc.weight" in state)
+        if network is None:
+            raise CheckpointError(f"The network is not what its config says: {problem}.")
+        return ResolvedCheckpoint(path, None, _copied(state), source.card or Card(), network)
+    state = in_memory.gathered(source.state_dict())
+    checkpoint = resolve_contents(contents_of(in_memory.FORMAT, path, state), config)
+    checkpoint = checkpoint._replace(state=_copied(checkpoint.state))
+    network = checkpoint.network
+    network.load_state_dict(checkpoint.state, assign=True)
+    in_memory.check_answers(source, network)
+    return checkpoint
+
+
+def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors in memory of their own, so that training one network does not change another."""
+    return {name: x.detach().to("cpu", copy=True).contiguous() for name, x in state.items()}
 
 
 def _exists(path: Path) -> bool:
@@ -167,12 +206,12 @@ def _resolve_hub(
         check=read,
         progress=progress,
     )
-    contents, documents = read(path), Documents()
+    found, documents = read(path), Documents()
     if not file:
         entry = entry or from_repository(owner, repo)
-    if not (file or entry or is_own(contents.metadata)):
+    if not (file or entry or is_own(found.metadata)):
         documents = Documents(config=_json(fetch(f"{base}/config.json", check=_json)))
-    return resolve_contents(contents, config, entry, documents)
+    return resolve_contents(found, config, entry, documents)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -355,7 +394,11 @@ def _network(
     if config is None:
         inferred, _ = infer_config(shapes, detected.norm)
         config, reason, ambiguity = choose_lookalike(
-            inferred, contents.path, contents.metadata, outside
+            inferred,
+            contents.path,
+            contents.metadata,
+            outside,
+            in_memory=contents.format == in_memory.FORMAT,
         )
         notes += [text for text in (ambiguity, reason) if text]
         if config == inferred:

@@ -4,4 +4,5 @@ reading.py  every format that can be read
 writing.py  files as other libraries write them
 pickles.py  reads pickles without executing code
 torch7.py   Torch7's serialization
+wrappers.py wrappers' names and reparametrized weights of torch
 """

@@ -170,6 +170,8 @@ def _array(value: InertObject) -> Any:
         fortran = order == "F"
     if isinstance(raw, InertObject) and raw.args:  # protocol 2 writes bytes as text
         raw = str(raw.args[0]).encode("latin1")
+    if isinstance(raw, str):  # Python 2 wrote bytes and text alike
+        raw = raw.encode("latin1")
     code = str(kind.args[0]) if isinstance(kind, InertObject) and kind.args else ""
     if (
         code not in _DTYPES

@@ -10,6 +10,7 @@ import json
 import re
 import struct
 import threading
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from resnext.errors import CheckpointError, MissingFileError
+from resnext.weights.formats import wrappers
 from resnext.weights.formats.pickles import STUBS, InertObject, brief, read_pickle, revived
 from resnext.weights.formats.torch7 import Module, read_torch7
 
@@ -179,7 +181,7 @@ def read_safetensors(path: Path) -> Contents:
     with ThreadPoolExecutor(_READERS_AT_ONCE) as pool:
         shares = [targets[i::_READERS_AT_ONCE] for i in range(_READERS_AT_ONCE)]
         list(pool.map(lambda share: _fill(path, share), shares))
-    return Contents(path, "safetensors", {"": state}, metadata)
+    return Contents(path, "safetensors", _plain(path, {"": state}), metadata)
 
 
 def _fill(path: Path, targets: Iterable[tuple[int, Tensor]]) -> None:
@@ -208,11 +210,18 @@ def _read_torch(path: Path) -> Contents:
             f"{path} is a TorchScript archive, which holds code. Save the state dict instead: "
             f"torch.save(model.state_dict(), …)."
         )
-    return _contents("torch", path, _unpickled(path))
+    return contents_of("torch", path, _unpickled(path))
 
 
 def _read_legacy(path: Path) -> Contents:
-    return _contents("torch (legacy)", path, _unpickled(path))
+    return contents_of("torch (legacy)", path, _unpickled(path))
+
+
+def _python2(path: Path) -> Any:
+    """The content of a file whose texts are bytes; torch applies the encoding, yet warns of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.load(path, map_location="cpu", weights_only=True, encoding="latin1")
 
 
 def _unpickled(path: Path) -> Any:
@@ -220,7 +229,10 @@ def _unpickled(path: Path) -> Any:
     stubs: list[Any] = [(stub, name) for name, stub in STUBS.items()]
     try:
         with _LOCK, torch.serialization.safe_globals(stubs):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True)
+            except UnicodeDecodeError:  # Python 2 wrote bytes and text alike
+                content = _python2(path)
         return revived(content)
     except (MemoryError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: it asks for {type(error).__name__}.") from error
@@ -244,7 +256,7 @@ def _read_pickle(path: Path) -> Contents:
         except CheckpointError as error:
             raise CheckpointError(f"{path} is not loaded: {error}.") from error
     lucid = isinstance(content, dict) and "format_version" in content
-    return _contents("Lucid (.lcd)" if lucid else "pickle of arrays", path, content)
+    return contents_of("Lucid (.lcd)" if lucid else "pickle of arrays", path, content)
 
 
 def _read_numpy(path: Path) -> Contents:
@@ -254,7 +266,7 @@ def _read_numpy(path: Path) -> Contents:
             content = {name: file[name] for name in file.files}
     except Exception as error:  # NumPy's and zipfile's readers raise almost anything
         raise CheckpointError(f"{path} is a damaged NumPy archive: {brief(error)}.") from error
-    return _contents("NumPy", path, content)
+    return contents_of("NumPy", path, content)
 
 
 def _read_lua(path: Path) -> Contents:
@@ -276,8 +288,17 @@ _READERS = {
 }
 
 
-def _contents(format: str, path: Path, content: Any) -> Contents:
-    """Every dictionary of arrays in the content of a file, and everything else in it."""
+def contents_of(format: str, path: Path, content: Any) -> Contents:
+    """Every dictionary of arrays in the content of a file, and everything else in it.
+
+    Args:
+        format: Name of the file's format.
+        path: The file, for messages.
+        content: What the file holds.
+
+    Raises:
+        CheckpointError: It is not a dictionary, or weights in it cannot be computed.
+    """
     if not isinstance(content, dict):
         kind = "object" if isinstance(content, InertObject) else type(content).__name__
         raise CheckpointError(f"{path} holds one {kind}, not a dictionary of tensors.")
@@ -286,7 +307,15 @@ def _contents(format: str, path: Path, content: Any) -> Contents:
         for key, value in dict.items(content)
         if isinstance(value, str | int | float | bool | dict)
     }
-    return Contents(path, format, _dictionaries(content), plain)
+    return Contents(path, format, _plain(path, _dictionaries(content)), plain)
+
+
+def _plain(path: Path, dictionaries: Mapping[str, Arrays]) -> dict[str, Arrays]:
+    """The dictionaries without what wrappers and reparametrizations left in them."""
+    try:
+        return {at: wrappers.plain(arrays) for at, arrays in dictionaries.items()}
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}.") from error
 
 
 def _dictionaries(content: dict[Any, Any]) -> dict[str, Arrays]:
@@ -312,7 +341,11 @@ def to_tensors(path: Path, arrays: Arrays) -> dict[str, Tensor]:
         CheckpointError: An array is not of a kind that weights have; the message names file and
             array.
     """
-    return {name: _tensor(path, name, value) for name, value in arrays.items()}
+    tensors = {name: _tensor(path, name, value) for name, value in arrays.items()}
+    return {
+        name: wrappers.counter(value) if name.endswith("num_batches_tracked") else value
+        for name, value in tensors.items()
+    }
 
 
 def _tensor(path: Path, name: str, value: Tensor | np.ndarray) -> Tensor:
