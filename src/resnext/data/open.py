@@ -12,12 +12,13 @@ digits                               scikit-learn's 1,797 handwritten digits
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from resnext.checks import brief
 from resnext.data.dataset import ImageSet, Splits, held_out
 from resnext.data.sources.arrays import digits, idx_files, is_idx
-from resnext.data.sources.base import Source
+from resnext.data.sources.base import LoadedSplit, Source
 from resnext.data.sources.csv_list import csv_list
 from resnext.data.sources.folders import class_folders
 from resnext.data.sources.parquet import parquet, parquet_in
@@ -71,6 +72,7 @@ def open_splits(source: str | Path, *, seed: int = 0, val_fraction: float = 0.2)
         tuple(problem for split in (whole, *others.values()) for problem in split.problems),
         opened.defaults,
         opened.passed_over + sum((x.passed_over for x in (whole, *others.values())), ()),
+        notes=tuple({note: None for x in (whole, *others.values()) for note in x.notes}),
     )
 
 
@@ -92,9 +94,9 @@ def open_for_evaluation(
     opened = find_source(source)
     for split in ("test", "val"):
         if split in opened.splits:
-            return opened.splits[split](labels).images
+            return _with_lacking(opened.splits[split](labels))
     whole = opened.splits["train"](labels)
-    images = whole.images
+    images = _with_lacking(whole)
     if whole.fingerprint() != trained_on.get("fingerprint"):
         if Path(images.name).resolve().name == trained_on.get("data"):
             raise DataError(
@@ -108,6 +110,11 @@ def open_for_evaluation(
             f"The model was trained on every image in {images.name}. Evaluate it on other data."
         )
     return held_out(images, seed, fraction, whole.own_labels)[1]
+
+
+def _with_lacking(split: LoadedSplit) -> ImageSet:
+    """The images of a split, which names the samples that were left out of it."""
+    return replace(split.images, lacking=tuple(problem.title for problem in split.problems))
 
 
 def find_source(source: str | Path) -> Source:

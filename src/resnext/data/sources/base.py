@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,6 +23,11 @@ _SYNONYMS: dict[SplitName, tuple[str, ...]] = {
     "val": ("val", "valid", "validation", "validate", "valset", "dev"),
     "test": ("test", "testing", "testset"),
 }
+LABEL_NAMES = (
+    *("label", "labels", "label_name", "cls", "class", "classes", "class_name", "classname"),
+    *("class_label", "category", "category_name", "target", "species"),
+)
+"""Names of the class in lists, tables and JSON, in lower case."""
 _WORDS: dict[str, SplitName] = {word: split for split, words in _SYNONYMS.items() for word in words}
 _FILLERS = {"set", "split", "seg", "data", "dataset", "image", "images", "img", "imgs"}
 _FILLERS |= {"photo", "photos", "pictures", "jpg", "jpeg", "png"}
@@ -38,6 +43,7 @@ class LoadedSplit:
         fingerprint: Computes a hash that identifies the images.
         problems: Samples that lack an image or a class.
         passed_over: Files and links that are not read, because they have no image ending.
+        notes: What a reader should know about how the data was read, as sentences.
     """
 
     images: ImageSet
@@ -45,6 +51,7 @@ class LoadedSplit:
     fingerprint: Callable[[], str]
     problems: tuple[Problem, ...] = ()
     passed_over: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,19 @@ def hidden(name: str) -> bool:
 def visible(folder: Path) -> list[Path]:
     """Files and folders in a folder that are not `hidden`, sorted by name."""
     return sorted(path for path in folder.iterdir() if not hidden(path.name))
+
+
+def label_name(names: Iterable[str]) -> str | None:
+    """Which of some names is that of the class; None if none is, or several could be.
+
+    `label` comes first, then `cls`, then any other name in use, if it is the only one.
+    """
+    found = [name for name in names if name.lower() in LABEL_NAMES]
+    for name in found:
+        if name.lower() == "label":
+            return name
+    first = [name for name in found if name == "cls"] or found
+    return first[0] if len(first) == 1 else None
 
 
 def missing_package(package: str, extra: str) -> DataError:
