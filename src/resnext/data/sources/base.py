@@ -23,11 +23,23 @@ _SYNONYMS: dict[SplitName, tuple[str, ...]] = {
     "val": ("val", "valid", "validation", "validate", "valset", "dev"),
     "test": ("test", "testing", "testset"),
 }
-LABEL_NAMES = (
-    *("label", "labels", "label_name", "cls", "class", "classes", "class_name", "classname"),
-    *("class_label", "category", "category_name", "target", "species"),
+PATHS = (
+    ("path",),
+    ("file_name", "filename", "filenames", "file", "files", "file_path", "filepath", "filepaths"),
+    ("image_path", "img_path", "image_file", "image_filename", "image_name", "img_name", "paths"),
+    ("image", "images", "img"),
 )
-"""Names of the class in lists, tables and JSON, in lower case."""
+"""Names of the path of an image in lists and tables, the best first."""
+LABELS = (
+    ("label",),
+    ("cls",),
+    (
+        *("labels", "label_name", "class", "classes", "class_name", "classname", "class_label"),
+        *("category", "categories", "category_name", "target", "species"),
+    ),
+    ("class_id", "label_id", "category_id", "class_index"),
+)
+"""Names of the class in lists, tables and JSON, the best first."""
 _WORDS: dict[str, SplitName] = {word: split for split, words in _SYNONYMS.items() for word in words}
 _FILLERS = {"set", "split", "seg", "data", "dataset", "image", "images", "img", "imgs"}
 _FILLERS |= {"photo", "photos", "pictures", "jpg", "jpeg", "png"}
@@ -136,17 +148,18 @@ def visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not hidden(path.name))
 
 
-def label_name(names: Iterable[str]) -> str | None:
-    """Which of some names is that of the class; None if none is, or several could be.
+def named(columns: Iterable[str], names: Sequence[Sequence[str]]) -> list[str]:
+    """The columns with one of the best names among those that any column has.
 
-    `label` comes first, then `cls`, then any other name in use, if it is the only one.
+    Case does not count, and neither do spaces and hyphens: `Class Name` is `class_name`.
+
+    Args:
+        columns: Names of columns.
+        names: Names that are equally good, the best first.
     """
-    found = [name for name in names if name.lower() in LABEL_NAMES]
-    for name in found:
-        if name.lower() == "label":
-            return name
-    first = [name for name in found if name == "cls"] or found
-    return first[0] if len(first) == 1 else None
+    plain = [(column, re.sub(r"[\s_-]+", "_", column.strip().lower())) for column in columns]
+    found = ([column for column, name in plain if name in equal] for equal in names)
+    return next((matching for matching in found if matching), [])
 
 
 def missing_package(package: str, extra: str) -> DataError:

@@ -29,13 +29,14 @@ from resnext.data.dataset import (
 )
 from resnext.data.labels import Classes
 from resnext.data.sources.base import (
+    LABELS,
     LoadedSplit,
     Source,
     by_split,
     file_name,
     is_url,
-    label_name,
     missing_package,
+    named,
     split_title,
     visible,
 )
@@ -127,7 +128,7 @@ def _load(
     paths = [_local(file) for file in files]
     titles = [file_name(file) for file in files]
     classes, problems = Classes(), list[Problem]()
-    scattered, passed_over = list[str](), list[str]()
+    scattered, unused = list[str](), list[str]()
     which, offsets, sizes = array("q"), array("q"), array("q")
 
     def image_names() -> Iterator[str]:
@@ -148,7 +149,7 @@ def _load(
                 classes.add(label)
                 if sample.scattered:
                     scattered.append(key)
-                passed_over.extend(f"{titles[number]}:{other}" for other in sample.others)
+                unused.extend(f"{titles[number]}:{other}" for other in sample.others)
                 yield image.name
 
     members = Members(paths, titles, which, offsets, sizes, Names(image_names()))
@@ -170,19 +171,23 @@ def _load(
         own,
         lambda: fingerprint(lines),
         tuple(replace(p, label=numbers.get(p.label, p.label)) for p in problems),
-        tuple(passed_over),
-        _notes(scattered),
+        notes=tuple(_notes(scattered, unused)),
     )
 
 
-def _notes(scattered: Sequence[str]) -> tuple[str, ...]:
-    """A line about samples that WebDataset itself would not read, if there are any."""
-    if not scattered:
-        return ()
-    return (
-        f"Files of {counted(len(scattered), 'sample')} are not next to each other in their shard, "
-        f"such as {scattered[0]}; they are read, but WebDataset needs shards of tar --sort=name.",
-    )
+def _notes(scattered: Sequence[str], unused: Sequence[str]) -> Iterator[str]:
+    """What is read otherwise than WebDataset does, or not read."""
+    if scattered:
+        yield (
+            f"Files of {counted(len(scattered), 'sample')} are not next to each other in their "
+            f"shard, such as {scattered[0]}; they are read, but WebDataset needs shards of tar "
+            f"--sort=name."
+        )
+    if unused:
+        yield (
+            f"{counted(len(unused), 'image')} not used, because the sample has another one before, "
+            f"such as {unused[0]}."
+        )
 
 
 def _local(file: str) -> Path:
@@ -381,8 +386,8 @@ def _label(content: bytes, ending: str) -> str | None:
         values = json.loads(content)
     except ValueError:
         return None
-    name = label_name(values) if isinstance(values, dict) else None
-    label = None if name is None else values[name]
+    names = named(values, LABELS) if isinstance(values, dict) else []
+    label = values[names[0]] if len(names) == 1 else None
     if isinstance(label, float) and label.is_integer():
         label = int(label)
     if isinstance(label, bool) or not isinstance(label, int | str):
