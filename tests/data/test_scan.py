@@ -244,7 +244,7 @@ def test_too_many_names_the_worst_class() -> None:
 def test_samples_without_a_class_are_listed(tmp_path: Path) -> None:
     """They were found when the shard was indexed, and belong into the same list."""
     with tarfile.open(tmp_path / "a.tar", "w") as out:
-        for i in range(12):
+        for i in range(24):
             for name, data in ((f"{i}.png", noise(i, 8)), (f"{i}.cls", b"%d" % (i % 2))):
                 if name != "3.cls":
                     info = tarfile.TarInfo(name)

@@ -173,12 +173,14 @@ class ImageSet:
         targets: Index into `labels` for each image.
         labels: Names of the classes.
         name: Name of the set in messages.
+        lacking: Names of samples that are not in it, because they lack an image or a class.
     """
 
     images: Sequence[Path | np.ndarray | Stored]
     targets: Sequence[int]
     labels: tuple[str, ...]
     name: str
+    lacking: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -279,6 +281,7 @@ class Splits:
         passed_over: Files and folders that are not read: they belong to no class or split, or have
             no image ending.
         unlabelled: Images without classes to learn from through a teacher; None for none.
+        notes: What a reader should know about how the data was read, as sentences.
     """
 
     train: ImageSet
@@ -291,6 +294,7 @@ class Splits:
     defaults: SourceDefaults = LIKE_PHOTOGRAPHS
     passed_over: tuple[str, ...] = ()
     unlabelled: ImageSet | None = None
+    notes: tuple[str, ...] = ()
 
     def by_name(self) -> dict[str, ImageSet]:
         """All splits that exist and have classes, by name."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -25,7 +26,7 @@ class Classes:
     def finish(
         self, name: str, known: Sequence[str] | None, labels: tuple[str, ...] | None
     ) -> tuple[array[int], tuple[str, ...], tuple[str, ...]]:
-        """Targets, the labels they index into, and the data set's own labels.
+        """Targets, the labels they index into, and the data set's own labels, spelled like those.
 
         Args:
             name: Name of the data, for messages.
@@ -42,6 +43,7 @@ class Classes:
                 raise DataError(one_class(name, only))
             labels = own
         if labels != own:
+            own = as_spelled(own, labels)
             for label in own:
                 if own.count(label) > 1:
                     raise DataError(f"{name} calls two classes {label!r}. Rename one of them.")
@@ -51,18 +53,52 @@ class Classes:
         return compact(np.asarray(index, dtype=np.int64)[np.asarray(self._of)]), labels, own
 
 
+def class_names(texts: Sequence[str]) -> dict[str, str]:
+    """The class of each text: texts that differ only in their Unicode form are one class.
+
+    A text stays as it is unless another form of it is there too; then NFC is the name.
+    """
+    forms: dict[str, list[str]] = {}
+    for text in dict.fromkeys(texts):
+        forms.setdefault(unicodedata.normalize("NFC", text), []).append(text)
+    return {text: form if len(same) > 1 else text for form, same in forms.items() for text in same}
+
+
+def as_spelled(texts: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Texts in the Unicode form in which `known` has them; those that it lacks as they are."""
+    exact = {*known}
+    forms = {unicodedata.normalize("NFC", label): label for label in known}
+    return tuple(
+        text if text in exact else forms.get(unicodedata.normalize("NFC", text), text)
+        for text in texts
+    )
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Different class names in their order: by value if all are whole numbers, else as text."""
+    different = {*names}
+    if not all(name.isascii() and name.isdigit() for name in different):
+        return tuple(sorted(different))
+
+    def value(name: str) -> tuple[int, str, str]:
+        digits = name.lstrip("0")
+        return len(digits), digits, name
+
+    return tuple(sorted(different, key=value))
+
+
 def one_class(name: str, label: str) -> str:
     """Message for data with a single class."""
     return f"{name} has only one class, {label!r}. Training needs at least two."
 
 
 def refuse_unknown(name: str, found: set[str], labels: Sequence[str]) -> None:
-    """Refuse classes that are not among `labels`.
+    """Refuse classes that are not among `labels`, in whatever Unicode form.
 
     Raises:
         DataError: A class is unknown.
     """
-    unknown = sorted(found.difference(labels))
+    unknown = sorted({*as_spelled(found, labels)}.difference(labels))
     if unknown:
         raise DataError(f"{name} has a class {unknown[0]!r}; known are {shortened(labels)}.")
 
@@ -85,10 +121,11 @@ def _numbered(
         DataError: A class is unknown, or is the name of one class and the number of another.
     """
     if known is None:
-        by_number = all(text.isascii() and text.isdigit() for text in texts)
-        order = sorted(texts, key=lambda text: (int(text) if by_number else 0, text))
-        positions = {text: i for i, text in enumerate(order)}
-        return tuple(order), [positions[text] for text in texts]
+        names = class_names(texts)
+        order = in_order(names.values())
+        positions = {label: i for i, label in enumerate(order)}
+        return order, [positions[names[text]] for text in texts]
+    texts = [*as_spelled(texts, known)]
     numbers = {str(i): i for i in range(len(known))}
     if not numbers.keys() >= {*texts}:
         names = {label: i for i, label in enumerate(known)}

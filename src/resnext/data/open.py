@@ -4,23 +4,24 @@ folder/cat/1.jpg                     class folders; we split them, stratified by
 folder/train/cat/1.jpg, folder/val/… already split; test/ is optional
 folder/train-000.tar, …              WebDataset shards; also shards/train-{000..009}.tar, or a URL
 folder/train-images-idx3-ubyte.gz, … MNIST's format
-list.csv                             columns path and label, optionally split
+list.csv, .tsv, .jsonl               columns path and label, optionally split
 folder/data/train-00000-of-00002.parquet   a Hugging Face data set
 digits                               scikit-learn's 1,797 handwritten digits
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from resnext.checks import brief
 from resnext.data.dataset import ImageSet, Splits, held_out
 from resnext.data.sources.arrays import digits, idx_files, is_idx
-from resnext.data.sources.base import Source
-from resnext.data.sources.csv_list import csv_list
+from resnext.data.sources.base import LoadedSplit, Source
+from resnext.data.sources.csv_list import ENDINGS, csv_list
 from resnext.data.sources.folders import class_folders
-from resnext.data.sources.parquet import parquet, parquet_in
+from resnext.data.sources.parquet import parquet, parquet_in, parquet_splits, split_folders
 from resnext.data.sources.webdataset import is_pattern, is_tar_name, tars_in, webdataset
 from resnext.errors import DataError
 
@@ -28,7 +29,13 @@ BUILT_IN: dict[str, Callable[[], Source]] = {"digits": digits}
 """Data sets from installed packages, by name."""
 
 
-def open_splits(source: str | Path, *, seed: int = 0, val_fraction: float = 0.2) -> Splits:
+def open_splits(
+    source: str | Path,
+    *,
+    seed: int = 0,
+    val_fraction: float = 0.2,
+    order: Sequence[str] = (),
+) -> Splits:
     """Open a data set for training.
 
     Shards at a URL are downloaded into the cache once. Images in Parquet files are copied there.
@@ -38,6 +45,8 @@ def open_splits(source: str | Path, *, seed: int = 0, val_fraction: float = 0.2)
             "digits".
         seed: Decides which images are held out if the data has no `val`.
         val_fraction: Fraction of each class that is held out then.
+        order: The classes in the order in which they are numbered, if the data has just these;
+            by default, numbers are ordered by value, and other names as text.
 
     Raises:
         DataError: The data has too few images to train on, or none.
@@ -53,13 +62,15 @@ def open_splits(source: str | Path, *, seed: int = 0, val_fraction: float = 0.2)
             f"images to train on."
         )
     whole = opened.splits["train"](None)
+    if tuple(order) != whole.images.labels and {*order} == {*whole.images.labels}:
+        whole = opened.splits["train"](tuple(order))
     others = {
         name: read(whole.images.labels) for name, read in opened.splits.items() if name != "train"
     }
     if "val" in others:
         train, val, fraction = whole.images, others["val"].images, None
     else:
-        train, val = held_out(whole.images, seed, val_fraction)
+        train, val = held_out(whole.images, seed, val_fraction, whole.own_labels)
         fraction = val_fraction
     return Splits(
         train,
@@ -71,6 +82,7 @@ def open_splits(source: str | Path, *, seed: int = 0, val_fraction: float = 0.2)
         tuple(problem for split in (whole, *others.values()) for problem in split.problems),
         opened.defaults,
         opened.passed_over + sum((x.passed_over for x in (whole, *others.values())), ()),
+        notes=tuple({note: None for x in (whole, *others.values()) for note in x.notes}),
     )
 
 
@@ -92,9 +104,9 @@ def open_for_evaluation(
     opened = find_source(source)
     for split in ("test", "val"):
         if split in opened.splits:
-            return opened.splits[split](labels).images
+            return _with_lacking(opened.splits[split](labels))
     whole = opened.splits["train"](labels)
-    images = whole.images
+    images = _with_lacking(whole)
     if whole.fingerprint() != trained_on.get("fingerprint"):
         if Path(images.name).resolve().name == trained_on.get("data"):
             raise DataError(
@@ -108,6 +120,11 @@ def open_for_evaluation(
             f"The model was trained on every image in {images.name}. Evaluate it on other data."
         )
     return held_out(images, seed, fraction, whole.own_labels)[1]
+
+
+def _with_lacking(split: LoadedSplit) -> ImageSet:
+    """The images of a split, which names the samples that were left out of it."""
+    return replace(split.images, lacking=tuple(problem.title for problem in split.problems))
 
 
 def find_source(source: str | Path) -> Source:
@@ -132,10 +149,12 @@ def find_source(source: str | Path) -> Source:
             return webdataset(str(root), tars)
         if tables := parquet_in(root):
             return parquet(root, tables)
+        if splits := split_folders(root):
+            return parquet_splits(root, splits)
         return class_folders(root)
     if is_tar_name(root.name):
         return webdataset(str(root), [str(root)])
-    if root.suffix.lower() == ".csv":
+    if root.suffix.lower() in ENDINGS:
         return csv_list(root)
     if root.suffix.lower() == ".parquet":
         return parquet(root, [root])

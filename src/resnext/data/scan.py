@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 
@@ -117,7 +117,7 @@ class Scan:
 
     def lines(self) -> list[str]:
         """The findings, one sentence each; empty without findings."""
-        lines: list[str] = []
+        lines = [*self.splits.notes]
         if self.unreadable:
             first = self.unreadable[0]
             lines.append(
@@ -165,8 +165,8 @@ def scan(
         quarantine: File that lists the unusable images, written if there are any.
 
     Raises:
-        DataError: More than 5 % of a class in `train` and `val` together cannot be read, or the
-            list cannot be written.
+        DataError: More than 5 % of a class in `train` and `val` together cannot be read, more
+            than 5 % of the samples there cannot be used, or the list cannot be written.
     """
     images = splits.by_name()
     records: dict[str, np.ndarray] = {}
@@ -183,7 +183,7 @@ def scan(
     unreadable = (*splits.problems, *_problems(images, errors))
     if quarantine is not None and unreadable:
         write_quarantine(quarantine, unreadable)
-    _refuse_too_many(splits, errors, quarantine)
+    _refuse_too_many(splits, unreadable, quarantine)
     kept = {
         name: np.setdiff1d(np.arange(len(split)), list(errors[name]))
         for name, split in images.items()
@@ -232,26 +232,33 @@ def _problems(
 
 
 def _refuse_too_many(
-    splits: Splits, errors: Mapping[str, Mapping[int, str]], quarantine: Path | None
+    splits: Splits, unreadable: Sequence[Problem], quarantine: Path | None
 ) -> None:
-    """Refuse data that lost too much of a class."""
-    unreadable = [
-        (images.targets[index], reason)
-        for name, images in (("train", splits.train), ("val", splits.val))
-        for index, reason in errors[name].items()
-    ]
-    classes = np.array([target for target, _ in unreadable], dtype=np.int64)
-    lost = np.bincount(classes, minlength=len(splits.train.labels))
-    counts = splits.train.counts() + splits.val.counts()
-    worst = too_many(lost, counts)
-    if worst is None:
-        return
-    first = next(reason for target, reason in unreadable if target == worst)
-    where = f"{quarantine} lists all." if quarantine else f"The first: {first}"
+    """Refuse data that lost too much of a class, or too many samples whatever their class."""
+    lost = [problem for problem in unreadable if problem.part != "test"]
+    samples = [problem for problem in splits.problems if problem.part != "test"]
+    counts = Counter(problem.label for problem in samples)
+    for images in (splits.train, splits.val):
+        for label, count in zip(images.labels, images.counts().tolist(), strict=True):
+            counts[label] += count
+    labels = [label for label in counts if label]
+    by_class = Counter(problem.label for problem in lost)
+    worst = too_many(np.array([by_class[x] for x in labels]), np.array([counts[x] for x in labels]))
+    if worst is not None:
+        label = labels[worst]
+        first = next(problem for problem in lost if problem.label == label)
+        _refuse(
+            f"{by_class[label]} of {counts[label]} images of class {label!r}", first, quarantine
+        )
+    if len(samples) > _TOO_MANY * counts.total():
+        _refuse(f"{len(samples)} of {counts.total()} samples", samples[0], quarantine)
+
+
+def _refuse(what: str, first: Problem, quarantine: Path | None) -> NoReturn:
+    every = f"{quarantine} lists all. " if quarantine else ""
     raise DataError(
-        f"{lost[worst]} of {counts[worst]} images of class {splits.train.labels[worst]!r} cannot "
-        f"be read, more than {100 * _TOO_MANY:.0f} %. {where} Repair or remove them, then start "
-        f"again."
+        f"{what} cannot be read, more than {100 * _TOO_MANY:.0f} %. The first: {first.title}: "
+        f"{first.reason} {every}Repair or remove them, then start again."
     )
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from resnext.data.dataset import Files, ImageSet, Lazy, Splits, compact, fingerprint
+from resnext.data.labels import as_spelled
 from resnext.data.scan import Scan, scan, write_quarantine
 from resnext.data.sources.base import visible
 from resnext.data.sources.folders import image_names
@@ -48,7 +49,8 @@ def open_unlabelled(folder: str | Path, labels: Sequence[str]) -> ImageSet:
     root = Path(folder)
     if not root.is_dir():
         raise DataError(f"{root} is not a folder. Give a folder of images without classes.")
-    classes = [path.name for path in visible(root) if path.is_dir() and path.name in labels]
+    folders = [path.name for path in visible(root) if path.is_dir()]
+    classes = [name for name in as_spelled(folders, labels) if name in labels]
     if classes:
         raise DataError(
             f"{root} has a folder for the class {classes[0]!r}, so its images have labels. Add "

@@ -35,7 +35,7 @@ class Evaluation:
         predicted: Class with the highest logit, for each image.
         confidence: Probability of the predicted class, for each image.
         indices: Position of each image in the set; unreadable ones are left out.
-        skipped: Names of the images that could not be read.
+        skipped: Names of the images that could not be read, and of samples without image or class.
         logits: Logits before calibration, if they were asked for.
     """
 
@@ -157,7 +157,7 @@ def score(
     """
     k, count = len(images.labels), len(answers.indices)
     missing = np.setdiff1d(np.arange(len(images)), answers.indices.numpy())
-    skipped = tuple(images.title(i) for i in missing.tolist())
+    skipped = (*images.lacking, *(images.title(i) for i in missing.tolist()))
     if not count:
         first = f", such as {skipped[0]}" if skipped else ""
         raise DataError(f"{images.name} has no image that can be read{first}. Give other images.")

@@ -188,7 +188,8 @@ def train(
         with peer_errors(group):
             context = Context(group, _validate_arguments(request, group), progress_reporter)
             checkpoint = group.broadcast(_newest_checkpoint(request, context))
-            splits = open_splits(data, seed=seed, val_fraction=val_fraction)
+            order = checkpoint.about["identity"]["classes"] if checkpoint is not None else ()
+            splits = open_splits(data, seed=seed, val_fraction=val_fraction, order=order)
             request, splits = _with_teacher(request, splits, context, teacher, unlabelled)
             if request.recipe == "probe":
                 _probe(request, context, splits, checkpoint)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from resnext.card import Card, Preprocessing, card_of
 from resnext.config import ResNeXtConfig
 from resnext.data.dataset import ImageSet
+from resnext.data.labels import as_spelled
 from resnext.errors import ConfigError, InputError
 from resnext.inference.fold import fold
 from resnext.network import ResNeXt
@@ -109,8 +110,9 @@ def open_teacher(model: str | Path | ResNeXt, data: ImageSet, *, progress: bool)
 
 def _class_order(name: str, labels: Sequence[str], data: ImageSet) -> list[int]:
     """Position of each of the data's classes among the teacher's."""
-    unknown = [label for label in data.labels if label not in labels]
-    more = [label for label in labels if label not in data.labels]
+    wanted = as_spelled(data.labels, labels)
+    unknown = [label for label in wanted if label not in labels]
+    more = [label for label in labels if label not in wanted]
     if unknown or more:
         difference = (
             f"it does not know {unknown[0]!r}"
@@ -121,7 +123,7 @@ def _class_order(name: str, labels: Sequence[str], data: ImageSet) -> list[int]:
             f"{name} cannot teach the classes of {data.name}: {difference}. Give a teacher that "
             f"was trained on the same classes."
         )
-    return [labels.index(label) for label in data.labels]
+    return [labels.index(label) for label in wanted]
 
 
 def _digest(network: ResNeXt, card: Card) -> str:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sample_data import classes, levels, picture, trained_on
 
 from resnext.data.open import open_for_evaluation, open_splits
+from resnext.data.scan import scan
 from resnext.errors import DataError
+from resnext.system.progress import SilentReporter
 
 
 def table(path: Path, rows: list[list[str]], encoding: str = "utf-8") -> Path:
@@ -62,12 +68,155 @@ def test_a_list_with_splits(tmp_path: Path) -> None:
     assert len(open_splits(tmp_path / "list.csv").train) == 6  # the scan counts it as unreadable
 
 
+def pictures(folder: Path, names: list[str]) -> None:
+    """An image under each name."""
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(picture(i))
+
+
+ROWS = [[f"img/{k}{i}.png", k] for k in ("cat", "dog") for i in range(3)]
+
+
+def opened(path: Path) -> dict[str, list[str]]:
+    """Names of the images of each class, in train and val together."""
+    splits = open_splits(path)
+    found: dict[str, list[str]] = {label: [] for label in splits.train.labels}
+    for part in (splits.train, splits.val):
+        for i, label in enumerate(classes(part)):
+            part.open(i, "RGB")
+            found[label].append(Path(part.title(i)).name)
+    return {label: sorted(names) for label, names in found.items()}
+
+
+WANTED = {k: [f"{k}{i}.png" for i in range(3)] for k in ("cat", "dog")}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "path,label",
+        "file_name,label",
+        "filename,class",
+        "image,category",
+        "Image Path,Class-Name",
+        "filepaths,labels",
+        "img_path,species",
+        "file,target",
+        "path,class_id",
+    ],
+)
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_names_of_columns_and_separators(tmp_path: Path, header: str, separator: str) -> None:
+    """Every publisher calls the two columns otherwise, and spreadsheets write semicolons."""
+    pictures(tmp_path, [name for name, _ in ROWS])
+    lines = [header.split(","), *ROWS]
+    text = "\r\n".join(separator.join(line) for line in lines)
+    for path, start in (("a.csv", ""), ("b.csv", f"sep={separator}\n"), ("c.tsv", "\n\n")):
+        (tmp_path / path).write_bytes((start + text).encode())
+        assert opened(tmp_path / path) == WANTED
+
+
+def test_the_better_of_two_columns(tmp_path: Path) -> None:
+    """Lists have numbers beside names, a name beside a path, and columns `set` of other kinds."""
+    pictures(tmp_path, [name for name, _ in ROWS])
+    rows = [["class id", "image", "filepaths", "labels", "data set", "set"]]
+    rows += [[str(len(k)), "x", name, k, "train", "a"] for name, k in ROWS]
+    rows += [["3", "x", "img/cat0.png", "cat", "valid", "b"]]
+    splits = open_splits(table(tmp_path / "birds.csv", [row[:5] for row in rows]))
+    assert splits.train.labels == ("cat", "dog")
+    assert (len(splits.train), len(splits.val)) == (6, 1)
+    other = table(tmp_path / "other.csv", [row[2:4] + row[5:] for row in rows])
+    assert len(open_splits(other).train) + len(open_splits(other).val) == 7
+
+
+def test_paths_of_windows(tmp_path: Path) -> None:
+    r"""`img\cat0.png` is one name elsewhere, and was missing; a real backslash stays one."""
+    pictures(tmp_path, [name for name, _ in ROWS])
+    rows = [[name.replace("/", "\\"), k] for name, k in ROWS]
+    assert opened(table(tmp_path / "a.csv", [["path", "label"], *rows])) == WANTED
+    if os.name == "posix":
+        (tmp_path / r"img\cat0.png").write_bytes(picture(77))
+        assert r"img\cat0.png" in opened(tmp_path / "a.csv")["cat"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [
+        ("utf-8-sig", ""),
+        ("utf-16", "utf-16"),
+        ("utf-16-le", "utf-16"),
+        ("utf-16-be", "utf-16"),
+        ("utf-32", "utf-32"),
+        ("cp1252", "cp1252"),
+    ],
+)
+def test_encodings(tmp_path: Path, encoding: str, name: str) -> None:
+    """Excel writes UTF-16 as "Unicode text" and the Windows code page as "CSV"."""
+    rows = [[f"{k}/{i}.png", k] for k in ("café", "Käse") for i in range(3)]
+    pictures(tmp_path, [name for name, _ in rows])
+    path = table(tmp_path / "a.csv", [["path", "label"], *rows], encoding)
+    assert set(opened(path)) == {"café", "Käse"}
+    splits = open_splits(path)
+    assert splits.notes == ((f"{path} is read as {name}, not UTF-8.",) if name else ())
+    found = scan(splits, SilentReporter(), cache=None)
+    assert set(splits.notes) <= set(found.lines())
+
+
+@pytest.mark.parametrize("encoding", ["cp1250", "cp1251", "latin-1", "shift-jis"])
+def test_ambiguous_encodings_are_refused(tmp_path: Path, encoding: str) -> None:
+    """`kočka` in the Czech code page is `koèka` in the western one: only a file's name tells."""
+    label = {"cp1250": "kočka", "cp1251": "кот", "latin-1": "café"}.get(encoding, "猫")
+    pictures(tmp_path, [f"{i}.png" for i in range(4)])
+    rows = [["path", "label"], *([f"{i}.png", (label, "dog")[i % 2]] for i in range(4))]
+    with pytest.raises(DataError, match=r"cannot be read as CSV in UTF-8: .* Save it as") as caught:
+        open_splits(table(tmp_path / "a.csv", rows, encoding))
+    assert "\n" not in str(caught.value)
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    """Hugging Face's image folders have `metadata.jsonl` or `metadata.csv` and no class folders."""
+    pictures(tmp_path / "train", [name for name, _ in ROWS])
+    path = tmp_path / "train" / "metadata.jsonl"
+    lines = [json.dumps({"file_name": name, "n": 1, "label": k}) for name, k in ROWS]
+    path.write_text("\n".join(lines) + "\n\n")
+    assert opened(path) == WANTED
+    path.write_text("\n".join(line.replace('"cat"', "10").replace('"dog"', "9") for line in lines))
+    assert list(opened(path)) == ["9", "10"]
+    for content, problem in (
+        ('{"file_name": "a.png", "text": "a cat"}', "it has file_name, text"),
+        ('{"file_name": "a", "label": "b"}\n{', "line 2: not JSON"),
+        ('{"file_name": "a", "label": "b"}\n[1]', "line 2: give an object"),
+        ('{"file_name": "a", "label": null}', "line 1: label is empty"),
+    ):
+        path.write_text(content)
+        with pytest.raises(DataError, match=problem):
+            open_splits(path)
+    for folder in (tmp_path, tmp_path / "train"):
+        with pytest.raises(DataError, match=r"no class folders\. Give its list .*metadata\.jsonl"):
+            open_splits(folder)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_unicode_forms_of_names(tmp_path: Path, forms: tuple[Any, Any]) -> None:
+    """A Mac writes `café` in another form than the spreadsheet that lists it."""
+    disk, written = forms
+    names = [f"café/{i}.png" for i in range(3)] + [f"tea/é{i}.png" for i in range(3)]
+    pictures(tmp_path, [unicodedata.normalize(disk, name) for name in names])
+    rows = [[unicodedata.normalize(written, name), name.partition("/")[0]] for name in names]
+    assert [len(x) for x in opened(table(tmp_path / "a.csv", [["path", "label"], *rows])).values()]
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
         ("", "lists no image"),
         ("path,label\n\n", "lists no image"),
-        ("file,label\na.png,a\n", r"must begin with .* it has file, label"),
+        ("text,label\na.png,a\n", r"must begin with .* it has text, label\.$"),
+        ("path,class,category\na,a,b\n", r"must begin .* class, category\. Call one of them label"),
+        ("file,filename,label\na,a,b\n", r"must begin .* it has .* Call one of them path"),
+        ("path;label\na;b.png;a\n", r"line 2: wanted 2 fields .* Put semicolons inside quotes"),
+        ("path,class,subset\na,a,train\nb,b,later\n", "line 3: split must be train, val or test"),
         ("path,label,label\na.png,a,b\n", "once each; it has path, label, label"),
         ("path,label\na, b.png,a\n", r"line 2: wanted 2 fields \(path, label\), found 3"),
         ("path,label\na.png,a\nb.png\n", "line 3: wanted 2 fields"),

@@ -148,3 +148,54 @@ def test_unusable_parquet(tmp_path: Path) -> None:
     parquet(path, some_rows(0, 6), NAMES)
     with pytest.raises(DataError, match="has other class names than"):
         open_splits(tmp_path)
+
+
+@pytest.mark.parametrize("above", ["", "default", "plain_text"])
+def test_folders_named_after_splits(tmp_path: Path, above: str) -> None:
+    """The Hub converts every data set to `default/train/0000.parquet`; it was a class `default`."""
+    for i, name in enumerate(("train", "validation", "test")):
+        for k in range(2):
+            path = tmp_path / above / name / f"000{k}.parquet"
+            parquet(path, some_rows(20 * i + 9 * k, 9), NAMES)
+    splits = open_splits(tmp_path)
+    assert splits.test is not None
+    assert [levels(x) for x in (splits.train, splits.val, splits.test)] == [
+        [*range(18)],
+        [*range(20, 38)],
+        [*range(40, 58)],
+    ]
+    if above:
+        parquet(tmp_path / "other" / "train" / "0000.parquet", some_rows(0, 3), NAMES)
+        with pytest.raises(DataError, match=r"several data sets in Parquet: .* Give one of them"):
+            open_splits(tmp_path)
+
+
+def test_paths_instead_of_images(tmp_path: Path) -> None:
+    """Such a file is of use only beside its images; what to give instead must be said."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    labels = pa.array([0, 1])
+    struct = pa.array([{"path": "a.png"}] * 2, pa.struct([("path", pa.string())]))
+    for column in (struct, pa.array(["a.png", "b.png"])):
+        pq.write_table(pa.table({"image": column, "label": labels}), tmp_path / "a.parquet")
+        with pytest.raises(DataError, match=r"paths of images in the column image, .* list\.csv"):
+            open_splits(tmp_path / "a.parquet")
+    parquet(tmp_path / "b.parquet", [(None, 0), (None, 1)], NAMES)
+    with pytest.raises(DataError, match="The row has no image"):
+        open_splits(tmp_path / "b.parquet")
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    column = pa.array([{"bytes": None, "path": "a.png"}] * 2, kind)
+    pq.write_table(pa.table({"image": column, "label": labels}), tmp_path / "c.parquet")
+    with pytest.raises(DataError, match=r"The row has no image, only its path\."):
+        open_splits(tmp_path / "c.parquet")
+
+
+@pytest.mark.parametrize("label", ["class", "category", "species"])
+def test_names_of_the_class_column(tmp_path: Path, label: str) -> None:
+    """Lists and tables call it the same."""
+    rows: list[tuple[bytes | None, Any]] = [(picture(i), ("b", "a")[i % 2]) for i in range(8)]
+    assert open_splits(parquet(tmp_path / "a.parquet", rows, label=label)).train.labels == (
+        "a",
+        "b",
+    )

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import os
 import pickle
+import re
 import sys
 import tarfile
 import threading
@@ -22,7 +23,9 @@ from sample_data import classes, levels, numbered, picture, tar, trained_on
 
 from resnext.data.dataset import Stored
 from resnext.data.open import open_for_evaluation, open_splits
+from resnext.data.scan import scan
 from resnext.errors import DataError
+from resnext.system.progress import SilentReporter
 
 
 @pytest.fixture(autouse=True)
@@ -165,6 +168,111 @@ def test_incomplete_samples_are_reported(tmp_path: Path) -> None:
         open_splits(tar(tmp_path / "a.tar", {"x.png": picture(1)}))
     with pytest.raises(DataError, match="only one class, '0'"):
         open_splits(tar(tmp_path / "a.tar", numbered(0, 5, k=1)))
+
+
+DOTTED = "its name ends at the first dot"
+
+
+@pytest.mark.parametrize(
+    "stems",
+    [
+        [f"IMG_{i}.5m" for i in range(4)] + [f"IMG_{i}.9m" for i in range(4)],
+        [f"scan 1.{i} (clean)" for i in range(8)],
+        [f"v2.0/frame.{i:03}" for i in range(8)],
+        ["cat", "cat.1", "cat.2", "cat.3"],
+    ],
+)
+def test_names_with_dots_are_refused(tmp_path: Path, stems: list[str]) -> None:
+    """A key ends at the first dot: half of such a shard was lost, or all but one image."""
+    members = numbered(0, 20)
+    for i, stem in enumerate(sorted(stems)):
+        members |= {f"{stem}.jpg": picture(90 + i, "JPEG"), f"{stem}.cls": b"%d" % (i % 2)}
+    splits = open_splits(tar(tmp_path / "a.tar", members))
+    assert [p.title for p in splits.problems] == [f"a.tar:{stem}.jpg" for stem in sorted(stems)]
+    total = 20 + len(stems)
+    with pytest.raises(DataError, match=rf"{len(stems)} of {total} samples .*{DOTTED}") as caught:
+        scan(splits, SilentReporter(), cache=None)
+    assert "\n" not in str(caught.value)
+    assert open_for_evaluation(tmp_path / "a.tar", ("0", "1"), {}).lacking == tuple(
+        p.title for p in splits.problems
+    )
+
+
+@pytest.mark.parametrize(
+    ("endings", "used", "reason"),
+    [
+        (("input.jpg", "cls"), "input.jpg", ""),
+        (("input.jpg", "target.cls"), "input.jpg", ""),
+        (("image.png", "mask.png", "target.cls"), "image.png", ""),
+        (("jpg", "seg.png", "cls"), "jpg", ""),
+        (("seg.png", "jpg", "meta.json"), "jpg", ""),
+        (("jpg", "cls", "meta.json"), "jpg", ""),
+        (("5m.jpg", "5m.cls"), "5m.jpg", ""),  # the only one of its key
+        (("left.jpg", "right.jpg", "cls"), "", r"2 images \(\.left\.jpg, \.right\.jpg\): its name"),
+        (("jpg", "coarse.cls", "fine.cls"), "", r"2 classes \(\.coarse\.cls, \.fine\.cls\): its"),
+        (("jpg", "txt"), "", r"no class, but a \.txt\."),
+        (("heic", "cls"), "", r"no image, but a \.heic\."),
+    ],
+)
+def test_longer_endings(tmp_path: Path, endings: tuple[str, ...], used: str, reason: str) -> None:
+    """`.input.jpg` is an image to WebDataset; of several, none may be taken at random."""
+    content = {"cls": b"dog", "json": b'{"label": "dog"}'}
+    members = {"z.png": picture(1), "z.cls": b"cat", "y.png": picture(2), "y.cls": b"dog"}
+    for i, ending in enumerate(endings):
+        kind = ending.rpartition(".")[2]
+        data = content.get(kind, picture(10 * i, "JPEG"))
+        members[f"a.{ending}"] = b"fox" if ending == "fine.cls" else data
+    found = open_for_evaluation(tar(tmp_path / "a.tar", members), ("cat", "dog", "fox"), {})
+    if used:
+        assert found.title(2) == f"a.tar:a.{used}"
+        assert (classes(found), found.lacking) == (["cat", "dog", "dog"], ())
+    else:
+        assert (len(found), len({*found.lacking})) == (2, len(found.lacking))
+        more = {f"{i}.{end}": members[f"{i}.{end}"] for i in "zy" for end in ("png", "cls")}
+        more = {f"{i}{name}": data for name, data in more.items() for i in range(2)}
+        [*_, last] = open_splits(tar(tmp_path / "b.tar", members | more)).problems
+        assert re.search(reason, last.reason)
+
+
+def test_of_two_plain_images_the_second_is_named(tmp_path: Path) -> None:
+    """A depth map, or the same photo again: nobody was told that it is not used."""
+    members = numbered(0, 8) | {"0001.zzz": b"", "a.jpg": picture(9), "a.png": picture(8)}
+    splits = open_splits(tar(tmp_path / "a.tar", members | {"a.cls": b"1"}))
+    [note] = splits.notes
+    assert note.startswith("1 image not used")
+    assert "a.tar:a.png" in note
+
+
+@pytest.mark.parametrize("order", ["by ending", "reversed", "shuffled"])
+def test_files_that_are_not_neighbours(tmp_path: Path, order: str) -> None:
+    """`tar` without `--sort=name` writes them as the folder lists them; they were all refused."""
+    names = sorted(numbered(0, 12), key=lambda name: (name[-3:], name))
+    if order == "reversed":
+        names = [*names[:12][::-1], *names[12:]]
+    elif order == "shuffled":
+        names = [names[i] for i in np.random.default_rng(0).permutation(len(names))]
+    content = numbered(0, 12)
+    splits = open_splits(tar(tmp_path / "a.tar", {name: content[name] for name in names}))
+    assert sorted(levels(splits.train) + levels(splits.val)) == [*range(12)]
+    for part in (splits.train, splits.val):
+        assert classes(part) == [str(level % 2) for level in levels(part)]
+    assert splits.problems == ()
+    [note] = splits.notes
+    assert "tar --sort=name" in note
+    assert note in scan(splits, SilentReporter(), cache=None).lines()
+    sorted_splits = open_splits(tar(tmp_path / "b.tar", content))
+    assert sorted_splits.notes == ()
+
+
+def test_a_class_that_is_lost_with_its_samples_is_noticed(tmp_path: Path) -> None:
+    """Three of a hundred samples are few, but they may be all of a class."""
+    members = numbered(0, 100)
+    for i in range(3):
+        members |= {f"x{i}.heic": b"?", f"x{i}.cls": b"2"}
+    (tmp_path / "classes.txt").write_text("ant\nbee\ncat\n")
+    splits = open_splits(tar(tmp_path / "a.tar", members))
+    with pytest.raises(DataError, match=r"3 of 3 images of class 'cat' .* but a \.heic"):
+        scan(splits, SilentReporter(), cache=None)
 
 
 @pytest.mark.parametrize("cut", [512 * 4 + 100, 512 * 4, 512 * 8 + 20, 512 * 8 + 512, 0, 100])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,6 +23,23 @@ _SYNONYMS: dict[SplitName, tuple[str, ...]] = {
     "val": ("val", "valid", "validation", "validate", "valset", "dev"),
     "test": ("test", "testing", "testset"),
 }
+PATHS = (
+    ("path",),
+    ("file_name", "filename", "filenames", "file", "files", "file_path", "filepath", "filepaths"),
+    ("image_path", "img_path", "image_file", "image_filename", "image_name", "img_name", "paths"),
+    ("image", "images", "img"),
+)
+"""Names of the path of an image in lists and tables, the best first."""
+LABELS = (
+    ("label",),
+    ("cls",),
+    (
+        *("labels", "label_name", "class", "classes", "class_name", "classname", "class_label"),
+        *("category", "categories", "category_name", "target", "species"),
+    ),
+    ("class_id", "label_id", "category_id", "class_index"),
+)
+"""Names of the class in lists, tables and JSON, the best first."""
 _WORDS: dict[str, SplitName] = {word: split for split, words in _SYNONYMS.items() for word in words}
 _FILLERS = {"set", "split", "seg", "data", "dataset", "image", "images", "img", "imgs"}
 _FILLERS |= {"photo", "photos", "pictures", "jpg", "jpeg", "png"}
@@ -38,6 +55,7 @@ class LoadedSplit:
         fingerprint: Computes a hash that identifies the images.
         problems: Samples that lack an image or a class.
         passed_over: Files and links that are not read, because they have no image ending.
+        notes: What a reader should know about how the data was read, as sentences.
     """
 
     images: ImageSet
@@ -45,6 +63,7 @@ class LoadedSplit:
     fingerprint: Callable[[], str]
     problems: tuple[Problem, ...] = ()
     passed_over: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,6 +146,20 @@ def hidden(name: str) -> bool:
 def visible(folder: Path) -> list[Path]:
     """Files and folders in a folder that are not `hidden`, sorted by name."""
     return sorted(path for path in folder.iterdir() if not hidden(path.name))
+
+
+def named(columns: Iterable[str], names: Sequence[Sequence[str]]) -> list[str]:
+    """The columns with one of the best names among those that any column has.
+
+    Case does not count, and neither do spaces and hyphens: `Class Name` is `class_name`.
+
+    Args:
+        columns: Names of columns.
+        names: Names that are equally good, the best first.
+    """
+    plain = [(column, re.sub(r"[\s_-]+", "_", column.strip().lower())) for column in columns]
+    found = ([column for column, name in plain if name in equal] for equal in names)
+    return next((matching for matching in found if matching), [])
 
 
 def missing_package(package: str, extra: str) -> DataError:

@@ -1,21 +1,49 @@
-"""A CSV file that lists images, their classes and, optionally, their splits."""
+"""A list of images, their classes and, optionally, their splits, as CSV or JSON Lines."""
 
 from __future__ import annotations
 
+import codecs
 import csv
-from collections.abc import Iterable
+import io
+import json
+import unicodedata
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from resnext.data.dataset import Files, ImageSet, SplitName, fingerprint
 from resnext.data.labels import Classes
-from resnext.data.sources.base import SPLITS, LoadedSplit, Source, split_of, split_title
+from resnext.data.sources.base import (
+    LABELS,
+    PATHS,
+    SPLITS,
+    LoadedSplit,
+    Source,
+    named,
+    split_of,
+    split_title,
+)
 from resnext.data.sources.folders import names_and_sizes
 from resnext.errors import DataError
 
+ENDINGS = (".csv", ".tsv", ".jsonl")
+"""Endings of lists."""
+_PARTS = (
+    ("split",),
+    ("data_split", "subset", "partition", "part", "set", "data_set", "dataset", "phase", "usage"),
+)
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_MARKS = {  # the longer ones first
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
 
 def csv_list(path: Path) -> Source:
-    """A table of images with columns `path` and `label`, and optionally `split`.
+    """A table of images with their paths, their classes and, optionally, their splits.
 
     Raises:
         DataError: The file is not such a table.
@@ -32,54 +60,113 @@ class _Table:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.notes: tuple[str, ...] = ()
         self.classes: dict[SplitName, Classes] = {}
         self._names: dict[SplitName, list[str]] = {}
         try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                self._read(csv.reader(file, strict=True))
+            text, encoding = _decoded(path.read_bytes())
+            rows = self._objects(text) if path.suffix.lower() == ".jsonl" else self._lines(text)
+            self._read(rows)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{path} cannot be read as CSV in UTF-8: {error}.") from error
+            raise self._unreadable(str(error)) from error
         if not self.classes:
             raise DataError(f"{path} lists no image. Give one line with path and label for each.")
+        if encoding == "cp1252":
+            self._check_names()
+        if encoding != "utf-8":
+            self.notes = (f"{path} is read as {encoding}, not UTF-8.",)
 
-    def _read(self, lines: Iterable[list[str]]) -> None:
-        header: list[str] | None = None
+    def _unreadable(self, reason: str) -> DataError:
+        return DataError(f"{self.path} cannot be read as CSV in UTF-8: {reason}. Save it as that.")
+
+    def _lines(self, text: str) -> Iterator[tuple[int, list[str]]]:
+        """Line number and cells of each row of a CSV that is not empty."""
+        text = text.removeprefix("\ufeff")
+        if text[:4].lower() == "sep=":  # a hint of Excel
+            text = text.partition("\n")[2]
+        for separator in _SEPARATORS:
+            lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+            first = next((cells for cells in lines if any(map(str.strip, cells))), [])
+            if named(first, PATHS) and named(first, LABELS):
+                break
+        else:
+            separator = ","
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        header: list[str] = []
         for values in lines:
             cells = [cell.strip() for cell in values]
             if not any(cells):
                 continue
-            if header is None:
-                header = self._header(cells)
-                continue
-            line = getattr(lines, "line_num", 0)
+            header = header or cells
             if len(cells) != len(header):
                 raise DataError(
-                    f"{self.path}, line {line}: wanted {len(header)} fields "
-                    f"({', '.join(header)}), found {len(cells)}. Put commas inside quotes."
+                    f"{self.path}, line {lines.line_num}: wanted {len(header)} fields "
+                    f"({', '.join(header)}), found {len(cells)}. Put {_SEPARATORS[separator]} "
+                    f"inside quotes."
                 )
-            self._add(dict(zip(header, cells, strict=True)), line)
+            yield lines.line_num, cells
 
-    def _header(self, cells: list[str]) -> list[str]:
-        header = [cell.lower() for cell in cells]
-        if header.count("path") != 1 or header.count("label") != 1:
+    def _objects(self, text: str) -> Iterator[tuple[int, list[str]]]:
+        """Line number and cells of each row of JSON Lines; the first are the keys."""
+        header: list[str] | None = None
+        for number, line in enumerate(text.split("\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{self.path}, line {number}: not JSON ({error}).") from error
+            if not isinstance(values, dict):
+                raise DataError(f"{self.path}, line {number}: give an object, not a list or text.")
+            if header is None:
+                header = [*values]
+                yield number, header
+            yield number, [_cell(values.get(key)) for key in header]
+
+    def _read(self, rows: Iterator[tuple[int, list[str]]]) -> None:
+        """Take over all rows, of which the first is the header."""
+        _, header = next(rows, (0, []))
+        if not header:
+            return
+        path, label = self._column(header, "path", PATHS), self._column(header, "label", LABELS)
+        split = next(iter(named(header, _PARTS)), None)
+        part = None if split is None else header.index(split)
+        for line, cells in rows:
+            if part is not None and not self.classes and split_of(cells[part]) is None:
+                exact = header[part].lower() == "split"  # a column `set` may mean another thing
+                part = part if exact else None
+            self._add(line, cells[path], cells[label], "train" if part is None else cells[part])
+
+    def _column(self, header: Sequence[str], what: str, names: Sequence[Sequence[str]]) -> int:
+        """The column of the path or of the class."""
+        found = named(header, names)
+        if len(found) != 1:
             raise DataError(
                 f"{self.path} must begin with a line that names the columns path, label and "
-                f"optionally split, once each; it has {', '.join(cells)}."
+                f"optionally split, once each; it has {', '.join(header)}."
+                + (f" Call one of them {what}." if found else "")
             )
-        return header
+        return header.index(found[0])
 
-    def _add(self, cells: dict[str, str], line: int) -> None:
-        split = split_of(cells.get("split", "train"))
+    def _add(self, line: int, path: str, label: str, part: str) -> None:
+        split = split_of(part)
         if split is None:
             raise DataError(
-                f"{self.path}, line {line}: split must be train, val or test, "
-                f"not {cells['split']!r}."
+                f"{self.path}, line {line}: split must be train, val or test, not {part!r}."
             )
-        for column in ("path", "label"):
-            if not cells[column]:
+        for column, value in (("path", path), ("label", label)):
+            if not value:
                 raise DataError(f"{self.path}, line {line}: {column} is empty. Fill it in.")
-        self._names.setdefault(split, []).append(cells["path"])
-        self.classes.setdefault(split, Classes()).add(cells["label"])
+        self._names.setdefault(split, []).append(_on_disk(self.path.parent, path))
+        self.classes.setdefault(split, Classes()).add(label)
+
+    def _check_names(self) -> None:
+        """Check that names of files confirm the encoding: others give other letters."""
+        strange = [n for names in self._names.values() for n in names if not n.isascii()]
+        missing = [name for name in strange if not (self.path.parent / name).exists()]
+        if missing or not strange:
+            example = f", and there is no file {missing[0]!r}" if missing else ""
+            raise self._unreadable(f"it has bytes of another encoding{example}")
 
     def load(self, split: SplitName, labels: tuple[str, ...] | None) -> LoadedSplit:
         """The images of one split."""
@@ -90,4 +177,40 @@ class _Table:
             f"{labels[target]} {line}"
             for target, line in zip(targets, names_and_sizes(files), strict=True)
         )
-        return LoadedSplit(ImageSet(files, targets, labels, name), own, lambda: fingerprint(lines))
+        images = ImageSet(files, targets, labels, name)
+        return LoadedSplit(images, own, lambda: fingerprint(lines), notes=self.notes)
+
+
+def _decoded(data: bytes) -> tuple[str, str]:
+    """The text in a file, and the name of its encoding."""
+    for mark, encoding in _MARKS.items():
+        if data.startswith(mark):
+            return data.decode(encoding), encoding
+    head = data[:1000]
+    for encoding, zeros in (("utf-16-le", head[1::2]), ("utf-16-be", head[::2])):
+        if zeros and zeros.count(0) > len(zeros) / 2:  # ASCII takes two bytes, one of them 0
+            return data.decode(encoding), "utf-16"
+    try:
+        return data.decode("utf-8-sig"), "utf-8"
+    except UnicodeDecodeError as error:
+        try:
+            return data.decode("cp1252"), "cp1252"
+        except UnicodeDecodeError:
+            raise error from None
+
+
+def _cell(value: Any) -> str:
+    """A value of JSON as a cell: text, whole numbers as such, nothing else."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    usable = isinstance(value, str | int) and not isinstance(value, bool)
+    return str(value).strip() if usable else ""
+
+
+def _on_disk(folder: Path, name: str) -> str:
+    """A name as the file has it: with slashes, and in the Unicode form of the disk."""
+    if name.isascii() and "\\" not in name:
+        return name
+    slashed = name.replace("\\", "/")
+    forms = unicodedata.normalize("NFC", slashed), unicodedata.normalize("NFD", slashed)
+    return next((n for n in (name, slashed, *forms) if (folder / n).exists()), slashed)

@@ -18,7 +18,14 @@ from resnext.data.dataset import (
     compact,
     fingerprint,
 )
-from resnext.data.labels import one_class, refuse_unknown, shortened
+from resnext.data.labels import (
+    as_spelled,
+    class_names,
+    in_order,
+    one_class,
+    refuse_unknown,
+    shortened,
+)
 from resnext.data.sources.base import LoadedSplit, Source, hidden, split_of, visible
 from resnext.errors import DataError
 
@@ -141,15 +148,20 @@ def _folders(root: Path) -> list[Path]:
 def _class_folders(root: Path, labels: tuple[str, ...] | None = None) -> LoadedSplit:
     """Every image in the class folders of `root`, whose names must be among `labels` if given."""
     folders = _folders(root)
+    lists = [path for path in visible(root) if path.name in ("metadata.csv", "metadata.jsonl")]
+    if lists and len(folders) < 2:
+        raise DataError(f"{root} has no class folders. Give its list of images, {lists[0]}.")
     if not folders:
         raise DataError(f"{root} has no class folders. Put the images of each class in a folder.")
-    names = [folder.name for folder in folders]
+    classes = class_names([folder.name for folder in folders])
+    names = [classes[folder.name] for folder in folders]
     if labels is None:
         _refuse_parts(root, folders)
-        labels = tuple(names)
-        if len(names) < 2:
+        labels = in_order(names)
+        if len(labels) < 2:
             raise DataError(one_class(str(root), names[0]))
     refuse_unknown(str(root), set(names), labels)
+    names = as_spelled(names, labels)
     counts: list[int] = []
     passed_over = [str(path) for path in visible(root) if not path.is_dir()]
 
@@ -164,7 +176,7 @@ def _class_folders(root: Path, labels: tuple[str, ...] | None = None) -> LoadedS
     images = ImageSet(files, compact(targets), labels, str(root))
     return LoadedSplit(
         images,
-        tuple(names),
+        tuple(dict.fromkeys(names)),  # as text: the order in which earlier versions held out
         lambda: fingerprint(sorted(names_and_sizes(files))),
         passed_over=tuple(passed_over),
     )

@@ -12,7 +12,7 @@ import os
 import re
 import zipfile
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,11 +31,15 @@ from resnext.data.dataset import (
 )
 from resnext.data.labels import Classes
 from resnext.data.sources.base import (
+    LABELS,
+    PATHS,
     LoadedSplit,
     Source,
     by_split,
     file_name,
     missing_package,
+    named,
+    split_of,
     split_title,
     visible,
 )
@@ -55,17 +59,45 @@ def parquet_in(folder: Path) -> list[Path]:
     return []
 
 
+def split_folders(root: Path) -> dict[SplitName, list[str]]:
+    """Parquet files in folders named after splits, as in `default/train/0000.parquet`.
+
+    These folders are in `root`, or in the only folder there that has some.
+
+    Raises:
+        DataError: Several folders have some.
+    """
+    found: dict[Path, dict[SplitName, list[str]]] = {}
+    for base in (root, *(path for path in visible(root) if path.is_dir())):
+        for name in ("train", "validation", "val", "test"):  # a class may have many files: no list
+            split, folder = split_of(name), base / name
+            files = parquet_in(folder) if folder.is_dir() else []
+            if split and files:
+                found.setdefault(base, {}).setdefault(split, []).extend(map(str, files))
+    if len(found) > 1:
+        first, second, *_ = found
+        raise DataError(
+            f"{root} has several data sets in Parquet: {first.name}, {second.name}. Give one of "
+            f"them, such as {first if first != root else second}."
+        )
+    return next(iter(found.values()), {})
+
+
 def parquet(root: Path, files: Sequence[Path]) -> Source:
     """A Hugging Face data set: Parquet files with a column of images and one of classes.
 
     The image column is the one of type Image, else the first with `bytes` inside. The class
-    column is `label`, else the first of type ClassLabel.
+    column is `label`, else the first of type ClassLabel, else the only one with a name in use.
 
     Raises:
         DataError: A file of a numbered series is missing.
     """
     _check_complete(root, files)
-    splits = by_split(str(root), [str(file) for file in files])
+    return parquet_splits(root, by_split(str(root), [str(file) for file in files]))
+
+
+def parquet_splits(root: Path, splits: Mapping[SplitName, Sequence[str]]) -> Source:
+    """A Hugging Face data set whose files are known for each split."""
     return Source(
         str(root), {split: partial(_load, root, split, splits[split]) for split in splits}
     )
@@ -97,7 +129,7 @@ class _Copied(NamedTuple):
     known: tuple[str, ...] | None
     """Names of the classes if `texts` are numbers."""
     lacking: list[tuple[int, str]]
-    """Rows that lack something, and whether it is the "image" or the "class"."""
+    """Rows that lack something, and whether it is the "class", or the "image" in some words."""
 
 
 def _load(
@@ -189,13 +221,18 @@ def _copy_rows(table: Any, temporary: str) -> dict[str, np.ndarray]:
     rows, offsets, sizes, classes = (array("q") for _ in range(4))
     row = -1
     with Path(temporary).open("wb") as out:
-        for batch in table.iter_batches(batch_size=64, columns=[f"{image}.bytes", label]):
-            content, values = batch.column(image).flatten()[0], batch.column(label).to_pylist()
-            for data, value in zip(content, values, strict=True):
+        for batch in table.iter_batches(batch_size=64, columns=[image, label]):
+            struct, values = batch.column(image), batch.column(label).to_pylist()
+            parts = dict(zip((x.name for x in struct.type), struct.flatten(), strict=True))
+            content = parts["bytes"]
+            paths = parts.get("path", [None] * len(content))
+            for data, path, value in zip(content, paths, values, strict=True):
                 row += 1
                 no_class = value is None or value == "" or (known is not None and value == -1)
                 if no_class or not data.is_valid:
-                    lacking.append((row, "class" if data.is_valid else "image"))
+                    only_path = path is not None and path.is_valid
+                    no_image = "image, only its path" if only_path else "image"
+                    lacking.append((row, "class" if data.is_valid else no_image))
                     continue
                 rows.append(row)
                 offsets.append(out.tell())
@@ -217,7 +254,14 @@ def _columns(schema: Any) -> tuple[str, str, list[str] | None]:
     images = [n for n in schema.names if _holds_bytes(schema.field(n).type)]
     marked = [n for n in images if kinds.get(n) == "Image"]
     numbered = [n for n in schema.names if kinds.get(n) == "ClassLabel"]
+    in_use = named(schema.names, LABELS)
     labels = ["label"] if "label" in schema.names else numbered
+    labels = labels or (in_use if len(in_use) == 1 else [])
+    if not images and (paths := [n for n in schema.names if _holds_paths(n, schema.field(n).type)]):
+        raise DataError(
+            f"A Parquet file has paths of images in the column {paths[0]}, not the images. Write a "
+            f"list.csv with the columns path and label, beside the images, and give that."
+        )
     if not images or not labels:
         lacks = "a column label, or one of type ClassLabel" if images else "a column of images"
         raise DataError(
@@ -229,6 +273,11 @@ def _columns(schema: Any) -> tuple[str, str, list[str] | None]:
 
 def _holds_bytes(kind: Any) -> bool:
     return hasattr(kind, "fields") and any(field.name == "bytes" for field in kind.fields)
+
+
+def _holds_paths(name: str, kind: Any) -> bool:
+    inside = hasattr(kind, "fields") and any(field.name == "path" for field in kind.fields)
+    return inside or (str(kind) in ("string", "large_string") and bool(named([name], PATHS)))
 
 
 def _save(temporary: str, arrays: dict[str, np.ndarray]) -> None:
