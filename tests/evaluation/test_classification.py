@@ -529,6 +529,18 @@ def test_arguments_out_of_range(folder: Path, arguments: dict[str, Any]) -> None
         evaluate(network(), folder, device="cpu", **arguments)
 
 
+@pytest.mark.parametrize("views", [1, 2])
+def test_outputs_that_are_no_numbers(folder: Path, views: Any) -> None:
+    """NaN was measured as if it were an answer."""
+    model = network()
+    with torch.no_grad():
+        model.fc.bias[1] = torch.nan
+    with pytest.raises(ResNeXtError, match=r"output for .*0\.png is NaN or infinite"):
+        evaluate(model, folder, device="cpu", views=views)
+    with pytest.raises(ResNeXtError, match="NaN or infinite"):
+        compare(network(), model, folder, device="cpu")
+
+
 def test_data_and_models_that_do_not_exist(folder: Path, tmp_path: Path) -> None:
     """The message says which of the two is missing."""
     with pytest.raises(DataError, match="does not exist"):

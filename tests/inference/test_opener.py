@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -364,6 +366,82 @@ def test_evaluation_mode_survives_opening(network: ResNeXt) -> None:
     with evaluation_mode(network):
         open_runner(network, device="cpu")
     assert all(module.training for module in network.modules())
+
+
+def modes_of(network: torch.nn.Module) -> dict[str, bool]:
+    """The mode of each module."""
+    return {name: module.training for name, module in network.named_modules()}
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)])
+def test_evaluation_modes_that_overlap(network: ResNeXt, order: tuple[int, ...]) -> None:
+    """The second to enter took evaluation for the network's own mode, and left it behind."""
+    network.train()
+    network.get_submodule("layer1").eval()
+    modes = modes_of(network)
+    contexts = [evaluation_mode(network) for _ in order]
+    for context in contexts:
+        context.__enter__()
+    for number in order:
+        assert not any(modes_of(network).values())
+        contexts[number].__exit__(None, None, None)
+    assert modes_of(network) == modes
+    with evaluation_mode(network.eval()):
+        pass
+    assert not any(modes_of(network).values())
+
+
+def test_evaluation_mode_of_shared_modules(network: ResNeXt) -> None:
+    """A layer in two networks stays in evaluation mode until both are done with it."""
+    shared, other = network.get_submodule("layer1"), torch.nn.Sequential()
+    other.append(shared)
+    network.train()
+    first, second = evaluation_mode(network), evaluation_mode(other)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert network.training
+    assert not any(modes_of(shared).values())
+    second.__exit__(None, None, None)
+    assert all((*modes_of(network).values(), *modes_of(other).values()))
+
+
+def test_threads_restore_the_mode(network: ResNeXt, tmp_path: Path) -> None:
+    """Threads that predict, evaluate and fail at the same time leave a network as it was."""
+    photos = photo_folder(tmp_path / "photos", CARD.labels[:2], count=2)
+    network.train()
+    network.get_submodule("layer1").eval()
+    modes, array = modes_of(network), np.zeros((15, 15, 3), np.uint8)
+    buffers = {name: value.clone() for name, value in network.named_buffers()}
+    gate = threading.Barrier(4)
+
+    def work(number: int) -> None:
+        gate.wait()
+        for _ in range(10):
+            if number == 0:
+                evaluate(network, photos, device="cpu")
+            elif number == 1:
+                with pytest.raises(InputError, match="top"):
+                    predict(network, array, top=9, device="cpu")
+            else:
+                predict(network, [array] * number, batch_size=1, device="cpu")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert [*pool.map(work, range(4))] == [None] * 4
+    assert modes_of(network) == modes
+    for name, value in network.named_buffers():
+        assert torch.equal(value, buffers[name]), name
+
+
+def test_a_runner_of_a_network_in_training(network: ResNeXt) -> None:
+    """Trained on after it was opened, it answered with the statistics of the batch."""
+    runner = open_runner(network, device="cpu")
+    x = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), dtype=np.uint8)
+    wanted = runner.pixels(x)[0]
+    network.train()
+    for _ in range(2):
+        np.testing.assert_array_equal(runner.pixels(x)[0], wanted)
+    assert all(modes_of(network).values())
 
 
 def test_other_models_have_no_mode(file: Path) -> None:

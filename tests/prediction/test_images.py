@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,8 @@ from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig, predict, save
 from resnext.data.decoding import open_image
 from resnext.data.open import open_for_evaluation, open_splits
 from resnext.data.transforms import prepare
-from resnext.errors import CheckpointError, DataError, InputError
+from resnext.errors import CheckpointError, DataError, InputError, ResNeXtError
+from resnext.inference.opener import open_runner
 from resnext.prediction.contact_sheet import draw_sheet, save_sheet
 from resnext.prediction.images import Prediction, held_out_images
 
@@ -260,9 +264,18 @@ def test_answers_that_are_sure(model: ResNeXt, files: list[Path]) -> None:
         np.zeros((), np.uint8),
         np.zeros((0, 5, 3), np.uint8),
         np.zeros((5, 0), np.uint8),
+        np.array(["cat.jpg"]),
         Image.new("RGB", (0, 4)),
-        torch.zeros(3, 5, 5),
-        b"bytes",
+        torch.zeros(5, 5),
+        torch.zeros(2, 5, 5),
+        torch.zeros(4, 5, 5),
+        torch.zeros(5, 5, 3),
+        torch.zeros(1, 1, 3, 5, 5),
+        torch.zeros(3, 5, 5, dtype=torch.int64),
+        torch.zeros(2, 3, 5, 5, dtype=torch.bool),
+        torch.zeros(3, 5, 0),
+        ["cat.jpg"],
+        {"image": "cat.jpg"},
         7,
         None,
     ],
@@ -270,8 +283,207 @@ def test_answers_that_are_sure(model: ResNeXt, files: list[Path]) -> None:
 )
 def test_pictures_of_the_wrong_kind(model: ResNeXt, picture: Any) -> None:
     """Floats from 0 to 1 cast to bytes are a black picture; channels first is a thin one."""
-    with pytest.raises(DataError, match="image must"):
+    with pytest.raises(DataError, match="image must") as caught:
         predict(model, [picture], device="cpu")
+    text = str(caught.value)
+    assert "\n" not in text
+    assert "cat.jpg" not in text
+    if 0 not in getattr(picture, "shape", ()) and not isinstance(picture, Image.Image):
+        assert type(picture).__name__.removesuffix("Type") in text
+        if hasattr(picture, "shape"):
+            shape = picture.shape[1:] if picture.ndim == 4 and torch.is_tensor(picture) else None
+            assert f"{tuple(shape or picture.shape)} and {picture.dtype}" in text
+
+
+@pytest.mark.parametrize("images", [7, None, {"a": "b.jpg"}, {"a.jpg"}, object()], ids=type)
+def test_images_of_the_wrong_kind(model: ResNeXt, images: Any) -> None:
+    """They failed as 'not iterable', or a set was read in an order of its own."""
+    with pytest.raises(DataError, match=rf"or a list of these, not .*{type(images).__name__[:4]}"):
+        predict(model, images, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        (torch.full((3, 5, 5), 255.0), "from 255 to 255"),
+        (torch.linspace(-2, 2, 75).view(3, 5, 5), "from -2 to 2"),
+        (torch.full((3, 5, 5), torch.nan), "from nan to nan"),
+        (torch.full((1, 3, 5, 5), torch.inf, dtype=torch.float16), "from inf to inf"),
+    ],
+)
+def test_floats_that_are_no_pixels(model: ResNeXt, values: torch.Tensor, shown: str) -> None:
+    """Normalized twice, or 255 times too bright, an image has a class as well."""
+    with pytest.raises(
+        DataError, match=rf"values from 0 to 1, before normalization, not {shown}\."
+    ):
+        predict(model, values, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://name:word@example.org/cat.jpg?key=word",
+        "http://example.org/cat.jpg",
+        Path("https://name:word@example.org/cat.jpg?key=word"),
+        "s3://bucket/cat.jpg",
+        "data:image/png;base64,word" + "A" * 500,
+    ],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_addresses(model: ResNeXt, address: Any, several: bool) -> None:
+    """'No such file' sends people to look for one; keys in an address belong in no log."""
+    with pytest.raises(DataError, match="URL") as caught:
+        predict(model, [address] if several else address, device="cpu")
+    assert "word" not in str(caught.value)
+    assert str(caught.value).startswith((f"{str(address)[:4]}", "A data:"))
+    assert "data" in str(address) or "://" in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "text", ["A" * 5000, "A" * 400 + ".jpg", "a\nb" * 100, "a\0b", "\0" * 300], ids=len
+)
+def test_text_that_is_no_path(model: ResNeXt, text: str) -> None:
+    """The content of a file as text was printed to the end, or failed as 'File name too long'."""
+    with pytest.raises(DataError, match=r": no such file\.$") as caught:
+        predict(model, text, device="cpu")
+    assert len(str(caught.value)) < 120
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_path(model: ResNeXt) -> None:
+    """`resnext predict model "$UNSET"` classified the current folder."""
+    for images in ("", ["", "a.jpg"]):
+        with pytest.raises(DataError, match="empty path"):
+            predict(model, images, device="cpu")
+
+
+# -- the content of files, and tensors --------------------------------------------------------
+
+
+def test_contents_of_files(model: ResNeXt, files: list[Path]) -> None:
+    """A server has bytes and open files, not paths; each gives what the file gives."""
+    content = files[0].read_bytes()
+    wanted = predict(model, files[0], top=4, batch_size=1)[0][1:]
+    with files[0].open("rb") as opened, zipfile.ZipFile(io.BytesIO(), "w") as archive:
+        archive.writestr("a.png", content)
+        written = io.BytesIO()
+        written.write(content)  # its position is at the end
+        opened.read(5)
+        with archive.open("a.png") as member:
+            kinds = [content, bytearray(content), memoryview(content), opened, written, member]
+            for picture in kinds:
+                (got,) = predict(model, picture, top=4, batch_size=1)
+                assert (got.name, *got[1:]) == ("0", *wanted), type(picture)
+        assert opened.tell() == 5
+        assert written.tell() == len(content)
+        got = predict(model, [opened, files[0], content], top=4, batch_size=1)
+    assert [(p.name, *p[1:]) for p in got] == [(n, *wanted) for n in ("0", str(files[0]), "2")]
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, io.BytesIO])
+def test_contents_that_are_no_image(model: ResNeXt, kind: Any) -> None:
+    """Their bytes are not printed: they may be long, binary, or private."""
+    for content, reason in ((b"secret" * 99, "unknown format"), (b"", "unknown format")):
+        with pytest.raises(DataError, match=reason) as caught:
+            predict(model, [kind(content)], device="cpu")
+        assert str(caught.value).startswith("Image 0 (")
+        assert kind.__name__ in str(caught.value)
+        assert "secret" not in str(caught.value)
+
+
+def test_files_opened_wrongly(model: ResNeXt, files: list[Path]) -> None:
+    """As text, closed, or for writing: said in one line."""
+    with (
+        pytest.raises(DataError, match=r"binary mode \('rb'\)"),
+        files[0].open(encoding="latin-1") as opened,
+    ):
+        predict(model, opened, device="cpu")
+    with pytest.raises(DataError, match=r"cannot be read: .*closed"):
+        predict(model, opened, device="cpu")
+    with pytest.raises(DataError, match="binary mode"):
+        predict(model, io.StringIO("secret"), device="cpu")
+    with pytest.raises(DataError, match="cannot be read"), files[1].open("wb") as opened:
+        predict(model, opened, device="cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64, torch.float16])
+def test_tensors(model: ResNeXt, files: list[Path], dtype: torch.dtype) -> None:
+    """One or a batch, in the range of its type, gives what the same pixels in a file give."""
+    images = [open_image(file, "RGB").resize((20, 18)) for file in files]
+    batch = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
+    if dtype.is_floating_point:
+        batch = (batch.double() / 255).to(dtype)
+    wanted = predict(model, images, top=4, batch_size=1)
+    assert predict(model, batch, top=4, batch_size=1) == wanted
+    assert (
+        predict(model, batch[:1].requires_grad_(dtype.is_floating_point), top=4, batch_size=1)
+        == wanted[:1]
+    )
+    for image, known in zip(batch, wanted, strict=True):
+        assert predict(model, image, top=4, batch_size=1)[0][1:] == known[1:]
+    mixed = predict(model, [batch[:2], batch[2], files[0], batch[3:4]], top=4, batch_size=1)
+    assert [p.name for p in mixed] == ["0[0]", "0[1]", "1", str(files[0]), "3[0]"]
+    known = [wanted[0], wanted[1], wanted[2], wanted[3]]
+    assert [p[1:] for p in (*mixed[:3], mixed[4])] == [p[1:] for p in known]
+
+
+def test_grey_tensors(model: ResNeXt, files: list[Path]) -> None:
+    """One channel is a grey image, for networks of either kind."""
+    grey = open_image(files[0], "L")
+    tensor = torch.from_numpy(np.array(grey))[None]
+    wanted = predict(model, grey, top=4, batch_size=1)
+    assert predict(model, tensor, top=4, batch_size=1) == wanted
+    assert predict(model, tensor / 255, top=4, batch_size=1) == wanted
+    assert predict(model, torch.stack([tensor] * 2), top=4, batch_size=1)[1][1:] == wanted[0][1:]
+
+
+def test_no_tensors(model: ResNeXt) -> None:
+    """A batch of none is no images, not an empty answer."""
+    with pytest.raises(DataError, match="No images were given"):
+        predict(model, torch.zeros(0, 3, 5, 5), device="cpu")
+
+
+def test_generators_are_read_batch_by_batch(model: ResNeXt, files: list[Path]) -> None:
+    """All frames of a video at once do not fit into memory."""
+    held: list[int] = []
+    given = 0
+
+    def frames() -> Iterator[Image.Image]:
+        nonlocal given
+        for file in files:
+            given += 1
+            yield open_image(file, "RGB")
+
+    runner = open_runner(model, device="cpu")
+    pixels = runner.pixels
+
+    class Counting:
+        card, config, batch = model.card, model.config, 2
+
+        def pixels(self, x: np.ndarray) -> Any:
+            held.append(given)
+            return pixels(x)
+
+    got = predict(Counting(), frames(), top=4, batch_size=2, progress=True)
+    assert held == [2, 4, 6, 7]
+    wanted = predict(model, files, top=4, batch_size=2, device="cpu")
+    assert [p[1:] for p in got] == [p[1:] for p in wanted]
+    assert [p.name for p in predict(model, map(str, files), device="cpu")] == [*map(str, files)]
+    with pytest.raises(DataError, match="No images were given"):
+        predict(model, iter(()), device="cpu")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_outputs_that_are_no_numbers(model: ResNeXt, files: list[Path], value: float) -> None:
+    """A label with a probability of NaN looks like an answer."""
+    with torch.no_grad():
+        model.fc.bias[1] = value
+    for top in (1, 4):
+        with pytest.raises(ResNeXtError, match=rf"output for image {files[0]} is NaN or inf"):
+            predict(model, files, top=top, device="cpu")
+    with pytest.raises(ResNeXtError, match="output for image 0 is NaN or inf"):
+        predict(model, torch.zeros(3, 20, 20), device="cpu")
 
 
 def test_there_must_be_pictures(model: ResNeXt, tmp_path: Path) -> None:

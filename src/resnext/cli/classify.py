@@ -13,7 +13,7 @@ from resnext.errors import ResNeXtError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from resnext.prediction.images import Picture
+    from resnext.prediction.inputs import Picture
 
 
 def evaluate(
@@ -131,7 +131,8 @@ def predict(
 
     from resnext.cli.tables import predictions_table
     from resnext.inference.opener import open_runner
-    from resnext.prediction.images import expand_images, held_out_images, predict
+    from resnext.prediction.images import held_out_images, predict
+    from resnext.prediction.inputs import expand_images
 
     pictures: Sequence[Picture] = []
     if not built_in:

@@ -19,7 +19,7 @@ from resnext.data.dataset import ImageSet
 from resnext.data.loader import Classifier, EvalLoader, average_views, eval_loader
 from resnext.data.open import open_for_evaluation
 from resnext.data.workers import check_workers
-from resnext.errors import DataError, InputError
+from resnext.errors import DataError, InputError, ResNeXtError
 from resnext.evaluation.comparison import Comparison
 from resnext.evaluation.metrics import (
     EvalOutputs,
@@ -78,6 +78,7 @@ def evaluate(
         DataError: The data does not exist, no image can be read, or the data has classes that
             the model lacks.
         InputError: The model has no card with labels, or an argument is out of range.
+        ResNeXtError: The model's output is NaN or infinite.
     """
     settings = _Settings(batch_size, workers, device, views, plan, progress)
     with evaluation_mode(model):
@@ -122,6 +123,7 @@ def compare(
         DataError: The data does not exist, no image can be read, the data has classes that a model
             lacks, or every image was used to train one of the models.
         InputError: A model has no card with labels, or an argument is out of range.
+        ResNeXtError: A model's output is NaN or infinite.
     """
     if max_loss is not None and (not is_finite(max_loss) or not 0 <= max_loss < 100):
         raise InputError(
@@ -265,6 +267,12 @@ def _run(
         outputs = collect_outputs(averaged, loader, device, shown.advance)
     finally:
         shown.stop()
+    if not (finite := outputs.logits.isfinite().all(1)).all():
+        index = int(outputs.indices[int(finite.int().argmin())])
+        raise ResNeXtError(
+            f"The model's output for {images.title(index)} is NaN or infinite. Check the weights "
+            f"with resnext doctor, or compute in fp32."
+        )
     return score(outputs, images, temperature=card.temperature, keep_logits=keep_logits)
 
 

@@ -1,6 +1,7 @@
 """Classify images. Importing this package loads no torch.
 
 images.py         `predict`: images in memory or in files, predictions in memory
+inputs.py         what `predict` takes as images
 files.py          `predict_files`: folders of any size to a table, resumable
 output.py         tables (CSV, JSON Lines, Parquet) and the journal behind them
 ray.py            `predict_files_with_ray`: `predict_files` on a Ray cluster

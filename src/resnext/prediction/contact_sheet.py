@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
 from resnext.errors import DataError, InputError
-from resnext.prediction.images import Picture, Prediction, decode
+from resnext.prediction.images import Prediction
+from resnext.prediction.inputs import decode
+
+if TYPE_CHECKING:
+    from resnext.prediction.inputs import Picture
 
 _SIDE, _GAP, _TEXT = 168, 20, 52  # pixels: an image, the space around it, text and bar below
 _FLIP_TEXT = 72  # pixels: the text below an image with two answers

@@ -29,7 +29,8 @@ from resnext.card import Card, Described, Preprocessing, card_of
 from resnext.checks import at_least
 from resnext.errors import CheckpointError, DataError, InputError
 from resnext.inference.runner import Outputs, Runner
-from resnext.prediction.images import check_top, image_names, rank, read_pixels
+from resnext.prediction.images import check_top, rank, read_pixels
+from resnext.prediction.inputs import image_names
 from resnext.prediction.output import KINDS, Journal, finish, needs
 from resnext.system.cpu import core_count
 from resnext.system.progress import reporter

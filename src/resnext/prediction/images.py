@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
 from resnext.card import Card, Described, Preprocessing, card_of
-from resnext.checks import at_least, brief
-from resnext.data.decoding import (
-    convert,
-    decoding_error,
-    open_image,
-    open_lazily,
-    pixels,
-    resize_and_crop,
-)
+from resnext.checks import at_least
+from resnext.data.decoding import convert, decoding_error, open_lazily, pixels, resize_and_crop
 from resnext.data.open import open_for_evaluation
-from resnext.data.sources.folders import walk_images
-from resnext.errors import DataError, InputError
+from resnext.errors import InputError, ResNeXtError
 from resnext.inference.opener import evaluation_mode, open_runner
 from resnext.inference.runner import Runner, top_classes
+from resnext.prediction.inputs import decode, expand_images
 from resnext.system.progress import reporter
 
 if TYPE_CHECKING:
     from resnext.network import ResNeXt
-
-Picture = str | Path | Image.Image | np.ndarray
-"""A file, a Pillow image, or an array `(h, w)` or `(h, w, 3)` of 8-bit values."""
+    from resnext.prediction.inputs import Picture
 
 
 class Prediction(NamedTuple):
@@ -58,7 +51,7 @@ class Prediction(NamedTuple):
 
 def predict(
     model: ResNeXt | Runner | str | Path,
-    images: Picture | Sequence[Picture],
+    images: Picture | Iterable[Picture],
     *,
     top: int = 1,
     batch_size: int | None = None,
@@ -71,8 +64,11 @@ def predict(
     Args:
         model: A network with a card, the result of `resnext.optimize`, a model file or a catalog
             name.
-        images: A file, a folder (searched for images at any depth), a Pillow image, an array
-            `(h, w)` or `(h, w, 3)` of 8-bit values, or a sequence of these.
+        images: A file; a folder (searched for images at any depth); the content of a file, as
+            bytes or opened in binary mode; a Pillow image; an array `(h, w)` or `(h, w, 3)` of
+            8-bit values; a tensor `(c, h, w)` or `(n, c, h, w)`, RGB or grey, of uint8 from 0 to
+            255 or of floats from 0 to 1, not normalized; or several of these, as a list or
+            another iterable. A generator is read batch by batch.
         top: Number of classes to report for each image.
         batch_size: Images per batch; None for the runner's own.
         device: "auto", or a torch device.
@@ -84,26 +80,29 @@ def predict(
 
     Raises:
         CheckpointError: The file holds no usable model.
-        DataError: An image cannot be read, or no images are given.
+        DataError: An image cannot be read or is of another type, or no images are given.
         InputError: The model has no card with labels, or an argument is out of range.
+        ResNeXtError: The model's output is NaN or infinite.
     """
     if batch_size is not None:
         at_least("batch_size", batch_size, 1, error=InputError)
-    named = expand_images(images)
-    expected = min(batch_size or 64, len(named))
+    named, total = expand_images(images), None
+    if not isinstance(images, Iterator):
+        known = [*named]  # a missing file is reported before anything is computed
+        named, total = iter(known), len(known)
+    expected = min(batch_size or 64, total or 64)
     with evaluation_mode(model):
         runner = open_runner(model, device=device, batch=expected, plan=plan, progress=progress)
-        card, batch = card_of(runner), batch_size or runner.batch
+        card = card_of(runner)
         check_top(top, card)
         predictions: list[Prediction] = []
         shown = reporter(progress)
-        shown.start("Predicting", len(named))
+        shown.start("Predicting", total)
         try:
-            for start in range(0, len(named), batch):
-                names, pictures = zip(*named[start : start + batch], strict=True)
-                x = np.stack([to_pixels(picture, card.preprocessing) for picture in pictures])
-                predictions += rank(names, runner.pixels(x)[0], card, top)
-                shown.advance(len(names))
+            while batch := [*islice(named, batch_size or runner.batch)]:
+                x = np.stack([to_pixels(*one, card.preprocessing) for one in batch])
+                predictions += rank([name for name, _ in batch], runner.pixels(x)[0], card, top)
+                shown.advance(len(batch))
         finally:
             shown.stop()
     return predictions
@@ -135,56 +134,26 @@ def check_top(top: int, card: Card) -> None:
         raise InputError(f"top must be from 1 to the {len(card.labels)} classes, not {top}.")
 
 
-def expand_images(images: Picture | Sequence[Picture]) -> list[tuple[str, Picture]]:
-    """Every image with its name: the file name, or the position in `images`.
-
-    Raises:
-        DataError: No images are given, or a file does not exist.
-    """
-    pictures = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
-    named: list[tuple[str, Picture]] = []
-    for i, picture in enumerate(pictures):
-        if isinstance(picture, str | Path):
-            named += ((name, name) for name in image_names([picture]))
-        else:
-            named.append((str(i), picture))
-    if not named:
-        raise DataError("No images were given to classify.")
-    return named
-
-
-def image_names(paths: Iterable[str | Path]) -> Iterator[str]:
-    """Names of image files: those given, and all in the folders given, in order, one by one.
-
-    Raises:
-        DataError: A file does not exist, or a folder holds no image or cannot be listed.
-    """
-    for path in map(Path, paths):
-        if not path.is_dir():
-            if not path.exists():
-                raise DataError(f"{path}: no such file.")
-            yield str(path)
-            continue
-        above, name = str(path / "_")[:-1], None
-        for name in walk_images(path):
-            yield above + name
-        if name is None:
-            raise DataError(f"{path} holds no image. Images have endings such as .jpg or .png.")
-
-
-def to_pixels(picture: Picture, preprocessing: Preprocessing) -> UInt8[np.ndarray, "h w c"]:
+def to_pixels(
+    name: str, picture: Picture, preprocessing: Preprocessing
+) -> UInt8[np.ndarray, "h w c"]:
     """An image as a runner takes it: resized, cropped, with channels in the network's order.
 
+    Args:
+        name: Name of the image in messages, if it is not a file.
+        picture: The image.
+        preprocessing: Size, crop and colours.
+
     Raises:
-        DataError: The picture is a damaged file, or an array of the wrong shape or type.
+        DataError: The picture is damaged, or of the wrong shape or type.
     """
-    if isinstance(picture, str | Path):
+    if isinstance(picture, str | os.PathLike):
         return read_pixels(picture, preprocessing)
-    return _network_input(decode(picture, preprocessing.colour), preprocessing)
+    return _network_input(decode(picture, preprocessing.colour, f"Image {name}"), preprocessing)
 
 
 def read_pixels(
-    file: str | Path,
+    file: str | os.PathLike[str],
     preprocessing: Preprocessing,
     reserve: Callable[[int], AbstractContextManager[object]] = nullcontext,
 ) -> UInt8[np.ndarray, "h w c"]:
@@ -211,33 +180,20 @@ def read_pixels(
         raise decoding_error(str(file), error) from error
 
 
-def decode(picture: Picture, colour: str) -> Image.Image:
-    """A picture as a Pillow image, not resized, upright, in mode "L" or "RGB".
-
-    Raises:
-        DataError: The picture is a damaged file, or an array of the wrong shape or type.
-    """
-    if isinstance(picture, str | Path):
-        return open_image(Path(picture), colour)
-    if isinstance(picture, Image.Image):
-        try:
-            return convert(ImageOps.exif_transpose(picture), colour)
-        except OSError as error:  # Pillow decodes only now
-            raise DataError(f"A Pillow image cannot be decoded: {error}.") from error
-    known = isinstance(picture, np.ndarray) and picture.dtype == np.uint8
-    if not known or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)):
-        got: Any = (picture.shape, picture.dtype) if isinstance(picture, np.ndarray) else picture
-        raise DataError(
-            f"An image must be a file, a Pillow image or an array (h, w) or (h, w, 3) of uint8, "
-            f"not {brief(got)}."
-        )
-    return convert(Image.fromarray(picture), colour)
-
-
 def rank(
     names: Iterable[str], logits: Float32[np.ndarray, "n k"], card: Card, top: int
 ) -> list[Prediction]:
-    """Calibrated predictions from logits: the `top` most likely classes of each image."""
+    """Calibrated predictions from logits: the `top` most likely classes of each image.
+
+    Raises:
+        ResNeXtError: A logit is NaN or infinite.
+    """
+    names = [*names]
+    if not (finite := np.isfinite(logits).all(1)).all():
+        raise ResNeXtError(
+            f"The model's output for image {names[int(finite.argmin())]} is NaN or infinite. Check "
+            f"the weights with resnext doctor, or compute in fp32."
+        )
     classes, probabilities = top_classes(logits, card.temperature, top)
     return [
         Prediction(name, tuple(card.labels[i] for i in likely), tuple(p), card.threshold)

@@ -19,8 +19,8 @@ from rich.progress import (
 class Reporter(Protocol):
     """Receives the progress of a command."""
 
-    def start(self, title: str, total: int) -> None:
-        """Begin a task of `total` images, or of another unit."""
+    def start(self, title: str, total: int | None) -> None:
+        """Begin a task of `total` images, or of another unit; None if that is unknown."""
 
     def advance(self, images: int) -> None:
         """Count images that were just done."""
@@ -50,7 +50,7 @@ def reporter(show: bool, unit: str = "images") -> Reporter:
 class SilentReporter:
     """Shows nothing."""
 
-    def start(self, title: str, total: int) -> None: ...  # noqa: D102
+    def start(self, title: str, total: int | None) -> None: ...  # noqa: D102
     def advance(self, images: int) -> None: ...  # noqa: D102
     def note(self, text: str) -> None: ...  # noqa: D102
     def line(self, text: str) -> None: ...  # noqa: D102
@@ -64,10 +64,10 @@ class PlainReporter:
         self._unit = unit
         self._interval = 30.0
         self._begun = self._shown = time.monotonic()
-        self._done = self._total = 0
+        self._done, self._total = 0, None
         self._title = ""
 
-    def start(self, title: str, total: int) -> None:
+    def start(self, title: str, total: int | None) -> None:
         """Begin a task, without printing."""
         self._title, self._total, self._done = title, total, 0
         self._begun = self._shown = time.monotonic()
@@ -79,11 +79,11 @@ class PlainReporter:
         if now - self._shown > self._interval and self._done:
             self._shown = now
             rate = self._done / (now - self._begun)
-            left = (self._total - self._done) / rate
-            self.line(
-                f"{self._title}: {self._done}/{self._total} {self._unit}, "
-                f"{rate:.0f} {self._unit}/s, {left:.0f} s left"
-            )
+            done, left = f"{self._done}", ""
+            if self._total is not None:
+                done += f"/{self._total}"
+                left = f", {(self._total - self._done) / rate:.0f} s left"
+            self.line(f"{self._title}: {done} {self._unit}, {rate:.0f} {self._unit}/s{left}")
 
     def note(self, text: str) -> None:
         """Print nothing: the line of the epoch includes it."""
@@ -115,7 +115,7 @@ class LiveReporter:
         self._task = self._progress.add_task("", total=None, speed="", note="", visible=False)
         self._progress.start()
 
-    def start(self, title: str, total: int) -> None:
+    def start(self, title: str, total: int | None) -> None:
         """Show a new bar."""
         self._progress.reset(
             self._task, description=title, total=total, visible=True, speed="", note=self._note

@@ -208,7 +208,12 @@ class TorchRunner:
 
     def pixels(self, x: Shaped[np.ndarray, "n h w c"]) -> Outputs:
         """Logits and embeddings of pixels as `data.decoding.pixels` returns them."""
-        return self._session(x)
+        with evaluating(self._network):  # it may be training again by now
+            return self._session(x)
+
+
+_MODES_LOCK = threading.Lock()
+_modes: dict[int, tuple[int, bool]] = {}  # by id of a module: contexts around it, and its own mode
 
     @property
     def classifier(self) -> Classifier:
@@ -229,11 +234,24 @@ def classifier_of(network: ResNeXt) -> Classifier:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the context; afterwards each module is in its previous mode."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
+    """Evaluation mode inside the context; afterwards each module is in its previous mode.
+
+    Contexts may be nested, overlap in several threads, and share modules: the last one that ends
+    restores a module's mode.
+    """
+    modules = [*network.modules()]  # also keeps their ids from being used again
+    with _MODES_LOCK:
+        for module in modules:
+            count, training = _modes.get(id(module), (0, module.training))
+            _modes[id(module)] = count + 1, training
+        network.eval()
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        with _MODES_LOCK:
+            for module in modules:
+                count, training = _modes.pop(id(module))
+                if count > 1:
+                    _modes[id(module)] = count - 1, training
+                else:
+                    module.training = training
