@@ -33,11 +33,19 @@ from resnext.weights.catalog import (
     is_address,
     is_path,
 )
+from resnext.weights.causes import cause_of
 from resnext.weights.formats.reading import Contents, read
 from resnext.weights.header import is_own, parse_header
 from resnext.weights.infer_config import ASSUMED, infer_config
 from resnext.weights.lookalikes import choose_lookalike
-from resnext.weights.recognise import ChosenWeights, DetectedNetwork, choose_weights, recognise
+from resnext.weights.recognise import (
+    ChosenWeights,
+    DetectedNetwork,
+    choose_weights,
+    recognise,
+    recognise_structure,
+)
+from resnext.weights.structure import may_hold_structure
 
 # Layers that normalize the image inside the network: robustness, RobustBench
 _NORMALIZER = re.compile(r"((?:.*\.)?)(new_mean|mean|mu)")
@@ -199,9 +207,8 @@ def resolve_contents(
     try:
         documents = (documents or Documents())._replace(file=contents.metadata)
         metadata = _metadata(documents)
-        detected = recognise(weights.state, weights.dialect)
         known = config or (entry.config if entry else metadata.config)
-        network, ambiguity = _network(detected, known, contents, notes)
+        detected, network, ambiguity = _recognised(weights, known, contents, notes)
         detected.dialect.check_readable(network.config)
         card = entry.card if entry else metadata.card
         if isinstance(network, ResNeXt):
@@ -243,6 +250,7 @@ def _left_out(weights: ChosenWeights, detected: DetectedNetwork) -> list[str]:
         notes.append(f"other networks in the file: {', '.join(map(repr, others))}")
     if detected.left:
         notes.append(f"tensors left out: {len(detected.left)}, the first is {detected.left[0]}")
+    notes += detected.notes
     if detected.heads:
         heads = ", ".join(detected.heads)
         notes.append(
@@ -299,6 +307,39 @@ def _own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(value.data_ptr())
         own[name] = value
     return own
+
+
+def _recognised(
+    weights: ChosenWeights, known: ResNeXtConfig | None, contents: Contents, notes: list[str]
+) -> tuple[DetectedNetwork, ResNeXt | Backbone, str]:
+    """The network that names show or, if they show none, the structure of the layers.
+
+    Raises:
+        CheckpointError: Neither shows one.
+    """
+    named: list[str] = []
+    try:
+        detected = recognise(weights.state, weights.dialect)
+        return detected, *_network(detected, known, contents, named)
+    except CheckpointError as error:
+        if weights.dialect is not None:
+            raise
+        by_name = error
+    finally:
+        notes += named
+    avg_down = known.avg_down if known else None
+    try:
+        detected = recognise_structure(weights.state, avg_down=avg_down)
+        return detected, *_network(detected, known, contents, notes)
+    except CheckpointError as error:
+        if (cause := cause_of(weights.state)) or may_hold_structure(weights.state):
+            ending = cause or f"By the structure of its layers: {error}"
+            raise CheckpointError(f"{_sentence(str(by_name))} {_sentence(ending)}") from error
+        raise by_name from error
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."
 
 
 def _network(
