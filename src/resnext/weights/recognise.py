@@ -73,7 +73,7 @@ def choose_weights(contents: Contents) -> ChosenWeights:
     if contents.root is not None:
         return _unpacked(contents)
     dictionaries = contents.dictionaries
-    ranked = sorted((key for key in dictionaries if _is_candidate(dictionaries[key])), key=_rank)
+    ranked = sorted((key for key in dictionaries if holds_anchor(dictionaries[key])), key=_rank)
     if not ranked:
         structured = (key for key in dictionaries if may_hold_structure(dictionaries[key]))
         ranked = sorted(structured, key=_rank)
@@ -108,7 +108,7 @@ def _rank(key: str) -> int:
     return _KEYS.index(first) if first in _KEYS else len(_KEYS)
 
 
-def _is_candidate(names: Iterable[str]) -> bool:
+def holds_anchor(names: Iterable[str]) -> bool:
     """Whether a ResNeXt, or a ResNet, may be among these names."""
     anchors = _anchors()
     return any(_prefix(name, anchor) is not None for name in names for anchor in anchors)
@@ -140,7 +140,12 @@ def recognise(state: Mapping[str, Tensor], dialect: Dialect | None = None) -> De
         raise CheckpointError(f"{next(iter(heads))} exists, but not the weight that belongs to it.")
     one = len(weights) == 1 and state[weights[0]].ndim == 2
     one = one and not _is_projection(weights[0], prefix, outside)
-    left = {name: state[name] for name in state if name in beside and not name.startswith(others)}
+    own = {x.data_ptr() for x in ours.values()}
+    left = {
+        name: x
+        for name, x in state.items()
+        if name in beside and not name.startswith(others) and x.data_ptr() not in own
+    }
     note = ""
     if one:
         features, root = state[weights[0]].shape[1], tuple(prefix.split(".")[:-1])
@@ -192,6 +197,18 @@ def recognise_structure(
         left=tuple(name for name in left if name not in head.used),
         passed_over=(),
         notes=tuple(notes),
+    )
+
+
+def same_trunk(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two state dicts under our names have the same tensors as their trunks.
+
+    Counters of batches do not count: a missing one is replaced.
+    """
+    return all(
+        name in one and one[name].data_ptr() == x.data_ptr()
+        for name, x in other.items()
+        if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
     )
 
 

@@ -38,18 +38,17 @@ from resnext.weights.formats.reading import Contents, read
 from resnext.weights.header import is_own, parse_header
 from resnext.weights.infer_config import ASSUMED, infer_config
 from resnext.weights.lookalikes import choose_lookalike
+from resnext.weights.normalizer import with_normalizer
 from resnext.weights.recognise import (
     ChosenWeights,
     DetectedNetwork,
     choose_weights,
+    holds_anchor,
     recognise,
     recognise_structure,
+    same_trunk,
 )
 from resnext.weights.structure import may_hold_structure
-
-# Layers that normalize the image inside the network: robustness, RobustBench
-_NORMALIZER = re.compile(r"((?:.*\.)?)(new_mean|mean|mu)")
-_DEVIATION = {"new_mean": "new_std", "mean": "std", "mu": "sigma"}
 
 
 class ResolvedCheckpoint(NamedTuple):
@@ -219,7 +218,7 @@ def resolve_contents(
     notes += metadata.notes
     if not entry and metadata.preprocessing is None:
         notes.append("preprocessing assumed: 256, 224, bilinear, ImageNet's mean and deviation")
-    card = _with_normalizer(card, weights.state, detected.left, notes)
+    card = with_normalizer(card, weights.state, detected.left, notes)
     card = with_notes(card, notes=notes, dialect=detected.dialect.name)
     state = _own_memory(detected.state)
     return ResolvedCheckpoint(path, detected.dialect, state, card, network, ambiguity)
@@ -260,28 +259,6 @@ def _left_out(weights: ChosenWeights, detected: DetectedNetwork) -> list[str]:
     return notes
 
 
-def _with_normalizer(
-    card: Card, state: Mapping[str, Tensor], left: Iterable[str], notes: list[str]
-) -> Card:
-    """The card with mean and deviation of a layer before the network, as robustness files have."""
-    for name in sorted(left, key=len):
-        found = _NORMALIZER.fullmatch(name)
-        std = found and state.get(found[1] + _DEVIATION[found[2]])
-        if not found or std is None or not state[name].numel() == std.numel() == 3:
-            continue
-        mean, std = state[name].flatten().tolist(), std.flatten().tolist()
-        try:
-            if not all(0 <= x <= 1 for x in (*mean, *std)):
-                raise ConfigError("They are not of values from 0 to 1.")
-            changed = replace(card.preprocessing, mean=tuple(mean), std=tuple(std))
-        except ConfigError as error:
-            notes.append(f"mean and deviation in {name} are not used: {error}")
-            continue
-        notes.append(f"mean and deviation are those in {name}")
-        return replace(card, preprocessing=changed)
-    return card
-
-
 def _check_classes(count: int, stated: int | None, labels: int) -> None:
     """Refuse a classifier whose number of classes differs from the stated one.
 
@@ -317,25 +294,29 @@ def _recognised(
     Raises:
         CheckpointError: Neither shows one.
     """
-    named: list[str] = []
+    by_name: DetectedNetwork | None = None
+    named = list[str]()
     try:
-        detected = recognise(weights.state, weights.dialect)
-        return detected, *_network(detected, known, contents, named)
-    except CheckpointError as error:
-        if weights.dialect is not None:
-            raise
-        by_name = error
-    finally:
+        by_name = recognise(weights.state, weights.dialect)
+        found = _network(by_name, known, contents, named)
         notes += named
-    avg_down = known.avg_down if known else None
-    try:
-        detected = recognise_structure(weights.state, avg_down=avg_down)
-        return detected, *_network(detected, known, contents, notes)
+        return by_name, *found
     except CheckpointError as error:
-        if (cause := cause_of(weights.state)) or may_hold_structure(weights.state):
-            ending = cause or f"By the structure of its layers: {error}"
-            raise CheckpointError(f"{_sentence(str(by_name))} {_sentence(ending)}") from error
-        raise by_name from error
+        if weights.dialect is not None or (by_name is None and holds_anchor(weights.state)):
+            raise
+        problem = error
+    try:
+        detected = recognise_structure(weights.state, avg_down=known.avg_down if known else None)
+    except CheckpointError as error:
+        ending = cause_of(weights.state)
+        if not ending and may_hold_structure(weights.state):
+            ending = f"By the structure of its layers: {error}"
+        if ending:
+            raise CheckpointError(f"{_sentence(str(problem))} {_sentence(ending)}") from error
+        raise problem from error
+    if by_name is not None and same_trunk(by_name.state, detected.state):
+        raise problem  # names were right; the file is incomplete or contradicts its config
+    return detected, *_network(detected, known, contents, notes)
 
 
 def _sentence(text: str) -> str:
