@@ -17,7 +17,8 @@ from resnext.errors import CheckpointError
 from resnext.weights.layer_groups import Layer
 
 _SHORTCUT = re.compile(r"shortcut|downsample|skip|short|proj|identity|branch1|residual")
-_SQUEEZE = re.compile(r"se|scale|squeeze|excit")
+SQUEEZE = re.compile(r"(?:^|[._])(?:se|scale)(?:[._\d]|$)|se_?(?:layer|block|module)|squeeze|excit")
+"""Names of squeeze-and-excitation."""
 
 
 class Pair(NamedTuple):
@@ -286,7 +287,7 @@ def _gate(layers: Sequence[Layer], last: Layer, ordered: bool, name: str) -> tup
 def _squeezes(layer: Layer, out: int) -> bool:
     """Whether a layer can be one of the two of an SE block."""
     plain = layer.kind == "linear" or (layer.kind == "conv" and layer.shape[2:] == (1, 1))
-    named = bool(_SQUEEZE.search(layer.name.lower()))
+    named = bool(SQUEEZE.search(layer.name.lower()))
     return plain and out in layer.shape[:2] and (layer.biased or named)
 
 

@@ -32,6 +32,10 @@ _CAUSES = tuple(
             "It has CBAM's channel and spatial attention, which is not supported.",
         ),
         (
+            r"(?:^|\.)layer\d+\.\d+\.se_module\.",
+            "It is one of Cadene's SE networks, whose pooling differs (timm: legacy_seresnext…).",
+        ),
+        (
             r"layer\d+\.\d+\.(?:convs|bns)\.\d+\.",
             "It is a Res2NeXt: its blocks have several 3×3 convolutions in a row.",
         ),

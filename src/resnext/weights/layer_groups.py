@@ -76,6 +76,7 @@ def layers_of(state: Mapping[str, Tensor]) -> list[Layer]:
     Raises:
         CheckpointError: Names and values do not show which vectors of the norms are which.
     """
+    state = {name: x for name, x in state.items() if not name.endswith("_momentum")}  # Caffe2
     groups = _by_name(state)
     if not _plausible(groups):
         groups = _by_order(state)

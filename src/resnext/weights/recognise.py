@@ -13,7 +13,7 @@ from resnext.dialects.table import DIALECTS
 from resnext.errors import CheckpointError
 from resnext.weights.formats.reading import Contents, to_tensors
 from resnext.weights.heads import SELF_SUPERVISED, find_head, head_obstacle
-from resnext.weights.structure import STRUCTURE, may_hold_structure, read_structure
+from resnext.weights.structure import AFFINE_EPS, STRUCTURE, may_hold_structure, read_structure
 
 # Where weights are in a dictionary, best first: averages are what was evaluated. mmengine swaps:
 # its `state_dict` holds the average and `ema_state_dict` the raw weights.
@@ -57,6 +57,8 @@ class DetectedNetwork(NamedTuple):
     """Names of everything else: other parts of a detector, averages of weights."""
     passed_over: tuple[str, ...]
     """Prefixes of other networks."""
+    norm_eps: float | None = None
+    """What norms add to variances, if the kind of file shows it."""
     notes: tuple[str, ...] = ()
     """What was assumed about the classifier, or what was left out of it."""
 
@@ -82,6 +84,11 @@ def choose_weights(contents: Contents) -> ChosenWeights:
     best, *others = ranked
     if others and _rank(best) == _rank(others[0]):
         keys = " and ".join(map(repr, ranked))
+        if {"student", "teacher"} <= set(ranked):
+            raise CheckpointError(
+                f"{contents.path}: two networks are in it, DINO's student and teacher. The teacher "
+                f"is what is evaluated: save torch.load(…)['teacher']."
+            )
         raise CheckpointError(
             f"{contents.path}: several networks are in it, under {keys}. Save one."
         )
@@ -196,6 +203,7 @@ def recognise_structure(
         heads=(),
         left=tuple(name for name in left if name not in head.used),
         passed_over=(),
+        norm_eps=AFFINE_EPS if found.affine else None,
         notes=tuple(notes),
     )
 

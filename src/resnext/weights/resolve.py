@@ -340,6 +340,8 @@ def _network(
             notes.append(
                 f"not visible in names and shapes, so the usual values are assumed: {ASSUMED}"
             )
+    if detected.norm_eps is not None:
+        config = config.replace(norm_eps=detected.norm_eps)
     network, problem = match_network(config, detected.state, classifier="fc.weight" in shapes)
     if network is not None:
         return network, ambiguity

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from resnext.dialects.dialect import Dialect
 from resnext.errors import CheckpointError
 from resnext.weights.block_roles import (
+    SQUEEZE,
     Block,
     BlockRoles,
     Pair,
@@ -28,15 +28,17 @@ from resnext.weights.block_roles import (
     is_wide,
     natural,
     numbers_in,
-    pair_norms,
-    pair_state,
     roles_of,
     skeleton,
 )
 from resnext.weights.layer_groups import Layer, is_sorted, layers_of
+from resnext.weights.stem_roles import find_stem, stem_state
 
 STRUCTURE = Dialect("structure", "a library whose names are not known")
 """Stands for the unknown library of a file that was read by its structure."""
+
+AFFINE_EPS = 2.0**-17
+"""Added to variances where norms are scales and shifts only: exact in every type of number."""
 
 _ALIKE = "two orders fit"
 
@@ -52,6 +54,8 @@ class Structure(NamedTuple):
     """What the names of all its layers start with."""
     notes: tuple[str, ...]
     """What was assumed."""
+    affine: bool
+    """Whether its norms are scales and shifts only, as in Caffe2's and Detectron's files."""
 
 
 def may_hold_structure(state: Mapping[str, object]) -> bool:
@@ -226,19 +230,66 @@ def _network(
     inner = {id(x) for block in blocks for x in block.layers}
     outside = [x for x in layers if id(x) not in inner]
     start = min(x.position for x in roles) if ordered else None
-    stem, root = _stem(outside, stages[0][0], start, [block.path for block in blocks])
+    stem, root = find_stem(outside, stages[0][0], start, [block.path for block in blocks])
     if ordered:
-        _refuse_between(outside, stem, roles)
+        _refuse_between(outside, stem, roles, root)
     _refuse_blocks(outside, stem, roles[0])
     notes = ["its names are not known; it was recognized by the structure of its layers"]
-    state = _stem_state(stem, notes)
+    state = stem_state(stem, notes)
     pooled = _pools_shortcuts(stages, len(stem) == 3, avg_down, notes)
+    if avg_down is None and len(stem) == 1:
+        _check_pooling(stages[0][0], layers)
+    affine = _is_affine(stem, roles)
     used = {name for pair in stem for x in pair for name in x.names}
     for i, stage in enumerate(stages):
         for j, block in enumerate(stage):
             state |= block_state(f"layer{i + 1}.{j}.", block, pooled)
             used |= {name for x in block.block.layers for name in x.names}
-    return Structure(state, frozenset(used), root, tuple(notes))
+    if affine:
+        notes.append("its norms are scales and shifts; mean 0 and variance 1 are added")
+        state = _with_statistics(state)
+    return Structure(state, frozenset(used), root, tuple(notes), affine)
+
+
+def _is_affine(stem: Sequence[Pair], roles: Sequence[BlockRoles]) -> bool:
+    """Whether all norms are Caffe2's scales `_s` and shifts `_b`, without statistics."""
+    norms = [pair.norm for pair in (*stem, *(x for block in roles for x in block.branch))]
+    return all(
+        set(norm.tensors) == {"weight", "bias"} and any(x.endswith("_s") for x in norm.names)
+        for norm in norms
+    )
+
+
+def _with_statistics(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Norms with the mean 0 and the variance that makes 1 with `AFFINE_EPS`."""
+    whole = dict(state)
+    for name, scale in state.items():
+        norm = name.removesuffix("weight")
+        if norm != name and scale.ndim == 1:
+            whole[f"{norm}running_mean"] = torch.zeros_like(scale)
+            whole[f"{norm}running_var"] = torch.full_like(scale, 1 - AFFINE_EPS)
+            whole[f"{norm}num_batches_tracked"] = torch.tensor(0)
+    return whole
+
+
+def _check_pooling(block: BlockRoles, layers: Sequence[Layer]) -> None:
+    """Refuse an SE-ResNeXt of which names do not show that its first pooling is the usual one.
+
+    Raises:
+        CheckpointError: It is Cadene's, or may be.
+    """
+    if len(block.gate) != 2:
+        return
+    names = [layer.name.lower() for layer in layers]
+    if any("se_module" in name for name in names):
+        raise CheckpointError(
+            "it is Cadene's SE-ResNeXt (timm: legacy_seresnext…), whose max pooling does not pad"
+        )
+    if not any(map(SQUEEZE.search, names)):
+        raise CheckpointError(
+            "which max pooling its stem has is ambiguous: timm's SE-ResNeXts pad, Cadene's do not, "
+            "and names do not show whose it is. Pass config= for timm's"
+        )
 
 
 def _stages(roles: Sequence[BlockRoles], ordered: bool) -> list[list[BlockRoles]]:
@@ -332,75 +383,11 @@ def _check_numbers(stage: Sequence[BlockRoles], ordered: bool) -> None:
             )
 
 
-def _stem(
-    outside: Sequence[Layer],
-    first: BlockRoles,
-    start: int | None,
-    paths: Sequence[tuple[str, ...]],
-) -> tuple[list[Pair], tuple[str, ...]]:
-    """The one or three convolutions of the stem with their norms, and the common prefix of all.
-
-    Raises:
-        CheckpointError: There is none, or several fit.
-    """
-    root = _common(paths)
-    for depth in range(len(root), -1, -1):
-        scope = [x for x in outside if x.path[:depth] == root[:depth]]
-        convs = [x for x in scope if x.kind == "conv" and not x.biased]
-        if start is not None:
-            convs = [x for x in convs if x.position < start]
-        stems = _stem_convs(convs, first.entry, start is not None)
-        if len(stems) > 1:
-            names = " or ".join(stem[0].name for stem in stems)
-            raise CheckpointError(f"its first convolution is ambiguous: {names}")
-        if stems:
-            return _stem_pairs(stems[0], scope, start), root[:depth]
-    raise CheckpointError(
-        f"the first convolution is missing: none gives the {first.entry} channels that "
-        f"{first.branch[0].conv.name} takes"
-    )
-
-
-def _stem_convs(convs: Sequence[Layer], out: int, ordered: bool) -> list[tuple[Layer, ...]]:
-    """The stems that convolutions can be: three 3×3 in a chain, or one."""
-    kernels = {x.name: x.shape[2:] for x in convs}
-    three = [x for x in convs if kernels[x.name] == (3, 3)]
-    chains = [
-        (a, b, c)
-        for a, b, c in itertools.permutations(three, 3)
-        if c.shape[0] == out
-        and c.shape[1] == b.shape[0]
-        and b.shape[1] == a.shape[0]
-        and a.shape[1] not in {x.shape[0] for x in three}
-        and (not ordered or a.position < b.position < c.position)
-    ]
-    if chains:
-        return chains
-    single = [x for x in convs if x.shape[0] == out and x.shape[2:] in ((7, 7), (3, 3), (1, 1))]
-    single = [x for x in single if x.shape[1] not in {y.shape[0] for y in convs}]
-    return [(x,) for x in single]
-
-
-def _stem_pairs(stem: Sequence[Layer], scope: Sequence[Layer], start: int | None) -> list[Pair]:
-    """The stem's convolutions with the norms behind them."""
-    norms = [x for x in scope if x.kind == "norm"]
-    if start is not None:
-        norms = [x for x in norms if x.position < start]
-    norms = [x for x in norms if x.shape[0] in {conv.shape[0] for conv in stem}]
-    pairs = pair_norms(stem, norms, start is not None, "the stem")
-    return [pairs[conv.name] for conv in stem]
-
-
-def _common(paths: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """What all paths start with; of one block, everything above its stage."""
-    if len(paths) == 1:
-        return paths[0][:-2]
-    columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*paths, strict=False))
-    return tuple(column[0] for column in columns)
-
-
 def _refuse_between(
-    outside: Sequence[Layer], stem: Sequence[Pair], roles: Sequence[BlockRoles]
+    outside: Sequence[Layer],
+    stem: Sequence[Pair],
+    roles: Sequence[BlockRoles],
+    root: tuple[str, ...],
 ) -> None:
     """Refuse layers between stem and last block of which names do not say that they are apart.
 
@@ -413,7 +400,8 @@ def _refuse_between(
     first = min(pair.conv.position for pair in stem)
     for layer in outside:
         inside = first < layer.position < last and layer.name not in own
-        if inside and (not named or layer.path[0].isdigit()):
+        beside = layer.path[len(root) :] if layer.path[: len(root)] == root else ()
+        if inside and (not named or (beside and beside[0].isdigit())):
             raise CheckpointError(f"{layer.name} {layer.shape} stands between its blocks")
 
 
@@ -459,17 +447,3 @@ def _pools_shortcuts(
         )
     notes.append("not visible in its names, so assumed: shortcuts do not average-pool")
     return False
-
-
-def _stem_state(stem: Sequence[Pair], notes: list[str]) -> dict[str, Tensor]:
-    names = [("conv1.0", "conv1.1"), ("conv1.3", "conv1.4"), ("conv1.6", "bn1")]
-    state: dict[str, Tensor] = {}
-    for pair, (conv, norm) in zip(
-        stem, names if len(stem) == 3 else [("conv1", "bn1")], strict=True
-    ):
-        state |= pair_state(pair, conv, norm)
-    weight = state.get("conv1.weight")
-    if weight is not None and weight.shape[2:] == (1, 1):
-        state["conv1.weight"] = F.pad(weight, (1, 1, 1, 1))
-        notes.append("its first convolution is 1×1, written as 3×3 with zeros around it")
-    return state
