@@ -19,30 +19,13 @@ from resnext.config import ResNeXtConfig
 from resnext.dialects.dialect import Documents
 from resnext.errors import CheckpointError, MissingFileError, ResNeXtError
 from resnext.network import ResNeXt
+from resnext.weights.causes import causes_of
 from resnext.weights.formats.reading import read
 from resnext.weights.recognise import ChosenWeights, DetectedNetwork, choose_weights, recognise
 from resnext.weights.resolve import ResolvedCheckpoint, SkipInit, in_folder, resolve_contents
 
 _SHOWN = 4
 _LONGEST = 800  # characters of a text
-# Parts of names that a ResNeXt does not have, and their meaning
-_CAUSES = (
-    ("conv_offset", "It has deformable convolutions (DCN), which are not supported."),
-    ("context_block", "It has GCNet's context blocks, a plugin of mmdet."),
-    ("nonlocal_block", "It has non-local blocks, a plugin of mmdet."),
-    ("gen_attention_block", "It has generalized attention, a plugin of mmdet."),
-    ("lora_", "It has LoRA adapters. Merge them into the weights first."),
-    ("parametrizations.", "Its weights are parametrized. Remove the parametrizations and save."),
-    ("weight_mask", "It was pruned. Call torch.nn.utils.prune.remove and save again."),
-    ("weight_orig", "It has spectral norm or pruning. Remove it and save again."),
-    ("_packed_params", "It is quantized. Save the network as it was before."),
-    ("zero_point", "It is quantized. Save the network as it was before."),
-    ("layer0.", "It is one of Cadene's networks, whose pooling differs (timm: legacy_seresnext…)."),
-    (
-        ".se_module.",
-        "It is one of Cadene's networks, whose pooling differs (timm: legacy_seresnext…).",
-    ),
-)
 
 
 class Diagnosis(NamedTuple):
@@ -183,10 +166,7 @@ def _typed(path: str) -> str:
 def _unresolved(diagnosis: Diagnosis, weights: ChosenWeights, reason: str) -> Diagnosis:
     """The diagnosis of weights that are not a usable network."""
     problems = [reason.removeprefix(f"{diagnosis.path}: ")]
-    names = list(weights.state)
-    problems += dict.fromkeys(why for word, why in _CAUSES if any(word in name for name in names))
-    if any(".conv2." in x for x in names) and not any(".conv3." in x for x in names):
-        problems.append("Its blocks have two convolutions: it is a ResNet-18 or -34.")
+    problems += [why for why in causes_of(weights.state) if why not in reason]
     try:
         detected = recognise(weights.state, weights.dialect)
     except CheckpointError:

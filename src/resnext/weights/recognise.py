@@ -12,6 +12,8 @@ from resnext.dialects.dialect import Dialect, ParameterNames
 from resnext.dialects.table import DIALECTS
 from resnext.errors import CheckpointError
 from resnext.weights.formats.reading import Contents, to_tensors
+from resnext.weights.heads import SELF_SUPERVISED, find_head, head_obstacle
+from resnext.weights.structure import AFFINE_EPS, STRUCTURE, may_hold_structure, read_structure
 
 # Where weights are in a dictionary, best first: averages are what was evaluated. mmengine swaps:
 # its `state_dict` holds the average and `ema_state_dict` the raw weights.
@@ -23,11 +25,9 @@ _AVERAGES = {"ema_model", "model_ema", "ema"}
 _CLASSIFIER = re.compile(
     r"(?:head\.fc|head|classifier|fc|last_linear)(?:\.\d{1,3})?\.(weight|bias)"
 )
-# Parts of self-supervised training. A last layer inside such an encoder is a projection.
+# An encoder of self-supervised training. A last layer inside it is a projection.
 _ENCODER = re.compile(r"(?:^|\.)(?:encoder_q|base_encoder)\.")
-_SELF_SUPERVISED = re.compile(
-    r"(?:^|\.)(?:encoder_k|momentum_encoder|queue\w*|prototypes|projector|projection\w*|predictor)(?:\.|$)"
-)
+_TRUNK = re.compile(r"(?:conv1|bn1|layer\d+)\.|fc\.(?:weight|bias)$")  # under our names
 
 
 class ChosenWeights(NamedTuple):
@@ -57,6 +57,10 @@ class DetectedNetwork(NamedTuple):
     """Names of everything else: other parts of a detector, averages of weights."""
     passed_over: tuple[str, ...]
     """Prefixes of other networks."""
+    norm_eps: float | None = None
+    """What norms add to variances, if the kind of file shows it."""
+    notes: tuple[str, ...] = ()
+    """What was assumed about the classifier, or what was left out of it."""
 
 
 def choose_weights(contents: Contents) -> ChosenWeights:
@@ -71,12 +75,20 @@ def choose_weights(contents: Contents) -> ChosenWeights:
     if contents.root is not None:
         return _unpacked(contents)
     dictionaries = contents.dictionaries
-    ranked = sorted((key for key in dictionaries if _is_candidate(dictionaries[key])), key=_rank)
+    ranked = sorted((key for key in dictionaries if holds_anchor(dictionaries[key])), key=_rank)
+    if not ranked:
+        structured = (key for key in dictionaries if may_hold_structure(dictionaries[key]))
+        ranked = sorted(structured, key=_rank)
     if not ranked:
         ranked = [max(dictionaries, key=lambda key: len(dictionaries[key]))]
     best, *others = ranked
     if others and _rank(best) == _rank(others[0]):
         keys = " and ".join(map(repr, ranked))
+        if {"student", "teacher"} <= set(ranked):
+            raise CheckpointError(
+                f"{contents.path}: two networks are in it, DINO's student and teacher. The teacher "
+                f"is what is evaluated: save torch.load(…)['teacher']."
+            )
         raise CheckpointError(
             f"{contents.path}: several networks are in it, under {keys}. Save one."
         )
@@ -103,7 +115,7 @@ def _rank(key: str) -> int:
     return _KEYS.index(first) if first in _KEYS else len(_KEYS)
 
 
-def _is_candidate(names: Iterable[str]) -> bool:
+def holds_anchor(names: Iterable[str]) -> bool:
     """Whether a ResNeXt, or a ResNet, may be among these names."""
     anchors = _anchors()
     return any(_prefix(name, anchor) is not None for name in names for anchor in anchors)
@@ -121,28 +133,97 @@ def recognise(state: Mapping[str, Tensor], dialect: Dialect | None = None) -> De
     """
     anchor, prefix, others = _find(state)
     within = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
-    network = [name for name in within if not _SELF_SUPERVISED.search(name)]
+    network = [name for name in within if not SELF_SUPERVISED.search(name)]
     kept = {prefix + name for name in network}
     outside = [name for name in state if name not in kept]
     heads = _classifiers(state, prefix)
     dialect = dialect or _dialect(anchor, ParameterNames(set(network), outside, heads))
-    ours = dialect.read({n: state[prefix + n] for n in network if prefix + n not in heads})
+    trunk = [name for name in network if prefix + name not in heads]
+    extra = [prefix + name for name in trunk if not _TRUNK.match(dialect.to_ours(name))]
+    beside = {*extra, *outside} - heads.keys()
+    ours = dialect.read({n: state[prefix + n] for n in trunk if prefix + n not in beside})
     weights = [name for name, part in heads.items() if part == "weight"]
     if heads and not weights:
         raise CheckpointError(f"{next(iter(heads))} exists, but not the weight that belongs to it.")
     one = len(weights) == 1 and state[weights[0]].ndim == 2
     one = one and not _is_projection(weights[0], prefix, outside)
+    own = {x.data_ptr() for x in ours.values()}
+    left = {
+        name: x
+        for name, x in state.items()
+        if name in beside and not name.startswith(others) and x.data_ptr() not in own
+    }
+    note = ""
+    if one:
+        features, root = state[weights[0]].shape[1], tuple(prefix.split(".")[:-1])
+        note = head_obstacle(left, features, root) if left else ""
+        one = not note
     if one:
         ours |= {f"fc.{part}": state[name] for name, part in heads.items()}
+        if "fc.bias" not in ours:
+            ours["fc.bias"] = ours["fc.weight"].new_zeros(len(ours["fc.weight"]))
+            note = f"the classifier {weights[0]} has no bias; it is zero"
+    elif left and not heads and (features := _features(ours)):
+        head = find_head(left, features, tuple(prefix.split(".")[:-1]), named=True)
+        ours, note = ours | head.state, head.note
+        heads, beside = dict.fromkeys(head.used, ""), beside - {*head.used}
     return DetectedNetwork(
         dialect=dialect,
         prefix=prefix,
         state=ours,
         norm=dialect.norm_kind(network),
-        heads=() if one else tuple(weights),
-        left=tuple(name for name in outside if name not in heads),
+        heads=() if one or note else tuple(weights),
+        left=tuple(name for name in state if name in beside),
         passed_over=others,
+        notes=(note,) if note else (),
     )
+
+
+def recognise_structure(
+    state: Mapping[str, Tensor], *, avg_down: bool | None = None
+) -> DetectedNetwork:
+    """Find the ResNeXt in a state dict by the structure of its layers, whatever their names.
+
+    Args:
+        state: Tensors by name, in the order of the file.
+        avg_down: Whether strided shortcuts average-pool, if it is known.
+
+    Raises:
+        CheckpointError: There is no ResNeXt, or something is ambiguous; the message says what.
+    """
+    found = read_structure(state, avg_down)
+    left = {name: x for name, x in state.items() if name not in found.used}
+    head = find_head(left, _features(found.state), found.root)
+    notes = [*found.notes, *([head.note] if head.note else [])]
+    return DetectedNetwork(
+        dialect=STRUCTURE,
+        prefix="".join(f"{part}." for part in found.root),
+        state=found.state | head.state,
+        norm="batch",
+        heads=(),
+        left=tuple(name for name in left if name not in head.used),
+        passed_over=(),
+        norm_eps=AFFINE_EPS if found.affine else None,
+        notes=tuple(notes),
+    )
+
+
+def same_trunk(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two state dicts under our names have the same tensors as their trunks.
+
+    Counters of batches do not count: a missing one is replaced.
+    """
+    return all(
+        name in one and one[name].data_ptr() == x.data_ptr()
+        for name, x in other.items()
+        if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
+    )
+
+
+def _features(ours: Mapping[str, Tensor]) -> int:
+    """Channels of the last stage's map; 0 if they are not known."""
+    names = [name for name in ours if name.endswith(".0.conv3.weight")]
+    return ours[max(names)].shape[0] if names else 0
 
 
 def _is_projection(head: str, prefix: str, outside: Iterable[str]) -> bool:
@@ -152,7 +233,7 @@ def _is_projection(head: str, prefix: str, outside: Iterable[str]) -> bool:
     """
     if not head.startswith(prefix):
         return False
-    return bool(_ENCODER.search(prefix)) or any(map(_SELF_SUPERVISED.search, outside))
+    return bool(_ENCODER.search(prefix)) or any(map(SELF_SUPERVISED.search, outside))
 
 
 def _anchors() -> tuple[str, ...]:

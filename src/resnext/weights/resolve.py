@@ -36,16 +36,22 @@ from resnext.weights.catalog import (
     is_address,
     is_path,
 )
+from resnext.weights.causes import cause_of
 from resnext.weights.formats.reading import Contents, contents_of, read
 from resnext.weights.header import is_own, parse_header
 from resnext.weights.infer_config import ASSUMED, infer_config
 from resnext.weights.lookalikes import choose_lookalike, is_about_dilation
-from resnext.weights.recognise import ChosenWeights, DetectedNetwork, choose_weights, recognise
-
-# Layers that normalize the image inside the network: robustness, RobustBench
-_NORMALIZER = re.compile(r"((?:.*\.)?)(new_mean|mean|mu)")
-_DEVIATION = {"new_mean": "new_std", "mean": "std", "mu": "sigma"}
-
+from resnext.weights.normalizer import with_normalizer
+from resnext.weights.recognise import (
+    ChosenWeights,
+    DetectedNetwork,
+    choose_weights,
+    holds_anchor,
+    recognise,
+    recognise_structure,
+    same_trunk,
+)
+from resnext.weights.structure import may_hold_structure
 
 Source = str | Path | Mapping[str, Any] | nn.Module | Enum
 
@@ -263,13 +269,8 @@ def resolve_contents(
     try:
         documents = (documents or Documents())._replace(file=contents.metadata)
         metadata = _metadata(documents, config is not None)
-        detected = recognise(weights.state, weights.dialect)
         known = config or (entry.config if entry else metadata.config)
-        if metadata.head and detected.state.pop("fc.weight", None) is not None:
-            detected.state.pop("fc.bias", None)
-            notes.append(f"its last layer was left out: {metadata.head}")
-        outside = [n for n in (*detected.left, *detected.heads) if weights.state[n].ndim == 4]
-        network, ambiguity = _network(detected, known, contents, outside, notes)
+        detected, network, ambiguity = _recognised(weights, known, metadata.head, contents, notes)
         detected.dialect.check_readable(network.config)
         card = entry.card if entry else metadata.card
         if isinstance(network, ResNeXt):
@@ -280,7 +281,7 @@ def resolve_contents(
     notes += metadata.notes
     if not entry and metadata.preprocessing is None:
         notes.append("preprocessing assumed: 256, 224, bilinear, ImageNet's mean and deviation")
-    card = _with_normalizer(card, weights.state, detected.left, notes)
+    card = with_normalizer(card, weights.state, detected.left, notes)
     card = with_notes(card, notes=notes, dialect=detected.dialect.name)
     state = _own_memory(detected.state)
     return ResolvedCheckpoint(path, detected.dialect, state, card, network, ambiguity)
@@ -320,6 +321,7 @@ def _left_out(weights: ChosenWeights, detected: DetectedNetwork) -> list[str]:
         notes.append(f"other networks in the file: {', '.join(map(repr, others))}")
     if detected.left:
         notes.append(f"tensors left out: {len(detected.left)}, the first is {detected.left[0]}")
+    notes += detected.notes
     if detected.heads:
         heads = ", ".join(detected.heads)
         notes.append(
@@ -327,28 +329,6 @@ def _left_out(weights: ChosenWeights, detected: DetectedNetwork) -> list[str]:
             f"and was left out: {heads}"
         )
     return notes
-
-
-def _with_normalizer(
-    card: Card, state: Mapping[str, Tensor], left: Iterable[str], notes: list[str]
-) -> Card:
-    """The card with mean and deviation of a layer before the network, as robustness files have."""
-    for name in sorted(left, key=len):
-        found = _NORMALIZER.fullmatch(name)
-        std = found and state.get(found[1] + _DEVIATION[found[2]])
-        if not found or std is None or not state[name].numel() == std.numel() == 3:
-            continue
-        mean, std = state[name].flatten().tolist(), std.flatten().tolist()
-        try:
-            if not all(0 <= x <= 1 for x in (*mean, *std)):
-                raise ConfigError("They are not of values from 0 to 1.")
-            changed = replace(card.preprocessing, mean=tuple(mean), std=tuple(std))
-        except ConfigError as error:
-            notes.append(f"mean and deviation in {name} are not used: {error}")
-            continue
-        notes.append(f"mean and deviation are those in {name}")
-        return replace(card, preprocessing=changed)
-    return card
 
 
 def _check_classes(count: int, stated: int | None, labels: int) -> None:
@@ -378,11 +358,61 @@ def _own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return own
 
 
+def _recognised(
+    weights: ChosenWeights,
+    known: ResNeXtConfig | None,
+    head: str,
+    contents: Contents,
+    notes: list[str],
+) -> tuple[DetectedNetwork, ResNeXt | Backbone, str]:
+    """The network that names show or, if they show none, the structure of the layers.
+
+    Raises:
+        CheckpointError: Neither shows one.
+    """
+    by_name: DetectedNetwork | None = None
+    named = list[str]()
+    try:
+        by_name = _without(head, recognise(weights.state, weights.dialect), named)
+        found = _network(by_name, known, weights.state, contents, named)
+        notes += named
+        return by_name, *found
+    except CheckpointError as error:
+        if weights.dialect is not None or (by_name is None and holds_anchor(weights.state)):
+            raise
+        problem = error
+    try:
+        detected = recognise_structure(weights.state, avg_down=known.avg_down if known else None)
+    except CheckpointError as error:
+        ending = cause_of(weights.state)
+        if not ending and may_hold_structure(weights.state):
+            ending = f"By the structure of its layers: {error}"
+        if ending:
+            raise CheckpointError(f"{_sentence(str(problem))} {_sentence(ending)}") from error
+        raise problem from error
+    if by_name is not None and same_trunk(by_name.state, detected.state):
+        raise problem  # names were right; the file is incomplete or contradicts its config
+    detected = _without(head, detected, notes)
+    return detected, *_network(detected, known, weights.state, contents, notes)
+
+
+def _without(head: str, detected: DetectedNetwork, notes: list[str]) -> DetectedNetwork:
+    """The network without its last layer, if that is not a classifier of one label per image."""
+    if head and detected.state.pop("fc.weight", None) is not None:
+        detected.state.pop("fc.bias", None)
+        notes.append(f"its last layer was left out: {head}")
+    return detected
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."
+
+
 def _network(
     detected: DetectedNetwork,
     known: ResNeXtConfig | None,
+    state: Mapping[str, Tensor],
     contents: Contents,
-    outside: Iterable[str],
     notes: list[str],
 ) -> tuple[ResNeXt | Backbone, str]:
     """The known network if the weights fit it, else the one that names and shapes show.
@@ -393,6 +423,9 @@ def _network(
     config, ambiguity = known, ""
     if config is None:
         inferred, _ = infer_config(shapes, detected.norm)
+        outside = [
+            n for n in (*detected.left, *detected.heads) if n in state and state[n].ndim == 4
+        ]
         config, reason, ambiguity = choose_lookalike(
             inferred,
             contents.path,
@@ -405,6 +438,8 @@ def _network(
             notes.append(
                 f"not visible in names and shapes, so the usual values are assumed: {ASSUMED}"
             )
+    if detected.norm_eps is not None:
+        config = config.replace(norm_eps=detected.norm_eps)
     network, problem = match_network(config, detected.state, classifier="fc.weight" in shapes)
     if network is not None:
         return network, ambiguity

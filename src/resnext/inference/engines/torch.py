@@ -208,12 +208,8 @@ class TorchRunner:
 
     def pixels(self, x: Shaped[np.ndarray, "n h w c"]) -> Outputs:
         """Logits and embeddings of pixels as `data.decoding.pixels` returns them."""
-        with evaluating(self._network):  # it may be training again by now
+        with evaluating(self.network):  # it may be training again by now
             return self._session(x)
-
-
-_MODES_LOCK = threading.Lock()
-_modes: dict[int, tuple[int, bool]] = {}  # by id of a module: contexts around it, and its own mode
 
     @property
     def classifier(self) -> Classifier:
@@ -223,13 +219,20 @@ _modes: dict[int, tuple[int, bool]] = {}  # by id of a module: contexts around i
     def maps(self, x: Shaped[np.ndarray, "n h w c"]) -> MapOutputs:
         """Logits and last feature maps of pixels as `data.decoding.pixels` returns them."""
         dtype, preprocessing = self.network.fc.weight.dtype, self.card.preprocessing
-        return TorchSession(self.network, dtype, preprocessing, channels_last=False, maps=True)(x)
+        with evaluating(self.network):
+            return TorchSession(self.network, dtype, preprocessing, channels_last=False, maps=True)(
+                x
+            )
 
 
 def classifier_of(network: ResNeXt) -> Classifier:
     """The last layer of a network, in single precision on the CPU."""
     weight, bias = (p.detach().float().cpu().numpy() for p in (network.fc.weight, network.fc.bias))
     return Classifier(weight, bias)
+
+
+_MODES_LOCK = threading.Lock()
+_modes: dict[int, tuple[int, bool]] = {}  # by id of a module: contexts around it, and its own mode
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from resnext.errors import CheckpointError, MissingFileError
 from resnext.weights.formats import wrappers
+from resnext.weights.formats.mxnet import START, read_mxnet
 from resnext.weights.formats.pickles import STUBS, InertObject, brief, read_pickle, revived
 from resnext.weights.formats.torch7 import Module, read_torch7
 
@@ -51,7 +52,7 @@ class Contents(NamedTuple):
 
     path: Path
     format: str
-    """safetensors, torch, torch (legacy), Torch7, Lucid (.lcd), pickle of arrays or NumPy."""
+    """safetensors, torch, torch (legacy), Torch7, Lucid (.lcd), pickle of arrays, NumPy, MXNet."""
     dictionaries: Mapping[str, Arrays]
     """Every dictionary in the file with the arrays in it, by the path of keys that leads to it."""
     metadata: Mapping[str, Any]
@@ -90,6 +91,8 @@ def _format(path: Path, start: bytes) -> str:
         return "safetensors"
     if start[:4] == b"PK\x03\x04":
         return "torch"  # cut off: its table is at the end
+    if start.startswith(START):
+        return "mxnet"
     if start[:4] in (b"\x03\0\0\0", b"\x04\0\0\0"):
         return "lua"
     if start[:1] == b"\x80":
@@ -278,7 +281,12 @@ def _read_lua(path: Path) -> Contents:
     return Contents(path, "Torch7", {}, {}, content)
 
 
+def _read_mxnet(path: Path) -> Contents:
+    return _contents("MXNet", path, read_mxnet(path))
+
+
 _READERS = {
+    "mxnet": _read_mxnet,
     "safetensors": read_safetensors,
     "torch": _read_torch,
     "legacy": _read_legacy,

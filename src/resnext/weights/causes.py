@@ -1,0 +1,81 @@
+"""Why a state dict is not a ResNeXt that is built here, as far as names and shapes show."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+# Parts of names that a ResNeXt does not have, and their meaning
+_CAUSES = tuple(
+    (re.compile(pattern), why)
+    for pattern, why in (
+        (r"conv_offset", "It has deformable convolutions (DCN), which are not supported."),
+        (r"context_block", "It has GCNet's context blocks, a plugin of mmdet."),
+        (r"nonlocal_block", "It has non-local blocks, a plugin of mmdet."),
+        (r"gen_attention_block", "It has generalized attention, a plugin of mmdet."),
+        (r"lora_", "It has LoRA adapters. Merge them into the weights first."),
+        (
+            r"parametrizations\.",
+            "Its weights are parametrized. Remove the parametrizations and save.",
+        ),
+        (r"weight_mask", "It was pruned. Call torch.nn.utils.prune.remove and save again."),
+        (r"weight_orig", "It has spectral norm or pruning. Remove it and save again."),
+        (r"_packed_params|zero_point", "It is quantized. Save the network as it was before."),
+        (
+            r"(?:^|\.)(?:bn\d|norm\d)\.(?:IN|BN|instance_norm|batch_norm)\.",
+            "Its norms are half instance, half batch norms (IBN-Net), which are not supported.",
+        ),
+        (
+            r"(?:^|\.)(?:cbam|ca|sa|ChannelGate|SpatialGate|channel_att\w*|spatial_att\w*)\d*\.",
+            "It has CBAM's channel and spatial attention, which is not supported.",
+        ),
+        (
+            r"(?:^|\.)layer\d+\.\d+\.se_module\.",
+            "It is one of Cadene's SE networks, whose pooling differs (timm: legacy_seresnext…).",
+        ),
+        (
+            r"layer\d+\.\d+\.(?:convs|bns)\.\d+\.",
+            "It is a Res2NeXt: its blocks have several 3×3 convolutions in a row.",
+        ),
+    )
+)
+_SE = re.compile(r"\.(se\w*\.fc\.\d)\.weight$")
+_BLOCK = re.compile(r"(?:^|\.)layer1\.0\.(conv\d)\.weight$")
+
+
+def causes_of(state: Mapping[str, Tensor]) -> list[str]:
+    """Sentences on what a state dict has that a ResNeXt does not have.
+
+    Args:
+        state: Tensors by name.
+    """
+    causes = [why for pattern, why in _CAUSES if any(map(pattern.search, state))]
+    if any(x.ndim == 5 for x in state.values()):
+        causes.append("Its convolutions are 3-D: it is a network for videos or volumes.")
+    if found := next((x for x in map(_SE.search, state) if x), None):
+        causes.append(
+            f"It has squeeze-and-excitation layers called {found[1]}, which could not be placed at "
+            f"the end of its blocks."
+        )
+    if _is_basic(state):
+        causes.append("Its blocks have two convolutions: it is a ResNet-18 or -34.")
+    return causes
+
+
+def cause_of(state: Mapping[str, Tensor]) -> str:
+    """The first of the causes; empty if none is known."""
+    return next(iter(causes_of(state)), "")
+
+
+def _is_basic(state: Mapping[str, Tensor]) -> bool:
+    """Whether the first block has two 3×3 convolutions and no third convolution."""
+    convs = {
+        found[1]: tuple(x.shape)
+        for name, x in state.items()
+        if x.ndim == 4 and (found := _BLOCK.search(name))
+    }
+    return sorted(convs) == ["conv1", "conv2"] and all(
+        shape[2:] == (3, 3) and shape[1] > 1 for shape in convs.values()
+    )

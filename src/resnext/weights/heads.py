@@ -1,0 +1,112 @@
+"""Which layer beside a trunk is its classifier: one linear layer directly on pooled features."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from resnext.weights.layer_groups import Layer, layers_of
+
+# Parts of self-supervised training. A last layer beside them is a projection.
+SELF_SUPERVISED = re.compile(
+    r"(?:^|\.)(?:encoder_k|momentum_encoder|queue\w*|prototypes?|projector|projection\w*|predictor|"
+    r"proj_head|dino_head|last_layer)(?:\.|$)"
+)
+_NAMES = re.compile(
+    r"(?:^|[._])(?:fc\d*|linear|head|heads|classifier|cls|logits?|last_linear|output|out|pred)$"
+)
+# Linear layers on normalized features, as ArcFace's, and those that make embeddings
+_MARGIN = re.compile(r"arc|cosface|margin|proj|embed|metric|proxies|angular|normface|sphereface")
+_POOLING = re.compile(r"(?:^|[._])(?:gem|pool\w*|global_pool)(?:[._]|$)|(?:^|\.)p$")
+_SHOWN = 4
+
+
+class Head(NamedTuple):
+    """The classifier beside a trunk, or why none can be expressed."""
+
+    state: dict[str, Tensor]
+    """`fc.weight` and `fc.bias`; empty if there is no classifier."""
+    used: tuple[str, ...] = ()
+    """Names of its tensors in the file."""
+    note: str = ""
+    """What was assumed or left out; empty if nothing was."""
+
+
+def find_head(
+    left: Mapping[str, Tensor], features: int, root: tuple[str, ...], *, named: bool = False
+) -> Head:
+    """The classifier among the tensors that are not of the trunk.
+
+    Args:
+        left: Those tensors by name.
+        features: Channels of the trunk's last map.
+        root: What the names of the trunk start with. Layers that start with it too may be part of
+            the trunk's computation.
+        named: Whether only a layer that is called a classifier counts.
+    """
+    layers = layers_of({name: x for name, x in left.items() if x.numel()})
+    linear = [x for x in layers if x.kind == "linear" and x.shape[1] == features]
+    called = [x for x in linear if _is_called_classifier(x)]
+    linear = called if named or len(called) == 1 else linear
+    if not linear:
+        return Head({}, note=_note(layers, "its last layer is not one linear layer"))
+    if any(SELF_SUPERVISED.search(name) for name in left):
+        return Head({}, note=_note(layers, "its last layers are those of self-supervised training"))
+    if len(linear) > 1:
+        return Head({}, note=_note(linear, "several linear layers take its features"))
+    last = linear[0]
+    if reason := _obstacle(last, [x for x in layers if x is not last], features, root):
+        return Head({}, note=reason)
+    weight = last.tensors["weight"]
+    state, note = {"fc.weight": weight, "fc.bias": last.tensors.get("bias", weight[:, 0])}, ""
+    if not last.biased:
+        state["fc.bias"] = torch.zeros(len(weight), dtype=weight.dtype)
+        note = f"the classifier {last.name} has no bias; it is zero"
+    return Head(state, last.names, note)
+
+
+def head_obstacle(left: Mapping[str, Tensor], features: int, root: tuple[str, ...]) -> str:
+    """Why a linear layer beside these tensors is not directly on pooled features; else empty."""
+    layers = layers_of({name: x for name, x in left.items() if x.numel()})
+    return _between(layers, features, root)
+
+
+def _obstacle(last: Layer, others: Iterable[Layer], features: int, root: tuple[str, ...]) -> str:
+    """Why a linear layer is not a classifier directly on pooled features; else empty."""
+    if _MARGIN.search(last.name.lower()):
+        return f"{last.name} is left out: by its name it is no plain classifier"
+    if not (last.biased or _is_called_classifier(last)):
+        return f"{last.name} {last.shape} is left out: it has no bias, and no name of a classifier"
+    return _between(others, features, root)
+
+
+def _is_called_classifier(layer: Layer) -> bool:
+    return bool(_NAMES.search(re.sub(r"\.\d+$", "", layer.name)))
+
+
+def _between(others: Iterable[Layer], features: int, root: tuple[str, ...]) -> str:
+    """The layers that may stand between features and classifier, as a note; empty if none do."""
+    several = list(others)
+    found = [
+        x
+        for x in several
+        if (x.kind == "norm" and x.shape[0] == features)
+        or _POOLING.search(x.name)
+        or any(_POOLING.search(name) for name in x.names)
+        or (x.kind == "conv" and x.path[: len(root)] == root)
+    ]
+    return _note(found, "its classifier is not directly on pooled features") if found else ""
+
+
+def _note(layers: Iterable[Layer], reason: str) -> str:
+    names = [f"{x.name or x.names[0]} {x.shape}" for x in layers]
+    if not names:
+        return ""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (
+        f"{reason}, so it was left out; a ResNeXt cannot express {', '.join(names[:_SHOWN])}{more}"
+    )
