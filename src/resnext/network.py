@@ -26,8 +26,10 @@ from resnext.layers import (
     conv,
     norm,
     projection,
+    scriptable,
     stem_conv,
     stem_pool,
+    traceable,
 )
 
 Images = Float[Tensor, "n c h w"]
@@ -100,6 +102,7 @@ class Trunk(nn.Module):
     """
 
     block: type[Bottleneck] = Bottleneck
+    __prepare_scriptable__ = scriptable  # torch.jit.script asks for it
 
     def __init__(self, config: ResNeXtConfig, depth: int) -> None:
         super().__init__()
@@ -171,6 +174,7 @@ class ResNeXt(Trunk):
         self.fc = nn.Linear(self.num_features, config.num_classes)
         init_weights(self, config.zero_init_residual)
 
+    @traceable
     def forward(self, x: Images) -> Float[Tensor, "n k"]:
         """Logits of each class."""
         return self.fc(self.dropout(self.embed(x)))

@@ -19,7 +19,7 @@ from resnext import network
 from resnext.backbone import Backbone
 from resnext.config import ResNeXtConfig, Stage
 from resnext.errors import ConfigError, ConfigTypeError, UnknownNameError
-from resnext.layers import SqueezeExcitation
+from resnext.layers import SqueezeExcitation, traceable
 from resnext.mmcls.init_cfg import InitCfg, initialize, is_pretrained
 from resnext.mmcls.layer_cfg import (
     LETTERS,
@@ -344,6 +344,7 @@ class ResNeXt(Backbone):
         """Images to the first stage's input."""
         return self.maxpool(self.stem(x)) if "stem" in self._modules else super().enter(x)
 
+    @traceable
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Tensor, "n c h w"]
     ) -> Float[Tensor, "n _ _ _"] | tuple[Float[Tensor, "n _ _ _"], ...]:

@@ -7,8 +7,10 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from resnext.errors import ConfigError, ConfigTypeError
+from resnext.layers import traceable
 from resnext.mmcls.backbone import ResNeXt
 from resnext.mmcls.init_cfg import InitCfg, initialize, is_pretrained
 
@@ -62,6 +64,7 @@ class ImageClassifier(nn.Module):
         self.init_cfg = init_cfg
         self.loss = loss or {"type": "CrossEntropyLoss"}
 
+    @traceable
     def forward(
         self,
         img: Float[Tensor, "n c h w"],
@@ -75,7 +78,7 @@ class ImageClassifier(nn.Module):
             ConfigError: The loss of the config is not mean cross-entropy.
         """
         logits = self.head.fc(self.extract_feat(img))
-        if return_loss is None:
+        if return_loss is None or isinstance(return_loss, Proxy):  # a graph gives logits
             return logits
         if not return_loss:
             return list(logits.softmax(1).detach().cpu().numpy())
