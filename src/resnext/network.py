@@ -101,7 +101,6 @@ class Trunk(nn.Module):
         depth: Number of stages to build.
     """
 
-    block: type[Bottleneck] = Bottleneck
     __prepare_scriptable__ = scriptable  # torch.jit.script asks for it
 
     def __init__(self, config: ResNeXtConfig, depth: int) -> None:
@@ -113,20 +112,19 @@ class Trunk(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = stem_pool(config)
         self.stage_names = tuple(f"layer{i + 1}" for i in range(depth))
-        for name, stage in zip(self.stage_names, config.stages, strict=False):
-            blocks = [
-                self.block(
-                    config,
-                    stage,
-                    in_channels=stage.out_channels if j else stage.in_channels,
-                    stride=1 if j else stage.stride,  # only the first block strides
-                    drop_path=drop_path,
-                )
-                for j, drop_path in enumerate(stage.drop_path)
-            ]
-            self.add_module(name, nn.Sequential(*blocks))
+        for i, name in enumerate(self.stage_names):
+            self.add_module(name, self.build_stage(i))
         self.num_features = config.stages[depth - 1].out_channels
         self.inplanes = self.num_features  # torchvision's detection builders read this name
+
+    def build_stage(self, i: int) -> nn.Sequential:
+        """The blocks of stage `i`, counted from 0."""
+        stage = self.config.stages[i]
+        blocks, channels, stride = [], stage.in_channels, stage.stride
+        for drop_path in stage.drop_path:
+            blocks.append(Bottleneck(self.config, stage, channels, stride, drop_path))
+            channels, stride = stage.out_channels, 1  # only the first block strides
+        return nn.Sequential(*blocks)
 
     @property
     def stages(self) -> list[nn.Sequential]:

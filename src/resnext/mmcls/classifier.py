@@ -11,7 +11,6 @@ from torch.fx import Proxy
 
 from resnext.errors import ConfigError, ConfigTypeError
 from resnext.layers import traceable
-from resnext.mmcls.backbone import ResNeXt
 from resnext.mmcls.init_cfg import InitCfg, initialize, is_pretrained
 
 _MEAN_CROSS_ENTROPY: dict[str, Any] = {
@@ -52,7 +51,7 @@ class ImageClassifier(nn.Module):
 
     def __init__(
         self,
-        backbone: ResNeXt,
+        backbone: nn.Module,
         head: LinearClsHead,
         init_cfg: InitCfg | None = None,
         loss: Mapping[str, Any] | None = None,
@@ -122,5 +121,6 @@ class ImageClassifier(nn.Module):
         initialize(self, self.init_cfg)
         if is_pretrained(self.init_cfg):
             return
-        self.backbone.init_weights()
+        if hasattr(self.backbone, "init_weights"):  # a class of a user may have none
+            self.backbone.init_weights()  # pyright: ignore[reportCallIssue]
         self.head.init_weights()
