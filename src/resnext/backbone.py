@@ -11,6 +11,7 @@ from resnext.checks import brief
 from resnext.config import ResNeXtConfig, check_config
 from resnext.dilation import DilationConvention, with_output_stride
 from resnext.errors import ConfigError, ConfigTypeError
+from resnext.layers import traceable
 from resnext.network import Images, Maps, Trunk, init_weights
 
 B = TypeVar("B", bound="Backbone")  # beartype supports `Self` only if it decorates the class
@@ -100,6 +101,7 @@ class Backbone(Trunk):
         """The modules of the stem that have parameters."""
         return (self.conv1, self.bn1)
 
+    @traceable
     def forward(self, x: Images) -> Maps:
         """Maps of the stages in `out_indices`, finest first."""
         maps = self.features(x, depth=self.out_indices[-1] + 1)

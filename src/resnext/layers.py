@@ -1,16 +1,18 @@
 """The layers of a ResNeXt; `network.py` puts them together.
 
 First the functions that build the layer a config asks for, then the layers that torch lacks, then
-activation checkpointing and the check of the input.
+activation checkpointing and the check of the input. All can be traced with `torch.fx`.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.fx
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +24,9 @@ from resnext.errors import InputError
 Map = Float[Tensor, "n c h w"]
 Convolved = Float[Tensor, "n k h2 w2"]
 Pooled = Float[Tensor, "n c h2 w2"]
+
+Leaf = Any  # a layer with `compute`
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -182,11 +187,34 @@ class AffineWSConv2d(WSConv2d):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+def traceable(forward: Method) -> Method:
+    """Keep the annotations of `forward` out of the graphs of `torch.fx`.
+
+    They are shapes as strings, which `pickle` and `torch.jit.script` refuse in a graph.
+    """
+    forward.__signature__ = inspect.signature(forward)  # pyright: ignore
+    forward.__annotations__ = {}
+    return forward
+
+
+@torch.fx.wrap
+def one_node(layer: Leaf, x: Tensor) -> Tensor:
+    """`layer.compute(x)` as one node of a `torch.fx` graph, which keeps the layer itself.
+
+    For layers whose Python reads sizes, or the mode, which a trace would fix.
+    """
+    return layer.compute(x)
+
+
 class SamePaddingConv2d(nn.Conv2d):
     """Convolution with TensorFlow's SAME padding: size over stride, rounded up."""
 
     def forward(self, input: Map) -> Convolved:
         """Pad as the input's size requires, an odd pixel at right and bottom, then convolve."""
+        return one_node(self, input)
+
+    def compute(self, input: Tensor) -> Tensor:
+        """What `forward` returns."""
         pads: list[int] = []
         for axis in (1, 0):  # F.pad starts with the last axis
             size, stride = input.shape[2 + axis], self.stride[axis]
@@ -257,6 +285,10 @@ class BlurPool2d(nn.Module):
 
     def forward(self, x: Map) -> Pooled:
         """Blur, then keep every `stride`-th pixel."""
+        return one_node(self, x)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """What `forward` returns."""
         channels = x.shape[1]
         x = F.pad(x, (1, 1, 1, 1), mode="reflect")
         kernel = self.kernel.to(x.dtype).expand(channels, 1, 3, 3)  # the input's dtype may differ
@@ -278,6 +310,10 @@ class DropPath(nn.Module):
 
     def forward(self, x: Map) -> Map:
         """Drop each image's branch with probability `rate`."""
+        return one_node(self, x)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """What `forward` returns."""
         if not self.training:
             return x
         keep = 1 - self.rate
@@ -298,7 +334,7 @@ def checkpointed(run: Callable[[Tensor], Tensor], owner: nn.Module, x: Tensor) -
             the first pass only.
         x: The input.
     """
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or isinstance(x, torch.fx.Proxy):
         return run(x)
     if (
         torch.compiler.is_compiling()
@@ -322,6 +358,24 @@ def _untracked(owner: nn.Module) -> Iterator[None]:
             m.momentum, m.num_batches_tracked = momentum, count
 
 
+def scriptable(network: nn.Module) -> nn.Module:
+    """The graph of a network, which `torch.jit.script` compiles in place of its Python.
+
+    Raises:
+        InputError: The network has a layer, or a `train()`, that a script cannot hold.
+    """
+    unknown = (LayerNorm2d, SamePaddingConv2d, BlurPool2d, DropPath)
+    held_back = [type(m).__name__ for m in network.modules() if isinstance(m, unknown)]
+    if getattr(network, "frozen_stages", -1) >= 0 or getattr(network, "norm_eval", False):
+        held_back.append("a train() that keeps layers frozen")
+    if held_back:
+        raise InputError(
+            f"torch.jit.script cannot compile {held_back[0]}. Use torch.jit.trace(model, images), "
+            f"torch.export.export or torch.compile."
+        )
+    return torch.fx.symbolic_trace(network)
+
+
 def check_images(x: Tensor, config: ResNeXtConfig) -> None:
     """Check the shape and type of a batch of images.
 
@@ -331,6 +385,8 @@ def check_images(x: Tensor, config: ResNeXtConfig) -> None:
     """
     if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return  # sizes are tensors in a trace, and comparing them warns
+    if isinstance(x, torch.fx.Proxy):
+        return  # a graph is being recorded, without images
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise InputError(f"Images must be a floating-point tensor, not {got}. Scale bytes by 255.")

@@ -27,8 +27,10 @@ from resnext.layers import (
     conv,
     norm,
     projection,
+    scriptable,
     stem_conv,
     stem_pool,
+    traceable,
 )
 
 Images = Float[Tensor, "n c h w"]
@@ -100,7 +102,7 @@ class Trunk(nn.Module):
         depth: Number of stages to build.
     """
 
-    block: type[Bottleneck] = Bottleneck
+    __prepare_scriptable__ = scriptable  # torch.jit.script asks for it
 
     def __init__(self, config: ResNeXtConfig, depth: int) -> None:
         super().__init__()
@@ -111,11 +113,16 @@ class Trunk(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = stem_pool(config)
         self.stage_names = tuple(f"layer{i + 1}" for i in range(depth))
-        for name, stage in zip(self.stage_names, config.stages, strict=False):
-            blocks = [self.block(config, stage, i) for i in range(len(stage.dilations))]
-            self.add_module(name, nn.Sequential(*blocks))
+        for i, name in enumerate(self.stage_names):
+            self.add_module(name, self.build_stage(i))
         self.num_features = config.stages[depth - 1].out_channels
         self.inplanes = self.num_features  # torchvision's detection builders read this name
+
+    def build_stage(self, i: int) -> nn.Sequential:
+        """The blocks of stage `i`, counted from 0."""
+        stage = self.config.stages[i]
+        blocks = (Bottleneck(self.config, stage, j) for j in range(len(stage.dilations)))
+        return nn.Sequential(*blocks)
 
     @property
     def stages(self) -> list[nn.Sequential]:
@@ -163,6 +170,7 @@ class ResNeXt(Trunk):
         self.fc = nn.Linear(self.num_features, config.num_classes)
         init_weights(self, config.zero_init_residual)
 
+    @traceable
     def forward(self, x: Images) -> Float[Tensor, "n k"]:
         """Logits of each class."""
         return self.fc(self.dropout(self.embed(x)))

@@ -7,7 +7,6 @@ mmcls's names, so that its checkpoints load strictly.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -17,16 +16,25 @@ from torch import Tensor, nn
 
 from resnext import network
 from resnext.backbone import Backbone
-from resnext.config import ResNeXtConfig, Stage
+from resnext.config import ResNeXtConfig
 from resnext.dilation import block_dilations
-from resnext.errors import ConfigError, ConfigTypeError, UnknownNameError
-from resnext.layers import SqueezeExcitation
+from resnext.errors import UnknownNameError
+from resnext.layers import traceable
+from resnext.mmcls.blocks import (
+    Bottleneck,
+    ConvModule,
+    ResLayer,
+    SEBottleneck,
+    block_width,
+    check_style,
+    get_expansion,
+    norm_module,
+)
 from resnext.mmcls.init_cfg import InitCfg, initialize, is_pretrained
 from resnext.mmcls.layer_cfg import (
     LETTERS,
     Cfg,
     RefusedError,
-    activation,
     conv_fields,
     freeze_norms,
     norm_fields,
@@ -35,159 +43,17 @@ from resnext.mmcls.layer_cfg import (
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
-class _Block(network.Bottleneck):
-    """Our block under mmcls's names: `gn1` for a group norm, `se_layer`, no empty pooling."""
-
-    def __init__(self, config: ResNeXtConfig, stage: Stage, index: int) -> None:
-        super().__init__(config, stage, index)
-        self.config = config
-        self.in_channels = stage.out_channels if index else stage.in_channels
-        self.mid_channels, self.out_channels = stage.width, stage.out_channels
-        self.stride = 1 if index else stage.stride
-        self.dilation = stage.dilations[index]
-        shortcut = self.downsample
-        if shortcut is not None and isinstance(shortcut[0], nn.Identity):
-            self.downsample = nn.Sequential(*list(shortcut)[1:])
-        modules = self._modules
-        for i in (1, 2, 3):  # every module moves to the end, so the order stays
-            modules[f"conv{i}"] = modules.pop(f"conv{i}")
-            modules[f"{LETTERS[config.norm]}{i}"] = modules.pop(f"bn{i}")
-        gate = modules.pop("se", None)
-        for name in ("relu", "downsample", "drop_path"):
-            if name in modules:
-                modules[name] = modules.pop(name)
-        if isinstance(gate, SqueezeExcitation):
-            self.se_layer = SELayer(gate)
-
-    @property
-    def norm1(self) -> nn.Module:
-        """The norm after the first convolution."""
-        return _norm(self, 1)
-
-    @property
-    def norm2(self) -> nn.Module:
-        """The norm after the grouped convolution."""
-        return _norm(self, 2)
-
-    @property
-    def norm3(self) -> nn.Module:
-        """The norm after the last convolution."""
-        return _norm(self, 3)
-
-    # Our block's names. nn.Module sets modules past a property; only `se = None` meets its setter.
-    bn1, bn2, bn3 = norm1, norm2, norm3
-    se = property(
-        lambda self: self._modules.get("se_layer"), lambda self, none: None, None, "`se_layer`."
-    )
-
-
-def _norm(module: _Block | ResNeXt, i: int) -> nn.Module:
-    norm = module._modules.get(f"{LETTERS[module.config.norm]}{i}")
-    if norm is None:
-        raise AttributeError(f"norm{i}")
-    return norm
-
-
-def _conv_module(**parts: nn.Module) -> nn.Sequential:
-    """mmcv's ConvModule: `conv`, then a norm and `activate` where there are some."""
-    return nn.Sequential(OrderedDict(parts))
-
-
-class SELayer(nn.Module):
-    """Our SE block under mmcls's names."""
-
-    def __init__(self, gate: SqueezeExcitation) -> None:
-        super().__init__()
-        self.global_avgpool = nn.AdaptiveAvgPool2d(1)
-        self.conv1 = _conv_module(conv=gate.fc1, activate=nn.ReLU())
-        self.conv2 = _conv_module(conv=gate.fc2, activate=nn.Sigmoid())
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Gate the channels."""
-        return x * self.conv2(self.conv1(self.global_avgpool(x)))
-
-
-class Bottleneck(_Block):
-    """mmcls's residual block, `(n, in_channels, h, w)` to `(n, out_channels, h / stride, …)`.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        base_channels: Middle channels of the network's first stage.
-        groups: Groups of the 3×3 convolution.
-        width_per_group: Its width in the first stage; not used if `groups` is 1.
-        expansion: Output channels over base channels.
-        stride: Stride of the block.
-        dilation: Dilation of the 3×3 convolution.
-        downsample: The shortcut; None adds the input as it is.
-        style: "pytorch" strides the 3×3, "caffe" the first 1×1 convolution.
-        with_cp: Whether activations are recomputed in the backward pass.
-        conv_cfg: Kind of convolution.
-        norm_cfg: Kind of normalization.
-        act_cfg: Kind of activation.
-        drop_path_rate: Probability of dropping the residual branch in training.
-
-    Raises:
-        ConfigError: An argument is out of range. Also an `AssertionError` where mmcls asserts.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        base_channels: int = 64,
-        groups: int = 32,
-        width_per_group: int = 4,
-        *,
-        expansion: int = 4,
-        stride: int = 1,
-        dilation: int = 1,
-        downsample: nn.Module | None = None,
-        style: str = "pytorch",
-        with_cp: bool = False,
-        conv_cfg: Cfg | None = None,
-        norm_cfg: Cfg = {"type": "BN"},  # noqa: B006 (never changed)
-        act_cfg: Cfg = {"type": "ReLU", "inplace": True},  # noqa: B006
-        drop_path_rate: float = 0.0,
-    ) -> None:
-        _check_style(style)
-        if out_channels % expansion:
-            raise RefusedError(
-                f"expansion must divide out_channels {out_channels}, not {expansion}."
-            )
-        middle = out_channels // expansion
-        config = ResNeXtConfig(
-            layers=(1,),
-            cardinality=groups,
-            base_width=width_per_group,
-            channels=(middle,),
-            num_stages=1,
-            expansion=expansion,
-            widths=(_width(middle, base_channels, groups, width_per_group),),
-            stem_channels=in_channels,
-            strides=(stride,),
-            dilations=(dilation,),
-            style=style,  # type: ignore[arg-type]
-            drop_path_rate=drop_path_rate,
-            drop_path_decay="constant",
-            **conv_fields(conv_cfg),
-            **norm_fields(norm_cfg),
-        )
-        super().__init__(config, config.stages[0], 0)
-        self.checkpointing = with_cp
-        self.downsample = downsample  # type: ignore[assignment]
-        self.relu = activation(act_cfg)
-        freeze_norms(self, norm_cfg)
-
-
 class ResNeXt(Backbone):
     """mmcls's backbone: images `(n, in_channels, h, w)` to feature maps of requested stages.
 
     Returns one tensor if one stage is requested, else a tuple. A new network has torch's default
     weights; `init_weights` applies `init_cfg`.
 
+    A subclass may have depths of its own in `arch_settings`, and stages from its own
+    `make_res_layer`. Every argument is also an attribute.
+
     Args:
-        depth: 50, 101 or 152.
+        depth: A key of `arch_settings`: 50, 101 or 152.
         groups: Groups of every 3×3 convolution.
         width_per_group: Width of a group in the first stage; not used if `groups` is 1.
         in_channels: Channels of the images.
@@ -213,13 +79,23 @@ class ResNeXt(Backbone):
         contract_dilation: mmseg's: whether the first block of a stage has half of its dilation.
         multi_grid: mmseg's: dilations of the blocks of the last stage.
 
+    Attributes:
+        arch_settings: Class of the blocks and number of blocks of each stage, by depth.
+        block: Class of the blocks.
+        stage_blocks: Number of blocks of each stage.
+        res_layers: Names of the stages.
+        feat_dim: Channels of the last map.
+        norm1_name: Name of the stem's norm, such as "bn1".
+
     Raises:
         KeyError: Unknown depth, or unknown type in `conv_cfg` or `norm_cfg`.
         ValueError: A value is out of range. Also an `AssertionError` where mmcls asserts.
         TypeError: A value has the wrong type.
     """
 
-    block = _Block
+    arch_settings: Mapping[int, tuple[type[nn.Module], Sequence[int]]] = MappingProxyType(
+        {depth: (Bottleneck, blocks) for depth, blocks in DEPTHS.items()}
+    )
     builds_unused = True
     arch_fields: Mapping[str, Any] = MappingProxyType({})
 
@@ -253,9 +129,13 @@ class ResNeXt(Backbone):
         contract_dilation: bool = False,
         multi_grid: Sequence[int] | None = None,
     ) -> None:
-        if type(depth) is not int or depth not in DEPTHS:
-            raise UnknownNameError(f"invalid depth {depth!r} for ResNeXt: it has 50, 101 and 152.")
-        _check_style(style)
+        if type(depth) not in (int, str) or depth not in self.arch_settings:
+            known = ", ".join(map(str, self.arch_settings))
+            raise UnknownNameError(
+                f"invalid depth {depth!r} for {type(self).__name__}: it has {known}."
+            )
+        self.block, stage_blocks = self.arch_settings[depth]
+        check_style(style)
         if type(num_stages) is not int or not 1 <= num_stages <= 4:
             raise RefusedError(f"num_stages must be 1, 2, 3 or 4, not {num_stages!r}.")
         if not len(strides) == len(dilations) == num_stages:
@@ -263,17 +143,15 @@ class ResNeXt(Backbone):
                 f"strides and dilations must have one entry for each of the {num_stages} "
                 f"stages, not {tuple(strides)!r} and {tuple(dilations)!r}. Pass all three."
             )
-        if expansion is not None and (type(expansion) is not int or expansion <= 0):
-            kind = RefusedError if type(expansion) is int else ConfigTypeError
-            raise kind(f"expansion must be a positive integer or None, not {expansion!r}.")
+        expansion = get_expansion(self.block, expansion)
         if isinstance(out_indices, list | tuple) and any(i >= num_stages for i in out_indices):
             raise RefusedError(
                 f"out_indices must name stages from 0 to {num_stages - 1}, not {out_indices!r}."
             )
         channels = tuple(base_channels * 2**i for i in range(num_stages))
-        widths = tuple(_width(c, base_channels, groups, width_per_group) for c in channels)
+        widths = tuple(block_width(c, base_channels, groups, width_per_group) for c in channels)
         half = stem_channels // 2
-        layers = DEPTHS[depth][:num_stages]
+        layers = tuple(stage_blocks[:num_stages])
         config = ResNeXtConfig(
             layers=layers,
             cardinality=groups,
@@ -286,7 +164,7 @@ class ResNeXt(Backbone):
             strides=tuple(strides),
             dilations=block_dilations(layers, dilations, contract_dilation, multi_grid),
             style=style,  # type: ignore[arg-type]
-            expansion=expansion or 4,
+            expansion=expansion,
             widths=widths,
             stem_channels=(half, half, stem_channels) if deep_stem else stem_channels,
             drop_path_rate=0.0 if 0 <= drop_path_rate <= 1e-5 else drop_path_rate,
@@ -296,6 +174,14 @@ class ResNeXt(Backbone):
             **conv_fields(conv_cfg),
             **norm_fields(norm_cfg),
         )
+        self.depth, self.groups, self.width_per_group = depth, groups, width_per_group
+        self.in_channels, self.stem_channels = in_channels, stem_channels
+        self.base_channels, self.expansion, self.num_stages = base_channels, expansion, num_stages
+        self.strides, self.dilations, self.style = tuple(strides), tuple(dilations), style
+        self.deep_stem, self.avg_down, self.with_cp = deep_stem, avg_down, with_cp
+        self.conv_cfg, self.norm_cfg, self.init_cfg = conv_cfg, norm_cfg, init_cfg
+        self.zero_init_residual, self.drop_path_rate = zero_init_residual, config.drop_path_rate
+        self.stage_blocks, self.norm1_name = config.layers, f"{LETTERS[config.norm]}1"
         super().__init__(
             config,
             out_indices=out_indices,
@@ -309,13 +195,41 @@ class ResNeXt(Backbone):
         self._name_as_mmcls()
         self.train()
         self.norm_eval = norm_eval  # mmcls applies it in train(), not when the network is built
-        self.init_cfg = init_cfg
-        self.depth, self.groups, self.width_per_group = depth, groups, width_per_group
-        self.base_channels, self.stem_channels = base_channels, stem_channels
-        self.expansion, self.num_stages = config.expansion, num_stages
-        self.stage_blocks = config.layers
         self.res_layers = list(self.stage_names)
-        self.feat_dim = self.num_features
+        self.feat_dim = getattr(self.stages[-1][-1], "out_channels", self.num_features)
+
+    def build_stage(self, i: int) -> nn.Sequential:
+        """What `make_res_layer` returns for stage `i`, counted from 0."""
+        stage = self.config.stages[i]
+        return self.make_res_layer(
+            block=self.block,
+            num_blocks=self.stage_blocks[i],
+            in_channels=stage.in_channels,
+            out_channels=stage.out_channels,
+            expansion=self.expansion,
+            stride=self.strides[i],
+            dilation=(self.config.dilations or self.dilations)[i],
+            style=self.style,
+            avg_down=self.avg_down,
+            with_cp=self.with_cp,
+            conv_cfg=self.conv_cfg,
+            norm_cfg=self.norm_cfg,
+            drop_path_rate=self.drop_path_rate,
+        )
+
+    def make_res_layer(self, **kwargs: Any) -> nn.Sequential:
+        """A stage, to be overridden for other ones.
+
+        Args:
+            kwargs: Arguments of `ResLayer`, except those that all stages share: `groups`,
+                `width_per_group` and `base_channels`.
+        """
+        return ResLayer(
+            groups=self.groups,
+            width_per_group=self.width_per_group,
+            base_channels=self.base_channels,
+            **kwargs,
+        )
 
     def _name_as_mmcls(self) -> None:
         """Rename the stem's modules."""
@@ -327,7 +241,7 @@ class ResNeXt(Backbone):
             parts = [*conv, norm, relu]
             self.stem = nn.Sequential(
                 *(
-                    _conv_module(**{"conv": c, prefix: n, "activate": a})
+                    ConvModule(**{"conv": c, prefix: n, "activate": a})
                     for c, n, a in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
                 )
             )
@@ -338,7 +252,7 @@ class ResNeXt(Backbone):
     @property
     def norm1(self) -> nn.Module:
         """The norm of the classic stem."""
-        return _norm(self, 1)
+        return norm_module(self, self.norm1_name)
 
     bn1 = norm1  # our network's name
 
@@ -351,6 +265,7 @@ class ResNeXt(Backbone):
         """Images to the first stage's input."""
         return self.maxpool(self.stem(x)) if "stem" in self._modules else super().enter(x)
 
+    @traceable
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Tensor, "n c h w"]
     ) -> Float[Tensor, "n _ _ _"] | tuple[Float[Tensor, "n _ _ _"], ...]:
@@ -381,6 +296,10 @@ class SEResNeXt(ResNeXt):
         kwargs: Other arguments of `ResNeXt`.
     """
 
+    arch_settings = MappingProxyType(
+        {depth: (SEBottleneck, blocks) for depth, blocks in DEPTHS.items()}
+    )
+
     def __init__(
         self,
         depth: int,
@@ -389,6 +308,7 @@ class SEResNeXt(ResNeXt):
         se_ratio: int = 16,
         **kwargs: Any,
     ) -> None:
+        self.se_ratio = se_ratio
         self.arch_fields = {
             "attention": "se",
             "se_reduction": se_ratio,
@@ -396,21 +316,10 @@ class SEResNeXt(ResNeXt):
         }
         super().__init__(depth, groups, width_per_group, **kwargs)
 
+    def make_res_layer(self, **kwargs: Any) -> nn.Sequential:
+        """A stage of blocks with `se_ratio`, to be overridden for other ones.
 
-def _check_style(style: object) -> None:
-    if style not in ("pytorch", "caffe"):
-        raise RefusedError(f"style must be 'pytorch' or 'caffe', not {style!r}.")
-
-
-def _width(channels: int, base_channels: int, groups: int, width_per_group: int) -> int:
-    """Bottleneck width of a stage with `channels` middle channels."""
-    for name, value in (
-        ("base_channels", base_channels),
-        ("groups", groups),
-        ("width_per_group", width_per_group),
-    ):
-        if type(value) is not int:
-            raise ConfigTypeError(f"{name} must be a positive integer, not {value!r}.")
-        if value <= 0:
-            raise ConfigError(f"{name} must be a positive integer, not {value!r}.")
-    return channels if groups == 1 else groups * width_per_group * channels // base_channels
+        Args:
+            kwargs: Arguments of `ResLayer`, except those that all stages share.
+        """
+        return super().make_res_layer(se_ratio=self.se_ratio, **kwargs)

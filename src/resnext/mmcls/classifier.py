@@ -7,9 +7,10 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from resnext.errors import ConfigError, ConfigTypeError
-from resnext.mmcls.backbone import ResNeXt
+from resnext.layers import traceable
 from resnext.mmcls.init_cfg import InitCfg, initialize, is_pretrained
 
 _MEAN_CROSS_ENTROPY: dict[str, Any] = {
@@ -50,7 +51,7 @@ class ImageClassifier(nn.Module):
 
     def __init__(
         self,
-        backbone: ResNeXt,
+        backbone: nn.Module,
         head: LinearClsHead,
         init_cfg: InitCfg | None = None,
         loss: Mapping[str, Any] | None = None,
@@ -62,6 +63,7 @@ class ImageClassifier(nn.Module):
         self.init_cfg = init_cfg
         self.loss = loss or {"type": "CrossEntropyLoss"}
 
+    @traceable
     def forward(
         self,
         img: Float[Tensor, "n c h w"],
@@ -75,7 +77,7 @@ class ImageClassifier(nn.Module):
             ConfigError: The loss of the config is not mean cross-entropy.
         """
         logits = self.head.fc(self.extract_feat(img))
-        if return_loss is None:
+        if return_loss is None or isinstance(return_loss, Proxy):  # a graph gives logits
             return logits
         if not return_loss:
             return list(logits.softmax(1).detach().cpu().numpy())
@@ -119,5 +121,6 @@ class ImageClassifier(nn.Module):
         initialize(self, self.init_cfg)
         if is_pretrained(self.init_cfg):
             return
-        self.backbone.init_weights()
+        if hasattr(self.backbone, "init_weights"):  # a class of a user may have none
+            self.backbone.init_weights()  # pyright: ignore[reportCallIssue]
         self.head.init_weights()

@@ -1,9 +1,9 @@
-"""`build`: modules from config dicts."""
+"""`build`: modules from config dicts, and `BACKBONES`: the classes it finds by name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -24,15 +24,85 @@ _CLASSIFIER_ARGS = (
     "data_preprocessor",
 )
 
+Kind = TypeVar("Kind", bound=type[nn.Module])
+
+
+class Registry:
+    """Classes by name, as mmcv's.
+
+    Args:
+        name: What the classes are, for messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.module_dict: dict[str, type[nn.Module]] = {}
+
+    def register_module(
+        self,
+        name: str | Sequence[str] | None = None,
+        force: bool = False,
+        module: type[nn.Module] | None = None,
+    ) -> Any:
+        """Register a class: as a decorator, `@BACKBONES.register_module()`, or the given `module`.
+
+        Args:
+            name: Its name or names in configs; None for the name of the class.
+            force: Whether it may replace a class of that name.
+            module: The class; None to decorate one.
+
+        Raises:
+            ConfigError: A name is taken. Also a `KeyError`.
+            ConfigTypeError: It is not a class.
+        """
+        if isinstance(name, type):  # @BACKBONES.register_module, without parentheses
+            return self.register_module(module=name)  # pyright: ignore[reportArgumentType]
+        if module is None:
+            return self._decorator(name, force)
+        if not isinstance(module, type):
+            raise ConfigTypeError(f"Only classes can be registered, not {brief(module)}.")
+        names = (module.__name__,) if name is None else (name,) if isinstance(name, str) else name
+        for known in names:
+            if known in self.module_dict and not force:
+                raise UnknownNameError(
+                    f"{known} is already registered in {self.name}. Choose another name, or "
+                    f"replace it with force=True."
+                )
+        self.module_dict.update(dict.fromkeys(names, module))
+        return module
+
+    def _decorator(self, name: str | Sequence[str] | None, force: bool) -> Callable[[Kind], Kind]:
+        return lambda module: self.register_module(name, force, module)
+
+    def get(self, name: str) -> type[nn.Module] | None:
+        """The class of that name, or None."""
+        return self.module_dict.get(name)
+
+    def build(self, cfg: Cfg) -> nn.Module:
+        """What `resnext.mmcls.build` builds."""
+        return build(cfg)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.module_dict
+
+    def __len__(self) -> int:
+        return len(self.module_dict)
+
+
+BACKBONES = Registry("BACKBONES")
+BACKBONES.register_module(module=ResNeXt)
+BACKBONES.register_module(module=SEResNeXt)
+
 
 def build(cfg: Cfg) -> nn.Module:
     """Build the module that a config dict describes.
 
     Args:
-        cfg: Its `type` is ResNeXt, SEResNeXt or ImageClassifier (with GlobalAveragePooling and
-            LinearClsHead). A whole config with a `model` entry works too. Entries for training
-            only (`topk`, `cal_acc`, `train_cfg`, `data_preprocessor`) are ignored, and a `loss`
-            other than mean cross-entropy is refused when it is asked for.
+        cfg: Its `type` is a class, a name in `BACKBONES` (ResNeXt, SEResNeXt and what was
+            registered), or ImageClassifier (with GlobalAveragePooling and LinearClsHead). A whole
+            config with a `model` entry works too. Entries for training only (`topk`, `cal_acc`,
+            `train_cfg`, `data_preprocessor`) are ignored, and a `loss` other than mean
+            cross-entropy is refused when it is asked for.
 
     Raises:
         ConfigError: An entry is missing, or its type is not supported. Also a `KeyError`.
@@ -42,20 +112,23 @@ def build(cfg: Cfg) -> nn.Module:
     if "type" not in cfg and "model" in cfg:
         return build(cfg["model"])
     args = dict(cfg)
-    kind = pop_type(args, "The model")
-    if kind == "ResNeXt":
-        return _call(ResNeXt, args)
-    if kind == "SEResNeXt":
-        return _call(SEResNeXt, args)
-    if kind != "ImageClassifier":
+    kind = args.pop("type") if isinstance(args.get("type"), type) else pop_type(args, "The model")
+    if kind in ("ImageClassifier", ImageClassifier):
+        return _classifier(args)
+    found = kind if isinstance(kind, type) else BACKBONES.get(kind)
+    if found is None:
         raise UnknownNameError(
-            f"Models of type {kind!r} are not built here, only ResNeXt, SEResNeXt and "
-            f"ImageClassifier."
+            f"Models of type {kind!r} are not built here, only {', '.join(BACKBONES.module_dict)} "
+            f"and ImageClassifier. Register a class of yours with BACKBONES.register_module()."
         )
+    return _call(found, args) if found in (ResNeXt, SEResNeXt) else found(**args)
+
+
+def _classifier(args: dict[str, Any]) -> ImageClassifier:
     _only(args, "ImageClassifier", _CLASSIFIER_ARGS)
     backbone = build(args.get("backbone") or {})
-    if not isinstance(backbone, ResNeXt):
-        raise UnknownNameError("The backbone of an ImageClassifier must be a ResNeXt or SEResNeXt.")
+    if isinstance(backbone, ImageClassifier):
+        raise UnknownNameError("The backbone of an ImageClassifier must not be a classifier.")
     neck, head = dict(args.get("neck") or {}), dict(args.get("head") or {})
     for entry, name, wanted in (
         (neck, "neck", "GlobalAveragePooling"),
@@ -67,9 +140,10 @@ def build(cfg: Cfg) -> nn.Module:
     num_classes, in_channels = head.get("num_classes"), head.get("in_channels")
     if type(num_classes) is not int or num_classes <= 0:
         raise ConfigError(f"num_classes of the head must be positive, not {num_classes!r}.")
-    if type(in_channels) is not int or in_channels != backbone.feat_dim:
+    width = getattr(backbone, "feat_dim", in_channels)  # a class of a user may not say it
+    if type(in_channels) is not int or in_channels != width:
         raise ConfigError(
-            f"in_channels of the head must be {backbone.feat_dim}, the backbone's last width, "
+            f"in_channels of the head must be {width}, the backbone's last width, "
             f"not {in_channels!r}."
         )
     init_cfg = args.get("init_cfg")
@@ -85,7 +159,7 @@ def _only(given: Cfg, what: str, known: Sequence[str]) -> None:
             raise ConfigTypeError(f"{what} has no argument {name!r}; it has {', '.join(known)}.")
 
 
-def _call(kind: type[ResNeXt], args: dict[str, Any]) -> ResNeXt:
+def _call(kind: type[nn.Module], args: dict[str, Any]) -> nn.Module:
     try:
         return kind(**args)
     except TypeError as error:
