@@ -24,6 +24,8 @@ Attention = Literal["se", "eca"]
 SERounding = Literal["timm", "mmcls", "floor"]
 AntiAlias = Literal["avg", "blur"]
 DropPathDecay = Literal["linear", "constant"]
+DilationConvention = Literal["timm", "torchvision", "mmseg", "smp"]
+USUAL_DILATION: DilationConvention = "timm"  # for networks of torchvision, it is torchvision's too
 
 
 class Stage(NamedTuple):
