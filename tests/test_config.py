@@ -472,7 +472,7 @@ def test_equality_and_hash_see_every_field() -> None:
 @pytest.mark.parametrize(
     ("stage", "error", "message"),
     [
-        ((1, 2), ValueError, r"dilations\[2\], for the blocks of stage 3, .* exactly 3 .*\(1, 2\)"),
+        ((1, 2), ValueError, r"dilations\[2\] must hold exactly 3 .*\(1, 2\)"),
         ((2, 2), ValueError, "exactly 3 positive integers"),  # not 2 for every block
         ((), ValueError, "exactly 3 positive integers"),
         ([1, 2, 0], ValueError, "exactly 3 positive integers"),

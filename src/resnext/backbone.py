@@ -8,8 +8,8 @@ from typing import NamedTuple, TypeVar
 from torch import nn
 
 from resnext.checks import brief
-from resnext.config import ResNeXtConfig, check_config
-from resnext.dilation import DilationConvention, with_output_stride
+from resnext.config import USUAL_DILATION, DilationConvention, ResNeXtConfig, check_config
+from resnext.dilation import with_output_stride
 from resnext.errors import ConfigError, ConfigTypeError
 from resnext.layers import traceable
 from resnext.network import Images, Maps, Trunk, init_weights
@@ -67,7 +67,7 @@ class Backbone(Trunk):
         norm_eval: bool = False,
         checkpointing: bool = False,
         output_stride: int | None = None,
-        dilation_convention: DilationConvention = "timm",
+        dilation_convention: DilationConvention = USUAL_DILATION,
     ) -> None:
         config = with_output_stride(check_config(config), output_stride, dilation_convention)
         indices = wanted_stages(out_indices, config.num_stages)

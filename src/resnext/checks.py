@@ -8,7 +8,7 @@ This module loads no torch.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from resnext.errors import ConfigError, ConfigTypeError, ResNeXtError
@@ -71,6 +71,40 @@ def positives(name: str, value: Any, count: int, hint: str = "") -> None:
         raise ConfigTypeError(f"{wanted}, not {brief(value)}.")
     if len(value) != count or min(value) <= 0:
         raise ConfigError(f"{wanted}, not {brief(value)}.{hint if len(value) != count else ''}")
+
+
+def positives_or_tuples(
+    name: str, value: Any, counts: Sequence[int]
+) -> tuple[int | tuple[int, ...], ...]:
+    """Require a tuple of positive integers, any of which may be a tuple itself.
+
+    Args:
+        name: Name of the value in messages.
+        value: The value to check.
+        counts: Number of integers in each of the tuples inside.
+
+    Returns:
+        The value; tuples inside that hold one number only are that number.
+
+    Raises:
+        ConfigTypeError: An entry is not an integer.
+        ConfigError: A tuple has another length, or an integer is below 1.
+    """
+    if not isinstance(value, tuple) or not any(isinstance(x, list | tuple) for x in value):
+        positives(name, value, len(counts))
+        return value
+    if len(value) != len(counts):
+        wanted = f"exactly {len(counts)} positive integers, or tuples of them"
+        raise ConfigError(f"{name} must hold {wanted}, not {brief(value)}.")
+    checked = list[int | tuple[int, ...]]()
+    for i, (entry, count) in enumerate(zip(value, counts, strict=True)):
+        inner = tuple(entry) if isinstance(entry, list | tuple) else (entry,)
+        if isinstance(entry, list | tuple):
+            positives(f"{name}[{i}]", inner, count)
+        else:
+            positive(f"{name}[{i}]", entry)
+        checked.append(inner if len(set(inner)) > 1 else inner[0])
+    return tuple(checked)
 
 
 def boolean(name: str, value: Any) -> None:

@@ -10,7 +10,16 @@ from copy import deepcopy
 from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, Literal, NamedTuple, get_args
 
-from resnext.checks import boolean, brief, choice, number, plain, positive, positives
+from resnext.checks import (
+    boolean,
+    brief,
+    choice,
+    number,
+    plain,
+    positive,
+    positives,
+    positives_or_tuples,
+)
 from resnext.errors import ConfigError, ConfigTypeError
 from resnext.foreign_names import answering, refuse_unknown
 
@@ -24,6 +33,8 @@ Attention = Literal["se", "eca"]
 SERounding = Literal["timm", "mmcls", "floor"]
 AntiAlias = Literal["avg", "blur"]
 DropPathDecay = Literal["linear", "constant"]
+DilationConvention = Literal["timm", "torchvision", "mmseg", "smp"]
+USUAL_DILATION: DilationConvention = "timm"  # for networks of torchvision, it is torchvision's too
 
 
 class Stage(NamedTuple):
@@ -339,7 +350,9 @@ class ResNeXtConfig:
             if value is not None or name in ("layers", "channels"):
                 positives(name, value, self.num_stages, _stages_hint(name, value))
         if self.dilations is not None:
-            object.__setattr__(self, "dilations", _checked_dilations(self.dilations, self.layers))
+            object.__setattr__(
+                self, "dilations", positives_or_tuples("dilations", self.dilations, self.layers)
+            )
         if max(self.layers) > 1000:
             raise ConfigError(
                 f"layers must hold at most 1000 blocks each, not {brief(self.layers)}."
@@ -428,29 +441,6 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "anti_alias": (None, *get_args(AntiAlias)),
     "drop_path_decay": get_args(DropPathDecay),
 }
-
-
-def _checked_dilations(
-    dilations: Any, layers: tuple[int, ...] | list[int]
-) -> tuple[int | tuple[int, ...], ...]:
-    """A dilation for each stage; a tuple of one for each block where they differ."""
-    if not isinstance(dilations, tuple) or not any(isinstance(x, list | tuple) for x in dilations):
-        positives("dilations", dilations, len(layers))
-        return dilations
-    if len(dilations) != len(layers):
-        wanted = f"exactly {len(layers)} positive integers, or tuples of one for each block"
-        raise ConfigError(f"dilations must hold {wanted}, not {brief(dilations)}.")
-    checked = list[int | tuple[int, ...]]()
-    for i, (blocks, count) in enumerate(zip(dilations, layers, strict=True)):
-        name = f"dilations[{i}]"
-        if isinstance(blocks, list | tuple):
-            blocks = tuple(blocks)
-            positives(f"{name}, for the blocks of stage {i + 1},", blocks, count)
-            blocks = blocks if len(set(blocks)) > 1 else blocks[0]
-        else:
-            positive(name, blocks)
-        checked.append(blocks)
-    return tuple(checked)
 
 
 def _stages_hint(name: str, value: Any) -> str:

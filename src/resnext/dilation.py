@@ -8,19 +8,17 @@ segmentation_models_pytorch and Detectron2 that of its own stage.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from resnext.checks import boolean, brief, choice
-from resnext.config import ResNeXtConfig
+from resnext.config import USUAL_DILATION, DilationConvention, ResNeXtConfig
 from resnext.errors import ConfigError, ConfigTypeError
-
-DilationConvention = Literal["timm", "torchvision", "mmseg", "smp"]
 
 
 def with_output_stride(
     config: ResNeXtConfig,
     output_stride: int | None,
-    dilation_convention: DilationConvention = "timm",
+    dilation_convention: DilationConvention = USUAL_DILATION,
 ) -> ResNeXtConfig:
     """The config with dilation in place of the strides beyond `output_stride`.
 
@@ -94,7 +92,7 @@ def _dilated(config: ResNeXtConfig, output_stride: int, convention: str) -> ResN
     return config.replace(
         strides=tuple(strides),
         dilations=tuple(dilations),
-        keep_pooling=pools and convention in ("timm", "torchvision"),
+        keep_pooling=pools and convention not in ("mmseg", "smp"),
     )
 
 

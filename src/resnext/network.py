@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from resnext.architectures import variant, warn_of_weights
 from resnext.card import Card
-from resnext.config import ResNeXtConfig, Stage, check_config
-from resnext.dilation import DilationConvention, with_output_stride
+from resnext.config import USUAL_DILATION, DilationConvention, ResNeXtConfig, Stage, check_config
+from resnext.dilation import with_output_stride
 from resnext.layers import (
     DropPath,
     anti_alias,
@@ -213,7 +213,7 @@ def create(
     name: str,
     *,
     output_stride: int | None = None,
-    dilation_convention: DilationConvention = "timm",
+    dilation_convention: DilationConvention = USUAL_DILATION,
     **overrides: Any,
 ) -> ResNeXt:
     """An untrained network of a named variant.

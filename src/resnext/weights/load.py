@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from resnext.backbone import Backbone
-from resnext.config import ResNeXtConfig
-from resnext.dilation import DilationConvention
+from resnext.config import USUAL_DILATION, DilationConvention, ResNeXtConfig
 from resnext.errors import CheckpointError
 from resnext.network import ResNeXt
 from resnext.system.device import pick_device
@@ -31,7 +30,7 @@ def load(
     in_channels: int | None = None,
     config: ResNeXtConfig | None = None,
     output_stride: int | None = None,
-    dilation_convention: DilationConvention = "timm",
+    dilation_convention: DilationConvention = USUAL_DILATION,
     device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> ResNeXt | Backbone:
@@ -118,7 +117,7 @@ def load_backbone(
     in_channels: int | None = None,
     config: ResNeXtConfig | None = None,
     output_stride: int | None = None,
-    dilation_convention: DilationConvention = "timm",
+    dilation_convention: DilationConvention = USUAL_DILATION,
     device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> Backbone:

@@ -19,10 +19,10 @@ from resnext.architectures import title
 from resnext.backbone import Backbone
 from resnext.card import Card
 from resnext.checks import brief
-from resnext.config import ResNeXtConfig, check_config
+from resnext.config import USUAL_DILATION, DilationConvention, ResNeXtConfig, check_config
 from resnext.dialects.dialect import CheckpointMetadata, Dialect, Documents
 from resnext.dialects.table import DIALECTS
-from resnext.dilation import DilationConvention, with_output_stride
+from resnext.dilation import with_output_stride
 from resnext.errors import AmbiguityWarning, CheckpointError, ConfigError, MissingFileError
 from resnext.network import ResNeXt
 from resnext.system.digest import file_sha256
@@ -86,7 +86,7 @@ def resolve(
     *,
     config: ResNeXtConfig | None = None,
     output_stride: int | None = None,
-    dilation_convention: DilationConvention = "timm",
+    dilation_convention: DilationConvention = USUAL_DILATION,
     progress: bool = False,
 ) -> ResolvedCheckpoint:
     """Find a checkpoint, read it, recognise it and rebuild its config.
