@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from resnext.card import Card, Described, Preprocessing, card_of
 from resnext.checks import at_least, brief
 from resnext.data.decoding import (
+    ValueRange,
     convert,
     decoding_error,
     open_image,
@@ -114,10 +115,11 @@ def held_out_images(model: Described, data: str, limit: int | None = None) -> li
     images = open_for_evaluation(data, card.labels, card.provenance)
     count = min(limit or len(images), len(images))
     pictures: list[Picture] = []
+    colour, values = card.preprocessing.colour, card.preprocessing.value_range
     for i in (i * len(images) // count for i in range(count)):
         image = images.images[i]
         usual = isinstance(image, Path | np.ndarray)
-        pictures.append(image if usual else images.open(i, card.preprocessing.colour))
+        pictures.append(image if usual else images.open(i, colour, values))
     return pictures
 
 
@@ -179,7 +181,8 @@ def to_pixels(picture: Picture, preprocessing: Preprocessing) -> UInt8[np.ndarra
     """
     if isinstance(picture, str | Path):
         return read_pixels(picture, preprocessing)
-    return _network_input(decode(picture, preprocessing.colour), preprocessing)
+    image = decode(picture, preprocessing.colour, preprocessing.value_range)
+    return _network_input(image, preprocessing)
 
 
 def read_pixels(
@@ -204,23 +207,24 @@ def read_pixels(
                 image.load()
                 ImageOps.exif_transpose(image, in_place=True)
                 ready = image.mode == "RGB" and preprocessing.colour != "L" and min(image.size) > 0
-                converted = image if ready else convert(image, preprocessing.colour)
+                colour, values = preprocessing.colour, preprocessing.value_range
+                converted = image if ready else convert(image, colour, values)
                 return _network_input(converted, preprocessing)
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise decoding_error(str(file), error) from error
 
 
-def decode(picture: Picture, colour: str) -> Image.Image:
+def decode(picture: Picture, colour: str, values: ValueRange = None) -> Image.Image:
     """A picture as a Pillow image, not resized, upright, in mode "L" or "RGB".
 
     Raises:
         DataError: The picture is a damaged file, or an array of the wrong shape or type.
     """
     if isinstance(picture, str | Path):
-        return open_image(Path(picture), colour)
+        return open_image(Path(picture), colour, values)
     if isinstance(picture, Image.Image):
         try:
-            return convert(ImageOps.exif_transpose(picture), colour)
+            return convert(ImageOps.exif_transpose(picture), colour, values)
         except OSError as error:  # Pillow decodes only now
             raise DataError(f"A Pillow image cannot be decoded: {error}.") from error
     known = isinstance(picture, np.ndarray) and picture.dtype == np.uint8
