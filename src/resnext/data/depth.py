@@ -50,9 +50,10 @@ def used_range(images: ImageSet) -> tuple[int, int] | None:
         except Exception:  # Pillow's decoders raise almost anything on damaged files
             continue  # the scan reports it
     if 0 < colours < 64:
+        above = f"{256 * (colours + 1):,}"
         raise DataError(
-            f"{images.name}: colour images of 16 bits use only values below {256 * (colours + 1):,}, "
-            f"and only their upper 8 bits are read. Convert them to 8 bits."
+            f"{images.name}: colour images of 16 bits use only values below {above}, and only "
+            f"their upper 8 bits are read. Convert them to 8 bits."
         )
     return _range(np.sort(np.concatenate(values))) if values else None
 
