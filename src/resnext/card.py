@@ -13,7 +13,7 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Colour = Literal["RGB", "BGR", "L"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Preprocessing:
     """How an image becomes the network's input.
 
@@ -27,6 +27,8 @@ class Preprocessing:
         mean: One number per channel, in the order of `colour`.
         std: One number per channel, in the order of `colour`.
         colour: "RGB", "BGR" or "L" for grey.
+        value_range: Values of grey images of 16 and 32 bits that become 0 and 255, those between
+            in proportion; None to take the upper 8 of 16 bits.
 
     Raises:
         ConfigError: A value is out of range or of the wrong type.
@@ -38,6 +40,7 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     colour: Colour = "RGB"
+    value_range: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Check all fields."""
@@ -56,6 +59,26 @@ class Preprocessing:
                 raise ConfigError(f"{name} must hold {channels} numbers, not {brief(value)}.")
         if min(self.std) <= 0:
             raise ConfigError(f"std must be greater than 0, not {self.std!r}.")
+        if isinstance(self.value_range, list):
+            object.__setattr__(self, "value_range", tuple(self.value_range))
+        ends = self.value_range
+        whole = isinstance(ends, tuple) and all(type(end) is int for end in ends)
+        if ends is not None and not (whole and len(ends) == 2 and ends[0] < ends[1]):
+            raise ConfigError(
+                f"value_range must hold two whole numbers, the lower one first, not {brief(ends)}."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON values; `value_range` only if there is one, as in older files."""
+        values = asdict(self)
+        if self.value_range is None:
+            del values["value_range"]
+        return values
+
+    def __repr__(self) -> str:
+        """The fields of `to_dict`, because digests are made of this text."""
+        values = ", ".join(f"{name}={value!r}" for name, value in self.to_dict().items())
+        return f"Preprocessing({values})"
 
 
 @dataclass(frozen=True)
@@ -105,7 +128,7 @@ class Card:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""
-        return asdict(self)
+        return asdict(self) | {"preprocessing": self.preprocessing.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Card:

@@ -398,7 +398,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     original = scan_cache._decode
     monkeypatch.setattr(
-        scan_cache, "_decode", lambda data, name, c: names.append(name) or original(data, name, c)
+        scan_cache, "_decode", lambda data, name, *x: names.append(name) or original(data, name, *x)
     )
     return names
 

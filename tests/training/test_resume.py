@@ -6,11 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from training_runs import QUICK, TINY, quick, sha, stop_after
 
 import resnext
+from resnext import Card, ResNeXtConfig
 from resnext.errors import CheckpointError
 from resnext.training.trainer import Trainer
 
@@ -102,3 +105,39 @@ def test_a_damaged_checkpoint_is_passed_over(photos: Path, tmp_path: Path) -> No
     newest.write_bytes(content)
     quick(photos, out, resume=True)
     assert sha(out) == before
+
+
+def test_runs_of_older_versions_keep_classes_and_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders were numbered as text, and 16-bit grey kept its upper 8 bits, until the run ends."""
+    for label in ("1", "2", "10"):
+        (tmp_path / "bits" / label).mkdir(parents=True)
+        for i in range(4):
+            values = np.random.default_rng(i).integers(0, 4096, (8, 8)).astype(np.uint16)
+            Image.fromarray(values).save(tmp_path / "bits" / label / f"{i}.tif")
+
+    def run(**options: Any) -> Card:
+        network = resnext.train(
+            tmp_path / "bits",
+            ResNeXtConfig((1,), 2, 8, num_stages=1, channels=(16,), stem_channels=8),
+            out=tmp_path / "m.safetensors",
+            epochs=1,
+            size=32,
+            device="cpu",
+            workers=0,
+            progress=False,
+            **options,
+        )
+        assert network.card is not None
+        return network.card
+
+    with monkeypatch.context() as older:
+        older.setattr("resnext.data.sources.folders.in_order", lambda names: (*sorted({*names}),))
+        older.setattr("resnext.data.open.used_range", lambda _: None)
+        before = run()
+    assert (before.labels, before.preprocessing.value_range) == (("1", "10", "2"), None)
+    assert run(resume=True) == before
+    new = run(overwrite=True)
+    assert new.labels == ("1", "2", "10")
+    assert new.preprocessing.value_range is not None

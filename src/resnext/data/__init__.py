@@ -5,6 +5,7 @@ dataset.py     `ImageSet` and `Splits`: images and targets, held compactly
 labels.py      class labels and their numbering
 sources/       one file per kind of data: folders, lists, arrays, shards, Parquet
 decoding.py    from image files to pixels, resized and cropped
+depth.py       the values that images of more than 8 bits use
 transforms.py  from pixels to tensors: preprocessing, random views for training (loads torch)
 loader.py      batches for evaluation, test-time augmentation (loads torch)
 workers.py     worker processes: how many fit, signals, and how they end (loads torch)

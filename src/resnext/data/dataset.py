@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, overload
 import numpy as np
 from PIL import Image
 
-from resnext.data.decoding import FORMATS, convert, decode_image, open_image
+from resnext.data.decoding import FORMATS, ValueRange, convert, decode_image, open_image
 from resnext.errors import DataError
 
 SplitName = Literal["train", "val", "test"]
@@ -185,8 +185,13 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def open(self, index: int, colour: str) -> Image.Image:
+    def open(self, index: int, colour: str, values: ValueRange = None) -> Image.Image:
         """Decode one image, upright, in mode "L" if `colour` is "L", else "RGB".
+
+        Args:
+            index: Position of the image.
+            colour: "L" for grey.
+            values: As in a card's `value_range`.
 
         Raises:
             DataError: The image is missing or damaged.
@@ -195,8 +200,8 @@ class ImageSet:
         if isinstance(image, np.ndarray):
             return convert(Image.fromarray(image), colour)
         if isinstance(image, Stored):
-            return decode_image(image.read(), image.name, colour)
-        return open_image(image, colour)
+            return decode_image(image.read(), image.name, colour, values)
+        return open_image(image, colour, values)
 
     def read(self, index: int) -> bytes | np.ndarray:
         """One image as it is stored: encoded bytes, or an array.
@@ -282,6 +287,8 @@ class Splits:
             no image ending.
         unlabelled: Images without classes to learn from through a teacher; None for none.
         notes: What a reader should know about how the data was read, as sentences.
+        value_range: Lowest and highest value of grey images of 16 or 32 bits; None without such
+            images, or if they fill 16 bits.
     """
 
     train: ImageSet
@@ -295,6 +302,7 @@ class Splits:
     passed_over: tuple[str, ...] = ()
     unlabelled: ImageSet | None = None
     notes: tuple[str, ...] = ()
+    value_range: ValueRange = None
 
     def by_name(self) -> dict[str, ImageSet]:
         """All splits that exist and have classes, by name."""

@@ -28,38 +28,44 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA", "JP
 MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs
 
 
-def open_image(path: Path, colour: str) -> Image.Image:
+ValueRange = tuple[int, int] | None
+"""The values of 16-bit images that become 0 and 255; None for the upper 8 bits."""
+
+
+def open_image(path: Path, colour: str, values: ValueRange = None) -> Image.Image:
     """Decode an image file completely, upright, in mode "RGB" or "L".
 
     Args:
         path: The file.
         colour: "L" for grey; otherwise the result is "RGB" (also for "BGR").
+        values: As in a card's `value_range`.
 
     Raises:
         DataError: The file is missing, damaged, not an image or unreasonably large.
     """
-    return _decode(path, str(path), colour)
+    return _decode(path, str(path), colour, values)
 
 
-def decode_image(data: bytes, name: str, colour: str) -> Image.Image:
+def decode_image(data: bytes, name: str, colour: str, values: ValueRange = None) -> Image.Image:
     """Decode the content of an image file completely, upright, in mode "RGB" or "L".
 
     Args:
         data: The content.
         name: Name of the image in messages.
         colour: "L" for grey; otherwise the result is "RGB" (also for "BGR").
+        values: As in a card's `value_range`.
 
     Raises:
         DataError: The content is damaged, not an image or unreasonably large.
     """
-    return _decode(io.BytesIO(data), name, colour)
+    return _decode(io.BytesIO(data), name, colour, values)
 
 
-def _decode(source: Path | io.BytesIO, name: str, colour: str) -> Image.Image:
+def _decode(source: Path | io.BytesIO, name: str, colour: str, values: ValueRange) -> Image.Image:
     try:
         with open_lazily(source, name) as image:
             image.load()
-            return convert(ImageOps.exif_transpose(image), colour)
+            return convert(ImageOps.exif_transpose(image), colour, values)
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise decoding_error(name, error) from error
 
@@ -98,23 +104,43 @@ def decoding_error(name: str, error: Exception) -> DataError:
     return DataError(f"{name}: not a readable image ({reason}).")
 
 
-def convert(image: Image.Image, colour: str) -> Image.Image:
-    """The image in mode "L" or "RGB"; 16-bit grey keeps its upper 8 bits.
+def convert(image: Image.Image, colour: str, values: ValueRange = None) -> Image.Image:
+    """The image in mode "L" or "RGB".
+
+    Args:
+        image: The image.
+        colour: "L" for grey; otherwise the result is "RGB" (also for "BGR").
+        values: What becomes 0 and 255 in grey of 16 and 32 bits, as in a card's `value_range`.
 
     Raises:
-        DataError: The image has no pixels, or floating-point pixels.
+        DataError: The image has no pixels, floating-point pixels, or values beyond 16 bits while
+            `values` is None.
     """
     if 0 in image.size:
         raise DataError(f"An image must have pixels, not {image.width}×{image.height}.")
     if image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.uint32)
-        shift = 8 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 0
-        image = Image.fromarray((values >> shift).clip(0, 255).astype(np.uint8))
+        image = _eight_bits(image, values)
     elif image.mode == "F":
         raise DataError("Images of floating-point values are not read: their range is unknown.")
     elif image.mode == "P":
         image = image.convert("RGBA")
     return image.convert("L" if colour == "L" else "RGB")
+
+
+def _eight_bits(image: Image.Image, values: ValueRange) -> Image.Image:
+    """Grey of 16 or 32 bits as grey of 8."""
+    pixels = np.asarray(image).astype(np.int64)
+    if values is not None:
+        low, high = values
+        scaled = np.rint((pixels.clip(low, high) - low) * (255 / (high - low)))
+        return Image.fromarray(scaled.astype(np.uint8))
+    if pixels.min() < 0 or pixels.max() > 0xFFFF:
+        raise DataError(
+            f"Its values from {pixels.min()} to {pixels.max()} are beyond 16 bits, and the model "
+            f"was not trained on such images, so their range is unknown. Convert them to 8 bits."
+        )
+    shift = 8 if image.mode.startswith("I;16") or pixels.max() > 0xFF else 0
+    return Image.fromarray((pixels >> shift).astype(np.uint8))
 
 
 def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:

@@ -49,7 +49,9 @@ class EvalDataset(Dataset[tuple[Tensor, int, int] | None]):
         """Input, target and index of one image."""
         index = self.indices[position]
         try:
-            image = self.images.open(index, self.preprocessing.colour)
+            image = self.images.open(
+                index, self.preprocessing.colour, self.preprocessing.value_range
+            )
             x = prepare(image, self.preprocessing)
         except DataError:
             return None

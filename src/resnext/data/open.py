@@ -17,6 +17,7 @@ from pathlib import Path
 
 from resnext.checks import brief
 from resnext.data.dataset import ImageSet, Splits, held_out
+from resnext.data.depth import used_range
 from resnext.data.sources.arrays import digits, idx_files, is_idx
 from resnext.data.sources.base import LoadedSplit, Source
 from resnext.data.sources.csv_list import ENDINGS, csv_list
@@ -83,6 +84,7 @@ def open_splits(
         opened.defaults,
         opened.passed_over + sum((x.passed_over for x in (whole, *others.values())), ()),
         notes=tuple({note: None for x in (whole, *others.values()) for note in x.notes}),
+        value_range=used_range(train),
     )
 
 

@@ -118,6 +118,12 @@ class Scan:
     def lines(self) -> list[str]:
         """The findings, one sentence each; empty without findings."""
         lines = [*self.splits.notes]
+        if self.splits.value_range is not None:
+            low, high = self.splits.value_range
+            lines.append(
+                f"Grey images of more than 8 bits use the values {low:,} to {high:,}: these become "
+                f"0 and 255, here and in predictions (value_range in the card)."
+            )
         if self.unreadable:
             first = self.unreadable[0]
             lines.append(
@@ -173,7 +179,8 @@ def scan(
     errors: dict[str, dict[int, str]] = {}
     progress.start("Checking images", sum(map(len, images.values())))
     folder = None if cache is None or cache == "auto" else Path(cache)
-    known = ScanCache(None if cache is None else cache_file(splits.train.name, folder))
+    file = None if cache is None else cache_file(splits.train.name, folder)
+    known = ScanCache(file, splits.value_range)
     try:
         for name, split in images.items():
             records[name], errors[name] = _read_all(split, splits.colour, known, progress, threads)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from resnext.data.dataset import ImageSet, Stored
-from resnext.data.decoding import decode_image
+from resnext.data.decoding import ValueRange, decode_image
 from resnext.errors import CheckpointError
 from resnext.system.atomic import write_atomically
 from resnext.system.cache import cache_folder
@@ -39,10 +39,11 @@ class ScanCache:
 
     Args:
         path: The file they are in; None to cache nothing.
+        values: What becomes 0 and 255 in 16-bit images, as in a card's `value_range`.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, values: ValueRange = None) -> None:
+        self.path, self._values = path, values
         self._old = np.zeros(0, RECORD)
         self._new: list[np.ndarray] = []
         self._stats: dict[Path, tuple[int, int]] = {}
@@ -69,7 +70,7 @@ class ScanCache:
         data = images.read(index)
         name = images.title(index) if isinstance(data, bytes) else ""
         record = np.zeros(1, RECORD)[0]
-        content, width, height, thumbnail = _measure(data, name, colour)
+        content, width, height, thumbnail = _measure(data, name, colour, self._values)
         record["key"], record["content"] = key, content
         record["width"], record["height"], record["look"] = width, height, thumbnail
         self._changed = self._changed or key != 0
@@ -131,23 +132,27 @@ def cache_file(name: str, folder: Path | None = None) -> Path:
     return (cache_folder() / "scans" if folder is None else folder) / f"{digest}.npy"
 
 
-def _measure(data: bytes | np.ndarray, name: str, colour: str) -> tuple[int, int, int, np.ndarray]:
+def _measure(
+    data: bytes | np.ndarray, name: str, colour: str, values: ValueRange
+) -> tuple[int, int, int, np.ndarray]:
     """Hash, width, height and thumbnail of an image; arrays have no thumbnail."""
     if isinstance(data, np.ndarray):
         content = _hash(f"{data.shape} ".encode() + np.ascontiguousarray(data).tobytes())
         return content, data.shape[1], data.shape[0], np.zeros((GRID, GRID), np.uint8)
-    (width, height), small = _decode(data, name, colour)
+    (width, height), small = _decode(data, name, colour, values)
     scale = round(max(width, height) / max(small.size))
     inside = (0, 0, width / scale, height / scale)  # a JPEG at an eighth is up to a pixel larger
     grid = small.resize((GRID, GRID), Image.Resampling.BOX, box=inside)
     return _hash(data), width, height, np.asarray(grid)
 
 
-def _decode(data: bytes, name: str, colour: str) -> tuple[tuple[int, int], Image.Image]:
+def _decode(
+    data: bytes, name: str, colour: str, values: ValueRange
+) -> tuple[tuple[int, int], Image.Image]:
     """Size of an image, and the image in grey, possibly smaller."""
     if data[:2] == b"\xff\xd8" and (decoded := _decode_jpeg(data)):
         return decoded
-    image = decode_image(data, name, colour)
+    image = decode_image(data, name, colour, values)
     return image.size, image.convert("L")
 
 

@@ -90,7 +90,7 @@ def random_view(
         DataError: The image cannot be decoded.
     """
     if padding:
-        image = _whole(data, name, preprocessing.colour)
+        image = _whole(data, name, preprocessing)
         square = image.resize(
             (preprocessing.size, preprocessing.size), FILTERS[preprocessing.interpolation]
         )
@@ -109,10 +109,10 @@ def random_view(
     return view.flip(1) if flip and rng.random() < 0.5 else view
 
 
-def _whole(data: bytes | np.ndarray, name: str, colour: str) -> Image.Image:
+def _whole(data: bytes | np.ndarray, name: str, preprocessing: Preprocessing) -> Image.Image:
     if isinstance(data, bytes):
-        return decode_image(data, name, colour)
-    return convert(Image.fromarray(data), colour)
+        return decode_image(data, name, preprocessing.colour, preprocessing.value_range)
+    return convert(Image.fromarray(data), preprocessing.colour)
 
 
 def _random_crop(
@@ -126,14 +126,15 @@ def _random_crop(
     """Decoded pixels, possibly at a reduced size, and the box of a random crop in them."""
     if isinstance(data, np.ndarray):
         grey = data.ndim == 2 and preprocessing.colour == "L"
-        pixels = data[..., None] if grey else _pixels(_whole(data, name, preprocessing.colour))
+        pixels = data[..., None] if grey else _pixels(_whole(data, name, preprocessing))
         return pixels, _random_box(pixels.shape[1], pixels.shape[0], rng, min_area)
     with open_lazily(io.BytesIO(data), name) as image:
         width, height = image.size
         is_rgb_jpeg = image.format == "JPEG" and image.mode == "RGB" and preprocessing.colour != "L"
         if not is_rgb_jpeg or image.getexif().get(_ORIENTATION, 1) != 1:
             image.load()
-            whole = convert(ImageOps.exif_transpose(image), preprocessing.colour)
+            upright = ImageOps.exif_transpose(image)
+            whole = convert(upright, preprocessing.colour, preprocessing.value_range)
             return _pixels(whole), _random_box(whole.width, whole.height, rng, min_area)
         box = _random_box(width, height, rng, min_area)
         spare = min(box[2] - box[0], box[3] - box[1]) // preprocessing.size

@@ -21,7 +21,8 @@ from resnext.explanation.occlusion import Score, occlusion_map
 from resnext.explanation.overlay import Box
 from resnext.inference.opener import evaluation_mode, open_runner
 from resnext.inference.runner import MapRunner, Runner, top_classes
-from resnext.prediction.images import Picture, decode, to_pixels
+from resnext.prediction.images import to_pixels
+from resnext.prediction.inputs import Picture, decode
 
 if TYPE_CHECKING:
     from resnext.explanation.sanity import SanityCheck
@@ -89,8 +90,8 @@ def explain(
         preprocessing = _finer(card.preprocessing) if fine else card.preprocessing
         if in_torch:
             runner = _torch_runner(runner, device)
-        whole = decode(image, "L" if preprocessing.colour == "L" else "RGB")
-        x = to_pixels(whole, preprocessing)
+        whole = decode(image, preprocessing.colour, values=preprocessing.value_range)
+        x = to_pixels("", whole, preprocessing)
         logits, features = _outputs(runner, x, how)
         if not np.isfinite(logits).all():
             raise InputError(

@@ -114,10 +114,11 @@ def held_out_images(model: Described, data: str, limit: int | None = None) -> li
     images = open_for_evaluation(data, card.labels, card.provenance)
     count = min(limit or len(images), len(images))
     pictures: list[Picture] = []
+    colour, values = card.preprocessing.colour, card.preprocessing.value_range
     for i in (i * len(images) // count for i in range(count)):
         image = images.images[i]
         usual = isinstance(image, Path | np.ndarray)
-        pictures.append(image if usual else images.open(i, card.preprocessing.colour))
+        pictures.append(image if usual else images.open(i, colour, values))
     return pictures
 
 
@@ -149,7 +150,9 @@ def to_pixels(
     """
     if isinstance(picture, str | os.PathLike):
         return read_pixels(picture, preprocessing)
-    return _network_input(decode(picture, preprocessing.colour, f"Image {name}"), preprocessing)
+    values = preprocessing.value_range
+    image = decode(picture, preprocessing.colour, f"Image {name}", values)
+    return _network_input(image, preprocessing)
 
 
 def read_pixels(
@@ -174,7 +177,8 @@ def read_pixels(
                 image.load()
                 ImageOps.exif_transpose(image, in_place=True)
                 ready = image.mode == "RGB" and preprocessing.colour != "L" and min(image.size) > 0
-                converted = image if ready else convert(image, preprocessing.colour)
+                colour, values = preprocessing.colour, preprocessing.value_range
+                converted = image if ready else convert(image, colour, values)
                 return _network_input(converted, preprocessing)
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise decoding_error(str(file), error) from error

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from resnext.data.decoding import convert, decode_image, open_image
+from resnext.data.decoding import ValueRange, convert, decode_image, open_image
 from resnext.data.sources.folders import walk_images
 from resnext.errors import DataError
 
@@ -123,7 +123,9 @@ def _missing(path: str) -> DataError:
     return DataError(f"{_shortened(path)}: no such file.")
 
 
-def decode(picture: Picture, colour: str, name: str = "An image") -> Image.Image:
+def decode(
+    picture: Picture, colour: str, name: str = "An image", values: ValueRange = None
+) -> Image.Image:
     """A picture as a Pillow image, not resized, upright, in mode "L" or "RGB".
 
     A tensor `(c, h, w)` holds RGB or grey: integers from 0 to 255 (uint8), or floats from 0 to 1,
@@ -133,21 +135,23 @@ def decode(picture: Picture, colour: str, name: str = "An image") -> Image.Image
         picture: The image.
         colour: "L" for grey; otherwise the result is "RGB" (also for "BGR").
         name: Name of an image without a file, in messages.
+        values: As in a card's `value_range`.
 
     Raises:
         DataError: The picture is damaged, or of the wrong shape or type.
     """
     if isinstance(picture, str | os.PathLike):
-        return open_image(Path(picture), colour)
+        return open_image(Path(picture), colour, values)
     if isinstance(picture, Image.Image):
         try:
-            return convert(ImageOps.exif_transpose(picture), colour)
+            return convert(ImageOps.exif_transpose(picture), colour, values)
         except OSError as error:  # Pillow decodes only now
             raise DataError(f"A Pillow image cannot be decoded: {error}.") from error
     if isinstance(picture, bytes | bytearray | memoryview):
-        return decode_image(bytes(picture), f"{name} ({described(picture)})", colour)
+        return decode_image(bytes(picture), f"{name} ({described(picture)})", colour, values)
     if hasattr(picture, "read"):
-        return decode_image(_content(picture, name), f"{name} ({described(picture)})", colour)
+        content, title = _content(picture, name), f"{name} ({described(picture)})"
+        return decode_image(content, title, colour, values)
     return convert(Image.fromarray(_array(picture, name)), colour)
 
 

@@ -94,7 +94,7 @@ def typical_side(images: ImageSet) -> int:
     sides: list[int] = []
     for index in np.linspace(0, len(images) - 1, min(_SAMPLE, len(images))).astype(int):
         try:
-            sides.append(min(images.open(int(index), "RGB").size))
+            sides.append(min(images.open(int(index), "RGB", (0, 1)).size))
         except DataError:
             continue
     return int(np.median(sides)) if sides else 224

@@ -62,7 +62,7 @@ def run_identity(request: Request, plan: RunPlan | ProbePlan) -> dict[str, Any]:
         "teacher": None if request.teacher is None else request.teacher.digest,
         "classes": splits.train.labels,
         **{f"config.{k}": v for k, v in plan.network.config.to_dict().items()},
-        **{f"preprocessing.{k}": v for k, v in asdict(plan.preprocessing).items()},
+        **{f"preprocessing.{k}": v for k, v in plan.preprocessing.to_dict().items()},
         **{f"recipe.{k}": v for k, v in asdict(plan.recipe).items()},
         "images": images.hexdigest()[:16],
     }

@@ -188,8 +188,12 @@ def train(
         with peer_errors(group):
             context = Context(group, _validate_arguments(request, group), progress_reporter)
             checkpoint = group.broadcast(_newest_checkpoint(request, context))
-            order = checkpoint.about["identity"]["classes"] if checkpoint is not None else ()
+            before = {} if checkpoint is None else checkpoint.about["identity"]
+            order = before.get("classes", ())
             splits = open_splits(data, seed=seed, val_fraction=val_fraction, order=order)
+            if checkpoint is not None:  # an older run took the upper 8 bits
+                values = before.get("preprocessing.value_range")
+                splits = replace(splits, value_range=values)
             request, splits = _with_teacher(request, splits, context, teacher, unlabelled)
             if request.recipe == "probe":
                 _probe(request, context, splits, checkpoint)

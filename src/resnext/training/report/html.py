@@ -185,7 +185,8 @@ def confident_mistakes(
         for i in order.tolist():
             index, predicted = int(evaluation.indices[i]), int(evaluation.predicted[i])
             try:
-                x = prepare(images.open(index, preprocessing.colour), preprocessing)
+                image = images.open(index, preprocessing.colour, preprocessing.value_range)
+                x = prepare(image, preprocessing)
             except DataError:
                 continue  # became unreadable after the evaluation
             heat, seen = grad_cam(network, x, predicted), _denormalize(x, preprocessing)
