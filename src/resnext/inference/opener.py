@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -130,8 +131,8 @@ def open_planned(source: str | Path, device: str, batch: int, progress: bool) ->
         config, card = read_header(file)
     except CheckpointError:  # a file of another library
         network = _load(file, progress)
-        return Optimized(plan, network.card, network.config, lambda: network, device)
-    return Optimized(plan, card, config, lambda: _load(file, progress), device)
+        config, card = network.config, network.card
+    return Optimized(plan, card, config, partial(_load, file.absolute(), progress), device)
 
 
 def _load(source: str | Path, progress: bool) -> ResNeXt:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -18,6 +18,7 @@ from resnext.inference.engines import ENGINES
 from resnext.inference.engines.base import EngineConfig, InputKind
 from resnext.inference.plan import Plan, require_folder, save_beside
 from resnext.inference.runner import Outputs, Session
+from resnext.system.forks import change_after_fork
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,14 +29,16 @@ if TYPE_CHECKING:
 class Optimized:
     """A classifier that is called like the network: images `(n, c, h, w)` in, logits `(n, k)` out.
 
-    Results are in single precision. Calls from several threads are safe.
+    Results are in single precision. Calls from several threads are safe. Of a copy, also in another
+    process, plan and network (or the path of its file) travel; the engine is opened again.
 
     Args:
         plan: How to compute.
         card: The network's card. With a plan that gives up accuracy for speed, the attribute `card`
             has the plan's image size, crop, temperature and threshold instead.
         config: The network's config.
-        network: Returns the network, if the engine has to be built again.
+        network: Returns the network, if the engine has to be built again; must be picklable if this
+            object is to be.
         device: The GPU to run a plan for a GPU on, as a torch device; "auto" for the current one.
     """
 
@@ -52,6 +55,20 @@ class Optimized:
         self._device = device
         self._sessions: dict[tuple[InputKind, EngineConfig], Session] = {}
         self._lock = threading.Lock()
+        change_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Forget what a forked process cannot use; it is opened again there."""
+        self._lock = threading.Lock()
+        self._sessions = {
+            key: session
+            for key, session in self._sessions.items()
+            if getattr(session, "survives_fork", False)
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What a copy or another process opens again."""
+        return type(self), (self.plan, self.card, self.config, self._network, self._device)
 
     @property
     def batch(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,12 @@ from resnext.inference.engines.base import Engine, EngineConfig, InputKind, core
 from resnext.inference.runner import Outputs, Session
 from resnext.system.atomic import write_bytes_atomically
 from resnext.system.cpu import core_count
+from resnext.system.forks import (
+    change_after_fork,
+    leak,
+    refuse_after_fork,
+    skip_destructors_after_fork,
+)
 
 if TYPE_CHECKING:
     from resnext.inference.engines.builder import EngineBuilder
@@ -54,7 +61,7 @@ class OnnxRuntime(Engine):
 
 
 class OnnxSession:
-    """A graph in ONNX Runtime.
+    """A graph in ONNX Runtime; in a forked process, it has to be opened again.
 
     Args:
         graph: File of the graph, or its content.
@@ -74,9 +81,21 @@ class OnnxSession:
         self._widths = [output.shape[1] for output in self._session.get_outputs()]
         self._piece = piece
         self._pool = ThreadPoolExecutor(streams) if streams > 1 else None
+        self._process = os.getpid()
+        change_after_fork(self)
+        skip_destructors_after_fork()
+
+    def after_fork(self) -> None:
+        """Keep the session: freed, it would wait for its threads."""
+        leak(self._session)
 
     def __call__(self, x: Shaped[np.ndarray, "n _ _ _"]) -> Outputs:
-        """Logits and embeddings of any number of images."""
+        """Logits and embeddings of any number of images.
+
+        Raises:
+            ResourceError: The process was forked after the session was opened.
+        """
+        refuse_after_fork(self._process, "ONNX Runtime")
         if not len(x):
             logits, embeddings = (np.zeros((0, k), np.float32) for k in self._widths)
             return logits, embeddings
