@@ -32,6 +32,7 @@ from resnext.layers import (
     stem_pool,
     traceable,
 )
+from resnext.system.forks import one_thread_after_fork
 
 Images = Float[Tensor, "n c h w"]
 Maps = tuple[Float[Tensor, "n _ _ _"], ...]
@@ -106,6 +107,7 @@ class Trunk(nn.Module):
 
     def __init__(self, config: ResNeXtConfig, depth: int) -> None:
         super().__init__()
+        one_thread_after_fork()
         self.config = config
         self.card: Card | None = None
         self.conv1 = stem_conv(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -129,19 +130,14 @@ def open_planned(source: str | Path, device: str, batch: int, progress: bool) ->
         report.line(f"{plan_path(file)}: {plan.summary}")
     finally:
         report.stop()
+    path = file.absolute()
+    classifier = partial(read_classifier, path)
     try:
         config, card = read_header(file)
     except CheckpointError:  # a file of another library
-        network = _load(file, progress)
-        return Optimized(plan, network.card, network.config, lambda: network, device)
-    return Optimized(
-        plan,
-        card,
-        config,
-        lambda: _load(file, progress),
-        device,
-        classifier=lambda: read_classifier(file),
-    )
+        network, classifier = _load(file, progress), None
+        config, card = network.config, network.card
+    return Optimized(plan, card, config, partial(_load, path, progress), device, classifier)
 
 
 def _load(source: str | Path, progress: bool) -> ResNeXt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,7 +16,7 @@ from resnext.checks import brief, is_finite
 from resnext.data.dataset import ImageSet
 from resnext.data.loader import EvalDataset
 from resnext.data.open import open_for_evaluation
-from resnext.errors import DataError, InputError, ResNeXtError
+from resnext.errors import CheckpointError, DataError, InputError, ResNeXtError
 from resnext.inference.engines import ENGINES
 from resnext.inference.engines.base import EngineChoice
 from resnext.inference.engines.torch import weights_digest
@@ -133,8 +134,10 @@ def optimize(
     digest = weights_digest(network)
     path = cached_plan_path(digest, device_name, batch, size, request)
     plan = None if again else _cached_plan(path, device)
+    source = network if isinstance(model, ResNeXt) else _absolute(model)
+    reopen = partial(_opened, source, digest)
     if plan:
-        return Optimized(plan, network.card, network.config, lambda: network, device)
+        return Optimized(plan, network.card, network.config, reopen, device)
     require_folder(path.parent)  # a folder that cannot be written fails now, not after minutes
     log = reporter(progress)
     try:
@@ -167,7 +170,26 @@ def optimize(
     if network.card and len(network.card.preprocessing.mean) == network.config.in_channels:
         builder.save(form, "pixels", plan.graph("pixels"))
     write_plans(path, [plan])
-    return Optimized(plan, network.card, network.config, lambda: network, device)
+    return Optimized(plan, network.card, network.config, reopen, device)
+
+
+def _opened(source: ResNeXt | str | Path, digest: str) -> ResNeXt:
+    """The network that was optimized, from memory or from its file.
+
+    Raises:
+        CheckpointError: The file holds other weights now.
+    """
+    if isinstance(source, ResNeXt):
+        return source
+    network = load_classifier(source).float().eval()
+    if weights_digest(network) != digest:
+        raise CheckpointError(f"{source} has changed since it was optimized. Optimize it again.")
+    return network
+
+
+def _absolute(model: str | Path) -> str | Path:
+    """A file as other processes find it; a name as it is."""
+    return Path(model).absolute() if Path(model).exists() else model
 
 
 def _cached_plan(path: Path, device: str) -> Plan | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -19,24 +19,30 @@ from resnext.inference.engines import ENGINES
 from resnext.inference.engines.base import EngineConfig, InputKind
 from resnext.inference.plan import Plan, require_folder, save_beside
 from resnext.inference.runner import Classifier, MapOutputs, MapSession, Outputs, Session
+from resnext.system.forks import change_after_fork
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from resnext.network import ResNeXt
 
+K = TypeVar("K")
+V = TypeVar("V")
+
 
 class Optimized:
     """A classifier that is called like the network: images `(n, c, h, w)` in, logits `(n, k)` out.
 
-    Results are in single precision. Calls from several threads are safe.
+    Results are in single precision. Calls from several threads are safe. Of a copy, also in another
+    process, plan and network (or the path of its file) travel; the engine is opened again.
 
     Args:
         plan: How to compute.
         card: The network's card. With a plan that gives up accuracy for speed, the attribute `card`
             has the plan's image size, crop, temperature and threshold instead.
         config: The network's config.
-        network: Returns the network, if the engine has to be built again.
+        network: Returns the network, if the engine has to be built again; must be picklable if this
+            object is to be.
         device: The GPU to run a plan for a GPU on, as a torch device; "auto" for the current one.
         classifier: Returns weight and bias of the last layer; None to take them from the network.
     """
@@ -57,6 +63,18 @@ class Optimized:
         self._sessions: dict[tuple[InputKind, EngineConfig], Session] = {}
         self._map_sessions: dict[EngineConfig, MapSession] = {}
         self._lock = threading.Lock()
+        change_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Forget what a forked process cannot use; it is opened again there."""
+        self._lock = threading.Lock()
+        self._sessions = _surviving(self._sessions)
+        self._map_sessions = _surviving(self._map_sessions)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What a copy or another process opens again."""
+        opened = self.plan, self.card, self.config, self._load_network, self._device
+        return type(self), (*opened, self._load_classifier)
 
     @property
     def batch(self) -> int:
@@ -191,3 +209,8 @@ class Optimized:
             require_folder(path.parent)
             builder.save(form, kind, self.plan.graph(kind))
         return builder.map_session(form, kind) if maps else builder.session(form, kind)
+
+
+def _surviving(sessions: dict[K, V]) -> dict[K, V]:
+    """The sessions that a forked process can go on using."""
+    return {key: x for key, x in sessions.items() if getattr(x, "survives_fork", False)}

@@ -7,6 +7,7 @@ cpu.py       CPU name and core count
 device.py    torch device and precision
 digest.py    SHA-256 of files and texts
 download.py  downloads of model files and shards, into the cache
+forks.py     what a forked process inherits and cannot use
 limits.py    limits of a container: CPU quota, memory, shared memory
 progress.py  progress bars and log lines
 text.py      numbers and nouns in messages

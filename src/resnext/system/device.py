@@ -9,6 +9,7 @@ import torch
 
 from resnext.errors import InputError
 from resnext.system.cpu import cpu_name, within_quota
+from resnext.system.forks import refuse_after_fork
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -21,8 +22,11 @@ def pick_device(name: str) -> torch.device:
 
     Raises:
         InputError: The name is invalid, or this machine has no such device.
+        ResourceError: A GPU was used before this process was forked.
     """
     _lower_threads()
+    if name != "cpu" and torch.cuda._is_in_bad_fork():
+        refuse_after_fork(0, "CUDA")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

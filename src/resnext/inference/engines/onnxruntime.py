@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,12 @@ from resnext.inference.engines.base import (
 from resnext.inference.runner import MapSession, Outputs, Session
 from resnext.system.atomic import write_bytes_atomically
 from resnext.system.cpu import core_count
+from resnext.system.forks import (
+    change_after_fork,
+    leak,
+    refuse_after_fork,
+    skip_destructors_after_fork,
+)
 
 if TYPE_CHECKING:
     from resnext.inference.engines.builder import EngineBuilder
@@ -73,7 +80,7 @@ class OnnxRuntime(Engine):
 
 
 class OnnxSession:
-    """A graph in ONNX Runtime.
+    """A graph in ONNX Runtime; in a forked process, it has to be opened again.
 
     Args:
         graph: File of the graph, or its content. Its first and last output are returned.
@@ -95,9 +102,21 @@ class OnnxSession:
         self._shapes = [outputs[0].shape[1:], outputs[-1].shape[1:]]
         self._piece = piece
         self._pool = ThreadPoolExecutor(streams) if streams > 1 else None
+        self._process = os.getpid()
+        change_after_fork(self)
+        skip_destructors_after_fork()
+
+    def after_fork(self) -> None:
+        """Keep the session: freed, it would wait for its threads."""
+        leak(self._session)
 
     def __call__(self, x: Shaped[np.ndarray, "n _ _ _"]) -> Outputs:
-        """Logits, and embeddings or feature maps, of any number of images."""
+        """Logits, and embeddings or feature maps, of any number of images.
+
+        Raises:
+            ResourceError: The process was forked after the session was opened.
+        """
+        refuse_after_fork(self._process, "ONNX Runtime")
         if not len(x):
             logits, others = (np.zeros((0, *shape), np.float32) for shape in self._shapes)
             return logits, others

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import tempfile
 import threading
@@ -19,6 +20,12 @@ from resnext.errors import InputError
 from resnext.inference.engines.base import Engine, EngineConfig, InputKind, core_divisions
 from resnext.inference.runner import MapSession, Outputs, Session
 from resnext.system.cpu import core_count
+from resnext.system.forks import (
+    change_after_fork,
+    leak,
+    refuse_after_fork,
+    skip_destructors_after_fork,
+)
 
 if TYPE_CHECKING:
     from resnext.inference.engines.builder import EngineBuilder
@@ -149,12 +156,25 @@ class OpenVinoSession:
         self._queue = ov.AsyncInferQueue(self._compiled, streams)
         self._piece = piece
         self._lock = threading.Lock()  # one call uses all threads anyway
+        self._process = os.getpid()
+        change_after_fork(self)
+        skip_destructors_after_fork()
+
+    def after_fork(self) -> None:
+        """Keep the model: freed, it would wait for its threads, or crash."""
+        for thing in (self._queue, self._compiled, _core_of(OpenVino().load())):
+            leak(thing)
 
     def __call__(self, x: Shaped[np.ndarray, "n _ _ _"]) -> Outputs:
         """Logits, and embeddings or feature maps, of any number of images.
 
         The last piece is padded.
+
+        Raises:
+            InputError: The images have another size than the model's.
+            ResourceError: The process was forked after the model was opened.
         """
+        refuse_after_fork(self._process, "OpenVINO")
         wanted = tuple(self._compiled.input(0).shape)[1:]
         if x.shape[1:] != wanted:
             raise InputError(f"Images must have shape {(len(x), *wanted)}, not {x.shape}.")
@@ -203,13 +223,17 @@ def openvino_core() -> Any:
 
     Raises:
         InputError: OpenVINO is not installed.
+        ResourceError: The process was forked after OpenVINO was used.
     """
-    return _core_of(OpenVino().load())
+    core, process = _core_of(OpenVino().load())
+    refuse_after_fork(process, "OpenVINO")
+    return core
 
 
 @cache
-def _core_of(package: Any) -> Any:
-    return package.Core()
+def _core_of(package: Any) -> tuple[Any, int]:
+    """The `Core` and its process: a forked one shares the threads that it lacks."""
+    return package.Core(), os.getpid()
 
 
 @contextmanager

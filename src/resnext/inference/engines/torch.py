@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from resnext.card import Card, Preprocessing, card_of
 from resnext.config import ResNeXtConfig
 from resnext.inference.engines.base import Engine, EngineConfig, InputKind
 from resnext.inference.runner import Classifier, MapOutputs, MapSession, Outputs, Session
+from resnext.system.forks import change_after_fork, one_thread_after_fork, refuse_after_fork
 
 if TYPE_CHECKING:
     import torch
@@ -134,14 +136,29 @@ class TorchSession:
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._preprocessing, self._piece = preprocessing, piece
         self._exact = compile is not None
+        self._process = os.getpid()
         self._guard: Any = threading.Lock() if self._exact else nullcontext()
         self._module: nn.Module = LogitsAndMap(network) if maps else LogitsAndEmbedding(network)
         if compile is not None:
             self._module = torch.compile(self._module, dynamic=False, **compile)  # pyright: ignore
 
+    @property
+    def survives_fork(self) -> bool:
+        """Whether a forked process can go on using it: not if compiled, nor on a GPU."""
+        return not self._exact and self._device.type == "cpu"
+
     def __call__(self, x: Shaped[np.ndarray, "n _ _ _"]) -> Outputs:
-        """Logits, and embeddings or feature maps, of any number of images."""
+        """Logits, and embeddings or feature maps, of any number of images.
+
+        Raises:
+            ResourceError: The process was forked after the session was opened, and the network is
+                compiled or on a GPU.
+        """
         import torch
+
+        if not self.survives_fork:
+            refuse_after_fork(self._process, "A compiled network" if self._exact else "CUDA")
+        one_thread_after_fork().begun = True
 
         images = torch.from_numpy(np.require(x, requirements=["C", "W"]))
         piece = self._piece or max(len(x), 1)
@@ -201,6 +218,10 @@ class TorchRunner:
             network, dtype, self.card.preprocessing, channels_last=device.type == "cpu"
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What a copy or another process opens again."""
+        return type(self), (self.network,)
+
     @property
     def fingerprint(self) -> str:
         """Differs between models that may predict differently."""
@@ -231,8 +252,38 @@ def classifier_of(network: ResNeXt) -> Classifier:
     return Classifier(weight, bias)
 
 
-_MODES_LOCK = threading.Lock()
-_modes: dict[int, tuple[int, bool]] = {}  # by id of a module: contexts around it, and its own mode
+class _Modes:
+    """How many contexts hold a module in evaluation mode, and the mode it had before."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: dict[int, tuple[int, bool]] = {}  # by id of a module
+        change_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Replace the lock, which another thread may have held."""
+        self._lock = threading.Lock()
+
+    def hold(self, network: nn.Module, modules: Sequence[nn.Module]) -> None:
+        """Put a network in evaluation mode until `release` is called."""
+        with self._lock:
+            for module in modules:
+                count, training = self._held.get(id(module), (0, module.training))
+                self._held[id(module)] = count + 1, training
+            network.eval()
+
+    def release(self, modules: Sequence[nn.Module]) -> None:
+        """Restore the modes of modules that no other context holds."""
+        with self._lock:
+            for module in modules:
+                count, training = self._held.pop(id(module))
+                if count > 1:
+                    self._held[id(module)] = count - 1, training
+                else:
+                    module.training = training
+
+
+_MODES = _Modes()
 
 
 @contextmanager
@@ -243,18 +294,8 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     restores a module's mode.
     """
     modules = [*network.modules()]  # also keeps their ids from being used again
-    with _MODES_LOCK:
-        for module in modules:
-            count, training = _modes.get(id(module), (0, module.training))
-            _modes[id(module)] = count + 1, training
-        network.eval()
+    _MODES.hold(network, modules)
     try:
         yield
     finally:
-        with _MODES_LOCK:
-            for module in modules:
-                count, training = _modes.pop(id(module))
-                if count > 1:
-                    _modes[id(module)] = count - 1, training
-                else:
-                    module.training = training
+        _MODES.release(modules)
