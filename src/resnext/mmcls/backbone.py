@@ -41,6 +41,8 @@ class _Block(network.Bottleneck):
         self, config: ResNeXtConfig, stage: Stage, in_channels: int, stride: int, drop_path: float
     ) -> None:
         super().__init__(config, stage, in_channels, stride, drop_path)
+        if self.drop_path is None:
+            self.drop_path = nn.Identity()  # mmcls has the module
         self.config = config
         self.in_channels, self.out_channels = in_channels, stage.out_channels
         self.mid_channels, self.stride, self.dilation = stage.width, stride, stage.dilation
