@@ -1395,8 +1395,8 @@ FUNCTIONS = {  # a star stands before what is given by name only
     "diagnose": "path",
     "evaluate": "model data *batch_size *workers *device *views *keep_logits *plan *progress",
     "load": "source *num_classes *in_channels *config *device *progress",
-    "load_backbone": "source *out_indices *frozen_stages *norm_eval *checkpointing *in_channels "
-    "*config *device *progress",
+    "load_backbone": "source *out_indices *frozen_stages *norm_eval *checkpointing *with_stem "
+    "*in_channels *config *device *progress",
     "optimize": "model *precision *engine *batch *data *max_loss *device *again *progress",
     "predict": "model images *top *batch_size *device *plan *progress",
     "save": "model path",

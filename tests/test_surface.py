@@ -54,7 +54,8 @@ def test_classifiers() -> None:
     model.reset_classifier(0)
     assert model.num_classes == 0
     assert torch.equal(output(model, X), output(model.embed, X))
-    model.reset_classifier(np.int64(3), global_pool="avg")
+    three: Any = np.int64(3)
+    model.reset_classifier(three, global_pool="avg")
     assert (model.num_classes, model.config.num_classes, type(model.config.num_classes)) == (
         3,
         3,
@@ -110,7 +111,8 @@ def test_feature_info(tmp_path: Path) -> None:
         assert torch.allclose(got, map_, rtol=1e-3, atol=1e-3)
     model = tiny_network(CONFIG)
     save(model, tmp_path / "a.safetensors")
-    part = load_backbone(tmp_path / "a.safetensors", out_indices=np.array([1, 3]), with_stem=True)
+    indices: Any = np.array([1, 3])
+    part = load_backbone(tmp_path / "a.safetensors", out_indices=indices, with_stem=True)
     maps = output(part, X)
     assert [tuple(m.shape[1:]) for m in maps] == [(64, 32, 32), (128, 8, 8), (512, 2, 2)]
     assert part.feature_info.reduction() == [2, 8, 32]
