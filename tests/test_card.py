@@ -6,6 +6,7 @@ import json
 from dataclasses import FrozenInstanceError, asdict, fields, replace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -221,3 +222,10 @@ def test_from_dict_leaves_its_argument_alone() -> None:
     before = json.dumps(values)
     assert Card.from_dict(values) == Card.from_dict(values)
     assert json.dumps(values) == before
+
+
+def test_numpys_integers() -> None:
+    """Sizes often come from arrays; in a file they must be JSON's."""
+    got = Preprocessing(size=np.int64(32), resize=np.int32(36))  # pyright: ignore[reportArgumentType]
+    assert got == Preprocessing(size=32, resize=36)
+    assert repr(got) == repr(Preprocessing(size=32, resize=36))

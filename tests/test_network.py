@@ -182,7 +182,7 @@ def test_reset_classifier() -> None:
     ResNeXt(model.config).load_state_dict(model.state_dict())
 
 
-@pytest.mark.parametrize("count", [0, -1, 2.0, True, "3", None])
+@pytest.mark.parametrize("count", [-1, 2.0, True, "3", None])
 def test_reset_classifier_refuses_and_keeps_the_old_one(count: Any) -> None:
     """A refused change must leave a network that still works."""
     model = ResNeXt(tiny()).eval()

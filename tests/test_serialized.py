@@ -1407,8 +1407,8 @@ FUNCTIONS = {  # a star stands before what is given by name only
     "explain": "model image *label *against *how *stage *fine *gamma *check *device *plan",
     "load": "source *num_classes *in_channels *config *output_stride *dilation_convention *device "
     "*progress",
-    "load_backbone": "source *out_indices *frozen_stages *norm_eval *checkpointing *in_channels "
-    "*config *output_stride *dilation_convention *device *progress",
+    "load_backbone": "source *out_indices *frozen_stages *norm_eval *checkpointing *with_stem "
+    "*in_channels *config *output_stride *dilation_convention *device *progress",
     "optimize": "model *precision *engine *batch *data *max_loss *device *again *progress",
     "predict": "model images *top *batch_size *device *plan *progress",
     "save": "model path",

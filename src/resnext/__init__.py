@@ -51,7 +51,13 @@ _MODULE = {  # public name → module that defines it
     "train": "training.launch",
     "variant": "architectures",
     "variants": "architectures",
-}
+} | dict.fromkeys(  # Lucid's factories, which completion does not offer
+    (
+        *("resnext_50_32x4d", "resnext_101_32x4d", "resnext_101_32x8d"),
+        *("resnext_101_32x16d", "resnext_101_32x32d", "resnext_101_64x4d"),
+    ),
+    "lucid",
+)
 
 __all__ = [
     "Backbone",
@@ -81,8 +87,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name from the module that defines it (PEP 562)."""
-    if name == "mmcls":
-        return import_module("resnext.mmcls")
+    if name in ("lucid", "mmcls"):
+        return import_module(f"resnext.{name}")
     if name not in _MODULE:
         raise AttributeError(f"module 'resnext' has no attribute {name!r}")
     value = getattr(import_module(f"resnext.{_MODULE[name]}"), name)

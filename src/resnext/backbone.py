@@ -7,11 +7,11 @@ from typing import NamedTuple, TypeVar
 
 from torch import nn
 
-from resnext.checks import brief
+from resnext.checks import boolean, brief, plain
 from resnext.config import USUAL_DILATION, DilationConvention, ResNeXtConfig, check_config
 from resnext.dilation import with_output_stride
 from resnext.errors import ConfigError, ConfigTypeError
-from resnext.layers import traceable
+from resnext.layers import check_images, traceable
 from resnext.network import Images, Maps, Trunk, init_weights
 
 B = TypeVar("B", bound="Backbone")  # beartype supports `Self` only if it decorates the class
@@ -26,6 +26,22 @@ class Feature(NamedTuple):
     """Channels of the map."""
     stride: int
     """Input pixels per pixel of the map."""
+
+
+class FeatureInfo(tuple[Feature, ...]):
+    """The maps that a `Backbone` returns, with timm's methods."""
+
+    def channels(self) -> list[int]:
+        """Channels of each map."""
+        return [feature.channels for feature in self]
+
+    def reduction(self) -> list[int]:
+        """Input pixels per pixel of each map."""
+        return [feature.stride for feature in self]
+
+    def module_name(self) -> list[str]:
+        """Name of the module that makes each map."""
+        return [feature.name for feature in self]
 
 
 class Backbone(Trunk):
@@ -43,6 +59,7 @@ class Backbone(Trunk):
         norm_eval: Whether batch norms stay in evaluation mode during training.
         checkpointing: Whether to recompute the activations inside blocks in the backward pass,
             which saves memory but takes about a third more time.
+        with_stem: Whether the stem's map, at half the size of the images, comes first, as in timm.
         output_stride: Input pixels per pixel of the fourth stage's map, 8, 16 or 32: later strides
             become dilation; None changes nothing.
         dilation_convention: Whose dilation: "timm", "torchvision", "mmseg" or "smp"; see
@@ -66,35 +83,39 @@ class Backbone(Trunk):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         checkpointing: bool = False,
+        with_stem: bool = False,
         output_stride: int | None = None,
         dilation_convention: DilationConvention = USUAL_DILATION,
     ) -> None:
         config = with_output_stride(check_config(config), output_stride, dilation_convention)
         indices = wanted_stages(out_indices, config.num_stages)
+        frozen_stages = plain(frozen_stages)
         if type(frozen_stages) is not int:
             raise ConfigTypeError(f"frozen_stages must be an integer, not {brief(frozen_stages)}.")
         if frozen_stages > config.num_stages:
             raise ConfigError(
                 f"frozen_stages must be from -1 (none) to {config.num_stages}, not {frozen_stages}."
             )
+        boolean("with_stem", with_stem)
         super().__init__(config, config.num_stages if self.builds_unused else indices[-1] + 1)
         self.out_indices = indices
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
-        for stage in self.stages:
-            for block in stage:
-                block.checkpointing = checkpointing  # pyright: ignore[reportArgumentType]
+        self.with_stem = with_stem
+        self.set_grad_checkpointing(checkpointing)
         init_weights(self, config.zero_init_residual)
         self.train()
 
     @property
-    def feature_info(self) -> tuple[Feature, ...]:
+    def feature_info(self) -> FeatureInfo:
         """Name, channels and stride of each returned map, finest first."""
         stride, infos = self.config.stem_stride, []
         for i, stage in enumerate(self.config.stages):
             stride *= stage.stride
             infos.append(Feature(f"layer{i + 1}", stage.out_channels, stride))
-        return tuple(infos[i] for i in self.out_indices)
+        half = 1 if self.config.small_stem else 2
+        stem = [Feature("relu", self.config.stem_out[-1], half)] if self.with_stem else []
+        return FeatureInfo((*stem, *(infos[i] for i in self.out_indices)))
 
     @property
     def stem_parts(self) -> tuple[nn.Module, ...]:
@@ -103,9 +124,14 @@ class Backbone(Trunk):
 
     @traceable
     def forward(self, x: Images) -> Maps:
-        """Maps of the stages in `out_indices`, finest first."""
-        maps = self.features(x, depth=self.out_indices[-1] + 1)
-        return tuple(maps[i] for i in self.out_indices)
+        """Maps of the stages in `out_indices`, finest first, after the stem's if it is wanted."""
+        if not self.with_stem:
+            maps = self.features(x, depth=self.out_indices[-1] + 1)
+            return tuple(maps[i] for i in self.out_indices)
+        check_images(x, self.config)
+        stem = self.stem_map(x)
+        maps = self.staged(self.maxpool(stem), depth=self.out_indices[-1] + 1)
+        return (stem, *(maps[i] for i in self.out_indices))
 
     def train(self: B, mode: bool = True) -> B:
         """Set training mode, except for frozen stages and, with `norm_eval`, batch norms."""
@@ -129,6 +155,7 @@ def wanted_stages(out_indices: Sequence[int] | None, num_stages: int) -> tuple[i
         ConfigTypeError: `out_indices` is not a list or tuple of integers.
         ConfigError: `out_indices` is empty, or names a stage that does not exist.
     """
+    out_indices = plain(out_indices)
     if out_indices is None:
         return tuple(range(num_stages))
     allowed = f"out_indices must name stages from 0 to {num_stages - 1}, at least one"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
-from resnext.checks import brief, is_finite, number, one_of, positive
+from resnext.checks import brief, is_finite, number, one_of, plain, positive
 from resnext.errors import ConfigError, ConfigTypeError, InputError
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -45,6 +45,7 @@ class Preprocessing:
     def __post_init__(self) -> None:
         """Check all fields."""
         for name in ("size", "resize"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
             positive(name, getattr(self, name))
         one_of("interpolation", self.interpolation, get_args(Interpolation))
         one_of("colour", self.colour, get_args(Colour))

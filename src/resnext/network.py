@@ -3,8 +3,8 @@
 Paper: Xie et al., Aggregated Residual Transformations for Deep Neural Networks, CVPR 2017
 (arXiv:1611.05431). Modules have torchvision's names, and timm's where torchvision has none.
 
-`layers.py` has the variants of each layer; `backbone.py` returns maps for detection and
-segmentation. The config's `stages` hold the numbers each stage is built from.
+`layers.py` has the variants of each layer, `surface.py` methods that timm's users expect;
+`backbone.py` returns maps. The config's `stages` hold the numbers each stage is built from.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from resnext.layers import (
     stem_pool,
     traceable,
 )
+from resnext.surface import ClassifierSurface, TrunkSurface
 from resnext.system.forks import one_thread_after_fork
 
 Images = Float[Tensor, "n c h w"]
@@ -75,15 +76,16 @@ class Bottleneck(nn.Module):
         self.se = attention(config, out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = projection(config, in_channels, out_channels, stride, keeps_pooling)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else None
 
-        self.checkpointing = False  # `Backbone` sets it
+        self.checkpointing = False  # `set_grad_checkpointing` sets it
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h2 w2"]:
         """The input, projected if its shape changes, plus the residual branch."""
         shortcut = x if self.downsample is None else self.downsample(x)
         y = checkpointed(self.residual, self, x) if self.checkpointing else self.residual(x)
-        return self.relu(self.drop_path(y) + shortcut)
+        y = y if self.drop_path is None else self.drop_path(y)
+        return self.relu(y + shortcut)
 
     def residual(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h2 w2"]:
         """The residual branch: the sum of `cardinality` transformations of the input."""
@@ -95,7 +97,7 @@ class Bottleneck(nn.Module):
         return y if self.se is None else self.se(y)
 
 
-class Trunk(nn.Module):
+class Trunk(TrunkSurface):
     """Stem and stages, shared by `ResNeXt` and `Backbone`.
 
     Args:
@@ -133,7 +135,11 @@ class Trunk(nn.Module):
 
     def enter(self, x: Images) -> Float[Tensor, "n _ _ _"]:
         """The stem: images to the input of the first stage."""
-        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.maxpool(self.stem_map(x))
+
+    def stem_map(self, x: Images) -> Float[Tensor, "n _ _ _"]:
+        """The stem's map before its pooling, with half the images' pixels on each side."""
+        return self.relu(self.bn1(self.conv1(x)))
 
     def features(self, x: Images, depth: int | None = None) -> Maps:
         """Feature maps of the first `depth` stages, by default of all stages, finest first.
@@ -143,7 +149,10 @@ class Trunk(nn.Module):
                 the images are too small.
         """
         check_images(x, self.config)
-        x = self.enter(x)
+        return self.staged(self.enter(x), depth)
+
+    def staged(self, x: Float[Tensor, "n _ _ _"], depth: int | None = None) -> Maps:
+        """Feature maps of the first `depth` stages from the stem's output."""
         maps: list[Tensor] = []
         for stage in self.stages[:depth]:
             x = stage(x)
@@ -151,7 +160,7 @@ class Trunk(nn.Module):
         return tuple(maps)
 
 
-class ResNeXt(Trunk):
+class ResNeXt(ClassifierSurface, Trunk):
     """Classifier: images `(n, in_channels, h, w)` to logits `(n, num_classes)`.
 
     Args:
@@ -180,18 +189,6 @@ class ResNeXt(Trunk):
     def embed(self, x: Images) -> Float[Tensor, "n k"]:
         """Embeddings `(n, num_features)`: the last feature map averaged over its pixels."""
         return self.avgpool(self.features(x)[-1]).flatten(1)
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier with an untrained one for `num_classes` classes.
-
-        Raises:
-            ConfigError: `num_classes` is not positive. For features without a classifier use
-                `embed`.
-        """
-        self.config = self.config.replace(num_classes=num_classes)
-        old = self.fc.weight
-        self.fc = nn.Linear(self.num_features, num_classes, device=old.device, dtype=old.dtype)
-        self.card = None  # its labels were the old classes
 
 
 def init_weights(module: nn.Module, zero_init_residual: bool) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from resnext.errors import ConfigError, ResNeXtError
@@ -497,3 +498,15 @@ def test_files_that_cannot_be_executed(tmp_path: Path, content: bytes, message: 
     """A wrong file is named, and is not looked for elsewhere."""
     (tmp_path / "own.py").write_bytes(content)
     not_found(f"{tmp_path / 'own.py'}:mine", message)
+
+
+def test_numpys_numbers() -> None:
+    """`batch_size=np.int64(32)` was refused; a run's state is JSON, so it becomes Python's."""
+    given: dict[str, Any] = {
+        "batch_size": np.int64(8),
+        "epochs": np.int32(2),
+        "mixup": np.float32(0),
+    }
+    recipe = Recipe(learning_rate=0.1, **given)
+    assert (recipe.batch_size, recipe.epochs, recipe.mixup) == (8, 2, 0.0)
+    assert {type(recipe.batch_size), type(recipe.epochs), type(recipe.mixup)} == {int, float}

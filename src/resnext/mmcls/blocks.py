@@ -131,6 +131,8 @@ class Bottleneck(network.Bottleneck):
             **norm_fields(norm_cfg),
         )
         super().__init__(config, config.stages[0], 0)
+        if self.drop_path is None:
+            self.drop_path = nn.Identity()  # mmcls has the module
         self.downsample = downsample  # type: ignore[assignment]
         self.relu = activation(act_cfg)
         self._name_as_mmcls(LETTERS[config.norm])

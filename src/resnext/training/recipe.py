@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
-from resnext.checks import between, boolean, one_of
+from resnext.checks import between, boolean, one_of, plain
 from resnext.errors import ConfigError
 from resnext.training.augmentation import Augmentation
 
@@ -108,6 +108,8 @@ class Recipe:
     def __post_init__(self) -> None:
         """Validate every field."""
         kinds = get_type_hints(type(self))
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         if isinstance(self.milestones, list):  # from JSON
             object.__setattr__(self, "milestones", tuple(self.milestones))
         for field in fields(self):
@@ -224,9 +226,9 @@ def parse_changes(settings: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"{name} is set twice. Set it once.")
         value: Any = text.strip("'\"")
         if not _choices(types.get(name)):
-            plain = text.capitalize() if text.lower() in ("true", "false", "none") else text
+            word = text.capitalize() if text.lower() in ("true", "false", "none") else text
             with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-                value = ast.literal_eval(plain)
+                value = ast.literal_eval(word)
         changes[name] = value
     return changes
 

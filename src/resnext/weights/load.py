@@ -114,6 +114,7 @@ def load_backbone(
     frozen_stages: int = -1,
     norm_eval: bool = False,
     checkpointing: bool = False,
+    with_stem: bool = False,
     in_channels: int | None = None,
     config: ResNeXtConfig | None = None,
     output_stride: int | None = None,
@@ -131,6 +132,7 @@ def load_backbone(
         norm_eval: Whether batch norms stay in evaluation mode during training.
         checkpointing: Whether to recompute the activations inside blocks in the backward pass,
             which saves memory.
+        with_stem: Whether the stem's map, at half the size of the images, comes first.
         in_channels: Adapts the first convolution to another number of channels.
         config: The architecture, if the file does not state it; checked against the file.
         output_stride: 8, 16 or 32: later strides become dilation; None changes nothing.
@@ -166,6 +168,7 @@ def load_backbone(
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
             checkpointing=checkpointing,
+            with_stem=with_stem,
         )
     wanted = backbone.state_dict()
     backbone.load_state_dict({name: checkpoint.state[name] for name in wanted}, assign=True)

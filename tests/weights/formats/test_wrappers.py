@@ -63,7 +63,7 @@ def test_counters_may_be_cast_and_reshaped(
     state = {name: cast(x) for name, x in network.state_dict().items()}
     path = tmp_path / f"a.{suffix}"
     torch.save(state, path) if suffix == "pth" else save_file(state, path)
-    model = load(path)
+    model: Any = load(path)
     agree(logits(model), logits(network), 1e-6)
     count = model.bn1.num_batches_tracked
     assert (count.dtype, count.shape, int(count)) == (torch.int64, (), 21)
