@@ -8,6 +8,7 @@ decoding.py    from image files to pixels, resized and cropped
 transforms.py  from pixels to tensors: preprocessing, random views for training (loads torch)
 loader.py      batches for evaluation, test-time augmentation (loads torch)
 workers.py     worker processes: how many fit, signals, and how they end (loads torch)
+passed_over.py what is not read in folders, counted by ending and reason
 scan.py        checks every image before training
 scan_cache.py  records of images, cached between scans
 duplicates.py  equal and similar images

@@ -17,7 +17,7 @@ from resnext.data.dataset import ImageSet, Problem, Splits
 from resnext.data.duplicates import Conflict, ImageIndex, Sizes
 from resnext.data.scan_cache import RECORD, ScanCache, cache_file
 from resnext.errors import CheckpointError, DataError
-from resnext.system.atomic import write_atomically
+from resnext.system.atomic import make_folder, write_atomically
 from resnext.system.cpu import available_cores
 from resnext.system.progress import Reporter
 from resnext.system.text import counted
@@ -103,12 +103,8 @@ class Scan:
     def _passed_over(self) -> str:
         """Numbers of files, images and samples that are not used; empty if all are used."""
         parts: list[str] = []
-        others = self.splits.passed_over
-        if others:
-            parts.append(
-                f"{len(others):,} other file{'s' * (len(others) != 1)} or folder"
-                f"{'s' * (len(others) != 1)}, such as {others[0]}"
-            )
+        if others := len(self.splits.passed_over):
+            parts.append(f"{others:,} {'file or folder' if others == 1 else 'files and folders'}")
         if self.unreadable:
             parts.append(counted(len(self.unreadable), "unreadable image"))
         if copies := len({leak.train for leak in self.leaks if leak.exact}):
@@ -117,7 +113,7 @@ class Scan:
 
     def lines(self) -> list[str]:
         """The findings, one sentence each; empty without findings."""
-        lines: list[str] = []
+        lines = self.splits.passed_over.lines()
         if self.unreadable:
             first = self.unreadable[0]
             lines.append(
@@ -162,7 +158,7 @@ def scan(
         cache: Folder of the cached records; "auto" for `scans` in the cache folder, None to cache
             nothing.
         threads: Number of decoding threads; by default one per core, at most 8.
-        quarantine: File that lists the unusable images, written if there are any.
+        quarantine: File that lists the unusable images, written if there are too many.
 
     Raises:
         DataError: More than 5 % of a class in `train` and `val` together cannot be read, or the
@@ -181,9 +177,7 @@ def scan(
         known.save(progress, complete=len(records) == len(images))
         del known  # frees its records
     unreadable = (*splits.problems, *_problems(images, errors))
-    if quarantine is not None and unreadable:
-        write_quarantine(quarantine, unreadable)
-    _refuse_too_many(splits, errors, quarantine)
+    _refuse_too_many(splits, errors, unreadable, quarantine)
     kept = {
         name: np.setdiff1d(np.arange(len(split)), list(errors[name]))
         for name, split in images.items()
@@ -232,9 +226,12 @@ def _problems(
 
 
 def _refuse_too_many(
-    splits: Splits, errors: Mapping[str, Mapping[int, str]], quarantine: Path | None
+    splits: Splits,
+    errors: Mapping[str, Mapping[int, str]],
+    problems: Sequence[Problem],
+    quarantine: Path | None,
 ) -> None:
-    """Refuse data that lost too much of a class."""
+    """Refuse data that lost too much of a class, and list all problems."""
     unreadable = [
         (images.targets[index], reason)
         for name, images in (("train", splits.train), ("val", splits.val))
@@ -246,6 +243,8 @@ def _refuse_too_many(
     worst = too_many(lost, counts)
     if worst is None:
         return
+    if quarantine is not None:
+        write_quarantine(quarantine, problems)
     first = next(reason for target, reason in unreadable if target == worst)
     where = f"{quarantine} lists all." if quarantine else f"The first: {first}"
     raise DataError(
@@ -281,6 +280,8 @@ def too_many(unreadable: np.ndarray, counts: np.ndarray) -> int | None:
 def write_quarantine(path: Path, problems: Iterable[Problem]) -> None:
     """List images that cannot be used as CSV, with columns part, image, label and reason.
 
+    The folder of the list is created.
+
     Raises:
         DataError: The file cannot be written.
     """
@@ -293,6 +294,7 @@ def write_quarantine(path: Path, problems: Iterable[Problem]) -> None:
             table.writerow(["part", "image", "label", "reason"])
             table.writerows([p.part, p.title, p.label, p.reason] for p in problems)
 
+    make_folder(path, DataError)
     try:
         write_atomically(path, write)
     except CheckpointError as error:

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from resnext.errors import DataError, InputError
 from resnext.prediction.images import Picture, Prediction, decode
+from resnext.system.atomic import check_writable, make_folder
 
 _SIDE, _GAP, _TEXT = 168, 20, 52  # pixels: an image, the space around it, text and bar below
 _PAPER, _INK, _FAINT, _BAR = "#ffffff", "#1d2330", "#8b93a3", "#2f6fde"
@@ -62,12 +63,27 @@ def draw_sheet(
     return sheet
 
 
-def save_sheet(sheet: Image.Image, path: str | Path) -> None:
-    """Write a contact sheet to an image file; the suffix decides the format.
+def check_sheet(path: str | Path) -> None:
+    """Refuse a file that a contact sheet could not be written to.
 
     Raises:
         DataError: The suffix is not that of an image format, or the file cannot be written.
     """
+    kind = Image.registered_extensions().get(Path(path).suffix.lower())
+    if kind not in Image.SAVE:
+        raise DataError(f"{path} cannot be written: give a suffix such as .png.")
+    check_writable(Path(path), DataError)
+
+
+def save_sheet(sheet: Image.Image, path: str | Path) -> None:
+    """Write a contact sheet to an image file; the suffix decides the format.
+
+    Its folder is created.
+
+    Raises:
+        DataError: The suffix is not that of an image format, or the file cannot be written.
+    """
+    make_folder(Path(path), DataError)
     try:
         sheet.save(path)
     except (OSError, ValueError, KeyError) as error:  # KeyError: a format Pillow only reads

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,14 +16,15 @@ from resnext.card import Card, Described, Preprocessing, card_of
 from resnext.checks import at_least, brief
 from resnext.data.decoding import (
     convert,
-    decoding_error,
     open_image,
     open_lazily,
     pixels,
+    read_source,
     resize_and_crop,
 )
 from resnext.data.open import open_for_evaluation
-from resnext.data.sources.folders import walk_images
+from resnext.data.passed_over import PassedOver
+from resnext.data.sources.folders import no_image, walk_images
 from resnext.errors import DataError, InputError
 from resnext.inference.opener import evaluation_mode, open_runner
 from resnext.inference.runner import Runner, top_classes
@@ -88,7 +90,8 @@ def predict(
         InputError: The model has no card with labels, or an argument is out of range.
     """
     at_least("batch_size", batch_size, 1, error=InputError)
-    named = expand_images(images)
+    passed_over = PassedOver()
+    named = expand_images(images, passed_over)
     batch = min(batch_size, len(named))
     with evaluation_mode(model):
         runner = open_runner(model, device=device, batch=batch, plan=plan, progress=progress)
@@ -96,6 +99,8 @@ def predict(
         check_top(top, card)
         predictions: list[Prediction] = []
         shown = reporter(progress)
+        for line in passed_over.lines():
+            shown.line(line)
         shown.start("Predicting", len(named))
         try:
             for start in range(0, len(named), batch_size):
@@ -134,8 +139,14 @@ def check_top(top: int, card: Card) -> None:
         raise InputError(f"top must be from 1 to the {len(card.labels)} classes, not {top}.")
 
 
-def expand_images(images: Picture | Sequence[Picture]) -> list[tuple[str, Picture]]:
+def expand_images(
+    images: Picture | Sequence[Picture], passed_over: PassedOver | None = None
+) -> list[tuple[str, Picture]]:
     """Every image with its name: the file name, or the position in `images`.
+
+    Args:
+        images: Files, folders and images.
+        passed_over: Counts the files in folders that are not read.
 
     Raises:
         DataError: No images are given, or a file does not exist.
@@ -144,7 +155,7 @@ def expand_images(images: Picture | Sequence[Picture]) -> list[tuple[str, Pictur
     named: list[tuple[str, Picture]] = []
     for i, picture in enumerate(pictures):
         if isinstance(picture, str | Path):
-            named += ((name, name) for name in image_names([picture]))
+            named += ((name, name) for name in image_names([picture], passed_over))
         else:
             named.append((str(i), picture))
     if not named:
@@ -152,8 +163,14 @@ def expand_images(images: Picture | Sequence[Picture]) -> list[tuple[str, Pictur
     return named
 
 
-def image_names(paths: Iterable[str | Path]) -> Iterator[str]:
+def image_names(
+    paths: Iterable[str | Path], passed_over: PassedOver | None = None
+) -> Iterator[str]:
     """Names of image files: those given, and all in the folders given, in order, one by one.
+
+    Args:
+        paths: Files and folders.
+        passed_over: Counts the files in folders that are not read.
 
     Raises:
         DataError: A file does not exist, or a folder holds no image or cannot be listed.
@@ -164,11 +181,13 @@ def image_names(paths: Iterable[str | Path]) -> Iterator[str]:
                 raise DataError(f"{path}: no such file.")
             yield str(path)
             continue
-        above, name = str(path / "_")[:-1], None
-        for name in walk_images(path):
+        above, name, others = str(path / "_")[:-1], None, PassedOver()
+        for name in walk_images(path, passed_over=others):
             yield above + name
         if name is None:
-            raise DataError(f"{path} holds no image. Images have endings such as .jpg or .png.")
+            raise no_image(path, others)
+        if passed_over is not None:
+            passed_over.update(others)
 
 
 def to_pixels(picture: Picture, preprocessing: Preprocessing) -> UInt8[np.ndarray, "h w c"]:
@@ -197,8 +216,9 @@ def read_pixels(
     Raises:
         DataError: The file does not exist, is damaged, not an image or unreasonably large.
     """
-    try:
-        with open_lazily(Path(file), str(file)) as image:
+
+    def read(source: Path | BytesIO) -> UInt8[np.ndarray, "h w c"]:
+        with open_lazily(source, str(file)) as image:
             resized = preprocessing.resize**2 * max(image.size) // max(min(image.size), 1)
             with reserve(image.width * image.height + resized), closing(image):
                 image.load()
@@ -206,8 +226,8 @@ def read_pixels(
                 ready = image.mode == "RGB" and preprocessing.colour != "L" and min(image.size) > 0
                 converted = image if ready else convert(image, preprocessing.colour)
                 return _network_input(converted, preprocessing)
-    except Exception as error:  # Pillow's decoders raise almost anything on damaged files
-        raise decoding_error(str(file), error) from error
+
+    return read_source(Path(file), str(file), read)
 
 
 def decode(picture: Picture, colour: str) -> Image.Image:
