@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from resnext.checks import brief
-from resnext.data.dataset import ImageSet, Splits, held_out
+from resnext.data.dataset import ImageSet, SplitName, Splits, held_out
 from resnext.data.passed_over import PassedOver
 from resnext.data.sources.arrays import digits, idx_files, is_idx
 from resnext.data.sources.base import SPLITS, Source
@@ -98,7 +98,7 @@ def open_for_evaluation(
             every image.
     """
     opened = find_source(source)
-    split = next(split for split in reversed(SPLITS) if split in opened.splits)
+    split: SplitName = next(split for split in reversed(SPLITS) if split in opened.splits)
     whole = opened.splits[split](labels)
     if passed_over is not None:
         passed_over.update(opened.passed_over)

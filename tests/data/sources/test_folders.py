@@ -471,7 +471,7 @@ def test_both_unicode_forms_in_one_folder(tmp_path: Path) -> None:
     measured = open_for_evaluation(
         tmp_path / "photos",
         (cafes[1], "tea"),
-        {"fingerprint": splits.fingerprint, "seed": 0} | {"val_fraction": 0.2},
+        {"fingerprint": splits.fingerprint, "seed": 0, "val_fraction": 0.2},
     )
     assert names(measured, tmp_path) == names(splits.val, tmp_path)
 
