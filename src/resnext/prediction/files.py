@@ -229,21 +229,30 @@ def _listed(
     digest, count = hashlib.sha256(), 0
     given = [images] if isinstance(images, str | Path) else images
     with ExitStack() as stack:
-        try:
+        with _beside(out):
             file = TemporaryFile("w+", encoding="utf-8", dir=existing_folder(out))  # noqa: SIM115
-            stack.callback(_close, file)
-            for name in image_names(given, passed_over):
+        stack.callback(_close, file)
+        for name in image_names(given, passed_over):
+            with _beside(out):
                 file.write(json.dumps(name) + "\n")
-                digest.update(name.encode("utf-8", "surrogatepass") + b"\0")
-                count += 1
+            digest.update(name.encode("utf-8", "surrogatepass") + b"\0")
+            count += 1
+        with _beside(out):
             file.seek(0)  # and write what is buffered
-        except OSError as error:
-            raise CheckpointError(
-                f"{out} cannot be written: {error.strerror}. Make room, or write somewhere else."
-            ) from error
         if not count:
             raise DataError("No images were given to classify.")
         yield map(json.loads, file), count, digest.hexdigest()
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[None]:
+    """Name the table if a temporary file next to it cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{out} cannot be written: {error.strerror}. Make room, or write somewhere else."
+        ) from error
 
 
 def _close(file: IO[str]) -> None:
