@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.originals import sklearn, torchvision
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngInfo
 from sample_images import (
     KINDS,
     ORIENTATION,
