@@ -109,7 +109,8 @@ def finished(trained: Path, tmp_path: Path, command: Run, one_thread: None) -> t
         "train pets --model resnext5",
         "train pets --model resnext50_32x4d --size 16",
         "train pets --precision fp16",
-        "train pets --out nodir/a.safetensors",
+        "train pets --out notes.txt/a.safetensors",
+        "train pets --out pets",
         "train p2 --out p2.safetensors --model resnext11_8x16d --batch-size 8",
     ],
 )
@@ -122,7 +123,8 @@ def test_mistakes_in_arguments_and_data(line: str, command: Run, tmp_path: Path)
     photo_folder(tmp_path / "empty", ("a",), count=3)
     (tmp_path / "empty" / "b").mkdir()
     (tmp_path / "seg").mkdir()
-    if "a.safetensors" in line and "nodir" not in line:
+    (tmp_path / "notes.txt").touch()
+    if "mine.py" in line and "--out" in line:
         (tmp_path / "mine.py").write_text("bad = 1 / 0")
     if " p2 " in line:
         photo_folder(tmp_path / "p2", count=40)

@@ -101,9 +101,17 @@ def photos(tmp_path: Path) -> Path:
         ("predict MODEL PHOTOS --embeddings a.npy", "--embeddings needs --out FILE"),
         ("predict MODEL PHOTOS --workers 1", "--workers needs --out FILE"),
         ("predict MODEL PHOTOS --ray", "--ray needs --out FILE"),
-        ("evaluate MODEL PHOTOS --json FOLDER", "cannot be written: give a file in a folder"),
-        ("evaluate MODEL PHOTOS --json FOLDER/no/a.json", "cannot be written: give a file"),
-        ("bench MODEL --json FOLDER/no/a.json", "cannot be written: give a file in a folder"),
+        ("evaluate MODEL PHOTOS --json FOLDER", "is a folder. Give the name of a file"),
+        ("evaluate MODEL PHOTOS --json TEXT/no/a.json", "cannot be written: TEXT: Not a directory"),
+        ("bench MODEL --json TEXT/a.json", "Not a directory. Write somewhere else"),
+        ("bench MODEL --plot TEXT/a.png", "Not a directory. Write somewhere else"),
+        ("bench MODEL --plot FOLDER/a.gif", "must be a .png, .svg or .pdf file"),
+        ("catalog --plot TEXT/a.png", "Not a directory. Write somewhere else"),
+        ("convert MODEL TEXT/a.pth --to timm", "Not a directory. Write somewhere else"),
+        ("predict MODEL PHOTOS --sheet TEXT/a.png", "Not a directory. Write somewhere else"),
+        ("predict MODEL PHOTOS --sheet FOLDER/a.xyz", "give a suffix such as .png"),
+        ("predict MODEL PHOTOS --out TEXT/a.csv", "Not a directory. Write somewhere else"),
+        ("train PHOTOS --out TEXT/a.safetensors", "Not a directory. Write somewhere else"),
         ("optimize nothing.safetensors", "is not a file. A plan is saved next to a model file"),
         ("optimize FOLDER", "is not a file"),
     ],
@@ -123,7 +131,7 @@ def test_mistakes_end_in_one_line(
     (tmp_path / "empty").mkdir()
     paths = {"MODEL": model, "PHOTOS": photos, "TEXT": text, "EMPTY": tmp_path / "empty"}
     for name, path in {**paths, "FOLDER": tmp_path}.items():
-        command = command.replace(name, str(path))
+        command, message = command.replace(name, str(path)), message.replace(name, str(path))
     monkeypatch.chdir(tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     code, _, err = run_cli(capsys, monkeypatch, *command.split())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,11 @@ from sample_images import (
     png_that_claims,
 )
 
+from resnext.card import Preprocessing
+from resnext.data.dataset import EXTENSIONS
 from resnext.data.decoding import convert, open_image
 from resnext.errors import DataError
+from resnext.prediction.images import read_pixels
 
 in_one_folder = settings(
     max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -102,9 +108,11 @@ def refused(path: Path, problem: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("empty.jpg", b"", "not a readable image"),
+        ("empty.jpg", b"", r"\(the file is empty\)"),
+        ("pointer.jpg", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        ("photo.jxl", b"\xff\x0a" + b"x" * 50, "JPEG XL"),
         ("text.jpg", b"Not an image, whatever its name says.\n" * 9, "not a readable image"),
-        ("page.png", b"<!doctype html><title>404</title>", "not a readable image"),
+        ("page.png", b"\n<!DOCTYPE html><title>404</title>", r"\(a web page\)"),
         ("half.jpg", encoded(".jpg")[:700], "truncated"),
         ("half.png", encoded(".png")[:700], "not a readable image"),
         ("bomb.png", png_that_claims(100_000, 100_000), "decompression bomb"),
@@ -202,3 +210,131 @@ def test_formats_that_run_other_programs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
     with pytest.raises(DataError, match="not a readable image"):
         open_image(tmp_path / "a.jpg", "RGB")
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG."""
+    checksum = zlib.crc32(kind + content).to_bytes(4, "big")
+    return len(content).to_bytes(4, "big") + kind + content + checksum
+
+
+LONG = zlib.compress(bytes(3_000_000))
+METADATA = {
+    "compressed text": chunk(b"zTXt", b"parameters\0\0" + LONG),
+    "international text": chunk(b"iTXt", b"workflow\0\1\0\0\0" + LONG),
+    "colour profile": chunk(b"iCCP", b"screen\0\0" + LONG),
+    "many texts": 70 * chunk(b"tEXt", b"note\0" + b"x" * 1_000_000),
+}
+
+
+@pytest.mark.parametrize("kind", METADATA)
+@pytest.mark.parametrize("behind", [False, True])
+def test_long_metadata_in_png(tmp_path: Path, kind: str, behind: bool) -> None:
+    """Generators of images write their whole workflow into them, which Pillow refuses to read."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    image = Image.new("RGB", (48, 32), BLUE)
+    image.paste(RED, (0, 0, 24, 32))
+    image.save(tmp_path / "turned.png", exif=exif)
+    whole = (tmp_path / "turned.png").read_bytes()
+    cut = len(whole) - 12 if behind else 33  # before the end, or behind the header
+    (tmp_path / "long.png").write_bytes(whole[:cut] + METADATA[kind] + whole[cut:])
+    with (
+        pytest.raises(ValueError, match=r"text chunks|MAX_TEXT_CHUNK"),
+        Image.open(tmp_path / "long.png") as refused_by_pillow,
+    ):
+        refused_by_pillow.load()
+    wanted = open_image(tmp_path / "turned.png", "RGB")
+    got = open_image(tmp_path / "long.png", "RGB")
+    assert np.array_equal(np.asarray(got), np.asarray(wanted))
+    shape = Preprocessing(16, 16)
+    assert np.array_equal(
+        read_pixels(tmp_path / "long.png", shape), read_pixels(tmp_path / "turned.png", shape)
+    )
+
+
+def test_a_damaged_png_with_long_texts_is_refused(tmp_path: Path) -> None:
+    """What is left without the text may be no image."""
+    whole = encoded(".png")
+    path = tmp_path / "cut.png"
+    path.write_bytes(whole[:33] + METADATA["compressed text"] + whole[33:60])
+    refused(path, "not a readable image")
+
+
+@pytest.mark.parametrize("ending", [".heic", ".heif", ".hif", ".HEIC"])
+def test_heif(tmp_path: Path, ending: str) -> None:
+    """Phones take HEIC; it is read upright where pillow-heif is installed, as in `resnext[dev]`."""
+    assert ending.lower() in EXTENSIONS, "the tests need pillow-heif: pip install 'resnext[dev]'"
+    stored = Image.new("RGB", (48, 32), BLUE)
+    stored.paste(RED, (0, 0, 24, 32))
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    stored.save(tmp_path / f"a{ending}", format="HEIF", quality=95, exif=exif.tobytes())
+    image = open_image(tmp_path / f"a{ending}", "RGB")
+    assert image.size == (32, 48)
+    colours = np.array([image.getpixel((16, 4)), image.getpixel((16, 44))])
+    assert np.abs(colours - [RED, BLUE]).max() < 12
+    (tmp_path / "named.jpg").write_bytes((tmp_path / f"a{ending}").read_bytes())
+    assert np.array_equal(np.asarray(open_image(tmp_path / "named.jpg", "RGB")), np.asarray(image))
+
+
+def test_heif_without_pillow_heif(tmp_path: Path) -> None:
+    """It is an optional package; an import that fails must not take all other images away."""
+    stored = Image.new("RGB", (48, 32), BLUE)
+    stored.save(tmp_path / "a.heic", format="HEIF")
+    stored.save(tmp_path / "b.png")
+    code = (
+        "import sys; sys.modules['pillow_heif'] = None\n"
+        "from pathlib import Path\n"
+        "from resnext.data.dataset import EXTENSIONS\n"
+        "from resnext.data.decoding import open_image\n"
+        "assert '.heic' not in EXTENSIONS and '.avif' in EXTENSIONS\n"
+        "open_image(Path('b.png'), 'RGB')\n"
+        "open_image(Path('a.heic'), 'RGB')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    wanted = 'a.heic: not a readable image (HEIF; pip install "resnext[heif]").'
+    assert done.stderr.splitlines()[-1].endswith(wanted)
+
+
+def test_other_names_of_jpeg(tmp_path: Path) -> None:
+    """Browsers and cameras save JPEG as .jfif, .jpe, .pjpeg and .JPG."""
+    assert {".jfif", ".jpe", ".jif", ".pjpeg", ".jpg"} <= EXTENSIONS
+    (tmp_path / "a.pjpeg").write_bytes(encoded(".jpg"))
+    (tmp_path / "a.jpg").write_bytes(encoded(".jpg"))
+    images = [np.asarray(open_image(tmp_path / name, "RGB")) for name in ("a.pjpeg", "a.jpg")]
+    assert np.array_equal(images[0], images[1])
+
+
+ORIENTED = b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0"
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize(
+    ("exif", "turned"),
+    [
+        (b"garbage!" * 4, False),
+        (b"", False),
+        (ORIENTED + b"\6\0\0\0\0\0\0\0", True),
+        (b"Exif\0\0" + ORIENTED + b"\6\0\0\0\0\0\0\0", True),  # the header twice
+        (ORIENTED.replace(b"\1\0\x12", b"\5\0\x12") + b"\6\0\0\0\x1a\1", True),  # cut
+        (ORIENTED + b"\x09\0\0\0\0\0\0\0", False),  # no such orientation
+    ],
+)
+def test_damaged_exif(tmp_path: Path, exif: bytes, turned: bool) -> None:
+    """It decides only which side is up; the pixels are there."""
+    image = Image.new("RGB", (48, 32), RED)
+    image.save(tmp_path / "a.jpg", exif=b"Exif\0\0" + exif)
+    size = (32, 48) if turned else (48, 32)
+    assert open_image(tmp_path / "a.jpg", "RGB").size == size
+    assert read_pixels(tmp_path / "a.jpg", Preprocessing(16, 16)).shape == (16, 16, 3)
+
+
+def test_whole_images_with_more_behind_them_are_read(tmp_path: Path) -> None:
+    """Web servers append to files; the image is complete."""
+    (tmp_path / "a.jpg").write_bytes(encoded(".jpg") + b"<html>" * 10)
+    (tmp_path / "b.jpg").write_bytes(encoded(".jpg"))
+    images = [np.asarray(open_image(tmp_path / name, "RGB")) for name in ("a.jpg", "b.jpg")]
+    assert np.array_equal(images[0], images[1])

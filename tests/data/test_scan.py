@@ -108,14 +108,18 @@ def test_overview(tmp_path: Path) -> None:
     put(tmp_path / "train" / "b" / "more.png", noise(900, 16))
     put(tmp_path / "train" / "a" / "copy.png", (tmp_path / "val" / "a" / "000.png").read_bytes())
     put(tmp_path / "val" / "a" / "cut.png", noise(901, 12)[:50])
-    put(tmp_path / "train" / "a" / "deep" / "photo.heic", b"?")
+    put(tmp_path / "train" / "a" / "deep" / "film.mp4", b"?")
     (tmp_path / "notes").mkdir()
     (_, images, passed_over) = looked(tmp_path).overview()
     assert images == "Images: 41 train, 10 val; 25 (a) to 26 (b) per class; 12×12 to 16×16 pixels."
     assert passed_over == (
-        f"Passed over: 2 other files or folders, such as {tmp_path / 'notes'}; 1 unreadable image; "
-        f"1 training image equal to one of another part."
+        "Passed over: 2 files and folders; 1 unreadable image; 1 training image equal to one of "
+        "another part."
     )
+    assert looked(tmp_path).lines()[:2] == [
+        f"1 folder beside the splits passed over, {tmp_path / 'notes'}.",
+        "1 .mp4 file passed over: save frames of videos as images.",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -142,6 +146,8 @@ def test_unreadable_images_are_left_out_and_listed(tmp_path: Path) -> None:
     gone = splits.train.title(60)
     Path(gone).unlink()
     found = looked(splits, quarantine=tmp_path / "quarantine.csv")
+    assert not (tmp_path / "quarantine.csv").exists()  # the run may still be refused
+    write_quarantine(tmp_path / "quarantine.csv", found.unreadable)
     assert [(p.part, p.title, p.label) for p in found.unreadable] == [
         ("train", str(root / "train" / "a" / "007.png"), "a"),
         ("train", gone, "b"),
@@ -217,7 +223,7 @@ def test_losing_too_much_of_a_class_ends_it(tmp_path: Path) -> None:
     root = two_parts(tmp_path / "set", train=30, val=9)
     for i in (4, 5):
         put(root / "train" / "b" / f"{i:03}.png", b"no image")
-    quarantine = tmp_path / "quarantine.csv"
+    quarantine = tmp_path / "new" / "quarantine.csv"
     with pytest.raises(DataError, match=r"2 of 39 images of class 'b' .* 5 %") as caught:
         looked(root, quarantine=quarantine)
     assert f"{quarantine} lists all" in str(caught.value)
@@ -250,9 +256,8 @@ def test_samples_without_a_class_are_listed(tmp_path: Path) -> None:
                     info = tarfile.TarInfo(name)
                     info.size = len(data)
                     out.addfile(info, io.BytesIO(data))
-    found = looked(tmp_path / "a.tar", quarantine=tmp_path / "q.csv")
+    found = looked(tmp_path / "a.tar")
     assert found.unreadable == (Problem("train", "a.tar:3", "", "The sample has no class."),)
-    assert "a.tar:3,,The sample has no class." in (tmp_path / "q.csv").read_text()
 
 
 def test_quarantine_is_written_whole(tmp_path: Path) -> None:
@@ -263,7 +268,7 @@ def test_quarantine_is_written_whole(tmp_path: Path) -> None:
         b'part,image,label,reason\r\nval,"a, ""b""\xff.png","x,y","bad\nluck"\r\n'
     )
     with pytest.raises(DataError, match="cannot be written"):
-        write_quarantine(tmp_path / "none" / "q.csv", [])
+        write_quarantine(tmp_path / "q.csv" / "q.csv", [])
 
 
 # -- copies -----------------------------------------------------------------------------------

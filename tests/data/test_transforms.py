@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from oracles.originals import sklearn, torchvision
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngInfo
 from sample_images import (
     KINDS,
     ORIENTATION,
@@ -544,3 +545,19 @@ def test_very_long_images_give_their_middle(size: tuple[int, int]) -> None:
     assert (right - left, bottom - top) == (min(size),) * 2
     assert abs(left + right - size[0]) <= 1
     assert abs(top + bottom - size[1]) <= 1
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+def test_a_png_with_long_texts_has_the_view_of_one_without(padding: int) -> None:
+    """The scan reads it, so training must, with the same random numbers."""
+    plain, long, info = io.BytesIO(), io.BytesIO(), PngInfo()
+    image = Image.effect_noise((40, 30), 90).convert("RGB")
+    image.save(plain, "PNG")
+    info.add_text("workflow", "x" * 3_000_000, zip=True)
+    image.save(long, "PNG", pnginfo=info)
+    preprocessing = Preprocessing(16, 16)
+    views = [
+        random_view(file.getvalue(), "a", preprocessing, generator(3), padding=padding)
+        for file in (plain, long)
+    ]
+    assert torch.equal(views[0], views[1])

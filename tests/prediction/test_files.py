@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,7 +22,7 @@ from resnext.card import Card, Preprocessing
 from resnext.data.decoding import open_image, pixels, resize_and_crop
 from resnext.data.sources import folders as files
 from resnext.data.sources.folders import image_files
-from resnext.errors import DataError, InputError
+from resnext.errors import CheckpointError, DataError, InputError
 from resnext.prediction import files as bulk
 from resnext.prediction.files import predict_files
 
@@ -227,10 +228,13 @@ def test_what_cannot_end_well_does_not_begin(
     folder, out = fill(tmp_path / "in", 3), tmp_path / "p.csv"
     (tmp_path / "empty").mkdir()
     (tmp_path / "d.csv").mkdir()
+    (tmp_path / "e.npy").mkdir()
+    os.mkfifo(tmp_path / "pipe.csv")
     cases: list[tuple[type[Exception], str, Any, Any, dict[str, Any]]] = [
         (InputError, r"p\.txt must end in \.csv, \.jsonl or \.parquet", folder, "p.txt", {}),
-        (InputError, r"no is not a folder", folder, "no/p.csv", {}),
-        (InputError, r"no is not a folder", folder, out, {"embeddings": tmp_path / "no" / "e.npy"}),
+        (InputError, r"Not a directory", folder, "pipe.csv/no/p.csv", {}),
+        (InputError, r"not a regular file", folder, "pipe.csv", {}),
+        (InputError, r"is a folder", folder, out, {"embeddings": tmp_path / "e.npy"}),
         (InputError, r"d\.csv is a folder", folder, "d.csv", {"overwrite": True}),
         (InputError, r"must end in \.npy", folder, out, {"embeddings": "e.txt"}),
         (InputError, r"top must be from 1 to the 6 classes, not 7", folder, out, {"top": 7}),
@@ -253,7 +257,47 @@ def test_what_cannot_end_well_does_not_begin(
     with pytest.raises(InputError, match=r'pip install "resnext\[parquet\]"'):
         predict_files(fake, folder, tmp_path / "p.parquet")
     assert fake.sizes == []
-    assert left(tmp_path) == {"in", "empty", "d.csv"}
+    assert left(tmp_path) == {"in", "empty", "d.csv", "e.npy", "pipe.csv"}
+
+
+def test_folders_of_the_results_are_made(tmp_path: Path) -> None:
+    """A folder for each run is what anyone wants; only a call that is refused leaves none."""
+    folder = fill(tmp_path / "in", 3)
+    out, embeddings = tmp_path / "a" / "b" / "p.csv", tmp_path / "c" / "e.npy"
+    with pytest.raises(DataError, match="no such file"):
+        predict_files(Fake(), tmp_path / "gone.png", out, embeddings=embeddings)
+    assert left(tmp_path) == {"in"}
+    predict_files(Fake(), folder, out, embeddings=embeddings)
+    assert out.exists()
+    assert embeddings.exists()
+
+
+class Full:
+    """A file on a disk that is full; what was written is in a buffer that cannot be emptied."""
+
+    def write(self, text: str) -> None: ...  # noqa: D102
+
+    def _fail(self, *_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    seek = close = _fail
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list of images filled the disk, and all that was printed was the number of the error."""
+    folder, out = fill(tmp_path / "in", 3), tmp_path / "p.csv"
+    with monkeypatch.context() as patch:
+        patch.setattr(bulk, "TemporaryFile", lambda *_, **__: Full())
+        wanted = r"p\.csv cannot be written: No space left on device\. Make room"
+        with pytest.raises(CheckpointError, match=wanted):
+            predict_files(Fake(), folder, out)
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "mkstemp", Full()._fail)
+        wanted = r"p\.csv cannot be written: .*No space.* the same command continues from there\."
+        with pytest.raises(CheckpointError, match=wanted):
+            predict_files(Fake(), folder, out)
+    predict_files(Fake(), folder, out)
+    assert left(tmp_path) == {"in", "p.csv"}
 
 
 # -- bounds -----------------------------------------------------------------------------------

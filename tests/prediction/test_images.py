@@ -738,6 +738,7 @@ def test_suffixes_that_cannot_be_written(tmp_path: Path, name: str) -> None:
 def test_folders_that_do_not_exist(tmp_path: Path) -> None:
     """The file is named, not only the reason."""
     sheet = draw_sheet([Image.new("RGB", (9, 9))], answers(1))
-    for path in (tmp_path / "missing" / "a.png", tmp_path):
+    save_sheet(sheet, tmp_path / "new" / "a.png")
+    for path in (tmp_path / "new" / "a.png" / "b.png", tmp_path):
         with pytest.raises(DataError, match=f"{path} cannot be written"):
             save_sheet(sheet, path)

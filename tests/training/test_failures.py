@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import photo_folder
 from training_runs import more_photos, quick, sha
 
 from resnext.errors import CheckpointError, DataError
@@ -123,3 +124,23 @@ def test_validation_images_that_vanish(
     monkeypatch.setattr(Trainer, "_epoch", vanish)
     with pytest.raises(DataError, match=r"1 of 4 validation images cannot be read any more"):
         quick(photos, tmp_path / "m.safetensors")
+
+
+def test_a_validation_image_that_vanishes_is_reported_once(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same line after each of a hundred epochs hides all others."""
+    photo_folder(tmp_path / "data" / "val", ("blue", "red"))
+    photos.rename(tmp_path / "data" / "train")
+    original = Trainer._epoch
+
+    def vanish(self: Any) -> None:
+        (tmp_path / "data" / "val" / "red" / "003.jpg").unlink(missing_ok=True)
+        original(self)
+
+    monkeypatch.setattr(Trainer, "_epoch", vanish)
+    quick(tmp_path / "data", tmp_path / "m.safetensors", epochs=3, ema=0.9, progress=True)
+    assert capsys.readouterr().err.count("1 validation image cannot be read, such as") == 1

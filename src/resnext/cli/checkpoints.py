@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from resnext.cli.options import Flag, Several
+from resnext.cli.options import Flag, Several, check_outputs
 from resnext.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def catalog(
     from resnext.cli.tables import catalog_table
     from resnext.weights.catalog import catalog
 
+    check_outputs(plot)
     rows = catalog(licence=licence, min_top1=min_top1, max_gmacs=max_gmacs, variant=variant)
     if plot is not None:
         from resnext.cli.plots import plot_catalog

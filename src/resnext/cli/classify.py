@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from resnext.cli.options import Flag, check_json_path, write_json
+from resnext.cli.options import Flag, check_outputs, write_json
 from resnext.errors import ResNeXtError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def evaluate(
     from resnext.evaluation.classification import compare, evaluate
     from resnext.evaluation.comparison import Comparison
 
-    check_json_path(json)
+    check_outputs(json)
     options: dict[str, Any] = {"views": views, "batch_size": batch_size, "workers": workers}
     options |= {"device": device, "plan": plan, "progress": True}
     result = compare(file, against, data, **options) if against else evaluate(file, data, **options)
@@ -120,6 +121,7 @@ def predict(
             options |= {"embeddings": embeddings, "workers": workers, "device": device}
         elif embeddings is not None:
             raise ResNeXtError("--embeddings cannot be written with --ray.")
+        check_outputs(out, embeddings)
         _predict_files(file, images, out, plan, ray, options)
         if embeddings is not None:
             print(f"{embeddings}: embeddings")
@@ -130,13 +132,20 @@ def predict(
     from rich.console import Console
 
     from resnext.cli.tables import predictions_table
+    from resnext.data.passed_over import PassedOver
     from resnext.inference.opener import open_runner
+    from resnext.prediction.contact_sheet import check_sheet, draw_sheet, save_sheet
     from resnext.prediction.images import held_out_images, predict
     from resnext.prediction.inputs import expand_images
 
+    if sheet is not None:
+        check_sheet(sheet)
     pictures: Sequence[Picture] = []
+    passed_over = PassedOver()
     if not built_in:
-        pictures = [picture for _, picture in expand_images(images)][:limit]
+        pictures = [picture for _, picture in expand_images(images, passed_over)][:limit]
+    for line in passed_over.lines():
+        print(line, file=sys.stderr)
     most = batch_size or 64
     expected = min(most, len(pictures) or limit or most)  # the batch size a plan is chosen for
     model = open_runner(file, device=device, batch=expected, plan=plan, progress=True)
@@ -150,8 +159,6 @@ def predict(
             f"threshold of {predictions[0].threshold:.2%}"
         )
     if sheet is not None:
-        from resnext.prediction.contact_sheet import draw_sheet, save_sheet
-
         save_sheet(draw_sheet(pictures, predictions), sheet)
         print(f"{sheet}: {len(predictions):,} images with their predictions")
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from resnext.cli.options import check_json_path, write_json
+from resnext.cli.options import check_outputs, write_json
 
 if TYPE_CHECKING:
     from resnext.evaluation.comparison import Comparison
@@ -49,14 +49,14 @@ def compare(
         plan: Use the plans that `resnext optimize` saved next to the model files.
     """
     for file in (json, sheet):
-        check_json_path(file)
+        check_outputs(file)
     from resnext.cli.tables import print_comparison
     from resnext.evaluation.classification import compare
 
     if sheet is not None:
-        from resnext.prediction.contact_sheet import check_sheet_path
+        from resnext.prediction.contact_sheet import check_sheet
 
-        check_sheet_path(sheet)
+        check_sheet(sheet)
     result = compare(
         a,
         b,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from resnext.cli.options import Flag, check_json_path, write_json
+from resnext.cli.options import Flag, check_outputs, write_json
 from resnext.errors import ResNeXtError
 
 if TYPE_CHECKING:
@@ -65,10 +66,10 @@ def explain(
     """
     if limit is not None and limit < 1:
         raise ResNeXtError(f"--limit must be at least 1, not {limit}.")
-    check_json_path(json)
+    check_outputs(json)
     out = out or Path("explanation.html" if html else "explanation.png")
     as_page = html or out.suffix == ".html"
-    check_json_path(out)
+    check_outputs(out)
     from rich.console import Console
 
     from resnext.cli.tables import explanations_table
@@ -77,16 +78,17 @@ def explain(
     from resnext.explanation.page import explanation_page
     from resnext.explanation.sheet import draw_explanations
     from resnext.inference.opener import open_runner
-    from resnext.prediction.contact_sheet import check_sheet_path, save_sheet
-    from resnext.prediction.images import expand_images, held_out_images
+    from resnext.prediction.contact_sheet import check_sheet, save_sheet
+    from resnext.prediction.images import held_out_images
+    from resnext.prediction.inputs import expand_images
     from resnext.system.atomic import write_bytes_atomically
     from resnext.system.progress import reporter
     from resnext.system.text import counted
 
     if not as_page:
-        check_sheet_path(out)
+        check_sheet(out)
     built_in = len(images) == 1 and images[0] in BUILT_IN
-    named = [] if built_in else expand_images(images)[:limit]
+    named = [] if built_in else [*islice(expand_images(images), limit)]
     in_torch = fine or sanity or how in ("layercam", "ig") or stage is not None
     model = open_runner(file, device=device, batch=1, plan=plan and not in_torch, progress=True)
     if built_in:

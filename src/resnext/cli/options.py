@@ -1,4 +1,4 @@
-"""Option types, and writing JSON, shared by several commands. Loaded by `resnext --help`."""
+"""Option types and output files that several commands share. Loaded by `resnext --help`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-
-from resnext.errors import ResNeXtError
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 """A flag: an option without a value, off by default."""
@@ -67,23 +65,27 @@ def complete_optional(tokens: Sequence[str], name: str) -> tuple[str, ...]:
     )
 
 
-def check_json_path(path: Path | None) -> None:
-    """Refuse a file that could not be written, before any work is done.
+def check_outputs(*paths: Path | None) -> None:
+    """Refuse files that could not be written, before any work is done.
 
     Raises:
-        ResNeXtError: The path is a folder, or its folder does not exist.
+        CheckpointError: A file cannot be written.
     """
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
-        raise ResNeXtError(f"{path} cannot be written: give a file in a folder that exists.")
+    from resnext.system.atomic import check_writable
+
+    for path in paths:
+        if path is not None:
+            check_writable(path)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write values as JSON, completely or not at all.
+    """Write values as JSON, completely or not at all; its folder is created.
 
     Raises:
         CheckpointError: The file cannot be written.
     """
-    from resnext.system.atomic import write_bytes_atomically
+    from resnext.system.atomic import make_folder, write_bytes_atomically
 
+    make_folder(path)
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_bytes_atomically(path, text.encode())

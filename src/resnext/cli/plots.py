@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnext.errors import InputError
+from resnext.system.atomic import make_folder
 from resnext.weights.catalog import CatalogEntry, frontier
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def plot_catalog(rows: Sequence[CatalogEntry], path: str | Path) -> None:
             be written, or no checkpoint has a published accuracy.
     """
     path = Path(path)
-    _check_suffix(path)
+    check_plot(path)
     rows = [row for row in rows if row.top1 is not None]
     if not rows:
         raise InputError("No checkpoint here has a published accuracy to draw.")
@@ -87,7 +88,7 @@ def plot_benchmark(benchmark: Benchmark, path: str | Path) -> None:
             be written, or every contender failed.
     """
     path = Path(path)
-    _check_suffix(path)
+    check_plot(path)
     rows = [row for row in benchmark.rows if not row.note]
     if not rows:
         raise InputError("Nothing to draw: no contender ran.")
@@ -147,9 +148,15 @@ def _bars(ax: Axes, benchmark: Benchmark, batch: int, rows: list[BenchmarkRow]) 
     ax.set_title(f"Batch size {batch}", loc="left", size=10)
 
 
-def _check_suffix(path: Path) -> None:
+def check_plot(path: Path) -> None:
+    """Refuse what cannot be drawn, before the work whose result is drawn.
+
+    Raises:
+        InputError: The suffix is not that of a plot, or matplotlib is not installed.
+    """
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise InputError(f"A plot must be a .png, .svg or .pdf file, not {path.name!r}.")
+    _pyplot()
 
 
 def _pyplot() -> Any:
@@ -165,6 +172,7 @@ def _pyplot() -> Any:
 
 def _write(figure: Any, path: Path) -> None:
     plt = _pyplot()
+    make_folder(path, InputError)
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from resnext.cli.options import Flag, Several, check_json_path, write_json
+from resnext.cli.options import Flag, Several, check_outputs, write_json
 from resnext.errors import ResNeXtError
 
 
@@ -47,6 +47,9 @@ def optimize(
     if max_loss is not None and data is None:
         raise ResNeXtError("--max-loss needs --data: labelled images to measure accuracy on.")
     from resnext.inference.optimize import optimize
+    from resnext.inference.plan import plan_path
+
+    check_outputs(plan_path(Path(file)))
 
     optimized = optimize(
         file,
@@ -87,7 +90,11 @@ def bench(
     """
     from resnext.benchmark.timing import bench
 
-    check_json_path(json)
+    check_outputs(json, plot)
+    if plot is not None:
+        from resnext.cli.plots import check_plot
+
+        check_plot(plot)
     result = bench(
         model,
         batches=batch_size or (1, 16),

@@ -9,6 +9,7 @@ depth.py       the values that images of more than 8 bits use
 transforms.py  from pixels to tensors: preprocessing, random views for training (loads torch)
 loader.py      batches for evaluation, test-time augmentation (loads torch)
 workers.py     worker processes: how many fit, signals, and how they end (loads torch)
+passed_over.py what is not read in folders, counted by ending and reason
 scan.py        checks every image before training
 scan_cache.py  records of images, cached between scans
 duplicates.py  equal and similar images

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 
@@ -13,12 +13,14 @@ import numpy as np
 from PIL import Image
 
 from resnext.data.decoding import FORMATS, ValueRange, convert, decode_image, open_image
+from resnext.data.passed_over import PassedOver
 from resnext.errors import DataError
 
 SplitName = Literal["train", "val", "test"]
 EXTENSIONS = frozenset(
     end for end, kind in Image.registered_extensions().items() if kind in FORMATS
-)
+) | {".jif", ".jfi", ".pjpeg", ".pjp", ".jpg_large"}
+"""Endings of image files, in lower case: those of Pillow's formats, and other names for JPEG."""
 T = TypeVar("T")
 
 
@@ -299,7 +301,7 @@ class Splits:
     val_fraction: float | None
     problems: tuple[Problem, ...] = ()
     defaults: SourceDefaults = LIKE_PHOTOGRAPHS
-    passed_over: tuple[str, ...] = ()
+    passed_over: PassedOver = field(default_factory=PassedOver)
     unlabelled: ImageSet | None = None
     notes: tuple[str, ...] = ()
     value_range: ValueRange = None

@@ -7,7 +7,9 @@ torch.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -22,9 +24,22 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF")
+FORMATS = (
+    *("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF"),
+    "HEIF",  # with pillow-heif
+)
 """Formats that are decoded. Pillow knows more, but some, such as EPS, run other programs."""
 
+try:
+    from pillow_heif import register_heif_opener
+except ImportError:  # not installed, or without its libraries
+    pass
+else:
+    register_heif_opener()
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+S = TypeVar("S", bound=Path | io.BytesIO | np.ndarray)
+T = TypeVar("T")
 MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs
 
 
@@ -62,12 +77,48 @@ def decode_image(data: bytes, name: str, colour: str, values: ValueRange = None)
 
 
 def _decode(source: Path | io.BytesIO, name: str, colour: str, values: ValueRange) -> Image.Image:
-    try:
+    def read(source: Path | io.BytesIO) -> Image.Image:
         with open_lazily(source, name) as image:
             image.load()
             return convert(ImageOps.exif_transpose(image), colour, values)
+
+    return read_source(source, name, read)
+
+
+def read_source(source: S, name: str, read: Callable[[S | io.BytesIO], T]) -> T:
+    """What a function reads from an image file, whatever metadata the file has.
+
+    Args:
+        source: The file, its content, or an array of pixels.
+        name: Name of the image in messages.
+        read: Reads the file, or its content.
+
+    Raises:
+        DataError: The file cannot be read, as one line that says why.
+    """
+    try:
+        try:
+            return read(source)
+        except DataError:
+            raise
+        except ValueError:  # Pillow refuses long texts and large colour profiles in PNGs
+            if _content(source, len(_PNG)) != _PNG:
+                raise
+            return read(io.BytesIO(_without_metadata(_content(source))))
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
-        raise decoding_error(name, error) from error
+        raise _decoding_error(source, name, error) from error
+
+
+def _without_metadata(png: bytes) -> bytes:
+    """A PNG without its texts and colour profiles, which are not used."""
+    kept, position = [png[:8]], 8
+    while position + 8 <= len(png):
+        size, kind = int.from_bytes(png[position : position + 4]), png[position + 4 : position + 8]
+        end = position + size + 12  # with its length, kind and checksum
+        if kind not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(png[position:end])
+        position = end
+    return b"".join(kept)
 
 
 def open_lazily(source: Path | io.BytesIO, name: str) -> Image.Image:
@@ -88,20 +139,45 @@ def open_lazily(source: Path | io.BytesIO, name: str) -> Image.Image:
     return image
 
 
-def decoding_error(name: str, error: Exception) -> DataError:
+def _content(source: Path | io.BytesIO | np.ndarray, size: int | None = None) -> bytes:
+    """The first bytes of a file, by default all; none for an array."""
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            return file.read(size)
+    return source.getbuffer()[:size].tobytes() if isinstance(source, io.BytesIO) else b""
+
+
+def _decoding_error(
+    source: Path | io.BytesIO | np.ndarray, name: str, error: Exception
+) -> DataError:
     """The error for an image that cannot be decoded, as one line that says why."""
     if isinstance(error, DataError):
-        return error
+        return error if str(error).startswith(name) else DataError(f"{name}: {error}")
     if isinstance(error, FileNotFoundError):
         return DataError(f"{name}: no such file.")
     if isinstance(error, IsADirectoryError):
         return DataError(f"{name}: is a folder, not an image.")
     if isinstance(error, UnidentifiedImageError):
-        return DataError(f"{name}: not a readable image (unknown format).")
+        return DataError(f"{name}: not a readable image ({_kind(_content(source, 64))}).")
     if isinstance(error, Image.DecompressionBombError):
         return DataError(f"{name}: refused as a decompression bomb: it has too many pixels.")
     reason = str(error).partition("\n")[0] or type(error).__name__
     return DataError(f"{name}: not a readable image ({reason}).")
+
+
+def _kind(head: bytes) -> str:
+    """What a file is that no format recognizes, from its first bytes."""
+    if not head:
+        return "the file is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer; run git lfs pull"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page"
+    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"mif1"):
+        return "damaged HEIF" if "HEIF" in Image.OPEN else 'HEIF; pip install "resnext[heif]"'
+    if head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return "JPEG XL, which is not read"
+    return "unknown format"
 
 
 def convert(image: Image.Image, colour: str, values: ValueRange = None) -> Image.Image:

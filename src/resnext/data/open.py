@@ -16,10 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from resnext.checks import brief
-from resnext.data.dataset import ImageSet, Splits, held_out
+from resnext.data.dataset import ImageSet, SplitName, Splits, held_out
 from resnext.data.depth import used_range
+from resnext.data.passed_over import PassedOver
 from resnext.data.sources.arrays import digits, idx_files, is_idx
-from resnext.data.sources.base import LoadedSplit, Source
+from resnext.data.sources.base import SPLITS, LoadedSplit, Source
 from resnext.data.sources.csv_list import ENDINGS, csv_list
 from resnext.data.sources.folders import class_folders
 from resnext.data.sources.parquet import parquet, parquet_in, parquet_splits, split_folders
@@ -73,6 +74,9 @@ def open_splits(
     else:
         train, val = held_out(whole.images, seed, val_fraction, whole.own_labels)
         fraction = val_fraction
+    passed_over = PassedOver()
+    for part in (opened, whole, *others.values()):
+        passed_over.update(part.passed_over)
     return Splits(
         train,
         val,
@@ -82,14 +86,17 @@ def open_splits(
         fraction,
         tuple(problem for split in (whole, *others.values()) for problem in split.problems),
         opened.defaults,
-        opened.passed_over + sum((x.passed_over for x in (whole, *others.values())), ()),
+        passed_over,
         notes=tuple({note: None for x in (whole, *others.values()) for note in x.notes}),
         value_range=used_range(train),
     )
 
 
 def open_for_evaluation(
-    source: str | Path, labels: tuple[str, ...], trained_on: dict[str, object]
+    source: str | Path,
+    labels: tuple[str, ...],
+    trained_on: dict[str, object],
+    passed_over: PassedOver | None = None,
 ) -> ImageSet:
     """Open images the model was not trained on: `test`, else `val`, else the held-out images.
 
@@ -98,17 +105,21 @@ def open_for_evaluation(
         labels: The model's classes; targets index into them.
         trained_on: `data`, `fingerprint`, `seed` and `val_fraction` of the training, if known. If
             the data is what the model was trained on, the same images are held out again.
+        passed_over: Counts the files and folders that are not read.
 
     Raises:
         DataError: The data has no images, a class is not the model's, or the model was trained on
             every image.
     """
     opened = find_source(source)
-    for split in ("test", "val"):
-        if split in opened.splits:
-            return _with_lacking(opened.splits[split](labels))
-    whole = opened.splits["train"](labels)
+    split: SplitName = next(split for split in reversed(SPLITS) if split in opened.splits)
+    whole = opened.splits[split](labels)
+    if passed_over is not None:
+        passed_over.update(opened.passed_over)
+        passed_over.update(whole.passed_over)
     images = _with_lacking(whole)
+    if split != "train":
+        return images
     if whole.fingerprint() != trained_on.get("fingerprint"):
         if Path(images.name).resolve().name == trained_on.get("data"):
             raise DataError(

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from resnext.data.dataset import ImageSet, Problem, Splits
 from resnext.data.duplicates import Conflict, ImageIndex, Sizes
 from resnext.data.scan_cache import RECORD, ScanCache, cache_file
 from resnext.errors import CheckpointError, DataError
-from resnext.system.atomic import write_atomically
+from resnext.system.atomic import make_folder, write_atomically
 from resnext.system.cpu import available_cores
 from resnext.system.progress import Reporter
 from resnext.system.text import counted
@@ -103,12 +103,8 @@ class Scan:
     def _passed_over(self) -> str:
         """Numbers of files, images and samples that are not used; empty if all are used."""
         parts: list[str] = []
-        others = self.splits.passed_over
-        if others:
-            parts.append(
-                f"{len(others):,} other file{'s' * (len(others) != 1)} or folder"
-                f"{'s' * (len(others) != 1)}, such as {others[0]}"
-            )
+        if others := len(self.splits.passed_over):
+            parts.append(f"{others:,} {'file or folder' if others == 1 else 'files and folders'}")
         if self.unreadable:
             parts.append(counted(len(self.unreadable), "unreadable image"))
         if copies := len({leak.train for leak in self.leaks if leak.exact}):
@@ -117,7 +113,7 @@ class Scan:
 
     def lines(self) -> list[str]:
         """The findings, one sentence each; empty without findings."""
-        lines = [*self.splits.notes]
+        lines = [*self.splits.passed_over.lines(), *self.splits.notes]
         if self.splits.value_range is not None:
             low, high = self.splits.value_range
             lines.append(
@@ -168,7 +164,7 @@ def scan(
         cache: Folder of the cached records; "auto" for `scans` in the cache folder, None to cache
             nothing.
         threads: Number of decoding threads; by default one per core, at most 8.
-        quarantine: File that lists the unusable images, written if there are any.
+        quarantine: File that lists the unusable images, written if there are too many.
 
     Raises:
         DataError: More than 5 % of a class in `train` and `val` together cannot be read, more
@@ -188,8 +184,6 @@ def scan(
         known.save(progress, complete=len(records) == len(images))
         del known  # frees its records
     unreadable = (*splits.problems, *_problems(images, errors))
-    if quarantine is not None and unreadable:
-        write_quarantine(quarantine, unreadable)
     _refuse_too_many(splits, unreadable, quarantine)
     kept = {
         name: np.setdiff1d(np.arange(len(split)), list(errors[name]))
@@ -254,15 +248,15 @@ def _refuse_too_many(
     if worst is not None:
         label = labels[worst]
         first = next(problem for problem in lost if problem.label == label)
-        _refuse(
-            f"{by_class[label]} of {counts[label]} images of class {label!r}", first, quarantine
-        )
-    if len(samples) > _TOO_MANY * counts.total():
-        _refuse(f"{len(samples)} of {counts.total()} samples", samples[0], quarantine)
-
-
-def _refuse(what: str, first: Problem, quarantine: Path | None) -> NoReturn:
-    every = f"{quarantine} lists all. " if quarantine else ""
+        what = f"{by_class[label]} of {counts[label]} images of class {label!r}"
+    elif len(samples) > _TOO_MANY * counts.total():
+        first, what = samples[0], f"{len(samples)} of {counts.total()} samples"
+    else:
+        return
+    every = ""
+    if quarantine is not None:
+        write_quarantine(quarantine, unreadable)
+        every = f"{quarantine} lists all. "
     raise DataError(
         f"{what} cannot be read, more than {100 * _TOO_MANY:.0f} %. The first: {first.title}: "
         f"{first.reason} {every}Repair or remove them, then start again."
@@ -295,6 +289,8 @@ def too_many(unreadable: np.ndarray, counts: np.ndarray) -> int | None:
 def write_quarantine(path: Path, problems: Iterable[Problem]) -> None:
     """List images that cannot be used as CSV, with columns part, image, label and reason.
 
+    The folder of the list is created.
+
     Raises:
         DataError: The file cannot be written.
     """
@@ -307,6 +303,7 @@ def write_quarantine(path: Path, problems: Iterable[Problem]) -> None:
             table.writerow(["part", "image", "label", "reason"])
             table.writerows([p.part, p.title, p.label, p.reason] for p in problems)
 
+    make_folder(path, DataError)
     try:
         write_atomically(path, write)
     except CheckpointError as error:

@@ -22,9 +22,9 @@ from resnext.data.decoding import (
     FILTERS,
     convert,
     decode_image,
-    decoding_error,
     open_lazily,
     pixels,
+    read_source,
     resize_and_crop,
 )
 
@@ -101,11 +101,12 @@ def random_view(
             padded[top : top + preprocessing.size, left : left + preprocessing.size].copy()
         )
     else:
-        try:
-            pixels, box = _random_crop(data, name, preprocessing, rng, min_area, fast)
-            view = _resized(pixels, box, preprocessing)
-        except Exception as error:  # Pillow's decoders raise almost anything on damaged files
-            raise decoding_error(name, error) from error
+
+        def read(source: io.BytesIO | np.ndarray) -> UInt8[Tensor, "c h w"]:
+            pixels, box = _random_crop(source, name, preprocessing, rng, min_area, fast)
+            return _resized(pixels, box, preprocessing)
+
+        view = read_source(io.BytesIO(data) if isinstance(data, bytes) else data, name, read)
     return view.flip(1) if flip and rng.random() < 0.5 else view
 
 
@@ -116,7 +117,7 @@ def _whole(data: bytes | np.ndarray, name: str, preprocessing: Preprocessing) ->
 
 
 def _random_crop(
-    data: bytes | np.ndarray,
+    data: io.BytesIO | np.ndarray,
     name: str,
     preprocessing: Preprocessing,
     rng: np.random.Generator,
@@ -128,7 +129,7 @@ def _random_crop(
         grey = data.ndim == 2 and preprocessing.colour == "L"
         pixels = data[..., None] if grey else _pixels(_whole(data, name, preprocessing))
         return pixels, _random_box(pixels.shape[1], pixels.shape[0], rng, min_area)
-    with open_lazily(io.BytesIO(data), name) as image:
+    with open_lazily(data, name) as image:
         width, height = image.size
         is_rgb_jpeg = image.format == "JPEG" and image.mode == "RGB" and preprocessing.colour != "L"
         if not is_rgb_jpeg or image.getexif().get(_ORIENTATION, 1) != 1:
@@ -142,7 +143,7 @@ def _random_crop(
         smaller = width // factor, height // factor
         if fast and (decoder := fast_decoder()):
             pixels = decoder(
-                data,
+                data.getvalue(),
                 min_width=smaller[0],
                 min_height=smaller[1],
                 min_factor=1,

@@ -11,7 +11,8 @@ import numpy as np
 
 from resnext.data.dataset import Files, ImageSet, Lazy, Splits, compact, fingerprint
 from resnext.data.labels import as_spelled
-from resnext.data.scan import Scan, scan, write_quarantine
+from resnext.data.passed_over import PassedOver
+from resnext.data.scan import Scan, scan
 from resnext.data.sources.base import visible
 from resnext.data.sources.folders import image_names
 from resnext.errors import DataError
@@ -36,12 +37,15 @@ class Joined(Lazy[T]):
         return self.first[index] if index < count else self.second[index - count]
 
 
-def open_unlabelled(folder: str | Path, labels: Sequence[str]) -> ImageSet:
+def open_unlabelled(
+    folder: str | Path, labels: Sequence[str], passed_over: PassedOver | None = None
+) -> ImageSet:
     """Every image in a folder, at any depth, as an image set with a single class.
 
     Args:
         folder: The folder.
         labels: Classes of the training images, which must not be folders here.
+        passed_over: Counts the files and folders in it that are not read.
 
     Raises:
         DataError: The folder does not exist, holds no image, or holds folders of classes.
@@ -56,7 +60,7 @@ def open_unlabelled(folder: str | Path, labels: Sequence[str]) -> ImageSet:
             f"{root} has a folder for the class {classes[0]!r}, so its images have labels. Add "
             f"them to the training data, or give a folder of images without classes."
         )
-    files = Files(root, image_names(root))
+    files = Files(root, image_names(root, passed_over))
     return ImageSet(files, compact(np.zeros(len(files))), (_CLASS,), str(root))
 
 
@@ -64,7 +68,7 @@ def _without_classes(images: ImageSet) -> ImageSet:
     return replace(images, targets=compact(np.zeros(len(images))), labels=(_CLASS,))
 
 
-def scan_unlabelled(scanned: Scan, progress: Reporter, *, quarantine: Path | None = None) -> Scan:
+def scan_unlabelled(scanned: Scan, progress: Reporter) -> Scan:
     """Check the unlabelled images as the labelled ones, and add the findings.
 
     Images that cannot be read, and those that are also in a validation or test split, are left
@@ -73,10 +77,9 @@ def scan_unlabelled(scanned: Scan, progress: Reporter, *, quarantine: Path | Non
     Args:
         scanned: The scan of the labelled images, whose splits have unlabelled images.
         progress: Shows progress.
-        quarantine: File that lists the unusable images of both kinds.
 
     Raises:
-        DataError: More than 5 % of the images cannot be read, or the list cannot be written.
+        DataError: More than 5 % of the images cannot be read.
     """
     splits = scanned.splits
     assert splits.unlabelled is not None
@@ -91,13 +94,10 @@ def scan_unlabelled(scanned: Scan, progress: Reporter, *, quarantine: Path | Non
         ),
         progress,
     )
-    unreadable = (*scanned.unreadable, *found.unreadable)
-    if quarantine is not None and unreadable:
-        write_quarantine(quarantine, unreadable)
     return replace(
         scanned,
         splits=replace(splits, unlabelled=found.splits.train),
-        unreadable=unreadable,
+        unreadable=(*scanned.unreadable, *found.unreadable),
         leaks=(*scanned.leaks, *found.leaks),
         duplicates=scanned.duplicates + found.duplicates,
     )

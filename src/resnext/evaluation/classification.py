@@ -18,6 +18,7 @@ from resnext.checks import at_least, brief, is_finite
 from resnext.data.dataset import ImageSet
 from resnext.data.loader import Classifier, EvalLoader, average_views, eval_loader
 from resnext.data.open import open_for_evaluation
+from resnext.data.passed_over import PassedOver
 from resnext.data.workers import check_workers
 from resnext.errors import DataError, InputError, ResNeXtError
 from resnext.evaluation.comparison import Comparison
@@ -82,7 +83,9 @@ def evaluate(
     """
     settings = _Settings(batch_size, workers, device, views, plan, progress)
     with evaluation_mode(model):
-        classifier, images = _open(model, data, settings)
+        passed_over = PassedOver()
+        classifier, images = _open(model, data, settings, passed_over)
+        settings.show(passed_over.lines())
         return _run(classifier, images, settings, keep_logits)
 
 
@@ -131,11 +134,22 @@ def compare(
         )
     settings = _Settings(batch_size, workers, device, views, plan, progress)
     with evaluation_mode(model_a), evaluation_mode(model_b):
-        first, images_a = _open(model_a, data, settings)
+        passed_over = PassedOver()
+        first, images_a = _open(model_a, data, settings, passed_over)
         second, images_b = _open(model_b, data, settings)
+        settings.show(passed_over.lines())
         images_a, images_b = _in_common(images_a, images_b)
         a, b = _run(first, images_a, settings), _run(second, images_b, settings)
-        speeds = _speeds(first, second, min(batch_size, len(images_a)), device) if speed else None
+        speeds = (
+            _speeds(
+                first,
+                second,
+                min(batch_size or inference_batch(pick_device(device)), len(images_a)),
+                device,
+            )
+            if speed
+            else None
+        )
     both = np.intersect1d(a.indices, b.indices)
     right = (x.right[np.isin(x.indices, both)] for x in (a, b))
     return Comparison(a, b, *mcnemar(*right), images_a, max_loss, speeds)
@@ -223,9 +237,19 @@ class _Settings(NamedTuple):
                 f"are too small. Use 1 or 2 views."
             )
 
+    def show(self, lines: Iterable[str]) -> None:
+        """Print lines if progress is shown."""
+        shown = reporter(self.progress)
+        for line in lines:
+            shown.line(line)
+        shown.stop()
+
 
 def _open(
-    model: ResNeXt | Optimized | str | Path, data: str | Path, settings: _Settings
+    model: ResNeXt | Optimized | str | Path,
+    data: str | Path,
+    settings: _Settings,
+    passed_over: PassedOver | None = None,
 ) -> tuple[ResNeXt | Optimized, ImageSet]:
     """A classifier ready to run, and the images of the data that it was not trained on."""
     pick_device(settings.device)  # a runner ignores it, but a typo must not pass
@@ -238,7 +262,7 @@ def _open(
     )
     card = card_of(classifier)
     settings.check(card.preprocessing)
-    return classifier, open_for_evaluation(data, card.labels, card.provenance)
+    return classifier, open_for_evaluation(data, card.labels, card.provenance, passed_over)
 
 
 def _run(

@@ -156,7 +156,7 @@ def check_sanity(
         runner = open_runner(model, device=device, batch=1, plan=False)
         card = card_of(runner)
         preprocessing = _finer(card.preprocessing) if fine else card.preprocessing
-        x = to_pixels(image, preprocessing)
+        x = to_pixels("", image, preprocessing)
 
         def compute(network: ResNeXt) -> np.ndarray:
             one, how = TorchRunner(network), cast("Method", explanation.how)

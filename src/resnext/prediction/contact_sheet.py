@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from resnext.errors import DataError, InputError
 from resnext.prediction.images import Prediction
 from resnext.prediction.inputs import decode
+from resnext.system.atomic import check_writable, make_folder
 
 if TYPE_CHECKING:
     from resnext.prediction.inputs import Picture
@@ -119,24 +120,27 @@ def draw_flips(
     return sheet
 
 
-def check_sheet_path(path: str | Path) -> None:
-    """Refuse a file that could not be written, before any work is done.
+def check_sheet(path: str | Path) -> None:
+    """Refuse a file that a contact sheet could not be written to.
 
     Raises:
-        DataError: The suffix is not that of an image format that Pillow writes.
+        DataError: The suffix is not that of an image format, or the file cannot be written.
     """
-    Image.init()
-    suffix = Path(path).suffix.lower()
-    if Image.registered_extensions().get(suffix) not in Image.SAVE:
-        raise DataError(f"{path} must end with the suffix of an image format, such as .png.")
+    kind = Image.registered_extensions().get(Path(path).suffix.lower())
+    if kind not in Image.SAVE:
+        raise DataError(f"{path} cannot be written: give a suffix such as .png.")
+    check_writable(Path(path), DataError)
 
 
 def save_sheet(sheet: Image.Image, path: str | Path) -> None:
     """Write a contact sheet to an image file; the suffix decides the format.
 
+    Its folder is created.
+
     Raises:
         DataError: The suffix is not that of an image format, or the file cannot be written.
     """
+    make_folder(Path(path), DataError)
     try:
         sheet.save(path)
     except (OSError, ValueError, KeyError) as error:  # KeyError: a format Pillow only reads

@@ -13,13 +13,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Condition
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -27,11 +27,13 @@ from PIL import Image
 
 from resnext.card import Card, Described, Preprocessing, card_of
 from resnext.checks import at_least
+from resnext.data.passed_over import PassedOver
 from resnext.errors import CheckpointError, DataError, InputError
 from resnext.inference.runner import Outputs, Runner
 from resnext.prediction.images import check_top, rank, read_pixels
 from resnext.prediction.inputs import image_names
 from resnext.prediction.output import KINDS, Journal, finish, needs
+from resnext.system.atomic import check_writable, existing_folder, make_folder
 from resnext.system.cpu import core_count
 from resnext.system.progress import reporter
 
@@ -163,7 +165,10 @@ def predict_table(
     check_top(top, card)
     _check_outputs(out, embeddings, overwrite)
     began = time.monotonic()
-    with _listed(images, out.parent) as (names, count, digest):
+    passed_over = PassedOver()
+    with _listed(images, out, passed_over) as (names, count, digest):
+        for path in (out, embeddings) if embeddings else (out,):
+            make_folder(path)
         settings = {
             "model": _fingerprint(model, card),
             "top": top,
@@ -175,6 +180,8 @@ def predict_table(
         journal = Journal(out, settings, embeddings, width, step, overwrite)
         shown, resumed, working = reporter(progress), journal.done, time.monotonic()
         try:
+            for line in passed_over.lines():
+                shown.line(line)
             shown.start("Predicting", count - resumed)
             if resumed < count:
                 with closing(answer(islice(names, resumed, None))) as batches:
@@ -204,10 +211,7 @@ def _check_outputs(out: Path, embeddings: Path | None, overwrite: bool) -> None:
         raise InputError(f"{embeddings} must end in .npy: embeddings are a NumPy array.")
     begun = Journal.begun(out)
     for path in (out, embeddings) if embeddings else (out,):
-        if not path.parent.is_dir():
-            raise InputError(f"{path.parent} is not a folder. Create it, or write somewhere else.")
-        if path.is_dir():
-            raise InputError(f"{path} is a folder. Give the name of a file.")
+        check_writable(path, InputError)
         if path.exists() and not overwrite and not begun:
             raise InputError(f"{path} exists; --overwrite replaces it.")
 
@@ -220,26 +224,42 @@ def _fingerprint(model: Described, card: Card) -> str:
 
 @contextmanager
 def _listed(
-    images: str | Path | Sequence[str | Path], folder: Path
+    images: str | Path | Sequence[str | Path], out: Path, passed_over: PassedOver
 ) -> Iterator[tuple[Iterator[str], int, str]]:
     """Names of all files, their number and a hash; kept on disk, since they may be millions."""
     digest, count = hashlib.sha256(), 0
-    try:
-        file = TemporaryFile("w+", encoding="utf-8", dir=folder)  # noqa: SIM115
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be written: {error.strerror}.") from error
-    with file:
-        for name in image_names([images] if isinstance(images, str | Path) else images):
-            try:
+    given = [images] if isinstance(images, str | Path) else images
+    with ExitStack() as stack:
+        with _beside(out):
+            file = TemporaryFile("w+", encoding="utf-8", dir=existing_folder(out))  # noqa: SIM115
+        stack.callback(_close, file)
+        for name in image_names(given, passed_over):
+            with _beside(out):
                 file.write(json.dumps(name) + "\n")
-            except OSError as error:
-                raise CheckpointError(f"{folder} cannot be written: {error.strerror}.") from error
             digest.update(name.encode("utf-8", "surrogatepass") + b"\0")
             count += 1
+        with _beside(out):
+            file.seek(0)  # and write what is buffered
         if not count:
             raise DataError("No images were given to classify.")
-        file.seek(0)
         yield map(json.loads, file), count, digest.hexdigest()
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[None]:
+    """Name the table if a temporary file next to it cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{out} cannot be written: {error.strerror}. Make room, or write somewhere else."
+        ) from error
+
+
+def _close(file: IO[str]) -> None:
+    """Close a temporary file; what a full disk did not take is not needed any more."""
+    with suppress(OSError):
+        file.close()
 
 
 # -- from names to predictions ----------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,8 +16,9 @@ from PIL import Image, ImageOps
 
 from resnext.card import Card, Described, Preprocessing, card_of
 from resnext.checks import at_least
-from resnext.data.decoding import convert, decoding_error, open_lazily, pixels, resize_and_crop
+from resnext.data.decoding import convert, open_lazily, pixels, read_source, resize_and_crop
 from resnext.data.open import open_for_evaluation
+from resnext.data.passed_over import PassedOver
 from resnext.errors import InputError, ResNeXtError
 from resnext.inference.opener import evaluation_mode, open_runner
 from resnext.inference.runner import Runner, top_classes
@@ -86,7 +88,8 @@ def predict(
     """
     if batch_size is not None:
         at_least("batch_size", batch_size, 1, error=InputError)
-    named, total = expand_images(images), None
+    passed_over = PassedOver()
+    named, total = expand_images(images, passed_over), None
     if not isinstance(images, Iterator):
         known = [*named]  # a missing file is reported before anything is computed
         named, total = iter(known), len(known)
@@ -97,6 +100,8 @@ def predict(
         check_top(top, card)
         predictions: list[Prediction] = []
         shown = reporter(progress)
+        for line in passed_over.lines():
+            shown.line(line)
         shown.start("Predicting", total)
         try:
             while batch := [*islice(named, batch_size or runner.batch)]:
@@ -170,8 +175,9 @@ def read_pixels(
     Raises:
         DataError: The file does not exist, is damaged, not an image or unreasonably large.
     """
-    try:
-        with open_lazily(Path(file), str(file)) as image:
+
+    def read(source: Path | BytesIO) -> UInt8[np.ndarray, "h w c"]:
+        with open_lazily(source, str(file)) as image:
             resized = preprocessing.resize**2 * max(image.size) // max(min(image.size), 1)
             with reserve(image.width * image.height + resized), closing(image):
                 image.load()
@@ -180,8 +186,8 @@ def read_pixels(
                 colour, values = preprocessing.colour, preprocessing.value_range
                 converted = image if ready else convert(image, colour, values)
                 return _network_input(converted, preprocessing)
-    except Exception as error:  # Pillow's decoders raise almost anything on damaged files
-        raise decoding_error(str(file), error) from error
+
+    return read_source(Path(file), str(file), read)
 
 
 def rank(

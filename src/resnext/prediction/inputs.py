@@ -14,7 +14,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from resnext.data.decoding import ValueRange, convert, decode_image, open_image
-from resnext.data.sources.folders import walk_images
+from resnext.data.passed_over import PassedOver
+from resnext.data.sources.folders import no_image, walk_images
 from resnext.errors import DataError
 
 if TYPE_CHECKING:
@@ -44,11 +45,17 @@ _SLACK = 1e-3  # resizing a tensor may exceed 0 and 1 by rounding
 _LONGEST = 160  # characters of a path in a message
 
 
-def expand_images(images: Picture | Iterable[Picture]) -> Iterator[tuple[str, Picture]]:
+def expand_images(
+    images: Picture | Iterable[Picture], passed_over: PassedOver | None = None
+) -> Iterator[tuple[str, Picture]]:
     """Every image with its name, one by one; folders and batches of tensors are expanded.
 
     The name is that of the file, or the position in `images`; in a batch that is one of several
     inputs, both positions: "3[0]".
+
+    Args:
+        images: Images and folders.
+        passed_over: Counts the files in folders that are not read.
 
     Raises:
         DataError: No images are given, a file does not exist, or the images are a URL or of a type
@@ -63,7 +70,7 @@ def expand_images(images: Picture | Iterable[Picture]) -> Iterator[tuple[str, Pi
     several, name = pictures is images, None
     for i, picture in enumerate(pictures):
         if isinstance(picture, str | os.PathLike):
-            for name in image_names([picture]):
+            for name in image_names([picture], passed_over):
                 yield name, name
         elif _is_tensor(picture) and picture.ndim == 4:
             for j, image in enumerate(picture):
@@ -82,8 +89,14 @@ def is_one(images: Any) -> TypeGuard[Picture]:
     return isinstance(images, known) or hasattr(images, "read") or _is_tensor(images)
 
 
-def image_names(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
+def image_names(
+    paths: Iterable[str | os.PathLike[str]], passed_over: PassedOver | None = None
+) -> Iterator[str]:
     """Names of image files: those given, and all in the folders given, in order, one by one.
+
+    Args:
+        paths: Files and folders.
+        passed_over: Counts the files in folders that are not read.
 
     Raises:
         DataError: A file does not exist, or is a URL; or a folder holds no image or cannot be
@@ -102,11 +115,13 @@ def image_names(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
         if not folder:
             yield str(path)
             continue
-        above, name = str(path / "_")[:-1], None
-        for name in walk_images(path):
+        above, name, others = str(path / "_")[:-1], None, PassedOver()
+        for name in walk_images(path, passed_over=others):
             yield above + name
         if name is None:
-            raise DataError(f"{path} holds no image. Images have endings such as .jpg or .png.")
+            raise no_image(path, others)
+        if passed_over is not None:
+            passed_over.update(others)
 
 
 def _missing(path: str) -> DataError:

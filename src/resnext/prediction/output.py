@@ -33,6 +33,7 @@ except ImportError:  # Windows
 KINDS = (".csv", ".jsonl", ".parquet")
 _FORMAT = 1
 _SYNC_SECONDS = 30.0  # between fsyncs: as much as a power cut can lose
+_CONTINUES = "Finished predictions are kept; the same command continues from there."
 _GROUP = 20_000  # rows per Parquet row group, held in memory
 
 
@@ -279,8 +280,7 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as error:
         name = path if error.filename is None else error.filename
         raise CheckpointError(
-            f"{name} cannot be written: {error.strerror or error}. Finished predictions are kept; "
-            f"the same command continues from there."
+            f"{name} cannot be written: {error.strerror or error}. {_CONTINUES}"
         ) from error
 
 
@@ -314,7 +314,10 @@ def finish(journal: Journal, out: Path, top: int, sure: bool) -> None:
         CheckpointError: The table cannot be written; the journal stays.
     """
     write = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[out.suffix]
-    write_atomically(out, lambda temporary: write(journal, temporary, top, sure))
+    try:
+        write_atomically(out, lambda temporary: write(journal, temporary, top, sure))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} {_CONTINUES}") from error
     journal.end()
 
 

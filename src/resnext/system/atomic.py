@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all."""
+"""Files that are written completely or not at all, and whether a file can be written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,47 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from resnext.errors import CheckpointError
+from resnext.errors import CheckpointError, ResNeXtError
+
+
+def check_writable(path: Path, error: type[ResNeXtError] = CheckpointError) -> None:
+    """Refuse a file that could not be written, before the work whose result it will hold.
+
+    Its folder need not exist. Nothing is created.
+
+    Raises:
+        ResNeXtError: The path is a folder or a device, or its folder cannot be written or made; of
+            the class `error`.
+    """
+    if path.is_dir():
+        raise error(f"{path} is a folder. Give the name of a file.")
+    if path.exists() and not path.is_file():
+        raise error(f"{path} is not a regular file. Give the name of a file.")
+    folder = existing_folder(path)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as problem:
+        raise error(
+            f"{path} cannot be written: {folder}: {problem.strerror}. Write somewhere else."
+        ) from problem
+
+
+def existing_folder(path: Path) -> Path:
+    """The folder of a file, or the innermost one above it that exists."""
+    return next(folder for folder in path.absolute().parents if folder.exists())
+
+
+def make_folder(path: Path, error: type[ResNeXtError] = CheckpointError) -> None:
+    """Create the folder of a file that is about to be written.
+
+    Raises:
+        ResNeXtError: It cannot be created; of the class `error`.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise error(f"{path} cannot be written: {problem}.") from problem
 
 
 def write_atomically(path: Path, write: Callable[[str], None]) -> None:

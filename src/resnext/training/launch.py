@@ -259,8 +259,6 @@ def _train(
     """All phases of a run with epochs."""
     asked, request = request, _with_defaults(request, splits, context, checkpoint)
     plan = make_plan(request, splits, context)  # finds invalid arguments early
-    if not request.dry_run:
-        _prepare_folder(request, context, empty=checkpoint is None)
     scanned = _scan(splits, None if request.dry_run else request.folder, context)
     recipe = fit_batch_size(plan.recipe, training_pool(scanned.splits), context.group)
     plan = replace(plan, splits=scanned.splits, recipe=recipe)
@@ -281,7 +279,6 @@ def _probe(
 ) -> None:
     """All phases of the recipe `probe`, which has no epochs."""
     plan = probe_plan(request, splits, context)
-    _prepare_folder(request, context, empty=checkpoint is None)
     scanned = _scan(splits, request.folder, context)
     run_probe(request, context, plan, scanned, checkpoint, command=_command(request))
 
@@ -349,7 +346,7 @@ def _with_teacher(
     opened = open_teacher(teacher, splits.train, progress=context.shows_progress)
     opened.network.to(context.device, memory_format=torch.channels_last)  # pyright: ignore
     if unlabelled is not None:
-        images = open_unlabelled(unlabelled, splits.train.labels)
+        images = open_unlabelled(unlabelled, splits.train.labels, splits.passed_over)
         splits = replace(splits, unlabelled=images)
     size = opened.preprocessing.size if request.size is None else request.size
     return replace(request, teacher=opened, size=size), splits
@@ -367,13 +364,6 @@ def _with_defaults(
     return replace(request, model=choice.network, size=choice.size)
 
 
-def _prepare_folder(request: Request, context: Context, *, empty: bool) -> None:
-    """Create the run folder, and empty it for a new run."""
-    if context.group.first:
-        prepare_folder(request.folder, empty=empty)
-    context.group.any(False)  # the others wait
-
-
 def _scan(splits: Splits, folder: Path | None, context: Context) -> Scan:
     """Decode every image once, in the first process; the result in all of them."""
     result = None
@@ -381,7 +371,7 @@ def _scan(splits: Splits, folder: Path | None, context: Context) -> Scan:
         quarantine = None if folder is None else folder / "quarantine.csv"
         result = scan(splits, context.progress, quarantine=quarantine)
         if splits.unlabelled is not None:
-            result = scan_unlabelled(result, context.progress, quarantine=quarantine)
+            result = scan_unlabelled(result, context.progress)
         for line in (*result.overview(), *result.lines()):
             context.progress.line(line)
     return context.group.broadcast(result)
@@ -416,6 +406,9 @@ def _run(
         _show_forecast(plan, settings, context)
     if request.dry_run:
         return
+    if context.group.first:
+        prepare_folder(request.folder, scanned.unreadable, empty=checkpoint is None)
+    context.group.any(False)  # the others wait
     head = starting_classifier(request, context, plan) if checkpoint is None else None
     trainer = Trainer(plan.network, scanned, settings, context.group, context.progress)
     try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,13 +18,15 @@ from resnext.architectures import canonical_name, title, variant, warn_of_weight
 from resnext.card import Preprocessing
 from resnext.checks import brief
 from resnext.config import ResNeXtConfig
-from resnext.data.dataset import ImageSet, Splits
+from resnext.data.dataset import ImageSet, Problem, Splits
+from resnext.data.scan import write_quarantine
 from resnext.data.transforms import fast_decoder
 from resnext.data.unlabelled import training_pool
 from resnext.data.workers import default_workers
 from resnext.errors import CheckpointError, ConfigError, DataError, InputError
 from resnext.grouped_conv import fastest_groups
 from resnext.network import ResNeXt
+from resnext.system.atomic import check_writable
 from resnext.system.device import pick_precision
 from resnext.system.progress import Reporter, SilentReporter
 from resnext.training.distributed import ProcessGroup
@@ -157,16 +161,23 @@ def _default_recipe(request: Request, splits: Splits) -> str | None:
 
 
 def check_packages(recipe: Recipe) -> None:
-    """Check that the optional packages of a recipe are installed.
+    """Check that the optional packages of a recipe are installed and work.
 
     Raises:
-        ConfigError: A package is not installed.
+        ConfigError: A package is not installed, or cannot be imported.
     """
     for package, feature in recipe.required_packages().items():
         if find_spec(package) is None:
             raise ConfigError(
                 f'{feature} needs {package}, which is not installed: pip install "resnext[train]".'
             )
+        try:
+            import_module(package)
+        except Exception as error:  # a package that is damaged, or of the wrong version
+            raise ConfigError(
+                f"{feature} needs {package}, which cannot be imported: {brief(error)}. Reinstall "
+                f'it: pip install --force-reinstall "resnext[train]".'
+            ) from error
 
 
 def chosen_preprocessing(
@@ -273,14 +284,16 @@ def _named(model: str | None) -> str:
 
 
 def check_out(request: Request) -> None:
-    """Check that the model file can be written and replaces nothing.
+    """Check that the model file and the run folder can be written and replace nothing.
 
     Raises:
-        CheckpointError: Its folder does not exist, or a model or checkpoint would be lost.
+        CheckpointError: One cannot be written, or a model or checkpoint would be lost.
     """
     out, folder = request.out, request.folder
-    if not out.parent.is_dir() or out.is_dir():
-        raise CheckpointError(f"{out} cannot be written: give a file in a folder that exists.")
+    check_writable(out)
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file, not a run folder. Choose another name.")
+    check_writable(folder / "report.html")
     if request.resume or request.overwrite:
         return
     unfinished = any(folder.glob("checkpoint-*.state"))
@@ -315,19 +328,22 @@ def fit_batch_size(recipe: Recipe, images: ImageSet, group: ProcessGroup) -> Rec
     return recipe
 
 
-def prepare_folder(folder: Path, *, empty: bool) -> None:
-    """Create the run folder; with `empty`, delete the files in it.
+def prepare_folder(folder: Path, unreadable: Sequence[Problem], *, empty: bool) -> None:
+    """Create the run folder and list unreadable images in it; with `empty`, delete its files first.
 
     Raises:
         CheckpointError: The folder cannot be written.
+        DataError: The list cannot be written.
     """
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for path in folder.iterdir() if empty else []:
             if path.is_file():
                 path.unlink()
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}.") from error
+    if unreadable:
+        write_quarantine(folder / "quarantine.csv", unreadable)
 
 
 def fastest_execution(request: Request, context: Context, plan: RunPlan) -> ExecutionConfig:

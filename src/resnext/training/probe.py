@@ -32,6 +32,7 @@ from resnext.training.preparation import (
     chosen_preprocessing,
     loaded_network,
     network_title,
+    prepare_folder,
     provenance_of,
     wanted_workers,
 )
@@ -108,7 +109,8 @@ def run_probe(
     identity = {"recipe": "probe", **run_identity(request, plan)}
     if checkpoint is not None:
         check_identity(checkpoint.about["identity"], identity)
-    else:
+    prepare_folder(request.folder, scanned.unreadable, empty=checkpoint is None)
+    if checkpoint is None:
         write_checkpoint(Checkpoint({}, {"identity": identity}), request.folder, 0)
     network = plan.network
     fitted = fit_classifier(request, context, plan)

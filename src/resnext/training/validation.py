@@ -20,7 +20,7 @@ from resnext.training.distributed import ProcessGroup
 from resnext.training.run_state import RunSettings
 
 
-@dataclass(frozen=True)
+@dataclass
 class Validator:
     """Runs networks on the validation images of a run.
 
@@ -30,6 +30,7 @@ class Validator:
         group: The processes, which share the images.
         progress: Shows the progress.
         check_stop: Called before each batch, by all processes together; raises to interrupt.
+        reported: Number of unreadable images that was last reported.
     """
 
     images: ImageSet
@@ -37,6 +38,7 @@ class Validator:
     group: ProcessGroup
     progress: Reporter
     check_stop: Callable[[], None]
+    reported: int = 0
 
     def evaluate(self, network: ResNeXt, title: str) -> Evaluation:
         """Metrics of a network, which is put in evaluation mode.
@@ -52,7 +54,8 @@ class Validator:
                 f"{lost} of {len(self.images)} validation images cannot be read any more, "
                 f"such as {result.skipped[0]}; that is more than 5 %."
             )
-        if lost and self.group.first:
+        if lost > self.reported and self.group.first:
+            self.reported = lost
             self.progress.line(
                 f"{counted(lost, 'validation image')} cannot be read, such as {result.skipped[0]}."
             )

@@ -23,6 +23,7 @@ from resnext.dialects.dialect import Dialect
 from resnext.dialects.table import DIALECTS
 from resnext.errors import CheckpointError
 from resnext.network import ResNeXt
+from resnext.system.atomic import check_writable, make_folder
 from resnext.weights.formats.reading import read
 from resnext.weights.formats.writing import write
 from resnext.weights.load import network_of
@@ -95,9 +96,8 @@ def convert(
     target = find_target(to)
     if target is None and path.suffix != ".safetensors":
         raise CheckpointError(f"{path} must end in .safetensors for resnext.")
-    if not path.parent.is_dir():
-        raise CheckpointError(f"{path.parent} is not a folder. Create it first.")
-    if path.is_dir() or (path.exists() and not overwrite):
+    check_writable(path)
+    if path.exists() and not overwrite:
         raise CheckpointError(f"{path} exists. Choose another name, or pass overwrite.")
     checkpoint = resolve(source, config=config, progress=progress)
     if not checkpoint.classifier and not (target and target.backbones):
@@ -144,6 +144,7 @@ def _write(
     photographs: int,
 ) -> Parity:
     """Write a draft in the same folder, compare its outputs, then move it to its path."""
+    make_folder(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".resnext-") as folder:
         draft = Path(folder) / path.name
         if target is None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from helpers import photo_folder
 from sample_data import COUNTS, by_class, fill, names, write
 
 from resnext.data.dataset import Files, ImageSet
-from resnext.data.open import open_splits
+from resnext.data.open import open_for_evaluation, open_splits
+from resnext.data.sources.base import split_of
 from resnext.data.sources.folders import image_files
 from resnext.errors import DataError
 
@@ -321,30 +323,50 @@ def test_folders_of_systems_are_skipped(tmp_path: Path, name: str) -> None:
     splits = open_splits(root)
     assert splits.train.labels == ("a", "b")
     assert len(splits.train) + len(splits.val) == 6
-    assert splits.passed_over == ()
+    first = min(root / name, root / "a" / name, key=str)
+    assert splits.passed_over.lines() == [
+        f"3 hidden or system files and folders passed over, such as {first}."
+    ]
 
 
 def test_what_is_passed_over(tmp_path: Path) -> None:
     """Photos beside the class folders, unknown endings and folders beside the splits are named."""
     photos = photo_folder(tmp_path / "photos", count=3)
     (photos / "IMG_1.jpg").write_bytes((photos / "cat" / "000.jpg").read_bytes())
-    (photos / "cat" / "IMG_2.HEIC").touch()
+    (photos / "cat" / "IMG_2.xyz").touch()
     (photos / "cat" / ".DS_Store").touch()
     (photos / "dog" / "more").mkdir()
     (photos / "dog" / "more" / "link").symlink_to(photos / "cat")
-    assert open_splits(photos).passed_over == (
-        str(photos / "IMG_1.jpg"),
-        str(photos / "cat" / "IMG_2.HEIC"),
-        str(photos / "dog" / "more" / "link"),
-    )
+    assert open_splits(photos).passed_over.lines() == [
+        f"1 image outside of the class folders passed over, {photos / 'IMG_1.jpg'}: move into a "
+        f"class.",
+        f"1 hidden or system file or folder passed over, {photos / 'cat' / '.DS_Store'}.",
+        "1 .xyz file passed over: not an image ending.",
+        f"1 linked folder passed over, {photos / 'dog' / 'more' / 'link'}: links to folders inside "
+        f"a class are not followed.",
+    ]
     for split in ("train", "val"):
         photo_folder(tmp_path / "split" / split, count=3)
     photo_folder(tmp_path / "split" / "unsorted", count=1)
     (tmp_path / "split" / "val" / "list.txt").touch()
-    assert open_splits(tmp_path / "split").passed_over == (
-        str(tmp_path / "split" / "unsorted"),
-        str(tmp_path / "split" / "val" / "list.txt"),
-    )
+    (tmp_path / "split" / "cover.jpg").write_bytes((photos / "cat" / "000.jpg").read_bytes())
+    assert open_splits(tmp_path / "split").passed_over.lines() == [
+        f"1 image outside of the class folders passed over, {tmp_path / 'split' / 'cover.jpg'}: "
+        f"move into a class.",
+        f"1 folder beside the splits passed over, {tmp_path / 'split' / 'unsorted'}.",
+        "1 .txt file passed over: not an image ending.",
+    ]
+
+
+def test_a_class_that_is_a_broken_link_is_refused(tmp_path: Path) -> None:
+    """A disk that is not mounted takes a whole class away; the run must not start without it."""
+    photos = photo_folder(tmp_path / "photos", count=3)
+    (photos / "eel").symlink_to(tmp_path / "store" / "eel")
+    with pytest.raises(DataError, match=r"eel is a link to .*store/eel, which does not exist"):
+        open_splits(photos)
+    (photos / "eel").rename(photos / "notes.txt")
+    [line] = open_splits(photos).passed_over.lines()
+    assert line.startswith("1 broken link passed over, ")
 
 
 @pytest.mark.parametrize(
@@ -357,6 +379,13 @@ def test_what_is_passed_over(tmp_path: Path) -> None:
         ("TRAIN", "Validation"),
         ("train2017", "test2017"),
         ("images-train", "images-dev"),
+        ("trainingset", "evalset"),
+        ("traindata", "testdata"),
+        ("TrainImages", "TestImages"),
+        ("train_set", "evaluation"),
+        ("the training images", "dev"),
+        ("ILSVRC2012_img_train", "ILSVRC2012_img_val"),
+        ("01_train", "02_valid-images"),
     ],
 )
 def test_parts_of_the_data_are_no_classes(tmp_path: Path, names: tuple[str, str]) -> None:
@@ -368,6 +397,83 @@ def test_parts_of_the_data_are_no_classes(tmp_path: Path, names: tuple[str, str]
     assert {Path(splits.train.title(i)).parents[1].name for i in range(len(splits.train))} == {
         names[0]
     }
+
+
+@pytest.mark.parametrize("name", ["contest", "trains", "", "devices", "test_bench", "train val"])
+def test_names_that_are_no_split(name: str) -> None:
+    """A class whose name only contains such a word is a class."""
+    assert split_of(name) is None
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    """Among vehicles it is one, as in CIFAR-100."""
+    photos = photo_folder(tmp_path / "photos", ("bus", "car", "train"), count=3)
+    assert open_splits(photos).train.labels == ("bus", "car", "train")
+
+
+@pytest.mark.parametrize("inner", ["seg_train/seg_train", "photos/photos", "photos"])
+def test_one_level_too_high(tmp_path: Path, inner: str) -> None:
+    """An archive that is unpacked into a folder of its name: one class, called like the archive."""
+    photo_folder(tmp_path / "set" / inner, count=3)
+    for opened_by in (open_splits, lambda path: open_for_evaluation(path, ("cat", "dog"), {})):
+        with pytest.raises(DataError, match=r"\(cat, dog\)") as caught:
+            opened_by(tmp_path / "set")
+        assert str(caught.value).endswith(f"what you mean, give {tmp_path / 'set' / inner}.")
+
+
+def test_one_level_too_low(tmp_path: Path) -> None:
+    """The folder of one class is given instead of the one that holds all."""
+    photos = photo_folder(tmp_path / "photos", count=3)
+    with pytest.raises(DataError, match=rf"give the folder that holds all classes, {photos}\.$"):
+        open_splits(photos / "cat")
+
+
+def test_parts_below_classes_are_refused(tmp_path: Path) -> None:
+    """Mixed, validation images would be trained on."""
+    for label in ("cat", "dog"):
+        photo_folder(tmp_path / "photos" / label, ("train", "val"), count=3)
+    wanted = rf"Put the parts above the classes: {tmp_path / 'photos' / 'train' / 'cat'}\.$"
+    with pytest.raises(DataError, match=wanted):
+        open_splits(tmp_path / "photos")
+
+
+def test_parts_with_a_class_of_their_own_are_refused(tmp_path: Path) -> None:
+    """A class that is missing from one fold must not hide that they are folds."""
+    photo_folder(tmp_path / "photos" / "fold1", ("cat", "dog", "eel"), count=2)
+    photo_folder(tmp_path / "photos" / "fold2", ("cat", "dog"), count=2)
+    with pytest.raises(DataError, match="hold the same folders"):
+        open_splits(tmp_path / "photos")
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_unicode_forms_are_one_class(
+    tmp_path: Path, forms: tuple[Literal["NFC", "NFD"], Literal["NFC", "NFD"]]
+) -> None:
+    """Copied from a Mac, "café" is spelled with other bytes: it was a class that nobody knew."""
+    cafes = [unicodedata.normalize(form, "café") for form in forms]
+    for split, cafe in zip(("train", "val"), cafes, strict=True):
+        photo_folder(tmp_path / "parts" / split, (cafe, "tea"), count=4)
+    splits = open_splits(tmp_path / "parts")
+    assert splits.train.labels == ("caf\N{LATIN SMALL LETTER E WITH ACUTE}", "tea")
+    assert splits.val.counts().tolist() == [4, 4]
+    for label in cafes:  # models that were trained before have the form of their folders
+        found = open_for_evaluation(tmp_path / "parts", ("tea", label), {})
+        assert (found.labels, found.counts().tolist()) == (("tea", label), [4, 4])
+
+
+def test_both_unicode_forms_in_one_folder(tmp_path: Path) -> None:
+    """Two classes with the same name could not be told apart."""
+    cafes = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+    photo_folder(tmp_path / "photos", (*cafes, "tea"), count=4)
+    splits = open_splits(tmp_path / "photos")
+    assert len(splits.train.labels) == 2
+    assert (splits.train.counts() + splits.val.counts()).tolist() == [8, 4]
+    measured = open_for_evaluation(
+        tmp_path / "photos",
+        (cafes[1], "tea"),
+        {"fingerprint": splits.fingerprint, "seed": 0, "val_fraction": 0.2},
+    )
+    assert names(measured, tmp_path) == names(splits.val, tmp_path)
 
 
 @pytest.mark.parametrize("names", [("fold1", "fold2"), ("A", "B", "C"), ("trainval", "holdout")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,14 +15,22 @@ from resnext.data.dataset import (
     SourceDefaults,
     SplitName,
 )
+from resnext.data.passed_over import PassedOver, hidden
 from resnext.errors import DataError
 
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
-_SYNONYMS: dict[SplitName, tuple[str, ...]] = {
-    "train": ("train", "training", "trainset"),
-    "val": ("val", "valid", "validation", "validate", "valset", "dev"),
-    "test": ("test", "testing", "testset"),
+_STEMS: dict[SplitName, str] = {
+    "train": "training|train",
+    "val": "validation|validate|valid|val|development|devel|dev|evaluation|eval",
+    "test": "testing|test|holdout",
 }
+_FILLERS = (
+    "datasets?|data|sets?|splits?|subsets?|parts?|seg|images?|imgs?|photos?|pictures?|pics?|files?|"
+    "samples?|examples?|crops?|cropped|resized|folders?|dir|jpe?gs?|pngs?|ilsvrc|imagenet|the|for"
+)
+_SPLIT_NAME = re.compile(
+    f"(?:{_FILLERS})*(?:{'|'.join(f'(?P<{k}>{v})' for k, v in _STEMS.items())})(?:{_FILLERS})*"
+)
 PATHS = (
     ("path",),
     ("file_name", "filename", "filenames", "file", "files", "file_path", "filepath", "filepaths"),
@@ -40,9 +48,6 @@ LABELS = (
     ("class_id", "label_id", "category_id", "class_index"),
 )
 """Names of the class in lists, tables and JSON, the best first."""
-_WORDS: dict[str, SplitName] = {word: split for split, words in _SYNONYMS.items() for word in words}
-_FILLERS = {"set", "split", "seg", "data", "dataset", "image", "images", "img", "imgs"}
-_FILLERS |= {"photo", "photos", "pictures", "jpg", "jpeg", "png"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class LoadedSplit:
         own_labels: The data's own labels in order; `images.labels` may be those of a model.
         fingerprint: Computes a hash that identifies the images.
         problems: Samples that lack an image or a class.
-        passed_over: Files and links that are not read, because they have no image ending.
+        passed_over: Files and folders that are not read.
         notes: What a reader should know about how the data was read, as sentences.
     """
 
@@ -62,7 +67,7 @@ class LoadedSplit:
     own_labels: tuple[str, ...]
     fingerprint: Callable[[], str]
     problems: tuple[Problem, ...] = ()
-    passed_over: tuple[str, ...] = ()
+    passed_over: PassedOver = field(default_factory=PassedOver)
     notes: tuple[str, ...] = ()
 
 
@@ -83,19 +88,18 @@ class Source:
     splits: Mapping[SplitName, Callable[[tuple[str, ...] | None], LoadedSplit]]
     colour: str = "RGB"
     defaults: SourceDefaults = LIKE_PHOTOGRAPHS
-    passed_over: tuple[str, ...] = ()
+    passed_over: PassedOver = field(default_factory=PassedOver)
 
 
 def split_of(name: str) -> SplitName | None:
     """The split that a folder or a value in a list names; None if it names none.
 
-    One word decides, such as "Training", and only words such as "set" and "images" may be beside
-    it: `seg_train`, `train_images` and `test2017` are splits, `test_bench` is not.
+    Only its letters count: one word such as "training", and words such as "set" and "images" beside
+    it. `seg_train`, `TrainImages`, `testdata` and `test2017` are splits, `test_bench` is not.
     """
-    words = re.findall(r"[^\W\d_]+", name.lower())
-    found: list[SplitName] = [_WORDS[word] for word in words if word in _WORDS]
-    others = [word for word in words if word not in _WORDS and word not in _FILLERS]
-    return found[0] if len(found) == 1 and not others else None
+    letters = "".join(character for character in name.lower() if character.isalpha())
+    match = _SPLIT_NAME.fullmatch(letters)
+    return next((split for split in SPLITS if match and match[split]), None)
 
 
 def split_title(name: object, split: SplitName) -> str:
@@ -113,7 +117,7 @@ def by_split(name: str, files: Sequence[str]) -> dict[SplitName, list[str]]:
     others: list[str] = []
     for file in files:
         word = re.match(r"[a-z]*", file_name(file).lower())
-        split = _WORDS.get(word[0] if word else "")
+        split = split_of(word[0]) if word else None
         (others if split is None else splits.setdefault(split, [])).append(file)
     if splits and others:
         raise DataError(
@@ -134,18 +138,25 @@ def file_name(file: str) -> str:
     return (urlsplit(file).path if is_url(file) else file).rpartition("/")[2]
 
 
-_OF_SYSTEMS = {"@eadir", "#recycle", "__macosx", "lost+found", "thumbs.db", "desktop.ini"}
-_OF_SYSTEMS |= {"$recycle.bin", "system volume information"}
+def visible(folder: Path, passed_over: PassedOver | None = None) -> list[Path]:
+    """Files and folders in a folder that are not `hidden`, sorted by name.
 
+    Args:
+        folder: The folder.
+        passed_over: Counts the hidden ones.
 
-def hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, or left by a system, such as a folder of thumbnails."""
-    return name.startswith(".") or name.lower() in _OF_SYSTEMS
-
-
-def visible(folder: Path) -> list[Path]:
-    """Files and folders in a folder that are not `hidden`, sorted by name."""
-    return sorted(path for path in folder.iterdir() if not hidden(path.name))
+    Raises:
+        DataError: The folder cannot be listed.
+    """
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed: {error.strerror}.") from error
+    if passed_over is not None:
+        for path in inside:
+            if hidden(path.name):
+                passed_over.add(path)
+    return [path for path in inside if not hidden(path.name)]
 
 
 def named(columns: Iterable[str], names: Sequence[Sequence[str]]) -> list[str]:

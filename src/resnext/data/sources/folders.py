@@ -26,7 +26,8 @@ from resnext.data.labels import (
     refuse_unknown,
     shortened,
 )
-from resnext.data.sources.base import LoadedSplit, Source, hidden, split_of, visible
+from resnext.data.passed_over import BESIDE_SPLITS, WITHOUT_CLASS, PassedOver, Reason, hidden
+from resnext.data.sources.base import LoadedSplit, Source, split_of, visible
 from resnext.errors import DataError
 
 _AT_ONCE = 500_000  # names of one folder to hold; a larger folder is listed again
@@ -42,24 +43,33 @@ def image_files(folder: Path) -> list[Path]:
     return [folder / name for name in image_names(folder)]
 
 
-def image_names(folder: Path, passed_over: list[str] | None = None) -> list[str]:
+def image_names(folder: Path, passed_over: PassedOver | None = None) -> list[str]:
     """Paths of the image files under a folder, relative to it, in a fixed order.
 
     Args:
         folder: The folder, searched at any depth.
-        passed_over: Receives the paths of all visible files and links that are no images.
+        passed_over: Counts the files and folders in it that are not read.
 
     Raises:
         DataError: The folder holds no images.
     """
-    names = list(walk_images(folder, passed_over=passed_over))
+    others = PassedOver()
+    names = list(walk_images(folder, passed_over=others))
     if not names:
-        raise DataError(f"{folder} holds no image. Images have endings such as .jpg or .png.")
+        raise no_image(folder, others)
+    if passed_over is not None:
+        passed_over.update(others)
     return names
 
 
+def no_image(folder: Path, passed_over: PassedOver) -> DataError:
+    """The error for a folder without images, with what is there instead."""
+    reasons = passed_over.lines() or ["Images have endings such as .jpg or .png."]
+    return DataError(f"{folder} holds no image. {' '.join(reasons)}")
+
+
 def walk_images(
-    folder: Path, above: str = "", passed_over: list[str] | None = None
+    folder: Path, above: str = "", passed_over: PassedOver | None = None
 ) -> Iterator[str]:
     """Paths of the image files under a folder, relative to it, one by one in a fixed order.
 
@@ -69,7 +79,7 @@ def walk_images(
     Args:
         folder: The folder.
         above: Folder inside it to start in: "" or a path with a slash at the end.
-        passed_over: Receives the paths of all visible files and links that are no images.
+        passed_over: Counts the files and folders that are not read.
 
     Raises:
         DataError: A folder cannot be listed.
@@ -93,49 +103,62 @@ def walk_images(
         last = names[-1]
 
 
-def _names(entries: Iterable[os.DirEntry[str]], passed_over: list[str] | None) -> Iterator[str]:
+def _names(entries: Iterable[os.DirEntry[str]], passed_over: PassedOver | None) -> Iterator[str]:
     """Names of images and folders; a zero byte after a folder sorts its content as paths sort."""
     for entry in entries:
-        if hidden(entry.name):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield f"{entry.name}\0"
-        elif entry.name.lower().endswith(_ENDINGS) and (
-            entry.is_file() or not Path(entry.path).exists()  # a broken link is an unreadable image
-        ):
-            yield entry.name
-        elif passed_over is not None:
-            passed_over.append(entry.path)
+        if not hidden(entry.name):
+            if entry.is_dir(follow_symlinks=False):
+                yield f"{entry.name}\0"
+                continue
+            if _is_image(entry):
+                yield entry.name
+                continue
+        if passed_over is not None:
+            passed_over.add(entry)
+
+
+def _is_image(entry: os.DirEntry[str] | Path) -> bool:
+    """Whether a file is an image by its ending; a broken link is an unreadable one."""
+    return entry.name.lower().endswith(_ENDINGS) and (entry.is_file() or not Path(entry).exists())
 
 
 def class_folders(root: Path) -> Source:
     """A folder of class folders, or a folder with `train` and `val` that hold them.
 
+    Names that differ only in their Unicode form, as macOS and Linux write accents, are one class.
+
     Raises:
         DataError: Two folders are named after the same split.
     """
     splits = _split_folders(root)
-    beside = [str(path) for path in visible(root) if path not in splits.values()]
+    if not splits:
+        return Source(str(root), {"train": partial(_class_folders, root)})
+    beside = PassedOver()
+    for path in visible(root, beside):
+        if path not in splits.values():
+            beside.add(path, _reason_outside(path))
     return Source(
         str(root),
-        {
-            split: partial(_class_folders, folder)
-            for split, folder in (splits or {"train": root}).items()
-        },
-        passed_over=tuple(beside) if splits else (),
+        {split: partial(_class_folders, folder) for split, folder in splits.items()},
+        passed_over=beside,
     )
 
 
 def _split_folders(root: Path) -> dict[SplitName, Path]:
     """Folders of the splits; empty if the folders are classes."""
     folders = _folders(root)
+    named = [path for path in folders if split_of(path.name) is not None]
+    if len(folders) > len(named) == 1 and _holds_images(named[0]):
+        return {}  # a class: "test" in medical data, "train" among vehicles
     splits: dict[SplitName, Path] = {}
-    for path in folders:
+    for path in named:
         split = split_of(path.name)
-        if split is None:
-            continue
+        assert split is not None, "it is named after a split"
         if split in splits:
-            raise DataError(f"{root} has both {splits[split].name} and {path.name}. Keep one.")
+            raise DataError(
+                f"{root} has both {splits[split].name} and {path.name}, which both name the "
+                f"{split} split. Keep one."
+            )
         splits[split] = path
     alone = len(splits) == len(folders)  # else `test` is a class
     return splits if alone or "train" in splits or "val" in splits else {}
@@ -145,25 +168,52 @@ def _folders(root: Path) -> list[Path]:
     return [path for path in visible(root) if path.is_dir()]
 
 
+def _holds_images(folder: Path) -> bool:
+    return any(_is_image(path) for path in visible(folder))
+
+
+def _reason_outside(path: Path) -> Reason | None:
+    """Why something that is in no class folder is not read; None if its name shows it.
+
+    Raises:
+        DataError: It is a broken link that may have been a class.
+    """
+    if path.is_dir():
+        return BESIDE_SPLITS
+    if path.is_symlink() and not path.exists() and not path.suffix:
+        raise DataError(
+            f"{path} is a link to {path.readlink()}, which does not exist. Repair or remove it."
+        )
+    return WITHOUT_CLASS if _is_image(path) else None
+
+
 def _class_folders(root: Path, labels: tuple[str, ...] | None = None) -> LoadedSplit:
     """Every image in the class folders of `root`, whose names must be among `labels` if given."""
-    folders = _folders(root)
+    passed_over = PassedOver()
+    folders: list[Path] = []
+    for path in visible(root, passed_over):
+        if path.is_dir():
+            folders.append(path)
+        else:
+            passed_over.add(path, _reason_outside(path))
     lists = [path for path in visible(root) if path.name in ("metadata.csv", "metadata.jsonl")]
     if lists and len(folders) < 2:
         raise DataError(f"{root} has no class folders. Give its list of images, {lists[0]}.")
     if not folders:
-        raise DataError(f"{root} has no class folders. Put the images of each class in a folder.")
+        raise _no_folders(root)
     classes = class_names([folder.name for folder in folders])
     names = [classes[folder.name] for folder in folders]
     if labels is None:
         _refuse_parts(root, folders)
         labels = in_order(names)
         if len(labels) < 2:
-            raise DataError(one_class(str(root), names[0]))
-    refuse_unknown(str(root), set(names), labels)
+            raise DataError(one_class(str(root), names[0]) + _hint(folders))
+    try:
+        refuse_unknown(str(root), set(names), labels)
+    except DataError as error:
+        raise DataError(f"{error}{_hint(folders)}") from None
     names = as_spelled(names, labels)
     counts: list[int] = []
-    passed_over = [str(path) for path in visible(root) if not path.is_dir()]
 
     def paths() -> Iterator[str]:
         for folder in folders:
@@ -178,24 +228,64 @@ def _class_folders(root: Path, labels: tuple[str, ...] | None = None) -> LoadedS
         images,
         tuple(dict.fromkeys(names)),  # as text: the order in which earlier versions held out
         lambda: fingerprint(sorted(names_and_sizes(files))),
-        passed_over=tuple(passed_over),
+        passed_over=passed_over,
     )
+
+
+# -- folders of another level -----------------------------------------------------------------
+
+
+def _no_folders(root: Path) -> DataError:
+    """The error for a folder without class folders."""
+    problem = f"{root} has no class folders"
+    if not _holds_images(root):
+        return DataError(f"{problem}. Put the images of each class in a folder.")
+    above = root.absolute().parent
+    return DataError(
+        f"{problem}, only images. Put the images of each class in a folder; or, if {root.name} is "
+        f"a class, give the folder that holds all classes, {above}."
+    )
+
+
+def _hint(folders: list[Path]) -> str:
+    """Advice to give a folder further down; empty if the classes are not there."""
+    inner = folders[0] if len(folders) == 1 else None
+    for _ in range(9):  # links may run in a circle
+        if inner is None or _holds_images(inner):
+            return ""
+        inside = _folders(inner)
+        if len(inside) > 1:
+            return (
+                f" If the folders in {inner} ({shortened([path.name for path in inside])}) are "
+                f"what you mean, give {inner}."
+            )
+        inner = inside[0] if inside else None
+    return ""
 
 
 def _refuse_parts(root: Path, folders: list[Path]) -> None:
     """Refuse folders that look like parts of a data set, not like classes.
 
     Raises:
-        DataError: All hold the same folders, at least two, and no images of their own.
+        DataError: They have no images of their own, and at least two folders, of which most are in
+            all of them.
     """
     inside = [{path.name for path in _folders(folder)} for folder in folders]
-    if len(folders) < 2 or len(inside[0]) < 2 or any(names != inside[0] for names in inside):
+    shared, every = set.intersection(*inside), set.union(*inside)
+    if len(folders) < 2 or len(shared) < 2 or 2 * len(shared) < len(every):
         return
-    if any(path.suffix.lower() in EXTENSIONS for folder in folders for path in visible(folder)):
+    if any(_holds_images(folder) for folder in folders):
         return
-    raise DataError(
+    problem = (
         f"{root}: {' and '.join(folder.name for folder in folders[:2])} hold the same folders "
-        f"({shortened(sorted(inside[0]))}), so they look like parts of the data, not like classes. "
+        f"({shortened(sorted(shared))})"
+    )
+    if all(map(split_of, shared)):
+        raise DataError(
+            f"{problem}. Put the parts above the classes: {root / min(shared) / folders[0].name}."
+        )
+    raise DataError(
+        f"{problem}, so they look like parts of the data, not like classes. "
         f"Call them train, val and test, or give one of them."
     )
 
