@@ -86,7 +86,7 @@ def written(name: str, dialect: Dialect) -> State | None:
 
 
 def reading(state: State, name: str) -> str:
-    """ "same", "refused", or the first tensor that is wrong."""
+    """The words same or refused, or the first tensor that is wrong."""
     try:
         found = read_structure(state).state
     except CheckpointError:

@@ -124,7 +124,7 @@ def _plausible(groups: Iterable[_Group]) -> bool:
         for group in groups
         if (vectors := _vectors(group)) and len(vectors) == len(_floats(group))
     )
-    return sizes[4] + sizes[2] > sizes[1] + sizes[3]
+    return sizes[4] + sizes[2] >= sizes[1] + sizes[3]
 
 
 def _by_order(state: Mapping[str, Tensor]) -> list[_Group]:

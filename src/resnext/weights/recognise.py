@@ -155,8 +155,9 @@ def recognise(state: Mapping[str, Tensor], dialect: Dialect | None = None) -> De
     }
     note = ""
     if one:
-        features, root = state[weights[0]].shape[1], tuple(prefix.split(".")[:-1])
-        note = head_obstacle(left, features, root) if left else ""
+        classes, features = state[weights[0]].shape
+        root = tuple(prefix.split(".")[:-1])
+        note = head_obstacle(left, features, root, classes) if left else ""
         one = not note
     if one:
         ours |= {f"fc.{part}": state[name] for name, part in heads.items()}
