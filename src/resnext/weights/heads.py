@@ -69,10 +69,12 @@ def find_head(
     return Head(state, last.names, note)
 
 
-def head_obstacle(left: Mapping[str, Tensor], features: int, root: tuple[str, ...]) -> str:
+def head_obstacle(
+    left: Mapping[str, Tensor], features: int, root: tuple[str, ...], classes: int
+) -> str:
     """Why a linear layer beside these tensors is not directly on pooled features; else empty."""
     layers = layers_of({name: x for name, x in left.items() if x.numel()})
-    return _between(layers, features, root)
+    return _between(layers, features, root, classes)
 
 
 def _obstacle(last: Layer, others: Iterable[Layer], features: int, root: tuple[str, ...]) -> str:
@@ -81,20 +83,21 @@ def _obstacle(last: Layer, others: Iterable[Layer], features: int, root: tuple[s
         return f"{last.name} is left out: by its name it is no plain classifier"
     if not (last.biased or _is_called_classifier(last)):
         return f"{last.name} {last.shape} is left out: it has no bias, and no name of a classifier"
-    return _between(others, features, root)
+    return _between(others, features, root, last.shape[0])
 
 
 def _is_called_classifier(layer: Layer) -> bool:
     return bool(_NAMES.search(re.sub(r"\.\d+$", "", layer.name)))
 
 
-def _between(others: Iterable[Layer], features: int, root: tuple[str, ...]) -> str:
+def _between(others: Iterable[Layer], features: int, root: tuple[str, ...], classes: int) -> str:
     """The layers that may stand between features and classifier, as a note; empty if none do."""
     several = list(others)
     found = [
         x
         for x in several
-        if (x.kind == "norm" and x.shape[0] == features)
+        if (x.kind == "norm" and x.shape[0] in (features, classes))
+        or (x.kind == "linear" and x.shape[1] == classes)  # behind it
         or _POOLING.search(x.name)
         or any(_POOLING.search(name) for name in x.names)
         or (x.kind == "conv" and x.path[: len(root)] == root)

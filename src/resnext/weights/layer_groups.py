@@ -117,14 +117,16 @@ def _by_name(state: Mapping[str, Tensor]) -> list[_Group]:
     ]
 
 
-def _plausible(groups: Iterable[_Group]) -> bool:
+def _plausible(groups: Sequence[_Group]) -> bool:
     """Whether names group tensors: most groups of vectors hold all vectors of one norm."""
     sizes = Counter(
         len(vectors)
         for group in groups
         if (vectors := _vectors(group)) and len(vectors) == len(_floats(group))
     )
-    return sizes[4] + sizes[2] > sizes[1] + sizes[3]
+    matrices = [sum(x.ndim > 1 for x in group.parts.values()) for group in groups]
+    alone = 2 * matrices.count(1) >= sum(matrices)  # else the ends of names are not parameters
+    return alone and sizes[4] + sizes[2] >= sizes[1] + sizes[3]
 
 
 def _by_order(state: Mapping[str, Tensor]) -> list[_Group]:

@@ -86,7 +86,7 @@ def choose_weights(contents: Contents) -> ChosenWeights:
         keys = " and ".join(map(repr, ranked))
         if {"student", "teacher"} <= set(ranked):
             raise CheckpointError(
-                f"{contents.path}: two networks are in it, DINO's student and teacher. The teacher "
+                f"{contents.path}: several networks are in it, DINO's student and teacher. The teacher "
                 f"is what is evaluated: save torch.load(…)['teacher']."
             )
         raise CheckpointError(
@@ -155,8 +155,9 @@ def recognise(state: Mapping[str, Tensor], dialect: Dialect | None = None) -> De
     }
     note = ""
     if one:
-        features, root = state[weights[0]].shape[1], tuple(prefix.split(".")[:-1])
-        note = head_obstacle(left, features, root) if left else ""
+        classes, features = state[weights[0]].shape
+        root = tuple(prefix.split(".")[:-1])
+        note = head_obstacle(left, features, root, classes) if left else ""
         one = not note
     if one:
         ours |= {f"fc.{part}": state[name] for name, part in heads.items()}
