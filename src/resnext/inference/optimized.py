@@ -57,7 +57,7 @@ class Optimized:
         classifier: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None,
     ) -> None:
         self.plan, self.card, self.config = plan, plan.card(card), config
-        self._load_network = network
+        self._network = network
         self._load_classifier = classifier
         self._device = device
         self._sessions: dict[tuple[InputKind, EngineConfig], Session] = {}
@@ -138,7 +138,7 @@ class Optimized:
     @cached_property
     def network(self) -> ResNeXt:
         """The network that the plan was made for; loaded at first use."""
-        return self._load_network()
+        return self._network()
 
     def explain(self) -> str:
         """A table of all measurements, and the choice."""
@@ -204,7 +204,7 @@ class Optimized:
 
         device = pick_device("cpu" if self.plan.device == "cpu" else self._device)
         preprocessing = self.card.preprocessing if self.card else None
-        builder = EngineBuilder(self._load_network(), self.plan.size, device, preprocessing)
+        builder = EngineBuilder(self._network(), self.plan.size, device, preprocessing)
         with suppress(CheckpointError, OSError):  # the file only saves time in later processes
             require_folder(path.parent)
             builder.save(form, kind, self.plan.graph(kind))
