@@ -323,6 +323,17 @@ def test_old_model_file_is_read(tmp_path: Path) -> None:
     assert network.config == ResNeXtConfig.from_dict(CONFIG)
 
 
+def test_value_range_in_a_card() -> None:
+    """Models of 12-bit images scale by it; cards without it are as they were before it came."""
+    values = {**PREPROCESSING, "value_range": [0, 4095]}
+    card = Card.from_dict({"preprocessing": values})
+    assert json.loads(json.dumps(card.to_dict()))["preprocessing"] == values
+    assert repr(Preprocessing()) == (
+        "Preprocessing(size=224, resize=256, interpolation='bilinear', mean=(0.485, 0.456, 0.406), "
+        "std=(0.229, 0.224, 0.225), colour='RGB')"
+    )
+
+
 def test_run_folder(run: Run) -> None:
     """Scripts that watch a run, and `--resume`, look for files of these names."""
     names = sorted(re.sub(r"tfevents\..*", "tfevents", path.name) for path in run.folder.iterdir())
