@@ -33,6 +33,8 @@ def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Shallow(mmcls.ResNeXt):
+    """Depths that mmcls does not have."""
+
     arch_settings: ClassVar = {
         26: (mmcls.Bottleneck, (2, 2, 2, 2)),
         14: (mmcls.Bottleneck, (1, 1, 1, 1)),
