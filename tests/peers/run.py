@@ -26,7 +26,7 @@ FILES = {
 
 def main() -> None:
     """Run the suites whose checkouts were given."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Run test files of mmcls on our networks.")
     for library in FILES:
         parser.add_argument(f"--{library}", type=Path, help=f"checkout of {library}")
     checkouts = {name: path for name, path in vars(parser.parse_args()).items() if path}
