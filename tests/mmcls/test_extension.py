@@ -33,7 +33,7 @@ def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Shallow(mmcls.ResNeXt):
-    """A network of other depths."""
+    """Depths that mmcls does not have."""
 
     arch_settings: ClassVar = {
         26: (mmcls.Bottleneck, (2, 2, 2, 2)),
@@ -69,7 +69,7 @@ def test_own_stages() -> None:
             calls.append(kwargs)
             return super().make_res_layer(**{**kwargs, "num_blocks": 1})
 
-    network = Wider(50, **TWO, style="caffe", with_cp=True, drop_path_rate=0.1)
+    network: Any = Wider(50, **TWO, style="caffe", with_cp=True, drop_path_rate=0.1)
     assert [len(network.layer1), len(network.layer2)] == [1, 1]
     assert shapes(network) == [(256, 16, 16), (512, 8, 8)]
     assert calls[1] == {
@@ -199,7 +199,7 @@ def test_blocks_are_mmcls_own(kind: Any, block_kind: Any) -> None:
     }
     assert {name: getattr(block, name) for name in wanted} == wanted
     assert [block.norm1, block.norm2, block.norm3] == [block.gn1, block.gn2, block.gn3]
-    block.with_cp = False
+    block.with_cp = False  # pyright: ignore[reportArgumentType]
     assert not block.checkpointing
 
 
@@ -207,7 +207,7 @@ def test_blocks_are_mmcls_own(kind: Any, block_kind: Any) -> None:
 def test_stage_alone_is_the_stage_of_a_network(style: str) -> None:
     """`ResLayer` and `SEBottleneck` by themselves, as other backbones of mmcls use them."""
     network: Any = mmcls.SEResNeXt(50, **TWO, style=style, avg_down=True, se_ratio=8).eval()
-    layer = mmcls.ResLayer(
+    layer: Any = mmcls.ResLayer(
         mmcls.SEBottleneck, 4, 256, 512, stride=2, style=style, avg_down=True, se_ratio=8
     ).eval()
     layer.load_state_dict(network.layer2.state_dict())

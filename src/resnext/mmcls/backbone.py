@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -93,7 +93,7 @@ class ResNeXt(Backbone):
         TypeError: A value has the wrong type.
     """
 
-    arch_settings: Mapping[int, tuple[type[nn.Module], Sequence[int]]] = MappingProxyType(
+    arch_settings: ClassVar[Mapping[Any, tuple[type[nn.Module], Sequence[int]]]] = MappingProxyType(
         {depth: (Bottleneck, blocks) for depth, blocks in DEPTHS.items()}
     )
     builds_unused = True
@@ -296,7 +296,7 @@ class SEResNeXt(ResNeXt):
         kwargs: Other arguments of `ResNeXt`.
     """
 
-    arch_settings = MappingProxyType(
+    arch_settings: ClassVar[Mapping[Any, Any]] = MappingProxyType(
         {depth: (SEBottleneck, blocks) for depth, blocks in DEPTHS.items()}
     )
 

@@ -40,7 +40,7 @@ class Registry:
 
     def register_module(
         self,
-        name: str | Sequence[str] | None = None,
+        name: str | Sequence[str] | type[nn.Module] | None = None,
         force: bool = False,
         module: type[nn.Module] | None = None,
     ) -> Any:
@@ -56,7 +56,7 @@ class Registry:
             ConfigTypeError: It is not a class.
         """
         if isinstance(name, type):  # @BACKBONES.register_module, without parentheses
-            return self.register_module(module=name)  # pyright: ignore[reportArgumentType]
+            return self.register_module(module=name)
         if module is None:
             return self._decorator(name, force)
         if not isinstance(module, type):
