@@ -17,7 +17,7 @@ from resnext.checks import at_least
 from resnext.data.dataset import ImageSet
 from resnext.data.loader import Classifier, EvalLoader, average_views, eval_loader
 from resnext.data.open import open_for_evaluation
-from resnext.data.workers import check_workers
+from resnext.data.workers import check_workers, refuse_in_new_process
 from resnext.errors import DataError, InputError, ResNeXtError
 from resnext.evaluation.metrics import (
     Comparison,
@@ -76,6 +76,7 @@ def evaluate(
         InputError: The model has no card with labels, or an argument is out of range.
         ResNeXtError: The model's output is NaN or infinite.
     """
+    refuse_in_new_process("evaluate")
     settings = _Settings(batch_size, workers, device, views, plan, progress)
     with evaluation_mode(model):
         classifier, images = _open(model, data, settings)
@@ -115,6 +116,7 @@ def compare(
         InputError: A model has no card with labels, or an argument is out of range.
         ResNeXtError: A model's output is NaN or infinite.
     """
+    refuse_in_new_process("compare")
     settings = _Settings(batch_size, workers, device, views, plan, progress)
     with evaluation_mode(model_a), evaluation_mode(model_b):
         first, images_a = _open(model_a, data, settings)
