@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -494,3 +495,27 @@ def test_info_fits_eighty_columns(
         "total",
     ]
     assert "1,024 × 14×14" in out
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Terminated()], ids=type)
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_interrupted_prediction_says_how_to_continue(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: KeyboardInterrupt,
+    begun: bool,
+) -> None:
+    """It ended without a word, although all predictions so far were kept."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        if begun:
+            (tmp_path / "a.csv.part").write_text("{}\n")
+        raise error
+
+    monkeypatch.setattr("resnext.inference.opener.open_runner", lambda *_, **__: None)
+    monkeypatch.setattr("resnext.prediction.files.predict_files", interrupted)
+    arguments = ("predict", "a.safetensors", "b.jpg", "--out", tmp_path / "a.csv")
+    code, out, err = run_cli(capsys, monkeypatch, *arguments)
+    assert code == (143 if isinstance(error, Terminated) else 130)
+    assert (out, "same command again to continue" in err) == ("", begun)

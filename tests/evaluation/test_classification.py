@@ -20,7 +20,7 @@ from oracles.recorded import fill
 from PIL import Image
 from torch import Tensor
 
-from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig, evaluate, save
+from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig, evaluate, optimize, save
 from resnext.calibration import expected_calibration_error
 from resnext.data.dataset import ImageSet
 from resnext.data.decoding import open_image
@@ -537,6 +537,22 @@ def test_outputs_that_are_no_numbers(folder: Path, views: Any) -> None:
         evaluate(model, folder, device="cpu", views=views)
     with pytest.raises(ResNeXtError, match="NaN or infinite"):
         compare(network(), model, folder, device="cpu")
+
+
+def test_a_script_that_a_new_process_imports(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a guard, each spawned worker ran the script's work again on the same files."""
+    process = multiprocessing.current_process()
+    monkeypatch.setattr(process, "_inheriting", True, raising=False)
+    model = network()
+    for call in (
+        lambda: evaluate(model, folder),
+        lambda: compare(model, model, folder),
+        lambda: optimize(model),
+    ):
+        with pytest.raises(
+            InputError, match=r'only imports this script.*if __name__ == "__main__"'
+        ):
+            call()
 
 
 def test_data_and_models_that_do_not_exist(folder: Path, tmp_path: Path) -> None:

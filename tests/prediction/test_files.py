@@ -384,3 +384,15 @@ def test_progress_counts_what_is_left(tmp_path: Path, monkeypatch: pytest.Monkey
     predict_files(Fake(), folder, out, progress=True)
     first = [("Predicting", 23), 4, 4, 4, 4, "stop"]
     assert shown == [*first, ("Predicting", 7), 4, 3, "stop"]
+
+
+@pytest.mark.parametrize(
+    ("memory", "wanted"),
+    [(None, 48_000_000), (10**12, 48_000_000), (480_000_000, 10_000_000), (0, 1)],
+)
+def test_decoding_fits_into_the_container(
+    monkeypatch: pytest.MonkeyPatch, memory: int | None, wanted: int
+) -> None:
+    """600 MB of pixels at once ended a container with 512 MB."""
+    monkeypatch.setattr("resnext.prediction.files.available_memory", lambda: memory)
+    assert bulk._room() == wanted

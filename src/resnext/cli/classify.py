@@ -167,18 +167,25 @@ def _predict_files(
     file: str, images: tuple[str, ...], out: Path, plan: bool, ray: bool, options: dict[str, Any]
 ) -> None:
     """Run `predict --out` on this machine or on a cluster, and print a summary."""
-    if ray:
-        from resnext.prediction.ray import predict_files_with_ray
+    from resnext.prediction.output import Journal
 
-        done = predict_files_with_ray(file, images, out, plan=plan, progress=True, **options)
-    else:
-        from resnext.inference.opener import open_runner
-        from resnext.prediction.files import predict_files
+    try:
+        if ray:
+            from resnext.prediction.ray import predict_files_with_ray
 
-        batch = 64 if options["batch_size"] is None else options["batch_size"]
-        device = options.pop("device")
-        runner = open_runner(file, device=device, batch=batch, plan=plan, progress=True)
-        done = predict_files(runner, images, out, progress=True, **options)
+            done = predict_files_with_ray(file, images, out, plan=plan, progress=True, **options)
+        else:
+            from resnext.inference.opener import open_runner
+            from resnext.prediction.files import predict_files
+
+            batch = 64 if options["batch_size"] is None else options["batch_size"]
+            device = options.pop("device")
+            runner = open_runner(file, device=device, batch=batch, plan=plan, progress=True)
+            done = predict_files(runner, images, out, progress=True, **options)
+    except KeyboardInterrupt:
+        if Journal.begun(out):
+            print("Interrupted. Run the same command again to continue.", file=sys.stderr)
+        raise
     earlier = f" ({done.resumed:,} from an earlier run)" if done.resumed else ""
     unreadable = f"; {done.unreadable:,} could not be read" if done.unreadable else ""
     speed = f"{done.images_per_second:,.1f} images/s"

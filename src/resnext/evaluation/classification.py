@@ -19,7 +19,7 @@ from resnext.data.dataset import ImageSet
 from resnext.data.loader import Classifier, EvalLoader, average_views, eval_loader
 from resnext.data.open import open_for_evaluation
 from resnext.data.passed_over import PassedOver
-from resnext.data.workers import check_workers
+from resnext.data.workers import check_workers, refuse_in_new_process
 from resnext.errors import DataError, InputError, ResNeXtError
 from resnext.evaluation.comparison import Comparison
 from resnext.evaluation.metrics import (
@@ -81,6 +81,7 @@ def evaluate(
         InputError: The model has no card with labels, or an argument is out of range.
         ResNeXtError: The model's output is NaN or infinite.
     """
+    refuse_in_new_process("evaluate")
     settings = _Settings(batch_size, workers, device, views, plan, progress)
     with evaluation_mode(model):
         passed_over = PassedOver()
@@ -128,6 +129,7 @@ def compare(
         InputError: A model has no card with labels, or an argument is out of range.
         ResNeXtError: A model's output is NaN or infinite.
     """
+    refuse_in_new_process("compare")
     if max_loss is not None and (not is_finite(max_loss) or not 0 <= max_loss < 100):
         raise InputError(
             f"max_loss must be from 0 to less than 100 percentage points, not {brief(max_loss)}."
@@ -140,16 +142,8 @@ def compare(
         settings.show(passed_over.lines())
         images_a, images_b = _in_common(images_a, images_b)
         a, b = _run(first, images_a, settings), _run(second, images_b, settings)
-        speeds = (
-            _speeds(
-                first,
-                second,
-                min(batch_size or inference_batch(pick_device(device)), len(images_a)),
-                device,
-            )
-            if speed
-            else None
-        )
+        own = batch_size or inference_batch(pick_device(device))
+        speeds = _speeds(first, second, min(own, len(images_a)), device) if speed else None
     both = np.intersect1d(a.indices, b.indices)
     right = (x.right[np.isin(x.indices, both)] for x in (a, b))
     return Comparison(a, b, *mcnemar(*right), images_a, max_loss, speeds)

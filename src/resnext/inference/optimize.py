@@ -16,6 +16,7 @@ from resnext.checks import brief, is_finite
 from resnext.data.dataset import ImageSet
 from resnext.data.loader import EvalDataset
 from resnext.data.open import open_for_evaluation
+from resnext.data.workers import refuse_in_new_process
 from resnext.errors import CheckpointError, DataError, InputError, ResNeXtError
 from resnext.inference.engines import ENGINES
 from resnext.inference.engines.base import EngineChoice
@@ -94,6 +95,7 @@ def optimize(
         InputError: An argument is wrong, an engine is not installed, a precision is not supported
             here, no engine agrees with the network, or none is within `max_loss`.
     """
+    refuse_in_new_process("optimize")
     for name, value, known in (
         ("precision", precision, get_args(PrecisionChoice)),
         ("engine", engine, ("auto", *ENGINES)),

@@ -35,6 +35,7 @@ from resnext.prediction.inputs import image_names
 from resnext.prediction.output import KINDS, Journal, finish, needs
 from resnext.system.atomic import check_writable, existing_folder, make_folder
 from resnext.system.cpu import core_count
+from resnext.system.limits import available_memory
 from resnext.system.progress import reporter
 
 AHEAD = 2  # batches that are decoded while one is computed
@@ -302,7 +303,7 @@ def _decoded(
 ) -> Generator[tuple[list[str], list[str | None], UInt8[np.ndarray, "n h w c"]]]:
     """Names, problems and pixels of each batch; pixels of unreadable images are undefined."""
     side, channels = preprocessing.size, 1 if preprocessing.colour == "L" else 3
-    ahead, room = max(AHEAD, -(-2 * workers // batch)), _Room(_ROOM)
+    ahead, room = max(AHEAD, -(-2 * workers // batch)), _Room(_room())
     pool = ThreadPoolExecutor(workers, "resnext-decode")
     before = Image.core.get_block_size()
     Image.core.set_block_size(_BLOCK)
@@ -333,6 +334,12 @@ def _decode(
     except DataError as error:
         return " ".join(str(error).removeprefix(f"{name}: ").split())
     return None
+
+
+def _room() -> int:
+    """Pixels to decode at once: at most a quarter of the memory that a container has left."""
+    memory = available_memory()
+    return _ROOM if memory is None else max(min(_ROOM, memory // 4 // 12), 1)
 
 
 class _Room:
