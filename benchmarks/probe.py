@@ -44,12 +44,12 @@ def main() -> None:
             resnext.train(first, chosen.model, out=weights, **scratch, **usual)
         else:
             resnext.save(resnext.create(chosen.model, num_classes=1000), weights)
+        out = work / "second.safetensors"
         for name, model, how in (
             ("probe", None, {"weights": weights, "recipe": "probe"}),
             ("probe, embeddings cached", None, {"weights": weights, "recipe": "probe"}),
             ("from scratch", chosen.model, scratch),
         )[: 3 if chosen.epochs else 2]:
-            out = work / "second.safetensors"
             began = time.perf_counter()
             resnext.train(second, model, out=out, overwrite=True, **how, **usual)
             seconds = time.perf_counter() - began

@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 from dataclasses import MISSING, fields
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import pytest
@@ -716,10 +716,11 @@ THEIRS = {
 @pytest.mark.parametrize(("name", "said"), THEIRS.items())
 def test_other_libraries_arguments(name: str, said: str) -> None:
     """`drop_rate` was answered with drop_path_rate, `groups` with norm_groups: both train."""
+    given: Any = {name: 1}
     for build in (
-        lambda: ResNeXtConfig((3, 4, 6, 3), 32, 4, **{name: 1}),
-        lambda: ResNeXtConfig((3, 4, 6, 3), 32, 4).replace(**{name: 1}),
-        lambda: resnext.create("resnext50_32x4d", **{name: 1}),
+        lambda: ResNeXtConfig((3, 4, 6, 3), 32, 4, **given),
+        lambda: ResNeXtConfig((3, 4, 6, 3), 32, 4).replace(**given),
+        lambda: resnext.create("resnext50_32x4d", **given),
     ):
         with pytest.raises(ConfigTypeError, match=re.escape(said)) as error:
             build()
@@ -760,7 +761,7 @@ def test_numpys_integers(integer: Any) -> None:
         num_classes=integer(7),
         channels=[integer(x) for x in (64, 128, 128, 128)],
         block_args={"se": np.bool_(True), "se_args": {"reduction": integer(8)}},
-        dropout=np.float32(0.5),
+        dropout=cast(Any, np.float32(0.5)),
     )
     wanted = ResNeXtConfig(
         (3, 4, 6, 3),

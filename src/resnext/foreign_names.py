@@ -44,8 +44,9 @@ _FIELDS = {  # theirs → the field
 _WEIGHTS = "Networks are built untrained; resnext.load(name) gives one with its weights."
 _BACKBONE = "It is an argument of resnext.Backbone(config, …), which returns feature maps."
 _STRIDES = (
-    "Give strides and dilations: for an output stride of 16, strides=(1, 2, 2, 1) and "
-    "dilations=(1, 1, 1, 2)."
+    "resnext.create, load and Backbone take output_stride=8, 16 or 32 and dilation_convention; a "
+    "config has strides and dilations, for a stride of 16 strides=(1, 2, 2, 1), "
+    "dilations=(1, 1, 1, (1, 2, 2))."
 )
 _RELU = "The activation is always ReLU."
 _PLAIN = "ResNeXts are built without it."

@@ -69,8 +69,8 @@ def test_the_values_in_use(tmp_path: Path, low: int, high: int, kind: Any, endin
     )
     file = splits.train.images[0]
     assert isinstance(file, Path)
-    assert np.array_equal(to_pixels(file, preprocessing)[..., 0], wanted)
-    assert np.array_equal(to_pixels(Image.open(file), preprocessing)[..., 0], wanted)
+    assert np.array_equal(to_pixels("", file, preprocessing)[..., 0], wanted)
+    assert np.array_equal(to_pixels("", Image.open(file), preprocessing)[..., 0], wanted)
     rng = np.random.default_rng(0)
     view = random_view(file.read_bytes(), "x", preprocessing, rng, padding=1, flip=False)
     assert set(np.unique(view)) <= {0, *wanted.ravel()}

@@ -31,9 +31,9 @@ class Counting(SilentReporter):
     def __init__(self) -> None:
         self.total, self.done, self.lines = 0, 0, list[str]()
 
-    def start(self, title: str, total: int) -> None:
+    def start(self, title: str, total: int | None) -> None:
         """Note the total."""
-        self.total, self.done = total, 0
+        self.total, self.done = total or 0, 0
 
     def advance(self, images: int) -> None:
         """Count."""

@@ -156,11 +156,12 @@ def train_last_layer(network: ResNeXt, photos: Path) -> None:
     import torch
 
     from resnext.inference.engines.torch import TorchRunner
-    from resnext.prediction.images import expand_images, to_pixels
+    from resnext.prediction.images import to_pixels
+    from resnext.prediction.inputs import expand_images
 
     assert network.card
-    files = [picture for _, picture in expand_images(photos)]
-    x = np.stack([to_pixels(file, network.card.preprocessing) for file in files])
+    preprocessing = network.card.preprocessing
+    x = np.stack([to_pixels(*one, preprocessing) for one in expand_images(photos)])
     embeddings = torch.from_numpy(TorchRunner(network).pixels(x)[1])
     means = embeddings.view(2, 12, -1).mean(1)
     network.fc.weight.data.copy_(means)

@@ -57,10 +57,10 @@ def images(size: int = 48) -> Tensor:
 
 def renamed(state: State, rules: Rules) -> State:
     """A state dict with the first rule applied that matches the start of a name."""
-    rules = [(re.compile(old), new) for old, new in rules]
+    patterns = [(re.compile(old), new) for old, new in rules]
     changed: State = {}
     for name, x in state.items():
-        for old, new in rules:
+        for old, new in patterns:
             if old.match(name):
                 name = old.sub(new, name, count=1)
                 break
@@ -370,9 +370,8 @@ def test_layers_beside_the_trunk(
         classifier = True  # it is not at the trunk's own level
     torch.save({**state, **more}, tmp_path / "a.pth")
     with torch.no_grad():
-        wanted = original.avgpool(nn.Sequential(*list(original.children())[:-2])(images())).flatten(
-            1
-        )
+        trunk = nn.Sequential(*list(original.children())[:-2])
+        wanted = nn.functional.adaptive_avg_pool2d(trunk(images()), 1).flatten(1)
         if classifier:
             model = load(tmp_path / "a.pth")
             assert isinstance(model, ResNeXt)

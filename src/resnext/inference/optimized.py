@@ -73,7 +73,7 @@ class Optimized:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What a copy or another process opens again."""
-        opened = self.plan, self.card, self.config, self._load_network, self._device
+        opened = self.plan, self.card, self.config, self._network, self._device
         return type(self), (*opened, self._load_classifier)
 
     @property

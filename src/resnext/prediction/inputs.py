@@ -73,9 +73,9 @@ def expand_images(
             for name in image_names([picture], passed_over):
                 yield name, name
         elif _is_tensor(picture) and picture.ndim == 4:
-            for j, image in enumerate(picture):
+            for j in range(len(picture)):
                 name = f"{i}[{j}]" if several else str(j)
-                yield name, image
+                yield name, picture[j]
         else:
             name = str(i)
             yield name, picture

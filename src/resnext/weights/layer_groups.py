@@ -208,7 +208,7 @@ def _norm_roles(groups: Sequence[_Group], sorted_names: bool) -> dict[str, str]:
             for end, x in group.parts.items():
                 (scales if x.ndim > 1 else shifts).add(end)
     orders = itertools.permutations(_NORM) if sorted_names or len(ends) > 1 else (_NORM, _SORTED)
-    fitting = [
+    fitting: list[dict[str, str]] = [
         roles
         for roles in (dict(zip(first, order, strict=True)) for order in orders)
         if all(

@@ -282,7 +282,7 @@ def _read_lua(path: Path) -> Contents:
 
 
 def _read_mxnet(path: Path) -> Contents:
-    return _contents("MXNet", path, read_mxnet(path))
+    return contents_of("MXNet", path, read_mxnet(path))
 
 
 _READERS = {
