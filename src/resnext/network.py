@@ -33,7 +33,6 @@ from resnext.layers import (
     traceable,
 )
 from resnext.surface import ClassifierSurface, TrunkSurface
-from resnext.system.forks import one_thread_after_fork
 
 Images = Float[Tensor, "n c h w"]
 Maps = tuple[Float[Tensor, "n _ _ _"], ...]
@@ -109,7 +108,6 @@ class Trunk(TrunkSurface):
 
     def __init__(self, config: ResNeXtConfig, depth: int) -> None:
         super().__init__()
-        one_thread_after_fork()
         self.config = config
         self.card: Card | None = None
         self.conv1 = stem_conv(config)
@@ -127,11 +125,6 @@ class Trunk(TrunkSurface):
         stage = self.config.stages[i]
         blocks = (Bottleneck(self.config, stage, j) for j in range(len(stage.dilations)))
         return nn.Sequential(*blocks)
-
-    @property
-    def stages(self) -> list[nn.Sequential]:
-        """The stages that were built, in order."""
-        return [getattr(self, name) for name in self.stage_names]
 
     def enter(self, x: Images) -> Float[Tensor, "n _ _ _"]:
         """The stem: images to the input of the first stage."""

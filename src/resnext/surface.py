@@ -5,25 +5,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from resnext.checks import brief, plain
 from resnext.errors import ConfigError
+from resnext.system.forks import one_thread_after_fork
 
 
 class TrunkSurface(nn.Module):
-    """timm's switches that networks and backbones share."""
+    """The stages, timm's switches, and what makes networks usable in forked processes."""
 
     config: Any
-    stages: Any
+    stage_names: tuple[str, ...]
+
+    def __init__(self) -> None:
+        super().__init__()
+        one_thread_after_fork()
+
+    @property
+    def stages(self) -> list[nn.Sequential]:
+        """The stages that were built, in order."""
+        return [getattr(self, name) for name in self.stage_names]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the activations inside blocks in the backward pass, which saves memory."""
         for stage in self.stages:
             for block in stage:
-                block.checkpointing = enable
+                cast("Any", block).checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Patterns of the names of each group of layers, for timm's layer-wise learning rates.

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -64,10 +64,10 @@ def expand_images(
     if is_one(images):
         pictures: Iterable[Any] = [images]
     elif isinstance(images, Iterable) and not isinstance(images, Mapping | Set):
-        pictures = images
+        pictures = cast("Iterable[Any]", images)
     else:
         raise DataError(f"An image must be {_KINDS}, or a list of these, not {described(images)}.")
-    several, name = pictures is images, None
+    several, name = not is_one(images), None
     for i, picture in enumerate(pictures):
         if isinstance(picture, str | os.PathLike):
             for name in image_names([picture], passed_over):

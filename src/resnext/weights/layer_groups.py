@@ -31,8 +31,14 @@ _ROLES = {
 }
 _ENDS = "|".join(sorted(_ROLES, key=len, reverse=True))
 _PARAMETER = re.compile(rf"(?:(?P<layer>.+?)[._/])?(?P<end>{_ENDS})(?::0)?")
-_NORM = ("weight", "bias", "running_mean", "running_var")  # the order in which torch writes them
-_SORTED = ("bias", "running_mean", "running_var", "weight")  # the same, sorted by name
+# The order in which torch writes them.
+_NORM: tuple[str, ...] = ("weight", "bias", "running_mean", "running_var")
+_SORTED: tuple[str, ...] = (
+    "bias",
+    "running_mean",
+    "running_var",
+    "weight",
+)  # the same, sorted by name
 
 
 class Layer(NamedTuple):
@@ -208,7 +214,7 @@ def _norm_roles(groups: Sequence[_Group], sorted_names: bool) -> dict[str, str]:
             for end, x in group.parts.items():
                 (scales if x.ndim > 1 else shifts).add(end)
     orders = itertools.permutations(_NORM) if sorted_names or len(ends) > 1 else (_NORM, _SORTED)
-    fitting: list[dict[str, str]] = [
+    fitting = [
         roles
         for roles in (dict(zip(first, order, strict=True)) for order in orders)
         if all(
