@@ -86,8 +86,8 @@ def choose_weights(contents: Contents) -> ChosenWeights:
         keys = " and ".join(map(repr, ranked))
         if {"student", "teacher"} <= set(ranked):
             raise CheckpointError(
-                f"{contents.path}: several networks are in it, DINO's student and teacher. The teacher "
-                f"is what is evaluated: save torch.load(…)['teacher']."
+                f"{contents.path}: several networks are in it, DINO's student and teacher. The "
+                f"teacher is what is evaluated: save torch.load(…)['teacher']."
             )
         raise CheckpointError(
             f"{contents.path}: several networks are in it, under {keys}. Save one."
