@@ -97,11 +97,12 @@ def test_unknown_names_are_refused() -> None:
 
 def members(value: Any) -> dict[str, Any]:
     """An object and what it offers in public, by name."""
-    found = {value.__name__: value}
+    title = getattr(value, "__name__", type(value).__name__)
+    found = {title: value}
     if isinstance(value, ModuleType):
         for name in value.__all__:
             inner = members(getattr(value, name))
-            found.update({f"{value.__name__}.{key}": v for key, v in inner.items()})
+            found.update({f"{title}.{key}": v for key, v in inner.items()})
     elif inspect.isclass(value):
         for base in value.__mro__:
             if base.__module__.startswith("resnext"):

@@ -1442,9 +1442,14 @@ def test_public_names() -> None:
         found = [("*" if p.kind is p.KEYWORD_ONLY else "") + p.name for p in parameters]
         assert found == wanted.split(), name
     assert mmcls.__all__ == [
+        "BACKBONES",
         "Bottleneck",
+        "ConvModule",
         "ImageClassifier",
+        "ResLayer",
         "ResNeXt",
+        "SEBottleneck",
+        "SELayer",
         "SEResNeXt",
         "build",
         "read_config",

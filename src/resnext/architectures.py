@@ -263,5 +263,5 @@ def _computed(config: ResNeXtConfig) -> dict[str, Any]:
         "padding_mode": config.padding_mode,
         "attention": (config.gate, squeezed),
         "anti_alias": config.anti_alias,
-        "keep_pooling": [stage.keeps_pooling for stage in stages if pools],
+        "keep_pooling": [pools and stage.keeps_pooling for stage in stages],
     }

@@ -174,6 +174,7 @@ ELSEWHERE = {
     "__init__.py": "the module resnext.mmcls",
     "config.py": "values of se_rounding and dilation_convention",
     "cli/checkpoints.py": "choices that the help shows; the table decides",
+    "weights/aliases.py": "names that libraries gave to checkpoints",
     "weights/catalog.py": "who published each checkpoint",
     "benchmark/contenders.py": "libraries that are timed",
     "weights/config_source.py": "configs of OpenMMLab",

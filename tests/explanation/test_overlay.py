@@ -154,7 +154,7 @@ def test_the_command(
         ("--against", "cow"),
         ("--limit", "0"),
         ("--stage", "4"),
-        ("--out", "no/x.png"),
+        ("--out", "0.png/x.png"),
         ("--out", "x.foo"),
     ):
         code, _, err = run_cli(capsys, monkeypatch, *given, *wrong)

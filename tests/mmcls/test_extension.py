@@ -165,7 +165,7 @@ def test_the_network_has_its_arguments(kind: Any) -> None:
         **{"style": "caffe", "deep_stem": False, "avg_down": True, "frozen_stages": 1},
         **{"conv_cfg": {"type": "ConvWS"}, "norm_cfg": {"type": "GN", "num_groups": 4}},
         **{"norm_eval": True, "with_cp": True, "zero_init_residual": False, "init_cfg": None},
-        **{"drop_path_rate": 0.25},
+        **{"drop_path_rate": 0.25, "contract_dilation": True, "multi_grid": None},
     }
     if kind is mmcls.SEResNeXt:
         given["se_ratio"] = 8

@@ -241,8 +241,6 @@ def test_the_advice_for_other_modules_works(photos: Path, tmp_path: Path) -> Non
         lambda network: resnext.train("digits", weights=network),
         lambda network: resnext.create(network),
         lambda network: resnext.variant(network),
-        lambda network: resnext.load(network),
-        lambda network: resnext.convert(network, "never_written.safetensors"),
         lambda network: resnext.evaluate(network, network),
         lambda network: resnext.predict(network, [network]),
         lambda network: resnext.optimize(nn.Sequential(network)),  # pyright: ignore

@@ -271,5 +271,6 @@ def test_plot(tmp_path: Any) -> None:
         plot_catalog(ROWS, tmp_path / "a.txt")
     with pytest.raises(InputError, match="No checkpoint"):
         plot_catalog([], tmp_path / "a.png")
-    with pytest.raises(InputError, match="cannot be written"):
-        plot_catalog(ROWS, tmp_path / "no" / "a.png")
+    plot_catalog(ROWS, tmp_path / "new" / "a.png")
+    with pytest.raises(InputError, match=r"a\.png.*cannot be"):
+        plot_catalog(ROWS, tmp_path / "a.png" / "b.png")

@@ -22,12 +22,13 @@ from resnext.explanation.overlay import Box
 from resnext.inference.opener import evaluation_mode, open_runner
 from resnext.inference.runner import MapRunner, Runner, top_classes
 from resnext.prediction.images import to_pixels
-from resnext.prediction.inputs import Picture, decode
+from resnext.prediction.inputs import decode
 
 if TYPE_CHECKING:
     from resnext.explanation.sanity import SanityCheck
     from resnext.inference.engines.torch import TorchRunner
     from resnext.network import ResNeXt
+    from resnext.prediction.inputs import Picture
 
 Method = Literal["map", "occlusion", "layercam", "ig"]
 _KEPT_SIDE = 640  # pixels of the image that an explanation keeps

@@ -178,6 +178,7 @@ class ResNeXt(Backbone):
         self.in_channels, self.stem_channels = in_channels, stem_channels
         self.base_channels, self.expansion, self.num_stages = base_channels, expansion, num_stages
         self.strides, self.dilations, self.style = tuple(strides), tuple(dilations), style
+        self.contract_dilation, self.multi_grid = contract_dilation, multi_grid
         self.deep_stem, self.avg_down, self.with_cp = deep_stem, avg_down, with_cp
         self.conv_cfg, self.norm_cfg, self.init_cfg = conv_cfg, norm_cfg, init_cfg
         self.zero_init_residual, self.drop_path_rate = zero_init_residual, config.drop_path_rate

@@ -12,7 +12,7 @@ import sys
 import threading
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakSet
 
 from resnext.errors import ResourceError
@@ -20,6 +20,7 @@ from resnext.errors import ResourceError
 _TASKS = Path("/proc/self/task")
 
 
+@runtime_checkable
 class Forked(Protocol):
     """An object that has to change in a forked process."""
 

@@ -17,7 +17,8 @@ from resnext.network import ResNeXt
 from resnext.weights.catalog import is_path
 from resnext.weights.config_source import architecture_of, is_config_file, read_architecture
 from resnext.weights.load import adapted, network_of
-from resnext.weights.resolve import ResolvedCheckpoint, match_network
+from resnext.weights.match import match_network
+from resnext.weights.resolve import ResolvedCheckpoint
 
 
 def read_model(model: Any) -> str | ResNeXtConfig | ResNeXt | None:

@@ -286,6 +286,11 @@ def _probe(
 def _validate_arguments(request: Request, group: ProcessGroup) -> torch.device:
     """Check all arguments that need no data, and return the device of this process."""
     check_out(request)
+    if request.weights is not None and not isinstance(request.weights, str | Path):
+        raise InputError(
+            f"weights must be a file, a name or an address, not {brief(request.weights)}. Give a "
+            f"network as the model."
+        )
     for name, value in (
         ("retries", request.retries),
         ("checkpoint_minutes", request.checkpoint_minutes),

@@ -21,8 +21,9 @@ from resnext.errors import CheckpointError, MissingFileError, ResNeXtError
 from resnext.network import ResNeXt
 from resnext.weights.causes import causes_of
 from resnext.weights.formats.reading import read
+from resnext.weights.match import SkipInit
 from resnext.weights.recognise import ChosenWeights, DetectedNetwork, choose_weights, recognise
-from resnext.weights.resolve import ResolvedCheckpoint, SkipInit, in_folder, resolve_contents
+from resnext.weights.resolve import ResolvedCheckpoint, in_folder, resolve_contents
 
 _SHOWN = 4
 _LONGEST = 800  # characters of a text

@@ -11,11 +11,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from resnext.architectures import title
 from resnext.backbone import Backbone
 from resnext.card import Card
 from resnext.checks import brief
@@ -23,7 +20,7 @@ from resnext.config import USUAL_DILATION, DilationConvention, ResNeXtConfig, ch
 from resnext.dialects.dialect import CheckpointMetadata, Dialect, Documents
 from resnext.dialects.table import DIALECTS
 from resnext.dilation import with_output_stride
-from resnext.errors import AmbiguityWarning, CheckpointError, ConfigError, MissingFileError
+from resnext.errors import AmbiguityWarning, CheckpointError, MissingFileError
 from resnext.network import ResNeXt
 from resnext.system.digest import file_sha256
 from resnext.system.download import fetch, hub
@@ -36,22 +33,17 @@ from resnext.weights.catalog import (
     is_address,
     is_path,
 )
-from resnext.weights.causes import cause_of
 from resnext.weights.formats.reading import Contents, contents_of, read
 from resnext.weights.header import is_own, parse_header
-from resnext.weights.infer_config import ASSUMED, infer_config
-from resnext.weights.lookalikes import choose_lookalike, is_about_dilation
+from resnext.weights.lookalikes import is_about_dilation
+from resnext.weights.match import detect_network, match_network
 from resnext.weights.normalizer import with_normalizer
 from resnext.weights.recognise import (
     ChosenWeights,
     DetectedNetwork,
     choose_weights,
-    holds_anchor,
-    recognise,
-    recognise_structure,
-    same_trunk,
 )
-from resnext.weights.structure import may_hold_structure
+from resnext.weights.structure import AFFINE_EPS
 
 Source = str | Path | Mapping[str, Any] | nn.Module | Enum
 
@@ -270,7 +262,9 @@ def resolve_contents(
         documents = (documents or Documents())._replace(file=contents.metadata)
         metadata = _metadata(documents, config is not None)
         known = config or (entry.config if entry else metadata.config)
-        detected, network, ambiguity = _recognised(weights, known, metadata.head, contents, notes)
+        detected, network, ambiguity = detect_network(
+            weights, known, metadata.head, contents, notes
+        )
         detected.dialect.check_readable(network.config)
         card = entry.card if entry else metadata.card
         if isinstance(network, ResNeXt):
@@ -280,7 +274,15 @@ def resolve_contents(
     notes += _left_out(weights, detected)
     notes += metadata.notes
     if not entry and metadata.preprocessing is None:
-        notes.append("preprocessing assumed: 256, 224, bilinear, ImageNet's mean and deviation")
+        assumed = "256, 224, bilinear, ImageNet's mean and deviation"
+        if detected.norm_eps == AFFINE_EPS:  # Caffe2 reads images as OpenCV does
+            usual = card.preprocessing
+            bgr = replace(usual, mean=usual.mean[::-1], std=usual.std[::-1], colour="BGR")
+            card, assumed = (
+                replace(card, preprocessing=bgr),
+                f"{assumed}, BGR as Caffe2 reads images",
+            )
+        notes.append(f"preprocessing assumed: {assumed}")
     card = with_normalizer(card, weights.state, detected.left, notes)
     card = with_notes(card, notes=notes, dialect=detected.dialect.name)
     state = _own_memory(detected.state)
@@ -358,100 +360,6 @@ def _own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return own
 
 
-def _recognised(
-    weights: ChosenWeights,
-    known: ResNeXtConfig | None,
-    head: str,
-    contents: Contents,
-    notes: list[str],
-) -> tuple[DetectedNetwork, ResNeXt | Backbone, str]:
-    """The network that names show or, if they show none, the structure of the layers.
-
-    Raises:
-        CheckpointError: Neither shows one.
-    """
-    by_name: DetectedNetwork | None = None
-    named = list[str]()
-    try:
-        by_name = _without(head, recognise(weights.state, weights.dialect), named)
-        found = _network(by_name, known, weights.state, contents, named)
-        notes += named
-        return by_name, *found
-    except CheckpointError as error:
-        if weights.dialect is not None or (by_name is None and holds_anchor(weights.state)):
-            raise
-        problem = error
-    try:
-        detected = recognise_structure(weights.state, avg_down=known.avg_down if known else None)
-    except CheckpointError as error:
-        ending = cause_of(weights.state)
-        if not ending and may_hold_structure(weights.state):
-            ending = f"By the structure of its layers: {error}"
-        if ending:
-            raise CheckpointError(f"{_sentence(str(problem))} {_sentence(ending)}") from error
-        raise problem from error
-    if by_name is not None and same_trunk(by_name.state, detected.state):
-        raise problem  # names were right; the file is incomplete or contradicts its config
-    detected = _without(head, detected, notes)
-    return detected, *_network(detected, known, weights.state, contents, notes)
-
-
-def _without(head: str, detected: DetectedNetwork, notes: list[str]) -> DetectedNetwork:
-    """The network without its last layer, if that is not a classifier of one label per image."""
-    if head and detected.state.pop("fc.weight", None) is not None:
-        detected.state.pop("fc.bias", None)
-        notes.append(f"its last layer was left out: {head}")
-    return detected
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith(".") else f"{text}."
-
-
-def _network(
-    detected: DetectedNetwork,
-    known: ResNeXtConfig | None,
-    state: Mapping[str, Tensor],
-    contents: Contents,
-    notes: list[str],
-) -> tuple[ResNeXt | Backbone, str]:
-    """The known network if the weights fit it, else the one that names and shapes show.
-
-    The text names another network that fits as well if nothing decides between them.
-    """
-    shapes = {name: tuple(value.shape) for name, value in detected.state.items()}
-    config, ambiguity = known, ""
-    if config is None:
-        inferred, _ = infer_config(shapes, detected.norm)
-        outside = [
-            n for n in (*detected.left, *detected.heads) if n in state and state[n].ndim == 4
-        ]
-        config, reason, ambiguity = choose_lookalike(
-            inferred,
-            contents.path,
-            contents.metadata,
-            outside,
-            in_memory=contents.format == in_memory.FORMAT,
-        )
-        notes += [text for text in (ambiguity, reason) if text]
-        if config == inferred:
-            notes.append(
-                f"not visible in names and shapes, so the usual values are assumed: {ASSUMED}"
-            )
-    if detected.norm_eps is not None:
-        config = config.replace(norm_eps=detected.norm_eps)
-    network, problem = match_network(config, detected.state, classifier="fc.weight" in shapes)
-    if network is not None:
-        return network, ambiguity
-    if known is None:
-        raise CheckpointError(f"{problem}. The file is incomplete, or is not a ResNeXt.")
-    try:
-        looks = f"its weights are those of {title(infer_config(shapes, detected.norm).config)}"
-    except CheckpointError as error:
-        looks = str(error)
-    raise CheckpointError(f"it should be {title(config)}, but {problem}; {looks}")
-
-
 def _own(
     path: Path,
     state: dict[str, Tensor],
@@ -483,47 +391,3 @@ def with_notes(card: Card, *, notes: Iterable[str], **provenance: Any) -> Card:
     if notes := list(notes):
         provenance |= {"notes": [*(earlier if isinstance(earlier, list) else []), *notes]}
     return replace(card, provenance={**card.provenance, **provenance}) if provenance else card
-
-
-def match_network(
-    config: ResNeXtConfig, state: Mapping[str, Tensor], *, classifier: bool = True
-) -> tuple[ResNeXt | Backbone | None, str]:
-    """The network of a config on the meta device, if it has exactly these tensors.
-
-    Args:
-        config: The architecture.
-        state: Tensors by name.
-        classifier: Whether the network has a last layer.
-
-    Returns:
-        The network and an empty text; or None and the first tensor that differs.
-    """
-    try:
-        with torch.device("meta"), SkipInit():
-            network = ResNeXt(config) if classifier else Backbone(config)
-    except (RuntimeError, TypeError, ConfigError) as error:
-        return None, f"no network can have these sizes ({str(error).partition(chr(10))[0]})"
-    wanted = network.state_dict()
-    for key in wanted | dict(state):
-        a, b = _shape_of(wanted.get(key)), _shape_of(state.get(key))
-        if a != b:
-            return None, f"{key} should be {a} and is {b}"
-    return network, ""
-
-
-class SkipInit(TorchFunctionMode):
-    """Skips random initialization, which takes as long as reading a large network's weights."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func in (Tensor.normal_, Tensor.uniform_):
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
-def _shape_of(tensor: Tensor | None) -> str:
-    if tensor is None:
-        return "absent"
-    kind = "" if tensor.is_floating_point() else " of integers"
-    return f"{tuple(tensor.shape)}{kind}"

@@ -14,7 +14,7 @@ from resnext.network import ResNeXt
 from resnext.system.atomic import write_atomically
 from resnext.weights.header import header
 from resnext.weights.in_memory import own_parts, unwrapped
-from resnext.weights.resolve import match_network
+from resnext.weights.match import match_network
 
 
 def save(model: ResNeXt, path: str | Path) -> None:

@@ -454,7 +454,7 @@ def test_unicode_forms_are_one_class(
     for split, cafe in zip(("train", "val"), cafes, strict=True):
         photo_folder(tmp_path / "parts" / split, (cafe, "tea"), count=4)
     splits = open_splits(tmp_path / "parts")
-    assert splits.train.labels == ("caf\N{LATIN SMALL LETTER E WITH ACUTE}", "tea")
+    assert splits.train.labels == (cafes[0], "tea")
     assert splits.val.counts().tolist() == [4, 4]
     for label in cafes:  # models that were trained before have the form of their folders
         found = open_for_evaluation(tmp_path / "parts", ("tea", label), {})

@@ -211,7 +211,7 @@ def test_names_with_dots_are_refused(tmp_path: Path, stems: list[str]) -> None:
         (("left.jpg", "right.jpg", "cls"), "", r"2 images \(\.left\.jpg, \.right\.jpg\): its name"),
         (("jpg", "coarse.cls", "fine.cls"), "", r"2 classes \(\.coarse\.cls, \.fine\.cls\): its"),
         (("jpg", "txt"), "", r"no class, but a \.txt\."),
-        (("heic", "cls"), "", r"no image, but a \.heic\."),
+        (("jxl", "cls"), "", r"no image, but a \.jxl\."),
     ],
 )
 def test_longer_endings(tmp_path: Path, endings: tuple[str, ...], used: str, reason: str) -> None:
@@ -268,10 +268,10 @@ def test_a_class_that_is_lost_with_its_samples_is_noticed(tmp_path: Path) -> Non
     """Three of a hundred samples are few, but they may be all of a class."""
     members = numbered(0, 100)
     for i in range(3):
-        members |= {f"x{i}.heic": b"?", f"x{i}.cls": b"2"}
+        members |= {f"x{i}.jxl": b"?", f"x{i}.cls": b"2"}
     (tmp_path / "classes.txt").write_text("ant\nbee\ncat\n")
     splits = open_splits(tar(tmp_path / "a.tar", members))
-    with pytest.raises(DataError, match=r"3 of 3 images of class 'cat' .* but a \.heic"):
+    with pytest.raises(DataError, match=r"3 of 3 images of class 'cat' .* but a \.jxl"):
         scan(splits, SilentReporter(), cache=None)
 
 
