@@ -195,6 +195,9 @@ def test_caffe2(tmp_path: Path, original: nn.Module) -> None:
     (tmp_path / "X-101.pkl").write_bytes(pickle.dumps(content, protocol=2))
     model = same_as(original, tmp_path / "X-101.pkl", classifier=True)
     assert model.config.norm_eps == 2.0**-17
+    assert model.card
+    assert model.card.preprocessing.colour == "BGR"
+    assert model.card.preprocessing.mean == (0.406, 0.456, 0.485)
 
 
 def mxnet_bytes(arrays: dict[str, np.ndarray[Any, Any]], version: int = 0xF993FAC9) -> bytes:

@@ -4,6 +4,7 @@ catalog.py       public checkpoints
 aliases.py       other names of public checkpoints
 header.py        config and card in a safetensors header
 classifier.py    the last layer of our files, read without torch
+match.py         from tensors to the network that they fit
 resolve.py       from a name, address or file to a checkpoint with its config
 description.py   `describe`: config and card of a model, without its weights where possible
 recognise.py     chooses the weights in a file, and finds their dialect and the network

@@ -13,14 +13,8 @@ from resnext.errors import CheckpointError
 from resnext.network import ResNeXt
 from resnext.system.device import pick_device
 from resnext.weights.adapt import fit_classifier, fit_input
-from resnext.weights.resolve import (
-    ResolvedCheckpoint,
-    SkipInit,
-    Source,
-    match_network,
-    resolve,
-    with_notes,
-)
+from resnext.weights.match import SkipInit, match_network
+from resnext.weights.resolve import ResolvedCheckpoint, Source, resolve, with_notes
 
 
 def load(

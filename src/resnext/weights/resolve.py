@@ -278,10 +278,8 @@ def resolve_contents(
         if detected.norm_eps == AFFINE_EPS:  # Caffe2 reads images as OpenCV does
             usual = card.preprocessing
             bgr = replace(usual, mean=usual.mean[::-1], std=usual.std[::-1], colour="BGR")
-            card, assumed = (
-                replace(card, preprocessing=bgr),
-                f"{assumed}, BGR as Caffe2 reads images",
-            )
+            card = replace(card, preprocessing=bgr)
+            assumed += ", BGR as Caffe2 reads images"
         notes.append(f"preprocessing assumed: {assumed}")
     card = with_normalizer(card, weights.state, detected.left, notes)
     card = with_notes(card, notes=notes, dialect=detected.dialect.name)
