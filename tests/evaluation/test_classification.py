@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig, evaluate, optimize, save
+from resnext.benchmark import bench
 from resnext.calibration import expected_calibration_error
 from resnext.data.dataset import ImageSet
 from resnext.data.decoding import open_image
@@ -30,6 +31,8 @@ from resnext.data.transforms import prepare
 from resnext.errors import CheckpointError, DataError, InputError, ResNeXtError
 from resnext.evaluation.classification import collect_outputs, compare, measure, merge_outputs
 from resnext.evaluation.metrics import EvalOutputs, Evaluation, score
+from resnext.inference.engines.torch import TorchRunner
+from resnext.prediction.files import predict_files
 from resnext.system.device import pick_device
 
 TINY = ResNeXtConfig(
@@ -548,6 +551,8 @@ def test_a_script_that_a_new_process_imports(folder: Path, monkeypatch: pytest.M
         lambda: evaluate(model, folder),
         lambda: compare(model, model, folder),
         lambda: optimize(model),
+        lambda: bench(model),
+        lambda: predict_files(TorchRunner(model), folder, folder / "a.csv"),
     ):
         with pytest.raises(
             InputError, match=r'only imports this script.*if __name__ == "__main__"'

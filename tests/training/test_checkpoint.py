@@ -465,8 +465,8 @@ def test_a_failure_is_told_once_and_tried_again(desk: Desk) -> None:
     assert desk.done == ["model 2", "state 3"]  # the model had not been written yet
     desk.writer.close()
     assert desk.told == [
-        "Not saved: [Errno 28] No space left on device. Training continues; the last good one is "
-        "kept.",
+        "Not saved: [Errno 28] No space left on device. Training continues; what was saved before "
+        "is kept.",
         "Saving works again.",
     ]
 

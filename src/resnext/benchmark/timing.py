@@ -31,6 +31,7 @@ from resnext.errors import InputError, ResNeXtError
 from resnext.inference.engines import ENGINES
 from resnext.summary import default_size, summarize
 from resnext.system.cpu import cpu_name
+from resnext.system.main_guard import refuse_in_new_process
 from resnext.system.progress import Reporter, reporter
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def bench(
     """
     import torch
 
+    refuse_in_new_process("bench")
     if not batches or any(type(batch) is not int or not 1 <= batch <= 4096 for batch in batches):
         raise InputError(f"batches must be numbers from 1 to 4096, not {brief(batches)}.")
     if not seconds > 0:

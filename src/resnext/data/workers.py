@@ -21,15 +21,13 @@ from torch.utils.data import DataLoader, get_worker_info
 from resnext.errors import DataError, InputError, ResourceError
 from resnext.system.cpu import available_cores
 from resnext.system.limits import available_memory, free_shared_memory
+from resnext.system.main_guard import GUARD, STARTING, UNGUARDED, refuse_in_new_process
 from resnext.system.text import counted
 
 WORKER_BYTES = 200 * 2**20
 """Memory that a worker process needs besides its images."""
 
 _PER_CORE, _ALWAYS = 4, 16  # workers that may be requested: so many per core, or so many anywhere
-_STARTING = "RESNEXT_STARTING_WORKERS"  # set in the environment while worker processes start
-_UNGUARDED = 78  # exit code of a process that would have run the script again
-_GUARD = 'Put the call under if __name__ == "__main__".'
 
 
 class Loading(NamedTuple):
@@ -97,25 +95,6 @@ def shared_memory_line(wanted: int, loading: Loading) -> str | None:
     )
 
 
-def refuse_in_new_process(call: str) -> None:
-    """Refuse a call by a script that a new process runs only because it imports it.
-
-    Where processes are not forked, each one imports the script it was started from.
-
-    Args:
-        call: What the script called.
-
-    Raises:
-        InputError: The script calls it without `if __name__ == "__main__"`. In a worker process of
-            ours, `loaded_batches` raises the error in the main process instead.
-    """
-    if not getattr(multiprocessing.current_process(), "_inheriting", False):
-        return
-    if _STARTING in os.environ:
-        os._exit(_UNGUARDED)
-    raise InputError(f"{call} was called by a process that only imports this script. {_GUARD}")
-
-
 def worker_loader(data: Any, loading: Loading, **options: Any) -> DataLoader[Any]:
     """A `DataLoader` whose workers leave signals to the main process; see `loaded_batches`.
 
@@ -174,9 +153,9 @@ def loaded_batches(loader: DataLoader[Any]) -> Generator[Any]:
                 raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
             except (OSError, EOFError, RuntimeError, MemoryError) as error:
                 processes = _processes(iterator or loader._iterator)
-                if any(process.exitcode == _UNGUARDED for process in processes):
+                if any(process.exitcode == UNGUARDED for process in processes):
                     raise InputError(
-                        f"A worker process ran the script that started it once more. {_GUARD}"
+                        f"A worker process ran the script that started it once more. {GUARD}"
                     ) from None
                 reason = _reason(error, processes) if loader.num_workers else None
                 if reason is None:
@@ -226,11 +205,11 @@ def _starting() -> Iterator[None]:
         return
     on_child = signal.getsignal(signal.SIGCHLD)
     held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    os.environ[_STARTING] = "1"
+    os.environ[STARTING] = "1"
     try:
         yield
     finally:
-        del os.environ[_STARTING]
+        del os.environ[STARTING]
         signal.signal(signal.SIGCHLD, on_child)
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
 

@@ -19,7 +19,7 @@ from resnext.data.dataset import ImageSet
 from resnext.data.loader import Classifier, EvalLoader, average_views, eval_loader
 from resnext.data.open import open_for_evaluation
 from resnext.data.passed_over import PassedOver
-from resnext.data.workers import check_workers, refuse_in_new_process
+from resnext.data.workers import check_workers
 from resnext.errors import DataError, InputError, ResNeXtError
 from resnext.evaluation.comparison import Comparison
 from resnext.evaluation.metrics import (
@@ -32,6 +32,7 @@ from resnext.inference.optimized import Optimized
 from resnext.inference.runner import Runner
 from resnext.network import ResNeXt
 from resnext.system.device import inference_batch, pick_device
+from resnext.system.main_guard import refuse_in_new_process
 from resnext.system.progress import reporter
 
 _TURNS = 5  # batches to time each model with

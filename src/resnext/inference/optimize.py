@@ -16,7 +16,6 @@ from resnext.checks import brief, is_finite
 from resnext.data.dataset import ImageSet
 from resnext.data.loader import EvalDataset
 from resnext.data.open import open_for_evaluation
-from resnext.data.workers import refuse_in_new_process
 from resnext.errors import CheckpointError, DataError, InputError, ResNeXtError
 from resnext.inference.engines import ENGINES
 from resnext.inference.engines.base import EngineChoice
@@ -36,6 +35,7 @@ from resnext.network import ResNeXt
 from resnext.summary import default_size
 from resnext.system.allocator import keep_freed_memory
 from resnext.system.device import check_precision, hardware, pick_device
+from resnext.system.main_guard import refuse_in_new_process
 from resnext.system.progress import Reporter, reporter
 from resnext.weights.load import load_classifier
 

@@ -36,6 +36,7 @@ from resnext.prediction.output import KINDS, Journal, finish, needs
 from resnext.system.atomic import check_writable, existing_folder, make_folder
 from resnext.system.cpu import core_count
 from resnext.system.limits import available_memory
+from resnext.system.main_guard import refuse_in_new_process
 from resnext.system.progress import reporter
 
 AHEAD = 2  # batches that are decoded while one is computed
@@ -109,6 +110,7 @@ def predict_files(
         InputError: The model has no card with labels, an argument is out of range, or `out` exists
             or was started with other arguments.
     """
+    refuse_in_new_process("predict_files")
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value is not None:
             at_least(name, value, 1, error=InputError)

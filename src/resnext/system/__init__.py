@@ -9,6 +9,7 @@ digest.py    SHA-256 of files and texts
 download.py  downloads of model files and shards, into the cache
 forks.py     what a forked process inherits and cannot use
 limits.py    limits of a container: CPU quota, memory, shared memory
+main_guard.py one line for scripts that new processes run again
 progress.py  progress bars and log lines
 text.py      numbers and nouns in messages
 """

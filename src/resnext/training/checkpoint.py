@@ -237,7 +237,7 @@ class CheckpointWriter:
             with suppress(Exception):  # the terminal may be closed
                 if problem and again:
                     self._log(
-                        f"Not saved: {problem}. Training continues; the last good one is kept."
+                        f"Not saved: {problem}. Training continues; what was saved before is kept."
                     )
                 elif again:
                     self._log("Saving works again.")

@@ -18,12 +18,13 @@ from resnext.data.dataset import Splits
 from resnext.data.open import open_splits
 from resnext.data.scan import Scan, scan
 from resnext.data.unlabelled import open_unlabelled, scan_unlabelled, training_pool
-from resnext.data.workers import check_workers, refuse_in_new_process, shared_memory_line
+from resnext.data.workers import check_workers, shared_memory_line
 from resnext.errors import CheckpointError, InputError
 from resnext.evaluation.metrics import Evaluation
 from resnext.network import ResNeXt
 from resnext.system.allocator import keep_freed_memory
 from resnext.system.device import pick_device, pick_precision
+from resnext.system.main_guard import refuse_in_new_process
 from resnext.system.progress import reporter
 from resnext.training.checkpoint import Checkpoint, latest_checkpoint
 from resnext.training.dataloader import training_workers
