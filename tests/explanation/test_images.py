@@ -36,7 +36,6 @@ from resnext.inference import open_runner, search
 from resnext.inference.engines.base import Engine, EngineConfig
 from resnext.inference.engines.builder import EngineBuilder
 from resnext.inference.engines.quantization import quantize
-from resnext.summary import summarize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,13 +82,15 @@ def test_maps_add_up(network: ResNeXt, form: str) -> None:
         adds_up(runner, photo(seed), 1e-4, label="cat", against="dog", gamma=0.3)
 
 
+# Above 100 million parameters; they repeat the blocks of others.
+LARGEST = {"resnext101_32x16d", "resnext101_32x32d", "resnext101_32x48d", "seresnextaa201d_32x8d"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", resnext.variants())
-def test_maps_of_every_variant_add_up(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in resnext.variants() if name not in LARGEST])
+def test_maps_of_other_variants_add_up(name: str) -> None:
     """Every stem, norm, attention and pooling, in every form."""
     size = 64
-    if summarize(resnext.variant(name), (size, size)).parameters > 100e6:
-        pytest.skip("the largest only repeat the same blocks")
     model = resnext.create(name, num_classes=4)
     randomize(model)
     colour = "L" if model.config.in_channels == 1 else "RGB"
