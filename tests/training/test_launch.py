@@ -259,6 +259,7 @@ def test_a_refused_run_changes_nothing(
             arguments |= {"minutes": 1e-4}
         case "package":
             (tmp_path / "kornia.py").write_text("raise RuntimeError('built for another torch')")
+            monkeypatch.setattr(sys, "dont_write_bytecode", True)
             monkeypatch.syspath_prepend(tmp_path)
             for name in [name for name in sys.modules if name.partition(".")[0] == "kornia"]:
                 monkeypatch.delitem(sys.modules, name)
