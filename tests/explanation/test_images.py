@@ -275,7 +275,7 @@ def test_a_thousand_calls_leave_nothing(network: ResNeXt) -> None:
     try:
         run(50)
         before, tensors = tracemalloc.get_traced_memory()[0], count_tensors()
-        assert run(1000) - before < 50_000
+        assert run(1000) - before < 150_000  # a hook or an array that stays takes 200 bytes or more
         assert count_tensors() == tensors
     finally:
         tracemalloc.stop()
