@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from resnext.errors import ConfigError, ConfigTypeError, ResNeXtError
+from resnext.errors import ConfigError, ConfigTypeError, InputError, ResNeXtError
 
 _LONGEST = 80  # characters of a value in a message
 
@@ -189,6 +189,18 @@ def at_least(
     """
     if not (is_finite(value) and value >= low and (type(value) is int or not whole)):
         raise error(f"{name} must be at least {low}, not {brief(value)}.")
+
+
+def check_max_loss(value: Any) -> None:
+    """Require a largest accepted loss of accuracy, in percentage points.
+
+    Raises:
+        InputError: It is not a number from 0 to less than 100.
+    """
+    if not (is_finite(value) and 0 <= value < 100):
+        raise InputError(
+            f"max_loss must be from 0 to less than 100 percentage points, not {brief(value)}."
+        )
 
 
 def is_finite(value: Any) -> bool:

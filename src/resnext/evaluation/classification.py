@@ -14,14 +14,14 @@ from torch import Tensor
 
 from resnext.calibration import mcnemar
 from resnext.card import Preprocessing, card_of
-from resnext.checks import at_least, brief, is_finite
+from resnext.checks import at_least, check_max_loss
 from resnext.data.dataset import ImageSet
 from resnext.data.loader import Classifier, EvalLoader, average_views, eval_loader
 from resnext.data.open import open_for_evaluation
 from resnext.data.passed_over import PassedOver
 from resnext.data.workers import check_workers
-from resnext.errors import DataError, InputError, ResNeXtError
-from resnext.evaluation.comparison import Comparison
+from resnext.errors import DataError, InputError
+from resnext.evaluation.comparison import Comparison, common_rows
 from resnext.evaluation.metrics import (
     EvalOutputs,
     Evaluation,
@@ -29,7 +29,7 @@ from resnext.evaluation.metrics import (
 )
 from resnext.inference.opener import evaluation_mode, open_model
 from resnext.inference.optimized import Optimized
-from resnext.inference.runner import Runner
+from resnext.inference.runner import Runner, check_finite
 from resnext.network import ResNeXt
 from resnext.system.device import inference_batch, pick_device
 from resnext.system.main_guard import refuse_in_new_process
@@ -131,10 +131,8 @@ def compare(
         ResNeXtError: A model's output is NaN or infinite.
     """
     refuse_in_new_process("compare")
-    if max_loss is not None and (not is_finite(max_loss) or not 0 <= max_loss < 100):
-        raise InputError(
-            f"max_loss must be from 0 to less than 100 percentage points, not {brief(max_loss)}."
-        )
+    if max_loss is not None:
+        check_max_loss(max_loss)
     settings = _Settings(batch_size, workers, device, views, plan, progress)
     with evaluation_mode(model_a), evaluation_mode(model_b):
         passed_over = PassedOver()
@@ -143,11 +141,10 @@ def compare(
         settings.show(passed_over.lines())
         images_a, images_b = _in_common(images_a, images_b)
         a, b = _run(first, images_a, settings), _run(second, images_b, settings)
-        own = batch_size or inference_batch(pick_device(device))
-        speeds = _speeds(first, second, min(own, len(images_a)), device) if speed else None
-    both = np.intersect1d(a.indices, b.indices)
-    right = (x.right[np.isin(x.indices, both)] for x in (a, b))
-    return Comparison(a, b, *mcnemar(*right), images_a, max_loss, speeds)
+        speeds = _speeds(first, second, len(images_a), settings) if speed else None
+    rows_a, rows_b = common_rows(a, b)
+    test = mcnemar(a.right[rows_a], b.right[rows_b])
+    return Comparison(a, b, *test, images_a, max_loss, speeds)
 
 
 def collect_outputs(
@@ -273,12 +270,7 @@ def _run(
         workers=settings.workers,
         views=settings.views,
     )
-    layout = torch.channels_last if device.type == "cpu" else torch.preserve_format
-    dtype = torch.float32 if isinstance(model, Runner) else model.fc.weight.dtype
-
-    def classify(x: Tensor) -> Tensor:
-        return model(x.to(dtype, memory_format=layout))
-
+    classify = _classifier(model, device)
     averaged = average_views(classify, card.temperature) if settings.views > 1 else classify
     shown = reporter(settings.progress)
     shown.start("Evaluating", len(images))
@@ -286,28 +278,31 @@ def _run(
         outputs = collect_outputs(averaged, loader, device, shown.advance)
     finally:
         shown.stop()
-    if not (finite := outputs.logits.isfinite().all(1)).all():
-        index = int(outputs.indices[int(finite.int().argmin())])
-        raise ResNeXtError(
-            f"The model's output for {images.title(index)} is NaN or infinite. Check the weights "
-            f"with resnext doctor, or compute in fp32."
-        )
+    check_finite(outputs.logits.numpy(), lambda i: images.title(int(outputs.indices[i])))
     return score(outputs, images, temperature=card.temperature, keep_logits=keep_logits)
 
 
+def _classifier(model: ResNeXt | Optimized, device: torch.device) -> Classifier:
+    """A classifier of images in single precision, in the layout that is fast on a device."""
+    layout = torch.channels_last if device.type == "cpu" else torch.preserve_format
+    dtype = torch.float32 if isinstance(model, Runner) else model.fc.weight.dtype
+    return lambda x: model(x.to(dtype, memory_format=layout))
+
+
 def _speeds(
-    a: ResNeXt | Optimized, b: ResNeXt | Optimized, batch: int, device: str
+    a: ResNeXt | Optimized, b: ResNeXt | Optimized, images: int, settings: _Settings
 ) -> tuple[float, float]:
     """Images per second of two classifiers: the best of several batches, timed in turns."""
+    device = pick_device(settings.device)
+    batch = min(settings.batch_size or inference_batch(device), images)
     best = [float("inf"), float("inf")]
     for turn in range(_TURNS + 1):
         for i, model in enumerate((a, b)):
             size, channels = card_of(model).preprocessing.size, model.config.in_channels
-            dtype = torch.float32 if isinstance(model, Runner) else model.fc.weight.dtype
-            x = torch.zeros(batch, channels, size, size, dtype=dtype, device=pick_device(device))
+            x = torch.zeros(batch, channels, size, size, device=device)
             began = time.perf_counter()
             with torch.inference_mode():
-                model(x).float().cpu()  # waits for a GPU
+                _classifier(model, device)(x).float().cpu()  # waits for a GPU
             if turn:  # the first call prepares the engine
                 best[i] = min(best[i], time.perf_counter() - began)
     return batch / best[0], batch / best[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,7 +76,7 @@ class Comparison:
     @property
     def count(self) -> int:
         """Number of images that both could read."""
-        return len(self._both)
+        return len(self._rows[0])
 
     @property
     def loss(self) -> float:
@@ -159,12 +160,12 @@ class Comparison:
             "flips": [{**asdict(flip), "effect": flip.effect} for flip in self.flips()],
         }
 
-    @property
-    def _both(self) -> np.ndarray:
-        return np.intersect1d(self.a.indices, self.b.indices)
-
-    @property
+    @cached_property
     def _rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the images that both could read, in the same order."""
-        rows = [np.flatnonzero(np.isin(x.indices, self._both)) for x in (self.a, self.b)]
-        return rows[0], rows[1]
+        return common_rows(self.a, self.b)
+
+
+def common_rows(a: Evaluation, b: Evaluation) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the images that both could read, in the same order."""
+    both = np.intersect1d(a.indices, b.indices)
+    return np.flatnonzero(np.isin(a.indices, both)), np.flatnonzero(np.isin(b.indices, both))

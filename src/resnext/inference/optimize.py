@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from resnext.card import card_of
-from resnext.checks import brief, is_finite
+from resnext.checks import brief, check_max_loss
 from resnext.data.dataset import ImageSet
 from resnext.data.loader import EvalDataset
 from resnext.data.open import open_for_evaluation
@@ -107,11 +107,7 @@ def optimize(
     if precision == "int8" and data is None:
         raise InputError("precision int8 needs labelled images for calibration: give data.")
     if max_loss is not None:
-        if not is_finite(max_loss) or not 0 <= max_loss < 100:
-            raise InputError(
-                f"max_loss must be from 0 to less than 100 percentage points, not "
-                f"{brief(max_loss)}."
-            )
+        check_max_loss(max_loss)
         if data is None:
             raise InputError("max_loss needs labelled images to measure accuracy on: give data.")
     torch_device = pick_device(device)

@@ -10,6 +10,7 @@ from jaxtyping import Float32, Float64, Int, Shaped, UInt8
 
 from resnext.card import Card
 from resnext.config import ResNeXtConfig
+from resnext.errors import ResNeXtError
 
 Outputs = tuple[Float32[np.ndarray, "n k"], Float32[np.ndarray, "n d"]]
 """Logits, and embeddings: the last feature map averaged over its pixels."""
@@ -67,6 +68,24 @@ class MapRunner(Runner, Protocol):
     def maps(self, x: UInt8[np.ndarray, "n h w c"]) -> MapOutputs:
         """Logits and last feature maps of pixels as `data.decoding.pixels` returns them."""
         ...
+
+
+def check_finite(logits: Float32[np.ndarray, "n k"], name: Callable[[int], str]) -> None:
+    """Refuse outputs that hold no probabilities.
+
+    Args:
+        logits: The logits of several images.
+        name: The name of the image with a number, for the message.
+
+    Raises:
+        ResNeXtError: A logit is NaN or infinite.
+    """
+    finite = np.isfinite(logits).all(1)
+    if not finite.all():
+        raise ResNeXtError(
+            f"The model's output for {name(int(finite.argmin()))} is NaN or infinite. Check the "
+            f"weights with resnext doctor, or compute in fp32."
+        )
 
 
 def top_classes(

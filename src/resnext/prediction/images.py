@@ -19,9 +19,9 @@ from resnext.checks import at_least
 from resnext.data.decoding import convert, open_lazily, pixels, read_source, resize_and_crop
 from resnext.data.open import open_for_evaluation
 from resnext.data.passed_over import PassedOver
-from resnext.errors import InputError, ResNeXtError
+from resnext.errors import InputError
 from resnext.inference.opener import evaluation_mode, open_runner
-from resnext.inference.runner import Runner, top_classes
+from resnext.inference.runner import Runner, check_finite, top_classes
 from resnext.prediction.inputs import decode, expand_images
 from resnext.system.progress import reporter
 
@@ -199,11 +199,7 @@ def rank(
         ResNeXtError: A logit is NaN or infinite.
     """
     names = [*names]
-    if not (finite := np.isfinite(logits).all(1)).all():
-        raise ResNeXtError(
-            f"The model's output for image {names[int(finite.argmin())]} is NaN or infinite. Check "
-            f"the weights with resnext doctor, or compute in fp32."
-        )
+    check_finite(logits, lambda i: f"image {names[i]}")
     classes, probabilities = top_classes(logits, card.temperature, top)
     return [
         Prediction(name, tuple(card.labels[i] for i in likely), tuple(p), card.threshold)
