@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from resnext.data.decoding import ValueRange, convert, decode_image, open_image
 from resnext.data.passed_over import PassedOver
-from resnext.data.sources.folders import no_image, walk_images
+from resnext.data.sources.folders import images_in
 from resnext.errors import DataError
 
 if TYPE_CHECKING:
@@ -115,13 +115,8 @@ def image_names(
         if not folder:
             yield str(path)
             continue
-        above, name, others = str(path / "_")[:-1], None, PassedOver()
-        for name in walk_images(path, passed_over=others):
-            yield above + name
-        if name is None:
-            raise no_image(path, others)
-        if passed_over is not None:
-            passed_over.update(others)
+        above = str(path / "_")[:-1]
+        yield from (above + name for name in images_in(path, passed_over))
 
 
 def _missing(path: str) -> DataError:

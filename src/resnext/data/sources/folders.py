@@ -53,19 +53,23 @@ def image_names(folder: Path, passed_over: PassedOver | None = None) -> list[str
     Raises:
         DataError: The folder holds no images.
     """
-    others = PassedOver()
-    names = list(walk_images(folder, passed_over=others))
-    if not names:
-        raise no_image(folder, others)
+    return list(images_in(folder, passed_over))
+
+
+def images_in(folder: Path, passed_over: PassedOver | None = None) -> Iterator[str]:
+    """What `image_names` returns, one by one.
+
+    Raises:
+        DataError: The folder holds no images, with what is there instead.
+    """
+    others, name = PassedOver(), None
+    for name in walk_images(folder, passed_over=others):
+        yield name
+    if name is None:
+        reasons = others.lines() or ["Images have endings such as .jpg or .png."]
+        raise DataError(f"{folder} holds no image. {' '.join(reasons)}")
     if passed_over is not None:
         passed_over.update(others)
-    return names
-
-
-def no_image(folder: Path, passed_over: PassedOver) -> DataError:
-    """The error for a folder without images, with what is there instead."""
-    reasons = passed_over.lines() or ["Images have endings such as .jpg or .png."]
-    return DataError(f"{folder} holds no image. {' '.join(reasons)}")
 
 
 def walk_images(
@@ -190,13 +194,12 @@ def _reason_outside(path: Path) -> Reason | None:
 def _class_folders(root: Path, labels: tuple[str, ...] | None = None) -> LoadedSplit:
     """Every image in the class folders of `root`, whose names must be among `labels` if given."""
     passed_over = PassedOver()
-    folders: list[Path] = []
-    for path in visible(root, passed_over):
-        if path.is_dir():
-            folders.append(path)
-        else:
+    inside = visible(root, passed_over)
+    folders = [path for path in inside if path.is_dir()]
+    for path in inside:
+        if not path.is_dir():
             passed_over.add(path, _reason_outside(path))
-    lists = [path for path in visible(root) if path.name in ("metadata.csv", "metadata.jsonl")]
+    lists = [path for path in inside if path.name in ("metadata.csv", "metadata.jsonl")]
     if lists and len(folders) < 2:
         raise DataError(f"{root} has no class folders. Give its list of images, {lists[0]}.")
     if not folders:
@@ -222,7 +225,8 @@ def _class_folders(root: Path, labels: tuple[str, ...] | None = None) -> LoadedS
             yield from (f"{folder.name}/{name}" for name in inside)
 
     files = Files(root, paths())
-    targets = np.repeat([labels.index(name) for name in names], counts)
+    positions = {label: i for i, label in reversed([*enumerate(labels)])}
+    targets = np.repeat([positions[name] for name in names], counts)
     images = ImageSet(files, compact(targets), labels, str(root))
     return LoadedSplit(
         images,
