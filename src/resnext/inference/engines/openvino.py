@@ -179,11 +179,14 @@ class OpenVinoSession:
         if x.shape[1:] != wanted:
             raise InputError(f"Images must have shape {(len(x), *wanted)}, not {x.shape}.")
         starts = range(0, len(x), self._piece)
-        wanted = self._compiled.outputs[0], self._compiled.outputs[-1]
-        logits, others = (np.empty((len(x), *tuple(o.shape)[1:]), np.float32) for o in wanted)
+        outputs = self._compiled.outputs
+        logits, others = (
+            np.empty((len(x), *tuple(output.shape)[1:]), np.float32)
+            for output in (outputs[0], outputs[-1])
+        )
 
         def keep(request: Any, start: int) -> None:
-            for i, table in ((0, logits), (len(self._compiled.outputs) - 1, others)):
+            for i, table in ((0, logits), (len(outputs) - 1, others)):
                 rows = table[start : start + self._piece]
                 rows[:] = request.get_output_tensor(i).data[: len(rows)]
 

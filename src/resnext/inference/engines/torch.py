@@ -212,10 +212,13 @@ class TorchRunner:
         device = network.fc.weight.device
         self.batch = inference_batch(device)
         self.config: ResNeXtConfig = network.config
-        dtype = network.fc.weight.dtype
+        dtype, preprocessing = network.fc.weight.dtype, self.card.preprocessing
         self.network = network
-        self._session = TorchSession(
-            network, dtype, self.card.preprocessing, channels_last=device.type == "cpu"
+        self._session, self._maps = (
+            TorchSession(
+                network, dtype, preprocessing, channels_last=device.type == "cpu", maps=maps
+            )
+            for maps in (False, True)
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -239,11 +242,8 @@ class TorchRunner:
 
     def maps(self, x: Shaped[np.ndarray, "n h w c"]) -> MapOutputs:
         """Logits and last feature maps of pixels as `data.decoding.pixels` returns them."""
-        dtype, preprocessing = self.network.fc.weight.dtype, self.card.preprocessing
         with evaluating(self.network):
-            return TorchSession(self.network, dtype, preprocessing, channels_last=False, maps=True)(
-                x
-            )
+            return self._maps(x)
 
 
 def classifier_of(network: ResNeXt) -> Classifier:
@@ -264,13 +264,20 @@ class _Modes:
         """Replace the lock, which another thread may have held."""
         self._lock = threading.Lock()
 
-    def hold(self, network: nn.Module, modules: Sequence[nn.Module]) -> None:
-        """Put a network in evaluation mode until `release` is called."""
+    def hold(self, network: nn.Module, modules: Sequence[nn.Module]) -> bool:
+        """Put a network in evaluation mode until `release` is called.
+
+        Returns:
+            Whether it is held: not if it was in that mode, and no other context will change it.
+        """
         with self._lock:
+            if not any(module.training or id(module) in self._held for module in modules):
+                return False
             for module in modules:
                 count, training = self._held.get(id(module), (0, module.training))
                 self._held[id(module)] = count + 1, training
             network.eval()
+            return True
 
     def release(self, modules: Sequence[nn.Module]) -> None:
         """Restore the modes of modules that no other context holds."""
@@ -294,8 +301,9 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     restores a module's mode.
     """
     modules = [*network.modules()]  # also keeps their ids from being used again
-    _MODES.hold(network, modules)
+    held = _MODES.hold(network, modules)
     try:
         yield
     finally:
-        _MODES.release(modules)
+        if held:
+            _MODES.release(modules)
