@@ -357,9 +357,8 @@ class ResNeXtConfig:
             raise ConfigError(
                 f"layers must hold at most 1000 blocks each, not {brief(self.layers)}."
             )
-        for name in ("avg_down", "small_stem", "keep_pooling", "zero_init_residual"):
-            boolean(name, getattr(self, name))
-        for name in ("norm_affine", "norm_track"):
+        switches = ("avg_down", "small_stem", "norm_affine", "norm_track", "keep_pooling")
+        for name in (*switches, "zero_init_residual"):
             boolean(name, getattr(self, name))
         for name, choices in _CHOICES.items():
             choice(name, getattr(self, name), choices)

@@ -19,9 +19,6 @@ from resnext.weights.formats.reading import to_tensors
 
 FORMAT = "state dict"
 """What stands for the format of a file."""
-# Wrappers of torch, torch.compile, Accelerate, DeepSpeed and Lightning Fabric: the attribute that
-# holds the network
-_INNER = ("_orig_mod", "module", "_forward_module", "_fsdp_wrapped_module")
 _TOLERANCE = 1e-3  # of the largest answer, for two networks computed in float32
 
 
@@ -30,7 +27,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     children = dict(model.named_children())
     if not isinstance(model, ResNeXt | Backbone) and len(children) == 1:
         name, child = next(iter(children.items()))
-        if name in _INNER:
+        if name in wrappers.WRAPPERS:
             return unwrapped(child)
     return model
 
@@ -62,10 +59,8 @@ def own_parts(model: ResNeXt | Backbone) -> tuple[ResNeXtConfig, dict[str, Tenso
     Raises:
         CheckpointError: Weights are sharded over several processes.
     """
-    config, state = (
-        model.config,
-        to_tensors(place(model), wrappers.plain(gathered(model.state_dict()))),
-    )
+    config = model.config
+    state = to_tensors(place(model), wrappers.plain(gathered(model.state_dict())))
     fc = getattr(model, "fc", None)
     if isinstance(fc, nn.Linear):  # `model.fc = nn.Linear(…)` leaves the config as it was
         config = config.replace(num_classes=fc.out_features)

@@ -31,14 +31,9 @@ _ROLES = {
 }
 _ENDS = "|".join(sorted(_ROLES, key=len, reverse=True))
 _PARAMETER = re.compile(rf"(?:(?P<layer>.+?)[._/])?(?P<end>{_ENDS})(?::0)?")
-# The order in which torch writes them.
+# The order in which torch writes them, and the same sorted by name
 _NORM: tuple[str, ...] = ("weight", "bias", "running_mean", "running_var")
-_SORTED: tuple[str, ...] = (
-    "bias",
-    "running_mean",
-    "running_var",
-    "weight",
-)  # the same, sorted by name
+_SORTED: tuple[str, ...] = ("bias", "running_mean", "running_var", "weight")
 
 
 class Layer(NamedTuple):

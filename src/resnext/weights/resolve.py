@@ -38,11 +38,7 @@ from resnext.weights.header import is_own, parse_header
 from resnext.weights.lookalikes import is_about_dilation
 from resnext.weights.match import detect_network, match_network
 from resnext.weights.normalizer import with_normalizer
-from resnext.weights.recognise import (
-    ChosenWeights,
-    DetectedNetwork,
-    choose_weights,
-)
+from resnext.weights.recognise import ChosenWeights, DetectedNetwork, choose_weights
 from resnext.weights.structure import AFFINE_EPS
 
 Source = str | Path | Mapping[str, Any] | nn.Module | Enum

@@ -100,13 +100,11 @@ def read_structure(state: Mapping[str, Tensor], avg_down: bool | None = None) ->
             problems.append(error)
     if len(found) == 2 and _same(found[0].state, found[1].state):
         found.pop()
-    if len(found) != 1:
-        raise (
-            problems[0]
-            if not found
-            else CheckpointError(
-                f"{_ALIKE}: shortcuts may come before or after the other layers of a block."
-            )
+    if not found:
+        raise problems[0]
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{_ALIKE}: shortcuts may come before or after the other layers of a block."
         )
     return found[0]
 
@@ -178,7 +176,7 @@ def _blocks_by_order(layers: Sequence[Layer], shortcut_first: bool) -> list[Bloc
         before = convs[start - 1] if start > 0 else None
         if shortcut_first and before is not None and is_narrow(before):
             far = convs[start - 2] if start > 1 else None
-            if far is None or not (is_grouped(far)):
+            if far is None or not is_grouped(far):
                 start -= 1
         starts.append(convs[start].position)
     ends = [*starts[1:], _end(convs, centres[-1], layers)]
@@ -197,26 +195,18 @@ def _end(convs: Sequence[Layer], centre: int, layers: Sequence[Layer]) -> int:
     if last == centre + 2 and convs[last].shape[0] != out:
         last -= 1
     end = convs[last].position + 1
-    rest = [x for x in layers if x.position >= end]
-    convs_left = sum(
-        is_narrow(x) or is_wide(x) for x in layers if convs[centre - 1].position <= x.position < end
-    )
-    norms = sum(x.kind == "norm" for x in layers if convs[centre - 1].position <= x.position < end)
-    for layer in rest:
-        gate = layer.kind == "eca" or (
-            layer.biased and out in layer.shape[:2] and _small(layer, out)
-        )
-        if layer.kind == "norm" and norms < convs_left:
+    inside = [x for x in layers if convs[centre - 1].position <= x.position < end]
+    convolutions = sum(is_narrow(x) or is_wide(x) for x in inside)
+    norms = sum(x.kind == "norm" for x in inside)
+    for layer in [x for x in layers if x.position >= end]:
+        squeezes = layer.kind == "conv" and layer.shape[2:] == (1, 1) and out in layer.shape[:2]
+        gate = layer.kind == "eca" or (layer.biased and squeezes)
+        if layer.kind == "norm" and norms < convolutions:
             norms += 1
         elif not gate:
             break
         end = layer.position + 1
     return end
-
-
-def _small(layer: Layer, out: int) -> bool:
-    """Whether a layer can squeeze: a 1×1 convolution, or a linear layer to fewer channels."""
-    return layer.kind == "conv" and layer.shape[2:] == (1, 1)
 
 
 # -- the network -----------------------------------------------------------------------------------
