@@ -10,6 +10,7 @@ from jaxtyping import Float, Float32
 
 from resnext.card import Card
 from resnext.checks import brief
+from resnext.data.labels import shortened
 from resnext.errors import InputError
 from resnext.inference.runner import top_classes
 
@@ -93,7 +94,7 @@ def class_index(wanted: str | int, labels: tuple[str, ...]) -> int:
         if wanted.isdecimal() and int(wanted) < len(labels):
             return int(wanted)
         near = [] if wanted.isdecimal() else get_close_matches(wanted, labels, 1)
-        hint = f"Did you mean {near[0]}?" if near else f"It has {_some(labels)}."
+        hint = f"Did you mean {near[0]}?" if near else f"It has {shortened(labels)}."
         raise InputError(f"The model has no class {brief(wanted)}. {hint}")
     number = isinstance(wanted, int | np.integer) and not isinstance(wanted, bool)
     if not number or not 0 <= wanted < len(labels):
@@ -101,8 +102,3 @@ def class_index(wanted: str | int, labels: tuple[str, ...]) -> int:
             f"A class must be a name or a number from 0 to {len(labels) - 1}, not {brief(wanted)}."
         )
     return int(wanted)
-
-
-def _some(labels: tuple[str, ...]) -> str:
-    listed = ", ".join(labels[:5])
-    return f"{listed} and {len(labels) - 5:,} more" if len(labels) > 5 else listed

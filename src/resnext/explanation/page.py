@@ -64,8 +64,8 @@ def _card(explanation: Explanation) -> str:
         check = f'<p class="check {kind}">{escape(verdict(explanation))}</p>{_curve(explanation)}'
     return (
         f'<article><div class="pictures">'
-        f'<img src="{_data(enlarged(explanation.image, _SIDE))}" alt="{name}">'
-        f'<img src="{_data(explanation.overlay(_SIDE))}" '
+        f'<img src="{image_url(enlarged(explanation.image, _SIDE))}" alt="{name}">'
+        f'<img src="{image_url(explanation.overlay(_SIDE))}" '
         f'alt="Evidence for {escape(title(explanation))} in {name}"></div>'
         f"<h2><bdi>{escape(title(explanation))}</bdi><small>{explanation.probability:.1%}</small></h2>"
         f'<p class="legend">{parts}</p>{check}'
@@ -100,7 +100,9 @@ def _curve(explanation: Explanation) -> str:
     )
 
 
-def _data(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+def image_url(image: Image.Image) -> str:
+    """An image inside an address: JPEG, or PNG if it is so small that its pixels are seen."""
+    kind = "png" if max(image.size) < 64 else "jpeg"
+    content = io.BytesIO()
+    image.save(content, kind, **({"quality": 85} if kind == "jpeg" else {}))
+    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,19 +46,14 @@ def draw_sheet(
             f"A sheet needs at least one image and a prediction for each, not "
             f"{len(pictures)} images and {len(predictions)} predictions."
         )
-    columns = min(columns, len(pictures))
-    rows = math.ceil(len(pictures) / columns)
-    cell_w, cell_h = _SIDE + _GAP, _SIDE + _TEXT + _GAP
-    sheet = Image.new("RGB", (columns * cell_w + _GAP, rows * cell_h + _GAP), _PAPER)
+    decoded = (decode(picture, "RGB") for picture in pictures)  # one at a time in memory
+    sheet, corners = _grid(decoded, len(pictures), columns, _TEXT)
     draw = ImageDraw.Draw(sheet)
     large, small = ImageFont.load_default(22), ImageFont.load_default(14)
-    for i, (picture, prediction) in enumerate(zip(pictures, predictions, strict=True)):
-        left, top = _GAP + i % columns * cell_w, _GAP + i // columns * cell_h
-        sheet.paste(_thumbnail(decode(picture, "RGB")), (left, top))
-        draw.rectangle((left, top, left + _SIDE - 1, top + _SIDE - 1), outline="#d9dde5")
+    for (left, bottom), prediction in zip(corners, predictions, strict=True):
         probability = prediction.probabilities[0]
         percent = f"{probability:.1%}"
-        below = top + _SIDE + 8
+        below = bottom + 8
         right = left + _SIDE - draw.textlength(percent, font=small)
         draw.text((right, below + 6), percent, _FAINT, font=small)
         draw.text(
@@ -95,19 +90,13 @@ def draw_flips(
     """
     if not pictures:
         raise DataError("A sheet needs at least one image.")
-    columns = min(columns, len(pictures))
-    cell_w, cell_h = _SIDE + _GAP, _SIDE + _FLIP_TEXT + _GAP
-    rows = math.ceil(len(pictures) / columns)
-    sheet = Image.new("RGB", (columns * cell_w + _GAP, rows * cell_h + _GAP), _PAPER)
+    sheet, corners = _grid(pictures, len(pictures), columns, _FLIP_TEXT)
     draw = ImageDraw.Draw(sheet)
     large, small = ImageFont.load_default(20), ImageFont.load_default(15)
-    for i, (picture, right) in enumerate(zip(pictures, actual, strict=True)):
-        left, top = _GAP + i % columns * cell_w, _GAP + i // columns * cell_h
-        sheet.paste(_thumbnail(picture), (left, top))
-        draw.rectangle((left, top, left + _SIDE - 1, top + _SIDE - 1), outline="#d9dde5")
-        below = top + _SIDE + 6
+    for (left, bottom), right, *answers in zip(corners, actual, before, after, strict=True):
+        below = bottom + 6
         draw.text((left, below), fit_text(draw, right, _SIDE, large), _INK, large)
-        for j, (name, one) in enumerate((("A", before[i]), ("B", after[i]))):
+        for j, (name, one) in enumerate(zip("AB", answers, strict=True)):
             line = below + 28 + 20 * j
             mark = (left + 16, line + 5, left + 24, line + 13)
             draw.ellipse(mark, fill=_BAR if one.label == right else _PAPER, outline=_BAR, width=2)
@@ -118,6 +107,30 @@ def draw_flips(
             text = fit_text(draw, one.label, end - left - 38, small)
             draw.text((left + 31, line), text, _INK, small)
     return sheet
+
+
+def _grid(
+    pictures: Iterable[Image.Image], count: int, columns: int, text: int
+) -> tuple[Image.Image, list[tuple[int, int]]]:
+    """A sheet with images in a grid, and the lower left corner of each.
+
+    Args:
+        pictures: The images, RGB.
+        count: Their number.
+        columns: Images per row, if there are as many.
+        text: Height of the space below each image, pixels.
+    """
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    cell_w, cell_h = _SIDE + _GAP, _SIDE + text + _GAP
+    sheet = Image.new("RGB", (columns * cell_w + _GAP, rows * cell_h + _GAP), _PAPER)
+    draw, corners = ImageDraw.Draw(sheet), list[tuple[int, int]]()
+    for i, picture in enumerate(pictures):
+        left, top = _GAP + i % columns * cell_w, _GAP + i // columns * cell_h
+        sheet.paste(_thumbnail(picture), (left, top))
+        draw.rectangle((left, top, left + _SIDE - 1, top + _SIDE - 1), outline="#d9dde5")
+        corners.append((left, top + _SIDE))
+    return sheet, corners
 
 
 def check_sheet(path: str | Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from resnext.data.dataset import ImageSet
 from resnext.data.transforms import prepare
 from resnext.errors import DataError
 from resnext.evaluation.metrics import Evaluation
+from resnext.explanation.page import image_url
 from resnext.inference.engines.torch import evaluating
 from resnext.network import ResNeXt
 from resnext.system.atomic import write_bytes_atomically
@@ -407,9 +406,4 @@ def _denormalize(x: Float[torch.Tensor, "c h w"], preprocessing: Preprocessing) 
 
 def _uri(image: Image.Image | None) -> str:
     """An image as a data URI; empty for None."""
-    if image is None:
-        return ""
-    kind = "png" if max(image.size) < 64 else "jpeg"
-    content = io.BytesIO()
-    image.save(content, kind, **({"quality": 85} if kind == "jpeg" else {}))
-    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
+    return "" if image is None else image_url(image)
