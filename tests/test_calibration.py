@@ -286,7 +286,7 @@ def test_intervals_without_a_mistake(count: int) -> None:
 
 
 def test_intervals_of_nothing() -> None:
-    """The mean of no answers is no number."""
+    """The mean of no answers is undefined."""
     cases: list[dict[str, Any]] = [{}, {"rounds": 0}, {"level": 1.0}, {"level": 0.0}]
     for arguments in cases:
         right = np.ones(3, bool) if arguments else NOTHING

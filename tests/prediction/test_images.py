@@ -439,7 +439,7 @@ def test_grey_tensors(model: ResNeXt, files: list[Path]) -> None:
 
 
 def test_no_tensors(model: ResNeXt) -> None:
-    """A batch of none is no images, not an empty answer."""
+    """An empty batch is an error, not an empty answer."""
     with pytest.raises(DataError, match="No images were given"):
         predict(model, torch.zeros(0, 3, 5, 5), device="cpu")
 

@@ -356,7 +356,7 @@ def test_a_class_that_weighs_twice_counts_twice(kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["cross_entropy", "binary"])
 def test_large_logits_give_a_finite_loss_and_gradient(kind: Any) -> None:
-    """A logarithm of an underflown probability is -inf, and 0 × inf is no number."""
+    """A logarithm of an underflown probability is -inf, and 0 × inf is NaN."""
     logits = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
     value = loss(PLAIN.changed(loss=kind), logits, torch.tensor([[0.0, 0.0, 1.0]]), None)
     value.backward()

@@ -182,7 +182,7 @@ def test_distillation_is_patient_and_mixes(images: int, like: str) -> None:
 
 
 def test_digits_are_never_mirrored() -> None:
-    """A mirrored 2 is no digit."""
+    """A mirrored 2 is not a digit."""
     assert not RECIPES["digits"](1500).flip
 
 

@@ -311,7 +311,7 @@ def test_axes_hold_their_values(values: list[float]) -> None:
 
 @given(st.integers(1, 2000), st.integers(0, 2000))
 def test_epochs_are_whole_and_few(first: int, more: int) -> None:
-    """Half an epoch is no label, and forty labels are none either."""
+    """Half an epoch cannot be a label, and forty labels do not fit."""
     ticks = whole(first, first + more)
     assert 1 <= len(ticks) <= 8
     assert ticks[0] == first

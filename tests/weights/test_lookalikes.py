@@ -57,7 +57,7 @@ def test_what_names_a_network_decides(path: str, metadata: dict[str, Any]) -> No
 
 
 def test_the_other_name_decides_too() -> None:
-    """The plain one is no default if it is named."""
+    """The plain one is not a mere default if it is named."""
     assert chosen("seresnext101d_32x8d.pth") == Choice(PLAIN, "its name says seresnext101d_32x8d")
 
 

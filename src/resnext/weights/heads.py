@@ -80,7 +80,7 @@ def head_obstacle(
 def _obstacle(last: Layer, others: Iterable[Layer], features: int, root: tuple[str, ...]) -> str:
     """Why a linear layer is not a classifier directly on pooled features; else empty."""
     if _MARGIN.search(last.name.lower()):
-        return f"{last.name} is left out: by its name it is no plain classifier"
+        return f"{last.name} is left out: by its name it is not a plain classifier"
     if not (last.biased or _is_called_classifier(last)):
         return f"{last.name} {last.shape} is left out: it has no bias, and no name of a classifier"
     return _between(others, features, root, last.shape[0])
