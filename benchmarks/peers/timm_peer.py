@@ -21,11 +21,6 @@ data, minutes = shared.arguments()
 classes = len(list((data / "train").iterdir()))
 model: Any = timm.create_model("resnet18", num_classes=classes, pretrained=False)
 model = model.to(memory_format=torch.channels_last)
-shared = {
-    "input_size": (3, shared.SIZE, shared.SIZE),
-    "device": torch.device("cpu"),
-    "use_prefetcher": False,
-}
 loaders = [
     create_loader(
         create_dataset("", root=str(data), split=part),
@@ -34,8 +29,8 @@ loaders = [
         num_workers=2,
         scale=(0.35, 1.0) if part == "train" else None,
         persistent_workers=True,
-        input_size=size,
-        device=device,
+        input_size=(3, shared.SIZE, shared.SIZE),
+        device=torch.device("cpu"),
         use_prefetcher=False,
     )
     for part in ("train", "val")
