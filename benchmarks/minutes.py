@@ -3,17 +3,19 @@
 Run alone on the machine, from the root of the repository:
 
     python benchmarks/minutes.py DATA --minutes 3 8 20 --environments FOLDER [--who NAME…]
+    python benchmarks/minutes.py --plot race.svg
 
 DATA is a folder with `train` and `val`, with a folder per class each; by default scikit-learn's
-digits as PNG. Everyone trains from random
-weights on `train` and is judged by the best accuracy on `val`, as each library's own file states
-it. Each peer runs in an environment of its own in FOLDER, which is made when it is missing, with
+digits as PNG. Everyone trains from random weights on `train` and is judged by the best accuracy on
+`val`, as each library's own file states it. Runs are added to `--results` (race.json), from which
+`--plot` draws; a run that is there already is not repeated. Each peer runs in an environment of its own in FOLDER, which is made when it is missing, with
 the smallest networks and the settings that its documentation suggests for small data:
 
     ultralytics   yolo11n-cls.yaml with the `time` budget
     timm          resnet18, its loader, optimizer and schedule; epochs from a timed first one
-    torchvision   resnet18 and mobilenet_v3_small in the loop of its reference script
-    fastai        resnet18, fit_one_cycle, one learning rate search
+    torchvision   resnet18 in the loop of its reference script
+    fastai        resnet18, fit_one_cycle at its usual rate; epochs from a timed first one
+    keras         the network of TensorFlow's tutorial "Image classification", Adam
 
 To make the folders: `python benchmarks/minutes.py --make KIND SOURCE FOLDER`, with cifar, fashion,
 digits or photos as KIND. For photos, SOURCE holds photographs, each of which becomes a class.
@@ -23,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import random
 import shutil
@@ -44,10 +47,11 @@ from resnext.system.cpu import cpu_name
 HERE = Path(__file__).parent
 CONSTRAINTS = HERE.parent / "constraints.txt"
 PEERS = {
-    "ultralytics": ["ultralytics"],
-    "timm": ["timm"],
-    "torchvision": [],
-    "fastai": ["fastai"],
+    "ultralytics": ["torch", "torchvision", "ultralytics"],
+    "timm": ["torch", "torchvision", "timm"],
+    "torchvision": ["torch", "torchvision"],
+    "fastai": ["torch", "torchvision", "fastai"],
+    "keras": ["keras", "tensorflow-cpu"],
 }
 
 
@@ -58,27 +62,67 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, nargs="+", default=[3, 8, 20])
     parser.add_argument("--environments", type=Path, default=Path("environments"))
     parser.add_argument("--who", nargs="+", default=["resnext", *PEERS])
+    parser.add_argument("--results", type=Path, default=Path("race.json"))
+    parser.add_argument("--plot", type=Path)
     parser.add_argument("--make", nargs=3, metavar=("KIND", "SOURCE", "FOLDER"))
     given = parser.parse_args()
     if given.make:
         kind, source, folder = given.make
         MAKERS[kind](Path(source), Path(folder))
-        return
+    elif given.plot:
+        plot(json.loads(given.results.read_text()), given.plot)
+    else:
+        race(given)
+
+
+def race(given: argparse.Namespace) -> None:
+    """Run what is asked for and not there yet, one after another."""
     if given.data is None:
         given.data = Path(tempfile.mkdtemp()) / "digits"
         make_digits(given.data, given.data)
-    print(f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"images: {given.data.name}")
+    machine = f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    print(f"{machine}\nimages: {given.data.name}")
     print("library       budget (min)  took (min)  accuracy")
-    for minutes in given.minutes:
-        for who in given.who:
-            began = time.perf_counter()
-            if who == "resnext":
-                accuracy = ours(given.data, minutes)
-            else:
-                accuracy = theirs(who, given.data, minutes, given.environments)
-            took = (time.perf_counter() - began) / 60
-            print(f"{who:<12}  {minutes:12g}  {took:10.2f}  {accuracy:8.2%}", flush=True)
+    rows = json.loads(given.results.read_text()) if given.results.exists() else []
+    done = {(row["images"], row["minutes"], row["library"]) for row in rows}
+    for minutes, who in itertools.product(given.minutes, given.who):
+        if (given.data.name, minutes, who) in done:
+            continue
+        began = time.perf_counter()
+        if who == "resnext":
+            accuracy = ours(given.data, minutes)
+        else:
+            accuracy = theirs(who, given.data, minutes, given.environments)
+        took = (time.perf_counter() - began) / 60
+        print(f"{who:<12}  {minutes:12g}  {took:10.2f}  {accuracy:8.2%}", flush=True)
+        row = {"images": given.data.name, "minutes": minutes, "library": who, "took": took}
+        rows.append({**row, "accuracy": accuracy, "machine": machine})
+        given.results.write_text(json.dumps(rows, indent=1))
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy over the minutes that a run took: a panel for each set of images."""
+    from matplotlib import pyplot as plt
+
+    names = list(dict.fromkeys(row["images"] for row in rows))
+    figure, panels = plt.subplots(1, len(names), figsize=(4 * len(names), 3.6), squeeze=False)
+    for panel, name in zip(panels[0], names, strict=True):
+        for i, who in enumerate(["resnext", *PEERS]):
+            runs = [row for row in rows if (row["images"], row["library"]) == (name, who)]
+            runs.sort(key=lambda row: row["took"])
+            panel.plot(
+                [row["took"] for row in runs],
+                [100 * row["accuracy"] for row in runs],
+                marker="o",
+                color=f"C{i}",
+                linewidth=3 if who == "resnext" else 1.2,
+                label=who,
+            )
+        panel.set(title=name, xlabel="minutes", ylabel="accuracy, %")
+        panel.grid(alpha=0.3)
+    panels[0][0].legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path)
 
 
 def ours(data: Path, minutes: float) -> float:
@@ -98,9 +142,8 @@ def theirs(who: str, data: Path, minutes: float, environments: Path) -> float:
     python = environments / who / "bin" / "python"
     if not python.exists():
         venv.create(environments / who, with_pip=True)
-        packages = ["torch", "torchvision", *PEERS[who]]
         pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(CONSTRAINTS)]
-        subprocess.run([*pip, *packages], check=True)
+        subprocess.run([*pip, *PEERS[who]], check=True)
     script = HERE / "peers" / f"{who}_peer.py"
     done = subprocess.run(
         [str(python), str(script), str(data.resolve()), f"{minutes:g}"],
@@ -133,11 +176,14 @@ def make_fashion(source: Path, folder: Path) -> None:
 
 
 def make_digits(_: Path, folder: Path) -> None:
-    """scikit-learn's digits; every fifth is a validation image."""
+    """scikit-learn's digits at four times their size; every fifth is a validation image.
+
+    Ultralytics refuses images below 10 pixels as corrupt.
+    """
     from sklearn.datasets import load_digits
 
     digits: Any = load_digits()
-    pixels = (digits["images"] * 255 / 16).astype(np.uint8)
+    pixels = np.kron(digits["images"] * 255 / 16, np.ones((1, 4, 4))).astype(np.uint8)
     held = np.arange(len(pixels)) % 5 == 0
     _write(folder / "train", pixels[~held], digits["target"][~held])
     _write(folder / "val", pixels[held], digits["target"][held])

@@ -6,10 +6,11 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # Keras' environment has no torch
+    import torch
+    from torch import Tensor
 
 SIZE = 64
 """Image size, pixels: small images are enlarged, because these networks divide them by 32."""
@@ -22,6 +23,8 @@ def arguments() -> tuple[Path, float]:
 
 def declare_operators() -> torch.library.Library:
     """Declare operators without which a torchvision built for another torch cannot be imported."""
+    import torch
+
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name, arguments in (("nms", "Tensor d, Tensor s"), ("qnms", "Tensor d, Tensor s")):
         if not hasattr(torch.ops.torchvision, name):
@@ -31,6 +34,8 @@ def declare_operators() -> torch.library.Library:
 
 def validate(classify: Callable[[Tensor], Tensor], loader: Iterable[Any]) -> float:
     """Accuracy on the batches of a loader."""
+    import torch
+
     right = total = 0
     with torch.inference_mode():
         for x, y in loader:
