@@ -8,8 +8,9 @@ Run alone on the machine, from the root of the repository:
 DATA is a folder with `train` and `val`, with a folder per class each; by default scikit-learn's
 digits as PNG. Everyone trains from random weights on `train` and is judged by the best accuracy on
 `val`, as each library's own file states it. Runs are added to `--results` (race.json), from which
-`--plot` draws; a run that is there already is not repeated. Each peer runs in an environment of its own in FOLDER, which is made when it is missing, with
-the smallest networks and the settings that its documentation suggests for small data:
+`--plot` draws; a run that is there already is not repeated. Each peer runs in an environment of its
+own in FOLDER, which is made when it is missing, with the smallest networks and the settings that
+its documentation suggests for small data:
 
     ultralytics   yolo11n-cls.yaml with the `time` budget
     timm          resnet18, its loader, optimizer and schedule; epochs from a timed first one
@@ -57,7 +58,9 @@ PEERS = {
 
 def main() -> None:
     """Run the race, or make the data."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--minutes", type=float, nargs="+", default=[3, 8, 20])
     parser.add_argument("--environments", type=Path, default=Path("environments"))
