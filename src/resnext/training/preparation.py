@@ -19,7 +19,7 @@ from resnext.card import Preprocessing
 from resnext.checks import brief
 from resnext.config import ResNeXtConfig
 from resnext.data.dataset import ImageSet, Problem, Splits
-from resnext.data.scan import write_quarantine
+from resnext.data.scan import add_to_quarantine
 from resnext.data.transforms import fast_decoder
 from resnext.data.unlabelled import training_pool
 from resnext.data.workers import default_workers
@@ -343,7 +343,7 @@ def prepare_folder(folder: Path, unreadable: Sequence[Problem], *, empty: bool) 
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}.") from error
     if unreadable:
-        write_quarantine(folder / "quarantine.csv", unreadable)
+        add_to_quarantine(folder / "quarantine.csv", unreadable)
 
 
 def fastest_execution(request: Request, context: Context, plan: RunPlan) -> ExecutionConfig:
