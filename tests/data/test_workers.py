@@ -68,6 +68,18 @@ def test_batches_ahead_and_workers_fit_into_shared_memory(
     assert fitting(wanted, 4, batch) == expected
 
 
+def test_shared_memory_is_memory(machine: Any) -> None:
+    """A container with 8 GB of /dev/shm and 400 MB of memory is ended when 400 MB are in it."""
+    machine(memory=400 * MB, shared=8000 * MB)
+    loading = fitting(8, 4, 10 * MB)
+    assert loading == Loading(8, 2)
+    loading = fitting(8, 4, 30 * MB)
+    assert loading == Loading(4, 1)
+    line = shared_memory_line(8, loading)
+    assert line is not None
+    assert line.startswith("400 MB of memory are free, enough for 4 of 8 workers;")
+
+
 def test_processes_share_a_machine(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """torchrun starts several, each of which saw all of it."""
     machine(cores=16, memory=16 * WORKER_BYTES, shared=200 * MB)

@@ -60,7 +60,7 @@ def check_workers(workers: int) -> None:
 
 def default_workers(most: int) -> int:
     """This process's share of the cores, at most `most`, in half of the memory; at least 1."""
-    processes, memory = _processes_here(), available_memory()
+    processes, memory = processes_here(), available_memory()
     share = min(available_cores() // processes, most)
     if memory is not None:
         share = min(share, memory // 2 // processes // WORKER_BYTES)
@@ -76,9 +76,11 @@ def fitting(workers: int, prefetch: int, batch_bytes: int, *, held: int = 2) -> 
         batch_bytes: Size of a batch.
         held: Batches that the main process holds besides those that workers have ready.
     """
-    free = free_shared_memory()
+    free, memory = free_shared_memory(), available_memory()
     if free is not None:
-        room = int(0.9 * free) // _processes_here() // batch_bytes - held
+        if memory is not None:
+            free = min(free, memory // 2)  # what is in shared memory counts as memory
+        room = int(0.9 * free) // processes_here() // batch_bytes - held
         workers = max(min(workers, room), 0)
         prefetch = min(prefetch, room // max(workers, 1))
     return Loading(workers, prefetch if workers else None)
@@ -88,11 +90,12 @@ def shared_memory_line(wanted: int, loading: Loading) -> str | None:
     """What to print if there is shared memory for fewer workers than wanted; else None."""
     if loading.workers == wanted:
         return None
-    return (
-        f"/dev/shm has {_size(free_shared_memory() or 0)} free, enough for {loading.workers} of "
-        f"{counted(wanted, 'worker')}; the result is the same, only slower. Docker gives more with "
-        f"--shm-size=1g."
-    )
+    few = f"enough for {loading.workers} of {counted(wanted, 'worker')}; the result is the same, "
+    few += "only slower."
+    free, memory = free_shared_memory() or 0, available_memory()
+    if memory is not None and memory // 2 < free:
+        return f"{_size(memory)} of memory are free, {few}"
+    return f"/dev/shm has {_size(free)} free, {few} Docker gives more with --shm-size=1g."
 
 
 def worker_loader(data: Any, loading: Loading, **options: Any) -> DataLoader[Any]:
@@ -272,7 +275,7 @@ def _kill(processes: Iterable[BaseProcess]) -> None:
             process.join(5)
 
 
-def _processes_here() -> int:
+def processes_here() -> int:
     """Training processes on this machine, which share its cores and memory."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
