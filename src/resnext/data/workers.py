@@ -22,6 +22,7 @@ from resnext.errors import DataError, InputError, ResourceError
 from resnext.system.cpu import available_cores
 from resnext.system.limits import available_memory, free_shared_memory
 from resnext.system.main_guard import GUARD, STARTING, UNGUARDED, refuse_in_new_process
+from resnext.system.signals import STOPPING
 from resnext.system.text import counted
 
 WORKER_BYTES = 200 * 2**20
@@ -207,7 +208,7 @@ def _starting() -> Iterator[None]:
         yield
         return
     on_child = signal.getsignal(signal.SIGCHLD)
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     os.environ[STARTING] = "1"
     try:
         yield
@@ -218,9 +219,9 @@ def _starting() -> Iterator[None]:
 
 
 def _ignore_signals(_: int) -> None:
-    """What a worker does first: leave Ctrl-C and SIGTERM to the main process."""
-    for name in ("SIGINT", "SIGTERM"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    """What a worker does first: leave Ctrl-C, SIGTERM and SIGHUP to the main process."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "SIGBUS"):
         signal.signal(signal.SIGBUS, signal.SIG_DFL)  # torch's handler would print
 
