@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from resnext.errors import DataError, InputError, ResourceError
-from resnext.system.cpu import available_cores
+from resnext.system.cpu import available_cores, check_worker_count
 from resnext.system.limits import available_memory, free_shared_memory
 from resnext.system.main_guard import GUARD, STARTING, UNGUARDED, refuse_in_new_process
 from resnext.system.signals import STOPPING
@@ -27,8 +27,6 @@ from resnext.system.text import counted
 
 WORKER_BYTES = 200 * 2**20
 """Memory that a worker process needs besides its images."""
-
-_PER_CORE, _ALWAYS = 4, 16  # workers that may be requested: so many per core, or so many anywhere
 
 
 class Loading(NamedTuple):
@@ -45,13 +43,8 @@ def check_workers(workers: int) -> None:
     Raises:
         InputError: There would be too many for the cores or the memory.
     """
-    cores, memory = available_cores(), available_memory()
-    most = max(_PER_CORE * cores, _ALWAYS)
-    if workers > most:
-        raise InputError(
-            f"workers must be at most {most} with {counted(cores, 'core')}, not {workers}: each "
-            f"is a process that decodes images. Give fewer --workers, or none."
-        )
+    check_worker_count(workers, "process")
+    memory = available_memory()
     if memory is not None and workers * WORKER_BYTES > memory:
         raise InputError(
             f"{counted(workers, 'worker')} would need {_size(workers * WORKER_BYTES)} of memory; "
@@ -87,11 +80,11 @@ def fitting(workers: int, prefetch: int, batch_bytes: int, *, held: int = 2) -> 
     return Loading(workers, prefetch if workers else None)
 
 
-def shared_memory_line(wanted: int, loading: Loading) -> str | None:
+def shared_memory_line(wanted: int, workers: int) -> str | None:
     """What to print if there is shared memory for fewer workers than wanted; else None."""
-    if loading.workers == wanted:
+    if workers == wanted:
         return None
-    few = f"enough for {loading.workers} of {counted(wanted, 'worker')}; the result is the same, "
+    few = f"enough for {workers} of {counted(wanted, 'worker')}; the result is the same, "
     few += "only slower."
     free, memory = free_shared_memory() or 0, available_memory()
     if memory is not None and memory // 2 < free:
@@ -107,8 +100,7 @@ def worker_loader(data: Any, loading: Loading, **options: Any) -> DataLoader[Any
         loading: Number of workers and of batches in advance.
         options: Further arguments of `DataLoader`.
     """
-    with warnings.catch_warnings():  # torch warns of more workers than cores; network disks need it
-        warnings.simplefilter("ignore", UserWarning)
+    with _no_advice():
         return DataLoader(
             data,
             num_workers=loading.workers,
@@ -182,7 +174,7 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
     if not loader.num_workers or loader._iterator is not None:
         return iter(loader)
     before = {*multiprocessing.active_children()}
-    with _starting():
+    with _starting(), _no_advice():
         try:
             iterator = iter(loader)
         except BaseException as error:
@@ -216,6 +208,14 @@ def _starting() -> Iterator[None]:
         del os.environ[STARTING]
         signal.signal(signal.SIGCHLD, on_child)
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+@contextmanager
+def _no_advice() -> Iterator[None]:
+    """Silence torch, which warns of more workers than cores; network disks need them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        yield
 
 
 def _ignore_signals(_: int) -> None:

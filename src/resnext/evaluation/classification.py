@@ -18,7 +18,7 @@ from resnext.checks import at_least, check_max_loss
 from resnext.data.dataset import ImageSet
 from resnext.data.loader import Classifier, EvalLoader, average_views, eval_loader
 from resnext.data.open import open_for_evaluation
-from resnext.data.workers import check_workers
+from resnext.data.workers import check_workers, shared_memory_line
 from resnext.errors import DataError, InputError
 from resnext.evaluation.comparison import Comparison, common_rows
 from resnext.evaluation.metrics import (
@@ -273,6 +273,8 @@ def _run(
     classify = _classifier(model, device)
     averaged = average_views(classify, card.temperature) if settings.views > 1 else classify
     shown = reporter(settings.progress)
+    if line := shared_memory_line(settings.workers, loader.workers):
+        shown.line(line)
     shown.start("Evaluating", len(images))
     try:
         outputs = collect_outputs(averaged, loader, device, shown.advance)

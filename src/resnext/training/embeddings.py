@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from resnext.card import Preprocessing
 from resnext.data.dataset import ImageSet
 from resnext.data.loader import eval_loader
+from resnext.data.workers import shared_memory_line
 from resnext.errors import CheckpointError, DataError, InputError, ResNeXtError
 from resnext.inference.engines import ENGINES, EngineConfig
 from resnext.inference.engines.builder import EngineBuilder
@@ -120,6 +121,8 @@ class Embedder:
         loader = eval_loader(
             images, self.preprocessing, batch_size=BATCH, workers=self.workers, indices=missing
         )
+        if line := shared_memory_line(self.workers, loader.workers):
+            self.progress.line(line)
         for x, _ in loader:
             self.interrupts.check()
             rows = session(x.numpy())[1]
