@@ -100,6 +100,16 @@ def test_what_evaluate_and_predict_print(
     assert code == 0, err
     assert err.splitlines()[0] == heic
     assert out.count(".jpg") == 60
+    for line in (
+        "compare m.safetensors m.safetensors odd",
+        "optimize m.safetensors --data odd --engine torch",
+        "optimize m.safetensors --data odd --engine torch --max-loss 99",
+    ):
+        code, out, err = run_cli(capsys, monkeypatch, *line.split())
+        assert code == 0, err
+        assert err.splitlines()[0] == heic
+        assert err.count(".HEIC") == 1
+        assert "Skipped, could not be read: " in out or "left out as unreadable." in err
 
 
 def test_a_class_of_heic_alone_is_refused(

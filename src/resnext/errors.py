@@ -12,7 +12,7 @@
 
 Each message says what was wanted, what came, and what to do.
 
-`Terminated` is not an error: SIGTERM raises it where Ctrl-C raises KeyboardInterrupt.
+`Terminated` is not an error: SIGTERM and SIGHUP raise it where Ctrl-C raises KeyboardInterrupt.
 """
 
 
@@ -67,4 +67,12 @@ class UntrainedWarning(ResNeXtWarning):
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM). The command line exits with code 143."""
+    """The process was asked to end. The command line exits with 128 plus the signal's number.
+
+    Args:
+        number: The signal: SIGTERM (15), or SIGHUP (1) of a terminal that was closed.
+    """
+
+    def __init__(self, number: int = 15) -> None:
+        super().__init__()
+        self.number = number

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import resource
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -423,8 +424,13 @@ def test_predict_to_a_file(
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(Terminated(), 143), (KeyboardInterrupt(), 130), (type("Other", (Terminated,), {})(), 143)],
-    ids=["SIGTERM", "Ctrl-C", "subclass"],
+    [
+        (Terminated(), 143),
+        (Terminated(signal.SIGHUP), 129),
+        (KeyboardInterrupt(), 130),
+        (type("Other", (Terminated,), {})(), 143),
+    ],
+    ids=["SIGTERM", "SIGHUP", "Ctrl-C", "subclass"],
 )
 def test_interruptions_have_exit_codes(
     error: KeyboardInterrupt,

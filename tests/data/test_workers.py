@@ -29,6 +29,7 @@ from resnext.data.workers import (
     worker_loader,
 )
 from resnext.errors import DataError, InputError, ResourceError
+from resnext.system import cpu
 
 MB = 10**6
 
@@ -38,7 +39,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Sets the cores and the free memory that the functions see."""
 
     def limit(cores: int = 4, memory: int | None = 10**12, shared: int | None = None) -> None:
-        monkeypatch.setattr(workers, "available_cores", lambda: cores)
+        for module in (cpu, workers):
+            monkeypatch.setattr(module, "available_cores", lambda: cores)
         monkeypatch.setattr(workers, "available_memory", lambda: memory)
         monkeypatch.setattr(workers, "free_shared_memory", lambda: shared)
 
@@ -68,6 +70,18 @@ def test_batches_ahead_and_workers_fit_into_shared_memory(
     assert fitting(wanted, 4, batch) == expected
 
 
+def test_shared_memory_is_memory(machine: Any) -> None:
+    """A container with 8 GB of /dev/shm and 400 MB of memory is ended when 400 MB are in it."""
+    machine(memory=400 * MB, shared=8000 * MB)
+    loading = fitting(8, 4, 10 * MB)
+    assert loading == Loading(8, 2)
+    loading = fitting(8, 4, 30 * MB)
+    assert loading == Loading(4, 1)
+    line = shared_memory_line(8, loading.workers)
+    assert line is not None
+    assert line.startswith("400 MB of memory are free, enough for 4 of 8 workers;")
+
+
 def test_processes_share_a_machine(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """torchrun starts several, each of which saw all of it."""
     machine(cores=16, memory=16 * WORKER_BYTES, shared=200 * MB)
@@ -81,8 +95,8 @@ def test_processes_share_a_machine(machine: Any, monkeypatch: pytest.MonkeyPatch
 def test_fewer_workers_are_told(machine: Any) -> None:
     """Slower without a word makes users look elsewhere."""
     machine(shared=64 * MB)
-    assert shared_memory_line(3, Loading(3, 1)) is None
-    line = shared_memory_line(4, Loading(3, 1))
+    assert shared_memory_line(3, 3) is None
+    line = shared_memory_line(4, 3)
     assert line is not None
     assert line.startswith("/dev/shm has 64 MB free, enough for 3 of 4 workers;")
 

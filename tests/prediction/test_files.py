@@ -241,6 +241,7 @@ def test_what_cannot_end_well_does_not_begin(
         (InputError, r"top must be from 1 to the 6 classes, not True", folder, out, {"top": True}),
         (InputError, r"batch_size must be at least 1, not 0", folder, out, {"batch_size": 0}),
         (InputError, r"workers must be at least 1, not -1", folder, out, {"workers": -1}),
+        (InputError, r"workers must be at most .* is a thread", folder, out, {"workers": 1000}),
         (DataError, r"No images were given", [], out, {}),
         (DataError, r"empty holds no image", [folder, tmp_path / "empty"], out, {}),
         (DataError, r"gone\.png: no such file", [folder / "gone.png"], out, {}),

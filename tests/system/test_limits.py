@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from resnext.system import cpu, limits
-from resnext.system.device import pick_device
+from resnext.system.device import inference_batch, pick_device
 
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 CPU_V1 = "31 23 0:27 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct"
@@ -142,6 +142,34 @@ MEMORY = {
         1000,
         200,
     ),
+    "version 2, and the group above is stricter; swap is slow, so it does not count": (
+        {
+            "cgroup": "0::/kubepods/pod/job",
+            "mountinfo": V2,
+            "sys/fs/cgroup/kubepods/pod/job/memory.max": "max",
+            "sys/fs/cgroup/kubepods/pod/job/memory.swap.max": "max",
+            "sys/fs/cgroup/kubepods/pod/job/memory.current": str(100 * 1024),
+            "sys/fs/cgroup/kubepods/pod/memory.max": str(4000 * 1024),
+            "sys/fs/cgroup/kubepods/pod/memory.swap.max": str(9000 * 1024),
+            "sys/fs/cgroup/kubepods/pod/memory.current": str(3500 * 1024),
+            "sys/fs/cgroup/kubepods/memory.max": str(7000 * 1024),
+        },
+        4000,
+        500,
+    ),
+    "version 1, limited by a group out of sight": (
+        {
+            "cgroup": "2:memory:/docker/abc",
+            "mountinfo": "32 23 0:28 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup "
+            "rw,memory",
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
+            "sys/fs/cgroup/memory/memory.memsw.limit_in_bytes": str(1500 * 1024),
+            "sys/fs/cgroup/memory/memory.usage_in_bytes": str(500 * 1024),
+            "sys/fs/cgroup/memory/memory.stat": f"cache 5\nhierarchical_memory_limit {2000 * 1024}",
+        },
+        2000,
+        1500,
+    ),
     "version 1 without a limit": (
         {
             "cgroup": "2:memory:/",
@@ -161,3 +189,14 @@ def test_memory(machine: Path, files: dict[str, str], total: int, available: int
     write(machine, {**files, "proc/meminfo": MEMINFO})
     assert limits.total_memory() == total * 1024
     assert limits.available_memory() == available * 1024
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "batch"), [(64, 1), (512, 4), (1024, 8), (2048, 16), (65536, 16)]
+)
+def test_batches_follow_the_memory(machine: Path, megabytes: int, batch: int) -> None:
+    """The kernel ends a process that computes sixteen large images in a container of 512 MB."""
+    write(machine, {"cgroup": "0::/", "mountinfo": V2})
+    write(machine, {"sys/fs/cgroup/memory.max": str(megabytes * 2**20)})
+    assert inference_batch(torch.device("cpu")) == batch
+    assert inference_batch(torch.device("cuda")) == 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,13 @@ from resnext import Card, Preprocessing, ResNeXt
 from resnext.data import open_splits
 from resnext.data.dataset import ImageSet
 from resnext.data.transforms import prepare
-from resnext.errors import DataError, ResNeXtError
+from resnext.errors import DataError, ResNeXtError, Terminated
 from resnext.inference.engines.base import EngineConfig
 from resnext.inference.plan import Plan, machine_id
 from resnext.system.progress import reporter
 from resnext.training import embeddings
 from resnext.training.embeddings import Embedder, engine_forms
+from resnext.training.interrupts import Interrupts
 
 pytestmark = pytest.mark.usefixtures("one_thread", "fresh_cache")
 SIZE = Preprocessing(16, 18)
@@ -54,7 +56,7 @@ def embedder(weights: Path, preprocessing: Preprocessing = SIZE, **changes: obje
         requested_precision="fp32",
         workers=0,
         progress=reporter(False),
-        check_stop=lambda: None,
+        interrupts=Interrupts(),
     )
     return replace(usual, **changes)
 
@@ -198,14 +200,16 @@ def test_interrupted_work_is_kept(
 ) -> None:
     """Ctrl-C after an hour must not cost an hour."""
     monkeypatch.setattr(embeddings, "BATCH", 4)
-    calls = iter([False, True])
+    interrupts, check = Interrupts(), Interrupts.check
 
-    def stop() -> None:
-        if next(calls):
-            raise KeyboardInterrupt
+    def checked(self: Interrupts) -> None:
+        check(self)
+        signal.raise_signal(signal.SIGTERM)  # waits for the end of the batch
 
-    with pytest.raises(KeyboardInterrupt):
-        embedder(weights, check_stop=stop).embed(images)
+    with monkeypatch.context() as patched:
+        patched.setattr(Interrupts, "check", checked)
+        with pytest.raises(Terminated):
+            embedder(weights, interrupts=interrupts).embed(images)
     assert computed == [4]
     (rows,) = embedder(weights).embed(images)
     assert sum(computed) == len(images)

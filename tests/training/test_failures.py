@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from helpers import photo_folder
-from training_runs import more_photos, quick, sha
+from training_runs import more_photos, quick, sha, stop_after
 
 from resnext.errors import CheckpointError, DataError
 from resnext.training import checkpoint as state
 from resnext.training import trainer
+from resnext.training.dataloader import TrainDataset
 from resnext.training.trainer import Trainer
 
 
@@ -72,6 +73,40 @@ def test_damaged_images_are_left_out_and_listed(photos: Path, tmp_path: Path) ->
         "blue/3.png",
     }
     assert all(row["reason"] for row in rows)
+
+
+def test_what_was_listed_before_an_interruption_stays_listed(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--resume` began the list anew: what had failed while training was in no record any more."""
+    more_photos(photos, 60)
+    (photos / "blue" / "3.png").write_text("no image")
+    gone, original = {photos / "red" / "0.png"}, TrainDataset.__getitem__
+
+    def failing(self: TrainDataset, key: Any) -> Any:
+        for path in gone:
+            path.rename(path.with_suffix(".away"))
+        try:
+            return original(self, key)
+        finally:
+            for path in gone:
+                path.with_suffix(".away").rename(path)
+
+    def listed() -> list[str]:
+        with (tmp_path / "m.run" / "quarantine.csv").open(newline="") as file:
+            return [Path(row["image"]).name for row in csv.DictReader(file)]
+
+    monkeypatch.setattr(TrainDataset, "__getitem__", failing)
+    stop_after(monkeypatch, 40)
+    with pytest.raises(KeyboardInterrupt):
+        quick(photos, tmp_path / "m.safetensors", val_fraction=0.1)
+    assert listed() == ["3.png", "0.png"]
+    gone.clear()
+    gone.add(photos / "red" / "1.png")
+    quick(photos, tmp_path / "m.safetensors", val_fraction=0.1, resume=True)
+    assert listed() == ["3.png", "0.png", "1.png"]
+    quick(photos, tmp_path / "m.safetensors", val_fraction=0.1, overwrite=True)
+    assert listed() == ["3.png", "1.png"]
 
 
 def test_too_many_damaged_images_stop_before_training(photos: Path, tmp_path: Path) -> None:

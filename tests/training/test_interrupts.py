@@ -19,6 +19,7 @@ from helpers import wait_until
 from training_runs import quick, run, scripted, sha
 
 import resnext
+from resnext.system.signals import STOPPING
 from resnext.training import checkpoint as state
 from resnext.training.interrupts import Interrupts, Terminated
 from resnext.training.trainer import Trainer
@@ -46,7 +47,9 @@ def test_interrupting_leaves_a_usable_file(
     assert {p.name for p in tmp_path.iterdir()} == {"photos", "m.safetensors", "m.run"}
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_signals_end_the_command_and_lose_nothing(
     tmp_path: Path,
     number: signal.Signals,
@@ -187,8 +190,8 @@ def test_killed_inside_a_write(
 
 @pytest.fixture
 def handled() -> Iterator[None]:
-    """SIGINT and SIGTERM with handlers of the test, restored afterwards."""
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    """Handlers of the test, restored afterwards."""
+    before = {s: signal.getsignal(s) for s in STOPPING}
     for number in before:
         signal.signal(number, signal.default_int_handler)
     yield
@@ -197,7 +200,7 @@ def handled() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("handled")
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("first", STOPPING)
 def test_the_first_signal_waits_and_a_second_ctrl_c_does_not(first: signal.Signals) -> None:
     """A step that is cut in half cannot be saved, but one that hangs must be left somehow."""
     interrupts = Interrupts()
@@ -210,8 +213,8 @@ def test_the_first_signal_waits_and_a_second_ctrl_c_does_not(first: signal.Signa
     assert second.type is KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt) as stopped:
         interrupts.stop()
-    assert stopped.type is (Terminated if first == signal.SIGTERM else KeyboardInterrupt)
-    for each in (signal.SIGINT, signal.SIGTERM):
+    assert stopped.type is (KeyboardInterrupt if first == signal.SIGINT else Terminated)
+    for each in STOPPING:
         assert signal.getsignal(each) is signal.default_int_handler
 
 

@@ -225,9 +225,14 @@ class _BenchmarkRun:
         self.reference = np.empty(0)
 
     def write_inputs(self, network: ResNeXt, count: int) -> tuple[ResNeXtConfig, int]:
-        """Write the network and `count` images into the folder; its config and their size."""
+        """Write the network and `count` images into the folder; its config and their size.
+
+        Raises:
+            DataError: The images to calibrate int8 with cannot be used.
+        """
         import torch
 
+        from resnext.data.open import open_for_evaluation
         from resnext.inference.optimize import patterns
         from resnext.weights.save import save
 
@@ -238,6 +243,9 @@ class _BenchmarkRun:
             colour = "L" if channels == 1 else "RGB"
             flat = (0.5,) * channels
             network.card = Card((), Preprocessing(size, size, mean=flat, std=flat, colour=colour))
+        if "int8" in self.precisions and self.data is not None:
+            known = network.card.labels, network.card.provenance
+            open_for_evaluation(self.data, *known, self.progress.line)
         size = network.card.preprocessing.size
         images = patterns(count, config.in_channels, size)
         np.save(self.folder / IMAGES, images)

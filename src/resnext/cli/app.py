@@ -24,6 +24,7 @@ from resnext.cli.options import Flag, complete_optional
 from resnext.cli.speed import bench, optimize
 from resnext.cli.train import distill, train
 from resnext.errors import ResNeXtError, ResNeXtWarning, Terminated
+from resnext.system.signals import ENDING
 
 _OUT_OF_MEMORY = "Out of memory. Lower --batch-size or --size."
 
@@ -89,9 +90,10 @@ def _launch(
 
 def main() -> None:
     """Entry point of the `resnext` command."""
-    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
-    if before is not signal.SIG_IGN:
-        signal.signal(signal.SIGTERM, _terminate)
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in ENDING}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _terminate)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default", ResNeXtWarning)
@@ -100,7 +102,8 @@ def main() -> None:
     except CycloptsError as error:
         _fail(f"{error} See resnext --help.")
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _show_warning(
@@ -113,15 +116,16 @@ def _show_warning(
         show(message, kind, *where, **more)
 
 
-def _terminate(*_: object) -> NoReturn:
+def _terminate(number: int, _: object) -> NoReturn:
     """Unwind as Ctrl-C does, so that temporary files and worker processes go; only once."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Terminated
+    for each in ENDING:
+        signal.signal(each, signal.SIG_IGN)
+    raise Terminated(number)
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
     """128 plus the signal, as a shell reports it: 143 for SIGTERM, 130 for Ctrl-C (SIGINT)."""
-    return 143 if isinstance(error, Terminated) else 130
+    return 128 + (error.number if isinstance(error, Terminated) else signal.SIGINT)
 
 
 def _fail(message: str) -> NoReturn:

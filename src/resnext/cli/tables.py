@@ -85,6 +85,11 @@ def print_evaluation(result: Evaluation) -> None:
         f"negative log-likelihood {result.nll:.4f}, calibration error {result.ece:.2%}",
         highlight=False,
     )
+    _print_skipped(console, result)
+
+
+def _print_skipped(console: Console, result: Evaluation) -> None:
+    """Print the names of the first images that could not be read."""
     if result.skipped:
         more = f" and {len(result.skipped) - 5:,} more" if len(result.skipped) > 5 else ""
         names = ", ".join(plain(name) for name in result.skipped[:5])
@@ -133,6 +138,7 @@ def print_comparison(result: Comparison, megabytes: Sequence[float | None]) -> N
     old, new = megabytes
     both.add_row("File", *sizes, f"× {new / old:.2f}" if old and new else "")
     console.print(both, highlight=False)
+    _print_skipped(console, a)
     changed = [row for row in result.classes() if row.recall_a != row.recall_b]
     if changed:
         classes = _table("Class", *_right("Images", "Recall A", "Recall B", "Change"))

@@ -75,6 +75,11 @@ class EvalLoader:
         self.done: list[int] = []
         """Positions, in the set, of the images returned so far."""
 
+    @property
+    def workers(self) -> int:
+        """Number of processes that decode images."""
+        return self.loader.num_workers
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of inputs `(n, c, s, s)` and targets `(n,)`."""
         for number, (x, targets, indices) in enumerate(loaded_batches(self.loader)):

@@ -96,7 +96,7 @@ def open_for_evaluation(
     source: str | Path,
     labels: tuple[str, ...],
     trained_on: dict[str, object],
-    passed_over: PassedOver | None = None,
+    tell: Callable[[str], object] | None = None,
 ) -> ImageSet:
     """Open images the model was not trained on: `test`, else `val`, else the held-out images.
 
@@ -105,7 +105,8 @@ def open_for_evaluation(
         labels: The model's classes; targets index into them.
         trained_on: `data`, `fingerprint`, `seed` and `val_fraction` of the training, if known. If
             the data is what the model was trained on, the same images are held out again.
-        passed_over: Counts the files and folders that are not read.
+        tell: Called with a line for each kind of file that is passed over, and for what else a
+            reader should know about how the data was read.
 
     Raises:
         DataError: The data has no images, a class is not the model's, or the model was trained on
@@ -114,9 +115,12 @@ def open_for_evaluation(
     opened = find_source(source)
     split: SplitName = next(split for split in reversed(SPLITS) if split in opened.splits)
     whole = opened.splits[split](labels)
-    if passed_over is not None:
+    if tell is not None:
+        passed_over = PassedOver()
         passed_over.update(opened.passed_over)
         passed_over.update(whole.passed_over)
+        for line in (*passed_over.lines(), *whole.notes):
+            tell(line)
     images = _with_lacking(whole)
     if split != "train":
         return images

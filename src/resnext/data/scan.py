@@ -6,7 +6,7 @@ import csv
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -308,6 +308,21 @@ def write_quarantine(path: Path, problems: Iterable[Problem]) -> None:
         write_atomically(path, write)
     except CheckpointError as error:
         raise DataError(str(error)) from error
+
+
+def add_to_quarantine(path: Path, problems: Iterable[Problem]) -> None:
+    """List further images in a file that `write_quarantine` wrote; what it lists stays.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    listed: list[Problem] = []
+    with (
+        suppress(FileNotFoundError),
+        path.open(encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        listed = [Problem(*row) for row in csv.reader(file) if len(row) == 4][1:]
+    write_quarantine(path, dict.fromkeys([*listed, *problems]))
 
 
 def _read_all(

@@ -19,15 +19,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from resnext.errors import DataError, InputError, ResourceError
-from resnext.system.cpu import available_cores
+from resnext.system.cpu import available_cores, check_worker_count
 from resnext.system.limits import available_memory, free_shared_memory
 from resnext.system.main_guard import GUARD, STARTING, UNGUARDED, refuse_in_new_process
+from resnext.system.signals import STOPPING
 from resnext.system.text import counted
 
 WORKER_BYTES = 200 * 2**20
 """Memory that a worker process needs besides its images."""
-
-_PER_CORE, _ALWAYS = 4, 16  # workers that may be requested: so many per core, or so many anywhere
 
 
 class Loading(NamedTuple):
@@ -44,13 +43,8 @@ def check_workers(workers: int) -> None:
     Raises:
         InputError: There would be too many for the cores or the memory.
     """
-    cores, memory = available_cores(), available_memory()
-    most = max(_PER_CORE * cores, _ALWAYS)
-    if workers > most:
-        raise InputError(
-            f"workers must be at most {most} with {counted(cores, 'core')}, not {workers}: each "
-            f"is a process that decodes images. Give fewer --workers, or none."
-        )
+    check_worker_count(workers, "process")
+    memory = available_memory()
     if memory is not None and workers * WORKER_BYTES > memory:
         raise InputError(
             f"{counted(workers, 'worker')} would need {_size(workers * WORKER_BYTES)} of memory; "
@@ -60,7 +54,7 @@ def check_workers(workers: int) -> None:
 
 def default_workers(most: int) -> int:
     """This process's share of the cores, at most `most`, in half of the memory; at least 1."""
-    processes, memory = _processes_here(), available_memory()
+    processes, memory = processes_here(), available_memory()
     share = min(available_cores() // processes, most)
     if memory is not None:
         share = min(share, memory // 2 // processes // WORKER_BYTES)
@@ -76,23 +70,26 @@ def fitting(workers: int, prefetch: int, batch_bytes: int, *, held: int = 2) -> 
         batch_bytes: Size of a batch.
         held: Batches that the main process holds besides those that workers have ready.
     """
-    free = free_shared_memory()
+    free, memory = free_shared_memory(), available_memory()
     if free is not None:
-        room = int(0.9 * free) // _processes_here() // batch_bytes - held
+        if memory is not None:
+            free = min(free, memory // 2)  # what is in shared memory counts as memory
+        room = int(0.9 * free) // processes_here() // batch_bytes - held
         workers = max(min(workers, room), 0)
         prefetch = min(prefetch, room // max(workers, 1))
     return Loading(workers, prefetch if workers else None)
 
 
-def shared_memory_line(wanted: int, loading: Loading) -> str | None:
+def shared_memory_line(wanted: int, workers: int) -> str | None:
     """What to print if there is shared memory for fewer workers than wanted; else None."""
-    if loading.workers == wanted:
+    if workers == wanted:
         return None
-    return (
-        f"/dev/shm has {_size(free_shared_memory() or 0)} free, enough for {loading.workers} of "
-        f"{counted(wanted, 'worker')}; the result is the same, only slower. Docker gives more with "
-        f"--shm-size=1g."
-    )
+    few = f"enough for {workers} of {counted(wanted, 'worker')}; the result is the same, "
+    few += "only slower."
+    free, memory = free_shared_memory() or 0, available_memory()
+    if memory is not None and memory // 2 < free:
+        return f"{_size(memory)} of memory are free, {few}"
+    return f"/dev/shm has {_size(free)} free, {few} Docker gives more with --shm-size=1g."
 
 
 def worker_loader(data: Any, loading: Loading, **options: Any) -> DataLoader[Any]:
@@ -103,8 +100,7 @@ def worker_loader(data: Any, loading: Loading, **options: Any) -> DataLoader[Any
         loading: Number of workers and of batches in advance.
         options: Further arguments of `DataLoader`.
     """
-    with warnings.catch_warnings():  # torch warns of more workers than cores; network disks need it
-        warnings.simplefilter("ignore", UserWarning)
+    with _no_advice():
         return DataLoader(
             data,
             num_workers=loading.workers,
@@ -178,7 +174,7 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
     if not loader.num_workers or loader._iterator is not None:
         return iter(loader)
     before = {*multiprocessing.active_children()}
-    with _starting():
+    with _starting(), _no_advice():
         try:
             iterator = iter(loader)
         except BaseException as error:
@@ -204,7 +200,7 @@ def _starting() -> Iterator[None]:
         yield
         return
     on_child = signal.getsignal(signal.SIGCHLD)
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     os.environ[STARTING] = "1"
     try:
         yield
@@ -214,10 +210,18 @@ def _starting() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
+@contextmanager
+def _no_advice() -> Iterator[None]:
+    """Silence torch, which warns of more workers than cores; network disks need them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        yield
+
+
 def _ignore_signals(_: int) -> None:
-    """What a worker does first: leave Ctrl-C and SIGTERM to the main process."""
-    for name in ("SIGINT", "SIGTERM"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    """What a worker does first: leave Ctrl-C, SIGTERM and SIGHUP to the main process."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "SIGBUS"):
         signal.signal(signal.SIGBUS, signal.SIG_DFL)  # torch's handler would print
 
@@ -272,7 +276,7 @@ def _kill(processes: Iterable[BaseProcess]) -> None:
             process.join(5)
 
 
-def _processes_here() -> int:
+def processes_here() -> int:
     """Training processes on this machine, which share its cores and memory."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 

@@ -18,8 +18,7 @@ from resnext.checks import at_least, check_max_loss
 from resnext.data.dataset import ImageSet
 from resnext.data.loader import Classifier, EvalLoader, average_views, eval_loader
 from resnext.data.open import open_for_evaluation
-from resnext.data.passed_over import PassedOver
-from resnext.data.workers import check_workers
+from resnext.data.workers import check_workers, shared_memory_line
 from resnext.errors import DataError, InputError
 from resnext.evaluation.comparison import Comparison, common_rows
 from resnext.evaluation.metrics import (
@@ -85,9 +84,7 @@ def evaluate(
     refuse_in_new_process("evaluate")
     settings = _Settings(batch_size, workers, device, views, plan, progress)
     with evaluation_mode(model):
-        passed_over = PassedOver()
-        classifier, images = _open(model, data, settings, passed_over)
-        settings.show(passed_over.lines())
+        classifier, images = _open(model, data, settings)
         return _run(classifier, images, settings, keep_logits)
 
 
@@ -135,10 +132,8 @@ def compare(
         check_max_loss(max_loss)
     settings = _Settings(batch_size, workers, device, views, plan, progress)
     with evaluation_mode(model_a), evaluation_mode(model_b):
-        passed_over = PassedOver()
-        first, images_a = _open(model_a, data, settings, passed_over)
-        second, images_b = _open(model_b, data, settings)
-        settings.show(passed_over.lines())
+        first, images_a = _open(model_a, data, settings)
+        second, images_b = _open(model_b, data, settings, tell=False)
         images_a, images_b = _in_common(images_a, images_b)
         a, b = _run(first, images_a, settings), _run(second, images_b, settings)
         speeds = _speeds(first, second, len(images_a), settings) if speed else None
@@ -229,21 +224,22 @@ class _Settings(NamedTuple):
                 f"are too small. Use 1 or 2 views."
             )
 
-    def show(self, lines: Iterable[str]) -> None:
-        """Print lines if progress is shown."""
-        shown = reporter(self.progress)
-        for line in lines:
-            shown.line(line)
-        shown.stop()
-
 
 def _open(
     model: ResNeXt | Optimized | str | Path,
     data: str | Path,
     settings: _Settings,
-    passed_over: PassedOver | None = None,
+    *,
+    tell: bool = True,
 ) -> tuple[ResNeXt | Optimized, ImageSet]:
-    """A classifier ready to run, and the images of the data that it was not trained on."""
+    """A classifier ready to run, and the images of the data that it was not trained on.
+
+    Args:
+        model: The model.
+        data: The data.
+        settings: How to open both.
+        tell: Whether to say what is passed over in the data, if progress is shown.
+    """
     pick_device(settings.device)  # a runner ignores it, but a typo must not pass
     classifier = open_model(
         model,
@@ -254,7 +250,11 @@ def _open(
     )
     card = card_of(classifier)
     settings.check(card.preprocessing)
-    return classifier, open_for_evaluation(data, card.labels, card.provenance, passed_over)
+    shown = reporter(settings.progress and tell)
+    try:
+        return classifier, open_for_evaluation(data, card.labels, card.provenance, shown.line)
+    finally:
+        shown.stop()
 
 
 def _run(
@@ -273,6 +273,8 @@ def _run(
     classify = _classifier(model, device)
     averaged = average_views(classify, card.temperature) if settings.views > 1 else classify
     shown = reporter(settings.progress)
+    if line := shared_memory_line(settings.workers, loader.workers):
+        shown.line(line)
     shown.start("Evaluating", len(images))
     try:
         outputs = collect_outputs(averaged, loader, device, shown.advance)

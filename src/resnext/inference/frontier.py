@@ -28,6 +28,7 @@ from resnext.inference.runner import Session, top_classes
 from resnext.inference.search import EQUAL, Examples, Search
 from resnext.network import ResNeXt
 from resnext.system.progress import Reporter
+from resnext.system.text import counted
 
 Logits = Float32[np.ndarray, "n k"]
 Batches = Iterator[tuple[Float32[np.ndarray, "n c h w"], Int[np.ndarray, " n"]]]
@@ -62,6 +63,12 @@ def crops(preprocessing: Preprocessing, size: int) -> list[Preprocessing]:
     scaled = round(preprocessing.resize * size / preprocessing.size)
     resizes = dict.fromkeys((scaled, size, (scaled + preprocessing.resize) // 2))
     return [replace(preprocessing, size=size, resize=resize) for resize in resizes]
+
+
+def tell_left_out(unreadable: int, progress: Reporter) -> None:
+    """Print how many images could not be read, if any."""
+    if unreadable:
+        progress.line(f"{counted(unreadable, 'image')} left out as unreadable.")
 
 
 class Choice(NamedTuple):
@@ -215,6 +222,7 @@ class FrontierSearch:
         preprocessing = self.card.preprocessing
         session = full.plain if form is None else full.sessions[form]
         self.reference_logits, self.targets = self.outputs(session, preprocessing)
+        tell_left_out(len(self.deciding) - len(self.targets), self.progress)
         self.reference_right = self.reference_logits.argmax(1) == self.targets
         self.reference = FrontierRow(
             form,

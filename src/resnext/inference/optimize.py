@@ -20,7 +20,7 @@ from resnext.errors import CheckpointError, DataError, InputError, ResNeXtError
 from resnext.inference.engines import ENGINES
 from resnext.inference.engines.base import EngineChoice
 from resnext.inference.engines.torch import weights_digest
-from resnext.inference.frontier import FrontierSearch
+from resnext.inference.frontier import FrontierSearch, tell_left_out
 from resnext.inference.optimized import Optimized
 from resnext.inference.plan import (
     Plan,
@@ -145,7 +145,7 @@ def optimize(
             form, rows = search.run(precision, engine)
             builder, tradeoff = search.builder, None
         else:
-            images, chosen = _sample(network, data, _DECIDING)
+            images, chosen = _sample(network, data, _DECIDING, log)
             count = min(_CALIBRATION, max(len(chosen) // 4, 1))
             split = chosen[:count], chosen[count:]
             frontier = FrontierSearch(network, torch_device, batch, images, *split, max_loss, log)
@@ -202,7 +202,7 @@ def _examples(network: ResNeXt, data: str | Path | None, size: int, progress: Re
     """Images to compare predictions on: from `data`, else synthetic ones."""
     if data is None:
         return Examples(patterns(_PATTERNS, network.config.in_channels, size), real=False)
-    dataset, chosen = _sample(network, data, _LABELLED)
+    dataset, chosen = _sample(network, data, _LABELLED, progress)
     progress.start("Reading images", len(chosen))
     images: list[np.ndarray] = []
     targets: list[int] = []
@@ -215,19 +215,22 @@ def _examples(network: ResNeXt, data: str | Path | None, size: int, progress: Re
         progress.advance(1)
     if not images:
         raise DataError(f"{dataset.name} has no image that can be read.")
+    tell_left_out(len(chosen) - len(images), progress)
     calibration = min(_CALIBRATION, len(images) // 2) or 1
     rest = slice(calibration if len(images) > 1 else 0, None)
     stacked = np.stack(images)
     return Examples(stacked[:calibration], True, stacked[rest], np.array(targets)[rest])
 
 
-def _sample(network: ResNeXt, data: str | Path, measured: int) -> tuple[ImageSet, list[int]]:
+def _sample(
+    network: ResNeXt, data: str | Path, measured: int, progress: Reporter
+) -> tuple[ImageSet, list[int]]:
     """Images to calibrate int8 with and at most `measured` others: their set and positions.
 
     They are spread over the images that the model was not trained on, in random order.
     """
     card = card_of(network)
-    dataset = open_for_evaluation(data, card.labels, card.provenance)
+    dataset = open_for_evaluation(data, card.labels, card.provenance, progress.line)
     count = min(len(dataset), _CALIBRATION + measured)
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int)
     return dataset, np.random.default_rng(0).permutation(np.unique(chosen)).tolist()

@@ -34,7 +34,7 @@ from resnext.prediction.images import check_top, rank, read_pixels
 from resnext.prediction.inputs import image_names
 from resnext.prediction.output import KINDS, Journal, finish, needs
 from resnext.system.atomic import check_writable, existing_folder, make_folder
-from resnext.system.cpu import core_count
+from resnext.system.cpu import check_worker_count, core_count
 from resnext.system.limits import available_memory
 from resnext.system.main_guard import refuse_in_new_process
 from resnext.system.progress import reporter
@@ -114,6 +114,7 @@ def predict_files(
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value is not None:
             at_least(name, value, 1, error=InputError)
+    check_worker_count(workers or 1, "thread")
     batch = batch_size or runner.batch
 
     def answer(names: Iterator[str]) -> Generator[AnsweredBatch]:

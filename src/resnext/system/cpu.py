@@ -7,7 +7,11 @@ import os
 import platform
 from pathlib import Path
 
+from resnext.errors import InputError
 from resnext.system.limits import cpu_quota
+from resnext.system.text import counted
+
+_PER_CORE, _ALWAYS = 4, 16  # workers that may be requested: so many per core, or so many anywhere
 
 
 def cpu_name() -> str:
@@ -47,6 +51,25 @@ def within_quota(count: int) -> int:
     """A number of cores or threads, lowered to a container's CPU quota, rounded up."""
     quota = cpu_quota()
     return count if quota is None else max(min(count, math.ceil(quota)), 1)
+
+
+def check_worker_count(workers: int, what: str) -> None:
+    """Refuse more processes or threads that decode images than the cores can use.
+
+    Args:
+        workers: Their number.
+        what: Noun for one of them.
+
+    Raises:
+        InputError: There would be too many.
+    """
+    cores = available_cores()
+    most = max(_PER_CORE * cores, _ALWAYS)
+    if workers > most:
+        raise InputError(
+            f"workers must be at most {most} with {counted(cores, 'core')}, not {workers}: each "
+            f"is a {what} that decodes images. Give fewer --workers, or leave the option out."
+        )
 
 
 def _text(path: str) -> str:

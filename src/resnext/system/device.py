@@ -10,6 +10,7 @@ import torch
 from resnext.errors import InputError
 from resnext.system.cpu import cpu_name, within_quota
 from resnext.system.forks import refuse_after_fork
+from resnext.system.limits import total_memory
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -47,8 +48,14 @@ def _lower_threads() -> None:
 
 
 def inference_batch(device: torch.device) -> int:
-    """Images per batch that run fast without a plan: 16 on a CPU, 64 on a GPU."""
-    return 16 if device.type == "cpu" else 64
+    """Images per batch that run fast without a plan: 16 on a CPU, 64 on a GPU.
+
+    On a CPU fewer if 128 MB an image, enough for the largest networks, exceed a container's memory.
+    """
+    if device.type != "cpu":
+        return 64
+    memory = total_memory()
+    return 16 if memory is None else max(min(16, memory // 2**27), 1)
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:

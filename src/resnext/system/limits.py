@@ -70,9 +70,15 @@ def _quota(folder: Path) -> float | None:
 
 
 def _memory_limit(folder: Path) -> int | None:
+    """The limit of a group, without swap; version 1 also tells that of groups out of sight."""
     names = ("memory.max", "memory.high", "memory.limit_in_bytes")
     limits = [_number(_text(folder / name)) for name in names]
+    limits.append(_number(_memory_statistics(folder).get("hierarchical_memory_limit", "")))
     return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _memory_statistics(folder: Path) -> dict[str, str]:
+    return dict(line.split()[:2] for line in _text(folder / "memory.stat").splitlines())
 
 
 def _memory_room(folder: Path) -> int | None:
@@ -81,7 +87,7 @@ def _memory_room(folder: Path) -> int | None:
     used = _number(_text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes"))
     if limit is None or used is None:
         return limit
-    statistics = dict(line.split()[:2] for line in _text(folder / "memory.stat").splitlines())
+    statistics = _memory_statistics(folder)
     cached = statistics.get("total_inactive_file", statistics.get("inactive_file", "0"))
     return limit - used + int(cached)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import Protocol
 
 from rich.console import Console
@@ -89,8 +90,9 @@ class PlainReporter:
         """Print nothing: the line of the epoch includes it."""
 
     def line(self, text: str) -> None:
-        """Print a line to standard error."""
-        print(text, file=sys.stderr, flush=True)
+        """Print a line to standard error; a terminal that is gone ends no training."""
+        with suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         """Do nothing: lines need no end."""

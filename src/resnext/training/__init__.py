@@ -11,6 +11,7 @@ trainer.py       the loop over epochs and steps
 teacher.py       a trained network that gives the targets: distillation
 step.py          one optimizer step: augmentation, forward, backward, update
 run_state.py     settings and state of a run, and its clock
+memory.py        in how many parts a batch fits into memory
 divergence.py    when a loss counts as diverged, and the message about it
 interrupts.py    SIGINT and SIGTERM: stop after the running step
 validation.py    logits and metrics of the validation images, over all processes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from resnext.card import Preprocessing
 from resnext.data.dataset import ImageSet
 from resnext.data.loader import eval_loader
+from resnext.data.workers import shared_memory_line
 from resnext.errors import CheckpointError, DataError, InputError, ResNeXtError
 from resnext.inference.engines import ENGINES, EngineConfig
 from resnext.inference.engines.builder import EngineBuilder
@@ -34,6 +34,7 @@ from resnext.system.device import DTYPES, pick_precision
 from resnext.system.digest import short_digest
 from resnext.system.progress import Reporter
 from resnext.system.text import counted
+from resnext.training.interrupts import Interrupts
 
 BATCH = 64
 _EXPORT_PAYS = 300  # images from which exporting the network takes less time than it saves
@@ -51,7 +52,7 @@ class Embedder:
         requested_precision: "auto", "fp32", "bf16" or "fp16".
         workers: Processes that decode images.
         progress: Shows the progress.
-        check_stop: Called before each batch; raises to interrupt.
+        interrupts: Signals, which wait for the end of a batch while images are computed.
     """
 
     network: ResNeXt
@@ -61,7 +62,7 @@ class Embedder:
     requested_precision: str
     workers: int
     progress: Reporter
-    check_stop: Callable[[], object]
+    interrupts: Interrupts
 
     @cached_property
     def plan(self) -> Optimized | None:
@@ -102,8 +103,9 @@ class Embedder:
             session = self._session(len(distinct))  # the same one after an interruption
             self.progress.start("Computing embeddings", missing)
             try:
-                for images, some in zip(parts, keys, strict=True):
-                    self._compute(session, images, some, known)
+                with self.interrupts.listen():
+                    for images, some in zip(parts, keys, strict=True):
+                        self._compute(session, images, some, known)
             finally:
                 self._write_cache(path, known)
         return [np.stack([known[key] for key in some]) for some in keys]
@@ -119,8 +121,10 @@ class Embedder:
         loader = eval_loader(
             images, self.preprocessing, batch_size=BATCH, workers=self.workers, indices=missing
         )
+        if line := shared_memory_line(self.workers, loader.workers):
+            self.progress.line(line)
         for x, _ in loader:
-            self.check_stop()
+            self.interrupts.check()
             rows = session(x.numpy())[1]
             if not np.isfinite(rows).all():
                 raise ResNeXtError(

@@ -30,6 +30,7 @@ def chosen_before(request: Request, identity: dict[str, Any]) -> Request:
     """
     if request.minutes != identity.get("minutes"):
         return request
+    request = replace(request, parts=identity.get("recipe.accumulate"))
     if request.minutes is not None:
         request = replace(request, recipe=Recipe(**_fields(identity, "recipe")))
     if request.model is None and request.weights is None:

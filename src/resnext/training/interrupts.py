@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the run stops after the running step, and at a second Ctrl-C immediately."""
+"""SIGINT, SIGTERM and SIGHUP: the run stops after the running step, at a second Ctrl-C at once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from resnext.errors import Terminated
+from resnext.system.signals import ENDING, STOPPING
 
 
 class Interrupts:
@@ -25,11 +26,11 @@ class Interrupts:
 
     @contextmanager
     def listen(self) -> Iterator[None]:
-        """Handle both signals inside the `with` block, if this is the main thread."""
+        """Handle these signals inside the `with` block, if this is the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.getsignal(s) for s in STOPPING}
         try:
             for number, handler in before.items():
                 if handler is not signal.SIG_IGN:
@@ -39,13 +40,24 @@ class Interrupts:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def check(self) -> None:
+        """Stop if a signal asked for it.
+
+        Raises:
+            KeyboardInterrupt: As `stop` does.
+        """
+        if self.requested is not None:
+            self.stop()
+
     def stop(self) -> None:
         """End the run as this process's signal asks; as Ctrl-C if another process got the signal.
 
         Raises:
-            KeyboardInterrupt: Always; for SIGTERM, its subclass `Terminated`.
+            KeyboardInterrupt: Always; for SIGTERM and SIGHUP, its subclass `Terminated`.
         """
-        raise Terminated if self.requested == signal.SIGTERM else KeyboardInterrupt
+        if self.requested in ENDING:
+            raise Terminated(self.requested)
+        raise KeyboardInterrupt
 
     def _handle(self, number: int, _: object) -> None:
         if self.requested is None:

@@ -405,7 +405,9 @@ def _run(
         check_identity(checkpoint.about["identity"], run_identity(request, plan))
     execution = _choose_execution(request, context, plan, checkpoint)
     settings = run_settings(request, context, plan, execution)
-    if line := shared_memory_line(settings.workers, training_workers(settings, context.group)):
+    if line := shared_memory_line(
+        settings.workers, training_workers(settings, context.group).workers
+    ):
         context.progress.line(line)
     shown = context.group.any(context.shows_progress or request.dry_run)[0]
     if checkpoint is None and time_plan is None and shown:  # all processes measure together

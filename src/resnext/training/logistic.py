@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +46,6 @@ def fit_head(
     balanced: bool = False,
     seed: int = 0,
     strengths: Sequence[float] = STRENGTHS,
-    between: Callable[[], object] = lambda: None,
 ) -> Head:
     """The head with the strength that is best in stratified cross-validation.
 
@@ -62,7 +61,6 @@ def fit_head(
         seed: Seed of the folds.
         strengths: Strengths to try, strongest first. The search ends at the first one that is
             worse than the one before it.
-        between: Called before each fit; raises to interrupt.
     """
     x = torch.from_numpy(embeddings).double()
     mean, std = x.mean(0), x.std(0, correction=0)
@@ -76,9 +74,8 @@ def fit_head(
     if balanced:
         weights = torch.from_numpy(class_weights(targets, num_classes))[y]
     problem = _Problem(x, y, num_classes)
-    tried = _cross_validate(problem, weights, folds(targets, seed), strengths, between)
+    tried = _cross_validate(problem, weights, folds(targets, seed), strengths)
     strength = min(tried, key=lambda row: row[1])[0] if tried else _WITHOUT_FOLDS
-    between()
     weight, bias = problem.fit(weights, strength, tolerance=1e-10)
     weight = (weight if basis is None else weight @ basis.T) / std
     return Head(weight, bias - weight @ mean, strength, tuple(tried))
@@ -102,7 +99,6 @@ def _cross_validate(
     weights: Float[Tensor, " n"],
     fold_of: Int[np.ndarray, " n"],
     strengths: Sequence[float],
-    between: Callable[[], object],
 ) -> list[tuple[float, float]]:
     """Each strength that was tried, with its log loss; none if no image can be held out."""
     masks = [torch.from_numpy(fold_of == fold) for fold in np.unique(fold_of[fold_of >= 0])]
@@ -111,7 +107,6 @@ def _cross_validate(
     for strength in strengths if masks else ():
         losses = torch.zeros(len(weights), dtype=torch.float64)
         for i, held_out in enumerate(masks):
-            between()
             starts[i] = problem.fit(weights * ~held_out, strength, starts[i], tolerance=1e-5)
             losses += problem.losses(starts[i]) * held_out
         held = torch.from_numpy(fold_of >= 0)

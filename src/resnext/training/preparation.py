@@ -19,7 +19,7 @@ from resnext.card import Preprocessing
 from resnext.checks import brief
 from resnext.config import ResNeXtConfig
 from resnext.data.dataset import ImageSet, Problem, Splits
-from resnext.data.scan import write_quarantine
+from resnext.data.scan import add_to_quarantine
 from resnext.data.transforms import fast_decoder
 from resnext.data.unlabelled import training_pool
 from resnext.data.workers import default_workers
@@ -28,10 +28,12 @@ from resnext.grouped_conv import fastest_groups
 from resnext.network import ResNeXt
 from resnext.system.atomic import check_writable
 from resnext.system.device import pick_precision
+from resnext.system.limits import total_memory
 from resnext.system.progress import Reporter, SilentReporter
 from resnext.training.distributed import ProcessGroup
 from resnext.training.given_model import network_copy
 from resnext.training.identity import run_identity
+from resnext.training.memory import parts_that_fit
 from resnext.training.recipe import Probe, Recipe
 from resnext.training.recipes import choose
 from resnext.training.run_state import ExecutionConfig, RunSettings
@@ -64,6 +66,8 @@ class Request:
     dry_run: bool
     overwrite: bool
     changes: dict[str, Any]
+    parts: int | None = None
+    """Parts of a batch, as a resumed run has begun; None to choose them by memory."""
 
     @property
     def folder(self) -> Path:
@@ -139,6 +143,7 @@ def make_plan(request: Request, splits: Splits, context: Context) -> RunPlan:
     torch.manual_seed(request.seed)
     network = build_network(request, splits, recipe, context.shows_progress)
     preprocessing = chosen_preprocessing(network, splits, request.size, teacher)
+    recipe = _fit_memory(request, recipe, network, preprocessing.size, context)
     if teacher is not None:
         check_distillation(recipe, teacher, preprocessing.size)
     check_packages(recipe)
@@ -328,6 +333,28 @@ def fit_batch_size(recipe: Recipe, images: ImageSet, group: ProcessGroup) -> Rec
     return recipe
 
 
+def _fit_memory(
+    request: Request, recipe: Recipe, network: ResNeXt, size: int, context: Context
+) -> Recipe:
+    """The recipe with batches in as many parts as memory needs, if it leaves that open."""
+    group = context.group
+    if recipe.accumulate > 1 or "accumulate" in request.changes or context.device.type != "cpu":
+        return recipe
+    parts = request.parts
+    if parts is None:
+        parts = group.broadcast(parts_that_fit(network, recipe, size, group))
+        if parts > 1:
+            memory = total_memory() or 0
+            context.progress.line(
+                f"{recipe.batch_size} images of {size} pixels at once may exceed the "
+                f"{memory / 1e6:,.0f} MB of memory that are allowed. A batch is computed in "
+                f"{parts} parts (accumulate)."
+            )
+    if recipe.batch_size % (parts * group.world):
+        return recipe  # a resumed run with another batch, which is refused
+    return recipe.changed(accumulate=parts)
+
+
 def prepare_folder(folder: Path, unreadable: Sequence[Problem], *, empty: bool) -> None:
     """Create the run folder and list unreadable images in it; with `empty`, delete its files first.
 
@@ -343,7 +370,7 @@ def prepare_folder(folder: Path, unreadable: Sequence[Problem], *, empty: bool) 
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}.") from error
     if unreadable:
-        write_quarantine(folder / "quarantine.csv", unreadable)
+        add_to_quarantine(folder / "quarantine.csv", unreadable)
 
 
 def fastest_execution(request: Request, context: Context, plan: RunPlan) -> ExecutionConfig:

@@ -182,12 +182,7 @@ def fit_classifier(request: Request, context: Context, plan: RunPlan | ProbePlan
     """
     assert request.weights is not None
     train, progress = plan.splits.train, context.progress
-    interrupts, began = Interrupts(), time.perf_counter()
-
-    def check_stop() -> None:
-        if interrupts.requested is not None:
-            interrupts.stop()
-
+    began = time.perf_counter()
     embedder = Embedder(
         network=plan.network,
         weights=request.weights,
@@ -196,21 +191,19 @@ def fit_classifier(request: Request, context: Context, plan: RunPlan | ProbePlan
         requested_precision=request.precision,
         workers=wanted_workers(request, train, context.device),
         progress=progress,
-        check_stop=check_stop,
+        interrupts=Interrupts(),
     )
     try:
-        with interrupts.listen():
-            train_rows, val_rows = embedder.embed(train, plan.splits.val)
-            embedded = time.perf_counter()
-            progress.start("Fitting the classifier", 0)
-            head = fit_head(
-                train_rows,
-                np.asarray(train.targets),
-                len(train.labels),
-                balanced=plan.recipe.balance != "none",
-                seed=request.seed,
-                between=check_stop,
-            )
+        train_rows, val_rows = embedder.embed(train, plan.splits.val)
+        embedded = time.perf_counter()
+        progress.start("Fitting the classifier", 0)
+        head = fit_head(
+            train_rows,
+            np.asarray(train.targets),
+            len(train.labels),
+            balanced=plan.recipe.balance != "none",
+            seed=request.seed,
+        )
     except KeyboardInterrupt:
         progress.line(
             "Interrupted. The embeddings so far are kept. Run the same command with --resume to "

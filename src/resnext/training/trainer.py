@@ -13,7 +13,7 @@ import torch
 
 from resnext.card import Card
 from resnext.data.dataset import Problem
-from resnext.data.scan import Scan, too_many, write_quarantine
+from resnext.data.scan import Scan, add_to_quarantine, too_many
 from resnext.data.unlabelled import training_pool
 from resnext.data.workers import loaded_batches, stop_workers
 from resnext.errors import CheckpointError, DataError, ResNeXtError, ResourceError
@@ -62,7 +62,7 @@ class Trainer:
         progress: Reporter,
     ) -> None:
         self.network, self.scan, self.settings = network, scan, settings
-        self.splits, self.unreadable = scan.splits, list(scan.unreadable)
+        self.splits = scan.splits
         self.group, self.progress = group, progress
         self.recipe, self.device = settings.recipe, settings.device
         self.state, self.clock, self.interrupts = TrainState(), Clock(), Interrupts()
@@ -301,13 +301,13 @@ class Trainer:
         train, bad = self.pool, self.state.bad
         new = {index: reason for index, reason in batch.bad if str(index) not in bad}
         bad.update({str(index): reason for index, reason in new.items()})
+        problems: list[Problem] = []
         for index, reason in new.items():
             self._line(f"Left out: {reason}")
             title, label = train.title(index), train.labels[train.targets[index]]
-            problem = Problem("train", title, label, reason.removeprefix(f"{title}: "))
-            self.unreadable.append(problem)
+            problems.append(Problem("train", title, label, reason.removeprefix(f"{title}: ")))
         if self.group.first:
-            write_quarantine(self.settings.folder / "quarantine.csv", self.unreadable)
+            add_to_quarantine(self.settings.folder / "quarantine.csv", problems)
         lost = np.bincount([int(train.targets[int(i)]) for i in bad], minlength=len(train.labels))
         worst = too_many(lost, train.counts())
         if worst is not None:

@@ -68,7 +68,7 @@ class Validator:
             group.broadcast_tensors(list(network.buffers()))
         indices = range(group.rank, len(self.images), group.world)
         self.progress.start(title, len(indices))
-        batch_size = 2 * settings.recipe.batch_size // group.world
+        batch_size = 2 * settings.recipe.batch_size // (group.world * settings.recipe.accumulate)
         together = -(-(len(self.images) // group.world) // batch_size)  # batches of every process
 
         def check_stop(number: int) -> None:
