@@ -221,7 +221,6 @@ FOREIGN = (
     "mobilenetv2_100",
     "eca_resnext26ts",
     "seresnext26ts",
-    "legacy_seresnext26_32x4d",
 )
 MORE = (
     "resnet50",
@@ -246,6 +245,8 @@ MORE = (
     "resnetrs50",
     "mixnet_s",
     "lcnet_050",
+    "legacy_senet154",
+    "legacy_seresnet50",
 )
 
 
