@@ -11,13 +11,10 @@ from typing import Any
 from resnext.config import ResNeXtConfig
 from resnext.dialects.dialect import Dialect, NameRule, ParameterNames
 
-SQUEEZE = "se_module"
-"""What its blocks call squeeze-and-excitation."""
-
 
 def _is_cadene(names: ParameterNames) -> bool:
     """The stem in a Sequential and squeezing layers by its name."""
-    wanted = {"layer0.conv1.weight", f"layer1.0.{SQUEEZE}.fc1.weight"}
+    wanted = {"layer0.conv1.weight", "layer1.0.se_module.fc1.weight"}
     return wanted <= set(names.network)
 
 
@@ -37,7 +34,7 @@ CADENE = Dialect(
         NameRule("bn1.", "layer0.bn1."),
         NameRule("fc.", "last_linear."),
     ),
-    block=(NameRule("se.", f"{SQUEEZE}."),),
+    block=(NameRule("se.", "se_module."),),
     recognises=_is_cadene,
     unseen=unseen,
 )

@@ -147,7 +147,8 @@ def recognise(state: Mapping[str, Tensor], dialect: Dialect | None = None) -> De
     if heads and not weights:
         raise CheckpointError(f"{next(iter(heads))} exists, but not the weight that belongs to it.")
     features = _features(ours)
-    one = len(weights) == 1 and state[weights[0]].shape[1:] == (features,)
+    one = len(weights) == 1 and state[weights[0]].ndim == 2
+    one = one and features in (0, state[weights[0]].shape[1])
     one = one and not _is_projection(weights[0], prefix, outside)
     own = {x.data_ptr() for x in ours.values()}
     left = {

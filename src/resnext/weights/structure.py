@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from resnext.dialects.cadene import SQUEEZE as CADENE
 from resnext.dialects.dialect import Dialect
 from resnext.errors import CheckpointError
 from resnext.weights.block_roles import (
@@ -43,6 +42,7 @@ AFFINE_EPS = 2.0**-17
 """Added to variances where norms are scales and shifts only: exact in every type of number."""
 
 _ALIKE = "two orders fit"
+_CADENE = "se_module"  # his word for squeeze-and-excitation
 
 
 class Structure(NamedTuple):
@@ -279,7 +279,7 @@ def _pools_as_caffe(
     if len(block.gate) != 2 or stem.conv.shape[2:] != (7, 7):
         return False
     names = [layer.name.lower() for layer in layers]
-    inside, cadene = len(stem.conv.path) == len(root) + 2, any(CADENE in name for name in names)
+    inside, cadene = len(stem.conv.path) == len(root) + 2, any(_CADENE in name for name in names)
     if inside == cadene and any(map(SQUEEZE.search, names)):
         return cadene
     raise CheckpointError(
