@@ -47,6 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "anti_alias": "blur",
         "keep_pooling": True,
     },
+    "ceil pooling": {"ceil_pooling": True},
     "dropping": {"drop_path_rate": 0.5, "dropout": 0.5},
     "resnext-d of timm": {
         "stem_type": "deep",

@@ -99,7 +99,7 @@ INTEGERS = [
 ]
 TUPLES = ["layers", "channels", "strides", "dilations", "widths"]
 BOOLEANS = ["avg_down", "small_stem", "norm_affine", "norm_track", "zero_init_residual"]
-BOOLEANS += ["keep_pooling"]
+BOOLEANS += ["keep_pooling", "ceil_pooling"]
 CHOICES: dict[str, tuple[Any, ...]] = {
     "stem_type": (None, "deep"),
     "style": get_args(Style),
@@ -251,6 +251,8 @@ def test_wrong_block_args(block_args: dict[str, Any], error: type[Exception], me
         ({"small_stem": True, "stem_type": "deep"}, "exclude each other"),
         ({"conv": "weight_standardized", "padding_mode": "reflect"}, "padding_mode"),
         ({"anti_alias": "avg", "style": "caffe"}, "style='pytorch'"),
+        ({"anti_alias": "blur", "ceil_pooling": True}, "anti_alias replaces: choose one"),
+        ({"small_stem": True, "ceil_pooling": True}, "small_stem replaces: choose one"),
         ({"base_width": 1, "channels": (32, 64, 128, 256)}, "width 0, .* positive multiple"),
         ({"widths": (8, 8, 8, 12)}, "Stage 4 .* width 12, .* multiple of cardinality 8"),
         ({"block_args": {"cardinality": 3}, "widths": (3, 3, 3, 8)}, "multiple of cardinality 3"),
@@ -344,6 +346,7 @@ def configs(draw: st.DrawFn) -> ResNeXtConfig:
     eights = st.integers(1, 20).map(lambda k: 8 * k)  # so that groups and group norms divide them
     groups, widths = st.sampled_from([1, 2, 4, 8]), st.sampled_from([8, 64, 72, 128])
     deep, standard = draw(st.booleans()), draw(st.booleans())
+    small = not deep and draw(st.booleans())
     pool, norm = (
         draw(st.sampled_from(CHOICES["anti_alias"])),
         draw(st.sampled_from(CHOICES["norm"])),
@@ -376,7 +379,7 @@ def configs(draw: st.DrawFn) -> ResNeXtConfig:
         "expansion": st.integers(2, 9),  # so that an SE block squeezes to one channel at least
         "widths": st.none() | each(eights, n),
         "stem_channels": st.none() | (each(eights, 3) if deep else eights),
-        "small_stem": st.just(False) if deep else st.booleans(),
+        "small_stem": st.just(small),
         "norm": st.just(norm),
         "norm_groups": st.sampled_from([1, 2, 4, 8]),
         "norm_eps": eps,
@@ -391,6 +394,7 @@ def configs(draw: st.DrawFn) -> ResNeXtConfig:
         "se_rounding": st.sampled_from(CHOICES["se_rounding"]),
         "anti_alias": st.just(pool),
         "keep_pooling": st.booleans(),
+        "ceil_pooling": st.just(False) if small or pool else st.booleans(),
         "drop_path_rate": rate,
         "drop_path_decay": st.sampled_from(CHOICES["drop_path_decay"]),
         "dropout": rate,
@@ -418,7 +422,7 @@ def test_round_trips(config: ResNeXtConfig) -> None:
         assert other == config
         assert hash(other) == hash(config)
         assert other.stages == config.stages
-    assert {*config.to_dict(), "keep_pooling"} == {f.name for f in fields(config)}
+    assert {*config.to_dict(), "keep_pooling", "ceil_pooling"} == {f.name for f in fields(config)}
     assert "\n" not in config.to_json()
 
 
@@ -501,8 +505,9 @@ def test_dilations_of_blocks_have_one_spelling() -> None:
 
 def test_new_fields_leave_old_files_alone() -> None:
     """Fingerprints of runs, plans and files are made of repr and JSON."""
-    assert "keep_pooling" not in build().to_dict()
-    assert build(keep_pooling=True).to_dict()["keep_pooling"] is True
+    for name in ("keep_pooling", "ceil_pooling"):
+        assert name not in build().to_dict()
+        assert build(**{name: True}).to_dict()[name] is True
 
 
 def test_repr_shows_what_differs_from_defaults() -> None:

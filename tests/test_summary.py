@@ -51,6 +51,7 @@ def configs(draw: st.DrawFn) -> ResNeXtConfig:
     eights = st.sampled_from([8, 16, 24, 32])  # so that groups and group norms divide them
     cardinalities, widths = st.sampled_from([1, 2, 4]), st.sampled_from([64, 128])
     stem_type = draw(st.sampled_from([None, "deep"]))
+    small_stem = stem_type is None and draw(st.booleans())
     conv = draw(st.sampled_from(get_args(Conv)))
     anti_alias = draw(st.sampled_from([None, "avg", "blur"]))
     block_args = {
@@ -78,7 +79,7 @@ def configs(draw: st.DrawFn) -> ResNeXtConfig:
         "expansion": st.integers(2, 4),
         "widths": st.none() | each(eights, n),
         "stem_channels": st.none() | (each(eights, 3) if stem_type else eights),
-        "small_stem": st.booleans() if stem_type is None else st.just(False),
+        "small_stem": st.just(small_stem),
         "norm": st.sampled_from(get_args(Norm)),
         "norm_groups": st.sampled_from([1, 2, 4, 8]),
         "norm_affine": st.booleans(),
@@ -90,6 +91,7 @@ def configs(draw: st.DrawFn) -> ResNeXtConfig:
         "se_rounding": st.sampled_from(get_args(SERounding)),
         "anti_alias": st.just(anti_alias),
         "keep_pooling": st.booleans(),
+        "ceil_pooling": st.just(False) if small_stem or anti_alias else st.booleans(),
     }
     assert {*values, *FREE} == {f.name for f in fields(ResNeXtConfig)}, "a new field: draw it"
     return ResNeXtConfig(**draw(st.fixed_dictionaries(values)))
@@ -226,6 +228,7 @@ def seen_columns(config: ResNeXtConfig, width: int) -> tuple[list[int], ...]:
         {"small_stem": True},
         {"stem_type": "deep", "stem_channels": (4, 8, 8), "avg_down": True},
         {"style": "caffe"},
+        {"ceil_pooling": True},
         {"dilations": (1, 2, 1)},
         {"dilations": (1, (1, 3), 2)},
         {"dilations": (1, [3, 1], 1), "strides": (1, 1, 1)},

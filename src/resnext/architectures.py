@@ -263,5 +263,6 @@ def _computed(config: ResNeXtConfig) -> dict[str, Any]:
         "padding_mode": config.padding_mode,
         "attention": (config.gate, squeezed),
         "anti_alias": config.anti_alias,
+        "ceil_pooling": config.ceil_pooling,
         "keep_pooling": [pools and stage.keeps_pooling for stage in stages],
     }

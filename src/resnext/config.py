@@ -119,6 +119,8 @@ class ResNeXtConfig:
         keep_pooling: Whether stages after the first that have stride 1 still pool, at stride 1:
             2×2 means in the shortcuts of `avg_down`, and the blur of `anti_alias`. timm's dilated
             networks do.
+        ceil_pooling: Whether the stem's max pooling does not pad and rounds sizes up, as in
+            Cadene's SE-ResNeXts, timm's `legacy_seresnext50_32x4d` and its siblings.
         drop_path_rate: Probability of dropping the last block's residual branch in training.
         drop_path_decay: "linear" from 0 in the first block (arXiv:1603.09382) or "constant".
         dropout: Dropout probability before the classifier.
@@ -164,6 +166,7 @@ class ResNeXtConfig:
     se_rounding: SERounding = "timm"
     anti_alias: AntiAlias | None = None
     keep_pooling: bool = False
+    ceil_pooling: bool = False
     drop_path_rate: float = 0.0
     drop_path_decay: DropPathDecay = "linear"
     dropout: float = 0.0
@@ -228,7 +231,7 @@ class ResNeXtConfig:
         """Smallest side of an image, pixels, that padding and pooling can work on."""
         stem_pad = 3 if self.stem_type is None and not self.small_stem else 1
         needs = [(1, self._padded(stem_pad))]  # stride of a map, pixels it must have
-        if self.anti_alias and not self.small_stem:
+        if (self.anti_alias or self.ceil_pooling) and not self.small_stem:
             needs.append((2, 2))
         stride = self.stem_stride
         for stage in self.stages:
@@ -276,13 +279,14 @@ class ResNeXtConfig:
         return json.loads(self.to_json())
 
     def to_json(self) -> str:
-        """All fields as one line of JSON; `keep_pooling` only if it is set.
+        """All fields as one line of JSON; `keep_pooling` and `ceil_pooling` only if they are set.
 
-        Files and fingerprints of networks from before that field stay the same.
+        Files and fingerprints of networks from before those fields stay the same.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        if not self.keep_pooling:
-            del values["keep_pooling"]
+        for name in ("keep_pooling", "ceil_pooling"):
+            if not values[name]:
+                del values[name]
         return json.dumps(values)
 
     @classmethod
@@ -357,8 +361,8 @@ class ResNeXtConfig:
             raise ConfigError(
                 f"layers must hold at most 1000 blocks each, not {brief(self.layers)}."
             )
-        switches = ("avg_down", "small_stem", "norm_affine", "norm_track", "keep_pooling")
-        for name in (*switches, "zero_init_residual"):
+        switches = ("avg_down", "small_stem", "norm_affine", "norm_track", "zero_init_residual")
+        for name in (*switches, "keep_pooling", "ceil_pooling"):
             boolean(name, getattr(self, name))
         for name, choices in _CHOICES.items():
             choice(name, getattr(self, name), choices)
@@ -400,6 +404,11 @@ class ResNeXtConfig:
                 positive("stem_channels of a classic stem", self.stem_channels)
         if self.small_stem and deep:
             raise ConfigError("small_stem and stem_type='deep' exclude each other: choose one.")
+        if self.ceil_pooling and (self.small_stem or self.anti_alias):
+            other = "small_stem" if self.small_stem else "anti_alias"
+            raise ConfigError(
+                f"ceil_pooling is about the stem's max pooling, which {other} replaces: choose one."
+            )
         if self.conv != "standard" and self.padding_mode != "zeros":
             raise ConfigError(
                 f"padding_mode must be 'zeros' unless conv is 'standard', not "

@@ -133,6 +133,8 @@ def stem_pool(config: ResNeXtConfig) -> nn.Module:
         return nn.AvgPool2d(2)
     if config.anti_alias == "blur":
         return nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), BlurPool2d(2))
+    if config.ceil_pooling:
+        return nn.MaxPool2d(3, stride=2, ceil_mode=True)
     return nn.MaxPool2d(3, stride=2, padding=1)
 
 

@@ -109,9 +109,9 @@ class _Walk:
             inputs, stride = outputs, 1
         if config.small_stem:
             return
-        if config.anti_alias == "avg":  # the only layer that drops an odd last row or column
+        if config.anti_alias == "avg" or config.ceil_pooling:  # they drop an odd row or column
             self.size = (self.size[0] // 2 * 2, self.size[1] // 2 * 2)
-            self.slide(2, 2)
+            self.slide(3 if config.ceil_pooling else 2, 2)
         else:
             if config.anti_alias == "blur":
                 self.slide(3)  # the maximum pooling before the blur

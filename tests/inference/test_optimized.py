@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from resnext.errors import InputError
 from resnext.inference.engines.base import EngineConfig
 from resnext.inference.engines.openvino import OpenVino
 from resnext.inference.runner import Session
+from resnext.weights.load import load_classifier
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick_search")
 
@@ -54,6 +56,26 @@ def test_pixels_and_predictions(network: ResNeXt, photos: Path) -> None:
         for a, b in zip(resnext.predict(quick, photos, top=4), plain, strict=True):
             assert (a.name, a.labels) == (b.name, b.labels)
             assert a.probabilities == pytest.approx(b.probabilities, rel=1e-4)
+
+
+def test_a_file_is_read_once(file: Path, network: ResNeXt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's sessions have no file of their own: each read the whole model again."""
+    read: list[object] = []
+
+    def load(source: object, **options: Any) -> ResNeXt:
+        read.append(source)
+        return load_classifier(source, **options)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr("resnext.inference.optimize.load_classifier", load)
+    for _ in range(2):  # measured, and from the cache
+        read.clear()
+        quick = optimize(file, batch=BATCH, engine="torch")
+        agree(quick, network, images(3))
+        quick.pixels(np.zeros((1, SIZE, SIZE, 3), dtype=np.uint8))
+        assert quick.classifier.bias.shape == (CONFIG.num_classes,)
+        assert read == [file]
+    agree(pickle.loads(pickle.dumps(quick)), network, images(3))
+    assert len(read) == 2  # a copy takes the path with it, not the weights
 
 
 def test_threads_get_their_own_answers(network: ResNeXt) -> None:

@@ -201,6 +201,8 @@ def test_blocks_are_mmcls_own(kind: Any, block_kind: Any) -> None:
     assert [block.norm1, block.norm2, block.norm3] == [block.gn1, block.gn2, block.gn3]
     block.with_cp = False  # pyright: ignore[reportArgumentType]
     assert not block.checkpointing
+    network.set_grad_checkpointing(False)  # timm's way to say it
+    assert not network.with_cp
 
 
 @pytest.mark.parametrize("style", ["pytorch", "caffe"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import struct
@@ -14,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 from helpers import agree
-from oracles.originals import randomize, torchvision
+from oracles.originals import randomize, timm, torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnext import Backbone, ResNeXt, diagnose, load, load_backbone
+from resnext import Backbone, ResNeXt, convert, diagnose, load, load_backbone, variant
 from resnext.errors import CheckpointError
 
 State = dict[str, Tensor]
@@ -315,6 +316,87 @@ def test_networks_for_small_images(tmp_path: Path, stem: int) -> None:
         agree(model.double()(images(32)), net.double()(images(32)), 1e-10)
 
 
+@pytest.fixture(scope="module")
+def squeezed() -> nn.Module:
+    """timm's copy of Cadene's SE-ResNeXt-26."""
+    net = timm.create_model("legacy_seresnext26_32x4d", num_classes=5)
+    randomize(net)
+    return net.eval()
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [],
+        [("", "module.encoder.")],
+        [(r"layer(\d)", r"features.\1"), ("last_linear", "fc")],
+        [(r"layer0\.conv1", "layer0.0"), (r"layer0\.bn1", "layer0.1")],
+    ],
+    ids=["timm", "prefix", "sequential", "stem by number"],
+)
+def test_cadene_se(tmp_path: Path, squeezed: nn.Module, rules: Rules) -> None:
+    """Its max pooling rounds up without padding, which moves every pixel of every map."""
+    torch.save(renamed(squeezed.state_dict(), rules), tmp_path / "a.pth")
+    model = load(tmp_path / "a.pth").eval()
+    assert model.config.ceil_pooling
+    with torch.no_grad():
+        for size in (64, 75):  # maps of 32 and 38 pixels before the pooling, of 19 after it
+            x = images(size).float()
+            assert torch.equal(model(x), squeezed(x))
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [(r"(layer\d\.\d\.)se_module", r"\1gate")],
+        [(r"(layer\d\.\d\.)se_module", r"\1se")],
+        [(r"layer0\.", "")],
+    ],
+)
+def test_pooling_that_names_do_not_show(tmp_path: Path, squeezed: nn.Module, rules: Rules) -> None:
+    """Half of Cadene's names is no proof; the message says which field decides."""
+    torch.save(renamed(squeezed.state_dict(), rules), tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"ambiguous.*ceil_pooling=True"):
+        load(tmp_path / "a.pth")
+    config = variant("seresnext50_32x4d", layers=(2, 2, 2, 2), num_classes=5, ceil_pooling=True)
+    model = load(tmp_path / "a.pth", config=config).eval()
+    x = images(75).float()
+    with torch.no_grad():
+        assert torch.equal(model(x), squeezed(x))
+
+
+def test_cadene_se_without_groups(tmp_path: Path) -> None:
+    """SE-ResNets have the stride in their first convolution, other than SE-ResNeXts."""
+    net = timm.create_model("legacy_seresnet50", num_classes=5).eval()
+    torch.save(net.state_dict(), tmp_path / "a.pth")
+    x = images(75).float()
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "a.pth").eval()(x), net(x))
+
+
+def test_timms_folder_of_cadene_se(tmp_path: Path, squeezed: nn.Module) -> None:
+    """`config.json` names the architecture."""
+    torch.save(squeezed.state_dict(), tmp_path / "pytorch_model.bin")
+    document = {"architecture": "legacy_seresnext50_32x4d", "num_classes": 5}
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=r"it should be .*its weights are those of"):
+        load(tmp_path)
+    squeezed_50 = timm.create_model("legacy_seresnext50_32x4d", num_classes=5)
+    torch.save(squeezed_50.state_dict(), tmp_path / "pytorch_model.bin")
+    assert load(tmp_path).config == variant("seresnext50_32x4d", num_classes=5, ceil_pooling=True)
+
+
+def test_no_library_writes_its_pooling(tmp_path: Path, squeezed: nn.Module) -> None:
+    """timm's ResNet pads; our own files keep the field."""
+    torch.save(squeezed.state_dict(), tmp_path / "a.pth")
+    for to in ("torchvision", "timm", "mmcls"):
+        with pytest.raises(CheckpointError, match="ceil_pooling"):
+            convert(tmp_path / "a.pth", tmp_path / "b.pth", to=to)
+    done = convert(tmp_path / "a.pth", tmp_path / "b.safetensors")
+    assert done.parity.difference == 0
+    assert load(tmp_path / "b.safetensors").config.ceil_pooling
+
+
 # -- layers beside the trunk -----------------------------------------------------------------------
 
 LINEAR = {"weight": torch.ones(5, 2048), "bias": torch.arange(5.0)}
@@ -352,6 +434,46 @@ HEADS: dict[str, tuple[State, bool, str]] = {
     "prototypes": (beside(prototypes={"weight": LINEAR["weight"]}), False, "prototypes"),
     "gem": (beside(pool={"p": torch.ones(1)}, fc=LINEAR), False, "pool"),
     "arcface": (beside(arcface={"weight": LINEAR["weight"]}), False, "arcface"),
+    "unusual name": (beside(zebra=LINEAR), True, "usual values"),
+    "unusual embedding": (beside(feat=LINEAR), False, "feat"),
+    "cosine": (
+        beside(fc={"weight": LINEAR["weight"], "sigma": torch.ones(1)}),
+        False,
+        r"fc\.sigma scales it",
+    ),
+    "cosine, scale beside": (
+        {**beside(fc={"weight": LINEAR["weight"]}), "logit_scale": torch.tensor(20.0)},
+        False,
+        "logit_scale scales it",
+    ),
+    "temperature": ({**beside(fc=LINEAR), "temperature": torch.ones(1)}, True, "temperature"),
+    "attention pooling": (
+        beside(attnpool__c_proj={"weight": torch.ones(64, 2048)}, fc=LINEAR),
+        False,
+        "attnpool",
+    ),
+    "layer before": (
+        beside(neck={"weight": torch.ones(2048, 2048), "bias": torch.ones(2048)}, fc=LINEAR),
+        False,
+        "neck",
+    ),
+    "on an embedding": (
+        beside(
+            compress={"weight": torch.ones(64, 2048), "bias": torch.ones(64)},
+            fc={"weight": torch.ones(5, 64), "bias": torch.ones(5)},
+        ),
+        False,
+        r"left out: fc\.weight|compress",
+    ),
+    "normalizer": (
+        {
+            **beside(fc=LINEAR),
+            "mean": torch.full((1, 3, 1, 1), 0.4),
+            "std": torch.full((1, 3, 1, 1), 0.3),
+        },
+        True,
+        "mean and deviation are those in mean",
+    ),
     "second head": (beside(fc=LINEAR, rotation={"weight": torch.ones(4, 2048)}), True, "rotation"),
     "decoder": (beside(up={"weight": torch.ones(8, 2048, 1, 1)}, fc=LINEAR), False, "up"),
 }
@@ -399,9 +521,18 @@ def test_layers_beside_the_trunk(
     [
         (lambda s: {n.replace("bn1.w", "bn1.IN.w"): x for n, x in s.items()}, "IBN-Net"),
         (lambda s: {**s, "layer1.0.ca.fc.0.weight": torch.ones(16, 256, 1, 1)}, "CBAM"),
+        (lambda s: {**s, "layer1.1.IN.weight": torch.ones(256)}, "IBN-Net"),
+        (lambda s: {**s, "bam1.fc.weight": torch.ones(16, 256)}, r"between its stages.*bam1\.fc"),
+        (lambda s: {**s, "ca.fc1.weight": torch.ones(4, 64, 1, 1)}, "between its stages"),
+        (lambda s: {n.replace("0.conv1.", "0.conv1.net."): x for n, x in s.items()}, "TSM"),
+        (lambda s: {**s, "layer2.0.conv2_offset.weight": torch.ones(18, 8, 3, 3)}, "DCN"),
+        (lambda s: {**s, "layer2.0.conv2.bn0.weight": torch.ones(64)}, "ResNeSt"),
+        (lambda s: {**s, "layer2.0.conv2.paths.0.weight": torch.ones(8, 8, 3, 3)}, "SKNet"),
+        (lambda s: {n: x[..., 0] if x.ndim == 4 else x for n, x in s.items()}, "1-D"),
+        (lambda s: {n: x for n, x in s.items() if x.ndim != 1}, "folded into its convolutions"),
         (lambda s: {**s, "layer1.0.convs.0.weight": torch.ones(8, 8, 3, 3)}, "Res2NeXt"),
         (lambda s: {n: x[..., None] if x.ndim == 4 else x for n, x in s.items()}, "3-D"),
-        (lambda s: {**s, "layer1.0.se_module.fc1.weight": torch.ones(16, 256, 1, 1)}, "Cadene"),
+        (lambda s: {**s, "layer0.conv3.weight": torch.ones(128, 64, 3, 3)}, "SENet-154"),
         (lambda s: {**s, "layer1.0.se.fc.0.weight": torch.ones(16, 256)}, r"called se\.fc\.0"),
     ],
 )

@@ -77,6 +77,8 @@ def test_other_parts_of_a_detector(part: str) -> None:
     assert detected.dialect.name == "mmdet"
     assert detected.left == (f"{part}.conv.weight",)
     assert recognise(tensors(*backbone, f"backbone.{part}.x")).dialect.name == "torchvision"
+    inside = recognise(tensors(*backbone, f"bottle{part}.weight"))  # re-identification's bottleneck
+    assert inside.dialect.name == "torchvision"
     gated = recognise(tensors(*backbone, "backbone.layer1.0.se_layer.x", f"{part}.conv.weight"))
     assert gated.dialect.name == "mmcls"
     grouped = recognise(tensors(*backbone, "backbone.layer1.0.gn1.weight", f"{part}.x"))

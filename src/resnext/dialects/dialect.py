@@ -150,6 +150,7 @@ class Dialect:
         problem: Why a network cannot be written: what the library lacks, or computes differently.
             The end of a sentence that starts with `title`; empty if the network can be written.
         unreadable: Why a network in a file from the library cannot be used; empty if it can.
+        unseen: Fields that its networks have and that names and shapes do not show.
         original: Builds the library's own network with its Python package.
     """
 
@@ -180,6 +181,7 @@ class Dialect:
     recognises: Callable[[ParameterNames], bool] = field(default=lambda names: True)
     problem: Callable[[ResNeXtConfig], str] = field(default=lambda config: "")
     unreadable: Callable[[ResNeXtConfig], str] = field(default=lambda config: "")
+    unseen: Callable[[ResNeXtConfig], dict[str, Any]] = field(default=lambda config: {})
     original: Callable[[ResNeXtConfig], nn.Module] | None = None
 
     @cached_property

@@ -57,7 +57,9 @@ _BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
 _HEAD_ARGS = ("type", "num_classes", "in_channels", "loss", "topk", "cal_acc", "init_cfg")
 
 _MMCLS_MODULES = re.compile(r"stem\.\d\.conv\.|.*\.se_layer\.")
-_DETECTOR = re.compile(r"(neck|rpn_head|roi_head|bbox_head|mask_head|decode_head|auxiliary_head)\.")
+_DETECTOR = re.compile(
+    r"(?:^|\.)(?:neck|rpn_head|roi_head|bbox_head|mask_head|decode_head|auxiliary_head)\."
+)
 
 
 # -- names -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from resnext.dialects.cadene import CADENE
 from resnext.dialects.detectron2 import DETECTRON2
 from resnext.dialects.dialect import Dialect
 from resnext.dialects.lucid import LUCID, LUCID3
@@ -23,6 +24,7 @@ DIALECTS: dict[str, Dialect] = {
         DETECTRON2,
         TRANSFORMERS,
         TORCH7,
+        CADENE,
     )
 }
 """Dialects by name. Where two recognise the same file, the lower row is taken."""

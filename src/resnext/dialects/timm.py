@@ -58,6 +58,7 @@ _IMAGES = ("input_size", "test_input_size", "interpolation", "crop_pct", "test_c
 _IMAGES += ("crop_mode", "mean", "std")
 _CONFIG = ("architecture", "num_classes", "num_features", "global_pool", "pretrained_cfg")
 _CONFIG += ("model_args", "label_names", "label_descriptions")
+_LEGACY = "legacy_"  # Cadene's networks; see cadene.py
 _ONLY_TIMM = re.compile(r"conv1\.0\.|layer1\.0\.se\.|.*\.downsample\.2\.")
 
 
@@ -219,7 +220,7 @@ def _network(name: str, document: Values, count: int | None) -> ResNeXtConfig:
     Raises:
         CheckpointError: The architecture or an argument is not supported here.
     """
-    if name not in variants():
+    if name.removeprefix(_LEGACY) not in variants():
         raise CheckpointError(
             f"config.json names {name}, which is not a ResNeXt that is built here."
         )
@@ -228,12 +229,18 @@ def _network(name: str, document: Values, count: int | None) -> ResNeXtConfig:
     pool = args.pop("global_pool", document.get("global_pool"))
     if pool not in (None, "avg"):
         raise CheckpointError(f"config.json: global_pool {pool!r} is not supported, only 'avg'.")
-    fields = {"num_classes": args.pop("num_classes", count), "in_channels": args.pop("in_chans", 3)}
+    fields: dict[str, Any] = {"ceil_pooling": True} if name.startswith(_LEGACY) else {}
+    fields |= {
+        "num_classes": args.pop("num_classes", count),
+        "in_channels": args.pop("in_chans", 3),
+    }
     stride = args.pop("output_stride", None)
     if other := [key for key, value in args.items() if key not in _TRAINING and value is not None]:
         raise CheckpointError(f"config.json: the argument {other[0]!r} of timm is not supported.")
     try:
-        config = variant(name, **{key: x for key, x in fields.items() if x is not None})
+        config = variant(
+            name.removeprefix(_LEGACY), **{key: x for key, x in fields.items() if x is not None}
+        )
         return with_output_stride(config, stride, "timm")
     except ResNeXtError as error:
         raise CheckpointError(f"config.json: {error}") from error

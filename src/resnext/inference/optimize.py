@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -135,7 +136,7 @@ def optimize(
     source = network if isinstance(model, ResNeXt) else _absolute(model)
     reopen = partial(_opened, source, digest)
     if plan:
-        return Optimized(plan, network.card, network.config, reopen, device)
+        return _optimized(plan, network, reopen, device)
     require_folder(path.parent)  # a folder that cannot be written fails now, not after minutes
     log = reporter(progress)
     try:
@@ -168,7 +169,17 @@ def optimize(
     if network.card and len(network.card.preprocessing.mean) == network.config.in_channels:
         builder.save(form, "pixels", plan.graph("pixels"))
     write_plans(path, [plan])
-    return Optimized(plan, network.card, network.config, reopen, device)
+    return _optimized(plan, network, reopen, device)
+
+
+def _optimized(
+    plan: Plan, network: ResNeXt, reopen: Callable[[], ResNeXt], device: str
+) -> Optimized:
+    """The network as its plan computes it; kept in memory if its engine opens no file."""
+    optimized = Optimized(plan, network.card, network.config, reopen, device)
+    if not ENGINES[plan.form.engine].suffix:
+        optimized.network = network
+    return optimized
 
 
 def _opened(source: ResNeXt | str | Path, digest: str) -> ResNeXt:

@@ -204,7 +204,8 @@ class Optimized:
 
         device = pick_device("cpu" if self.plan.device == "cpu" else self._device)
         preprocessing = self.card.preprocessing if self.card else None
-        builder = EngineBuilder(self._network(), self.plan.size, device, preprocessing)
+        network = vars(self).get("network") or self._network()  # not kept: the engine has a copy
+        builder = EngineBuilder(network, self.plan.size, device, preprocessing)
         with suppress(CheckpointError, OSError):  # the file only saves time in later processes
             require_folder(path.parent)
             builder.save(form, kind, self.plan.graph(kind))

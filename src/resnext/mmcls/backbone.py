@@ -250,6 +250,11 @@ class ResNeXt(Backbone):
             modules.update({"conv1": conv, f"{prefix}1": norm, "relu": relu})
         modules.update(rest)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the activations inside blocks in the backward pass: mmcls's `with_cp`."""
+        super().set_grad_checkpointing(enable)
+        self.with_cp = enable
+
     @property
     def norm1(self) -> nn.Module:
         """The norm of the classic stem."""

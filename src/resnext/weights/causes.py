@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
@@ -11,7 +12,10 @@ from torch import Tensor
 _CAUSES = tuple(
     (re.compile(pattern), why)
     for pattern, why in (
-        (r"conv_offset", "It has deformable convolutions (DCN), which are not supported."),
+        (
+            r"(?:conv\d?_?offset|offset_conv|deform\w*)\.",
+            "It has deformable convolutions (DCN), which are not supported.",
+        ),
         (r"context_block", "It has GCNet's context blocks, a plugin of mmdet."),
         (r"nonlocal_block", "It has non-local blocks, a plugin of mmdet."),
         (r"gen_attention_block", "It has generalized attention, a plugin of mmdet."),
@@ -24,7 +28,7 @@ _CAUSES = tuple(
         (r"weight_orig", "It has spectral norm or pruning. Remove it and save again."),
         (r"_packed_params|zero_point", "It is quantized. Save the network as it was before."),
         (
-            r"(?:^|\.)(?:bn\d|norm\d)\.(?:IN|BN|instance_norm|batch_norm)\.",
+            r"(?:^|\.)(?:(?:bn|norm)\d\.(?:IN|BN|instance_norm|batch_norm)|layer\d+\.\d+\.IN)\.",
             "Its norms are half instance, half batch norms (IBN-Net), which are not supported.",
         ),
         (
@@ -32,9 +36,11 @@ _CAUSES = tuple(
             "It has CBAM's channel and spatial attention, which is not supported.",
         ),
         (
-            r"(?:^|\.)layer\d+\.\d+\.se_module\.",
-            "It is one of Cadene's SE networks, whose pooling differs (timm: legacy_seresnext…).",
+            r"(?:^|\.)layer0\.conv3\.",
+            "It is a SENet-154: its 3×3 convolutions widen, and its shortcuts are 3×3.",
         ),
+        (r"\.conv\d\.(?:paths\.\d|attn\.fc_)", "It is a SKNet: its blocks select kernels."),
+        (r"\.conv2\.(?:radix|bn0|fc2)\b", "It is a ResNeSt: its blocks have split attention."),
         (
             r"layer\d+\.\d+\.(?:convs|bns)\.\d+\.",
             "It is a Res2NeXt: its blocks have several 3×3 convolutions in a row.",
@@ -45,6 +51,35 @@ _SE = re.compile(r"\.(se\w*\.fc\.\d)\.weight$")
 _BLOCK = re.compile(r"(?:^|\.)layer1\.0\.(conv\d)\.weight$")
 
 
+# Names of layers that work on the trunk's maps, though the trunk is complete without them
+_HIDDEN = (
+    (
+        re.compile(r".*layer\d+\.\d+\.conv\d\.net\.weight"),
+        "It is a TSM: its blocks shift channels between images.",
+    ),
+    (
+        re.compile(r"(?:\w*bam|ca|sa|nl|non_?local)_?\d*\..*", re.I),
+        "It has attention between its stages, which is not supported",
+    ),
+)
+
+
+def hidden_cause(state: Mapping[str, Tensor], prefix: str, left: Iterable[str]) -> str:
+    """Why a complete trunk computes other maps than a ResNeXt; empty if no name shows that.
+
+    Args:
+        state: Tensors by name.
+        prefix: What the trunk's names start with.
+        left: Names of the tensors that are not of the trunk.
+    """
+    shift, attention = _HIDDEN
+    if any(map(shift[0].fullmatch, state)):
+        return shift[1]
+    inside = (name for name in left if name.startswith(prefix))
+    found = next((x for x in inside if attention[0].fullmatch(x.removeprefix(prefix))), None)
+    return f"{attention[1]}: {found}." if found else ""
+
+
 def causes_of(state: Mapping[str, Tensor]) -> list[str]:
     """Sentences on what a state dict has that a ResNeXt does not have.
 
@@ -52,8 +87,11 @@ def causes_of(state: Mapping[str, Tensor]) -> list[str]:
         state: Tensors by name.
     """
     causes = [why for pattern, why in _CAUSES if any(map(pattern.search, state))]
-    if any(x.ndim == 5 for x in state.values()):
+    dimensions = Counter(x.ndim for x in state.values())
+    if dimensions[5] > dimensions[4]:
         causes.append("Its convolutions are 3-D: it is a network for videos or volumes.")
+    if dimensions[3] > max(dimensions[4], 3):
+        causes.append("Its convolutions are 1-D: it is a network for signals.")
     if found := next((x for x in map(_SE.search, state) if x), None):
         causes.append(
             f"It has squeeze-and-excitation layers called {found[1]}, which could not be placed at "

@@ -20,8 +20,13 @@ _NAMES = re.compile(
     r"(?:^|[._])(?:fc\d*|linear|head|heads|classifier|cls|logits?|last_linear|output|out|pred)$"
 )
 # Linear layers on normalized features, as ArcFace's, and those that make embeddings
-_MARGIN = re.compile(r"arc|cosface|margin|proj|embed|metric|proxies|angular|normface|sphereface")
-_POOLING = re.compile(r"(?:^|[._])(?:gem|pool\w*|global_pool)(?:[._]|$)|(?:^|\.)p$")
+_MARGIN = re.compile(
+    r"arc|cosface|margin|proj|embed|metric|proxies|angular|normface|sphereface|feat|reduc|descr|"
+    r"hash|whiten|latent|bottleneck"
+)
+_POOLING = re.compile(
+    r"(?:^|[._])(?:gem|[a-z]*pool\w*|global_pool|attn\w*|attention\w*)(?:[._]|$)|(?:^|\.)p$"
+)
 _SHOWN = 4
 
 
@@ -46,12 +51,13 @@ def find_head(
         features: Channels of the trunk's last map.
         root: What the names of the trunk start with. Layers that start with it too may be part of
             the trunk's computation.
-        named: Whether only a layer that is called a classifier counts.
+        named: Whether a layer beside others counts only if it is called a classifier.
     """
     layers = layers_of({name: x for name, x in left.items() if x.numel()})
     linear = [x for x in layers if x.kind == "linear" and x.shape[1] == features]
     called = [x for x in linear if _is_called_classifier(x)]
-    linear = called if named or len(called) == 1 else linear
+    alone = len([x for x in layers if x.kind != "other"]) == 1
+    linear = called if len(called) == 1 or (named and not alone) else linear
     if not linear:
         return Head({}, note=_note(layers, "its last layer is not one linear layer"))
     if any(SELF_SUPERVISED.search(name) for name in left):
@@ -59,7 +65,7 @@ def find_head(
     if len(linear) > 1:
         return Head({}, note=_note(linear, "several linear layers take its features"))
     last = linear[0]
-    if reason := _obstacle(last, [x for x in layers if x is not last], features, root):
+    if reason := _obstacle(last, left, [x for x in layers if x is not last], features, root):
         return Head({}, note=reason)
     weight = last.tensors["weight"]
     state, note = {"fc.weight": weight, "fc.bias": last.tensors.get("bias", weight[:, 0])}, ""
@@ -70,20 +76,54 @@ def find_head(
 
 
 def head_obstacle(
-    left: Mapping[str, Tensor], features: int, root: tuple[str, ...], classes: int
+    name: str,
+    head: Mapping[str, Tensor],
+    left: Mapping[str, Tensor],
+    root: tuple[str, ...],
 ) -> str:
-    """Why a linear layer beside these tensors is not directly on pooled features; else empty."""
+    """Why a classifier beside these tensors is not linear on pooled features; else empty.
+
+    Args:
+        name: What the names of its tensors start with.
+        head: `weight` and, if there is one, `bias`.
+        left: The other tensors that are not of the trunk, by name.
+        root: What the names of the trunk start with.
+    """
     layers = layers_of({name: x for name, x in left.items() if x.numel()})
-    return _between(layers, features, root, classes)
+    classes, features = head["weight"].shape
+    return _cosine(name, "bias" in head, left) or _between(layers, features, root, classes)
 
 
-def _obstacle(last: Layer, others: Iterable[Layer], features: int, root: tuple[str, ...]) -> str:
+def _cosine(name: str, biased: bool, left: Mapping[str, Tensor]) -> str:
+    """The scale of a classifier on normalized features, as a note; empty if there is none.
+
+    It is a number in the same layer or, without a bias, beside it.
+    """
+    places = {name} if biased else {name, name.rpartition(".")[0]}
+    scales = [
+        other
+        for other, x in left.items()
+        if x.numel() == 1 and x.is_floating_point() and other.rpartition(".")[0] in places
+    ]
+    if not scales:
+        return ""
+    return f"{name} is left out: {scales[0]} scales it, as cosines of normalized features are"
+
+
+def _obstacle(
+    last: Layer,
+    left: Mapping[str, Tensor],
+    others: Iterable[Layer],
+    features: int,
+    root: tuple[str, ...],
+) -> str:
     """Why a linear layer is not a classifier directly on pooled features; else empty."""
     if _MARGIN.search(last.name.lower()):
         return f"{last.name} is left out: by its name it is not a plain classifier"
     if not (last.biased or _is_called_classifier(last)):
         return f"{last.name} {last.shape} is left out: it has no bias, and no name of a classifier"
-    return _between(others, features, root, last.shape[0])
+    cosine = _cosine(last.name, last.biased, left)
+    return cosine or _between(others, features, root, last.shape[0])
 
 
 def _is_called_classifier(layer: Layer) -> bool:
@@ -98,9 +138,10 @@ def _between(others: Iterable[Layer], features: int, root: tuple[str, ...], clas
         for x in several
         if (x.kind == "norm" and x.shape[0] in (features, classes))
         or (x.kind == "linear" and x.shape[1] == classes)  # behind it
+        or (x.kind == "linear" and x.shape == (features, features))  # before it
         or _POOLING.search(x.name)
         or any(_POOLING.search(name) for name in x.names)
-        or (x.kind == "conv" and x.path[: len(root)] == root)
+        or (x.kind == "conv" and x.shape[0] > 1 and x.path[: len(root)] == root)
     ]
     return _note(found, "its classifier is not directly on pooled features") if found else ""
 

@@ -51,8 +51,16 @@ def infer_config(shapes: Mapping[str, Shape], norm: str = "batch") -> InferredCo
     cardinality = cardinalities.pop()
     expansion = next((e for e in (4, 2, 1) if all(out % e == 0 for out in outs)), 1)
     channels = tuple(out // expansion for out in outs)
-    norm = norm if "bn1.running_mean" not in shapes else "batch"
-    if norm == "batch" and "bn1.running_mean" not in shapes:
+    tracked = "layer1.0.bn1.running_mean" in shapes
+    norm = "batch" if tracked else norm
+    if norm == "batch" and not tracked and any(x.endswith(".running_mean") for x in shapes):
+        raise CheckpointError("layer1.0.bn1.running_mean is missing.")
+    if norm == "batch" and not any(".bn1." in name and shape for name, shape in shapes.items()):
+        raise CheckpointError(
+            "It has no norms: they were folded into its convolutions, or have no parameters. For "
+            "the latter pass its config."
+        )
+    if norm == "batch" and not tracked:
         raise CheckpointError(
             "Its norms have no running statistics, so they are group, layer or instance norms, and "
             "names and shapes do not show which. Pass its config."

@@ -15,7 +15,7 @@ from resnext.config import ResNeXtConfig
 from resnext.errors import CheckpointError, ConfigError
 from resnext.network import ResNeXt
 from resnext.weights import in_memory
-from resnext.weights.causes import cause_of
+from resnext.weights.causes import cause_of, hidden_cause
 from resnext.weights.formats.reading import Contents
 from resnext.weights.infer_config import ASSUMED, infer_config
 from resnext.weights.lookalikes import choose_lookalike
@@ -42,10 +42,18 @@ def detect_network(
     Raises:
         CheckpointError: Neither shows one.
     """
+    if not weights.state:
+        keys = ", ".join(map(repr, [*contents.metadata][:5])) or "nothing"
+        raise CheckpointError(
+            f"No ResNeXt is in it: it holds no tensors by name, only {keys}. Save "
+            f"model.state_dict(), not an optimizer's."
+        )
     by_name: DetectedNetwork | None = None
     named = list[str]()
     try:
         by_name = _without(head, recognise(weights.state, weights.dialect), named)
+        if hidden := hidden_cause(weights.state, by_name.prefix, by_name.left):
+            raise CheckpointError(hidden)
         found = _network(by_name, known, weights.state, contents, named)
         notes += named
         return by_name, *found
@@ -64,6 +72,8 @@ def detect_network(
         raise problem from error
     if by_name is not None and same_trunk(by_name.state, detected.state):
         raise problem  # names were right; the file is incomplete or contradicts its config
+    if hidden := hidden_cause(weights.state, detected.prefix, detected.left):
+        raise CheckpointError(hidden)
     detected = _without(head, detected, notes)
     return detected, *_network(detected, known, weights.state, contents, notes)
 
@@ -95,6 +105,8 @@ def _network(
     config, ambiguity = known, ""
     if config is None:
         inferred, _ = infer_config(shapes, detected.norm)
+        unseen = detected.dialect.unseen(inferred)
+        inferred = inferred.replace(**unseen)
         outside = [
             n for n in (*detected.left, *detected.heads) if n in state and state[n].ndim == 4
         ]
@@ -110,8 +122,10 @@ def _network(
             notes.append(
                 f"not visible in names and shapes, so the usual values are assumed: {ASSUMED}"
             )
-    if detected.norm_eps is not None:
-        config = config.replace(norm_eps=detected.norm_eps)
+        if unseen:
+            values = ", ".join(f"{name}={value!r}" for name, value in unseen.items())
+            notes.append(f"as in all files of {detected.dialect.title}: {values}")
+    config = config.replace(**detected.fields)
     network, problem = match_network(config, detected.state, classifier="fc.weight" in shapes)
     if network is not None:
         return network, ambiguity

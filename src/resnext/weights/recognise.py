@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from resnext.dialects.table import DIALECTS
 from resnext.errors import CheckpointError
 from resnext.weights.formats.reading import Contents, to_tensors
 from resnext.weights.heads import SELF_SUPERVISED, find_head, head_obstacle
-from resnext.weights.structure import AFFINE_EPS, STRUCTURE, may_hold_structure, read_structure
+from resnext.weights.structure import STRUCTURE, may_hold_structure, read_structure
 
 # Where weights are in a dictionary, best first: averages are what was evaluated. mmengine swaps:
 # its `state_dict` holds the average and `ema_state_dict` the raw weights.
@@ -57,8 +58,8 @@ class DetectedNetwork(NamedTuple):
     """Names of everything else: other parts of a detector, averages of weights."""
     passed_over: tuple[str, ...]
     """Prefixes of other networks."""
-    norm_eps: float | None = None
-    """What norms add to variances, if the kind of file shows it."""
+    fields: Mapping[str, Any] = MappingProxyType({})
+    """Fields of the config that the kind of file shows, besides names and shapes."""
     notes: tuple[str, ...] = ()
     """What was assumed about the classifier, or what was left out of it."""
 
@@ -145,7 +146,9 @@ def recognise(state: Mapping[str, Tensor], dialect: Dialect | None = None) -> De
     weights = [name for name, part in heads.items() if part == "weight"]
     if heads and not weights:
         raise CheckpointError(f"{next(iter(heads))} exists, but not the weight that belongs to it.")
+    features = _features(ours)
     one = len(weights) == 1 and state[weights[0]].ndim == 2
+    one = one and features in (0, state[weights[0]].shape[1])
     one = one and not _is_projection(weights[0], prefix, outside)
     own = {x.data_ptr() for x in ours.values()}
     left = {
@@ -155,16 +158,17 @@ def recognise(state: Mapping[str, Tensor], dialect: Dialect | None = None) -> De
     }
     note = ""
     if one:
-        classes, features = state[weights[0]].shape
         root = tuple(prefix.split(".")[:-1])
-        note = head_obstacle(left, features, root, classes) if left else ""
+        head = {part: state[name] for name, part in heads.items()}
+        if left:
+            note = head_obstacle(weights[0].removesuffix(".weight"), head, left, root)
         one = not note
     if one:
         ours |= {f"fc.{part}": state[name] for name, part in heads.items()}
         if "fc.bias" not in ours:
             ours["fc.bias"] = ours["fc.weight"].new_zeros(len(ours["fc.weight"]))
             note = f"the classifier {weights[0]} has no bias; it is zero"
-    elif left and not heads and (features := _features(ours)):
+    elif left and not heads and features:
         head = find_head(left, features, tuple(prefix.split(".")[:-1]), named=True)
         ours, note = ours | head.state, head.note
         heads, beside = dict.fromkeys(head.used, ""), beside - {*head.used}
@@ -204,7 +208,7 @@ def recognise_structure(
         heads=(),
         left=tuple(name for name in left if name not in head.used),
         passed_over=(),
-        norm_eps=AFFINE_EPS if found.affine else None,
+        fields=found.fields,
         notes=tuple(notes),
     )
 

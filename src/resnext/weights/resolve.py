@@ -41,6 +41,8 @@ from resnext.weights.normalizer import with_normalizer
 from resnext.weights.recognise import ChosenWeights, DetectedNetwork, choose_weights
 from resnext.weights.structure import AFFINE_EPS
 
+_PART = re.compile(r"-\d+-of-\d+\.")
+
 Source = str | Path | Mapping[str, Any] | nn.Module | Enum
 
 
@@ -223,6 +225,7 @@ def in_folder(folder: Path) -> tuple[Path, Documents]:
         CheckpointError: The folder holds no file of weights, or a document is not JSON.
     """
     names = ("model.safetensors", "pytorch_model.bin", "model.bin")
+    names += ("model.safetensors.index.json", "pytorch_model.bin.index.json")
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         raise CheckpointError(f"{folder} is a folder without {names[0]}; name the file instead.")
@@ -266,12 +269,13 @@ def resolve_contents(
         if isinstance(network, ResNeXt):
             _check_classes(network.config.num_classes, metadata.num_classes, len(card.labels))
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        part = " It is one of several parts: load their folder." if _PART.search(path.name) else ""
+        raise CheckpointError(f"{path}: {error}{part}") from error
     notes += _left_out(weights, detected)
     notes += metadata.notes
     if not entry and metadata.preprocessing is None:
         assumed = "256, 224, bilinear, ImageNet's mean and deviation"
-        if detected.norm_eps == AFFINE_EPS:  # Caffe2 reads images as OpenCV does
+        if detected.fields.get("norm_eps") == AFFINE_EPS:  # Caffe2 reads images as OpenCV does
             usual = card.preprocessing
             bgr = replace(usual, mean=usual.mean[::-1], std=usual.std[::-1], colour="BGR")
             card = replace(card, preprocessing=bgr)
@@ -321,8 +325,8 @@ def _left_out(weights: ChosenWeights, detected: DetectedNetwork) -> list[str]:
     if detected.heads:
         heads = ", ".join(detected.heads)
         notes.append(
-            f"its last layer is not one linear layer, or a projection of self-supervised training, "
-            f"and was left out: {heads}"
+            f"its last layer is not one linear layer on pooled features, or a projection of "
+            f"self-supervised training, and was left out: {heads}"
         )
     return notes
 

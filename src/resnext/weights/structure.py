@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ AFFINE_EPS = 2.0**-17
 """Added to variances where norms are scales and shifts only: exact in every type of number."""
 
 _ALIKE = "two orders fit"
+_CADENE = "se_module"  # his word for squeeze-and-excitation
 
 
 class Structure(NamedTuple):
@@ -55,8 +56,8 @@ class Structure(NamedTuple):
     """What the names of all its layers start with."""
     notes: tuple[str, ...]
     """What was assumed."""
-    affine: bool
-    """Whether its norms are scales and shifts only, as in Caffe2's and Detectron's files."""
+    fields: Mapping[str, Any]
+    """Fields of the config that leave no trace in names and shapes of our own."""
 
 
 def may_hold_structure(state: Mapping[str, object]) -> bool:
@@ -79,7 +80,8 @@ def read_structure(state: Mapping[str, Tensor], avg_down: bool | None = None) ->
         CheckpointError: There is no ResNeXt, or something is ambiguous; the message says what.
     """
     layers = layers_of(state)
-    if any(x.ndim == 5 for x in state.values()):
+    dimensions = Counter(x.ndim for x in state.values())
+    if dimensions[5] > dimensions[4]:
         raise CheckpointError("Its convolutions are 3-D: it is a network for videos or volumes.")
     ordered = not is_sorted(state)
     blocks = _blocks_by_name(layers)
@@ -228,8 +230,10 @@ def _network(
     notes = ["its names are not known; it was recognized by the structure of its layers"]
     state = stem_state(stem, notes)
     pooled = _pools_shortcuts(stages, len(stem) == 3, avg_down, notes)
-    if avg_down is None and len(stem) == 1:
-        _check_pooling(stages[0][0], layers)
+    fields: dict[str, Any] = {}
+    if avg_down is None and len(stem) == 1 and _pools_as_caffe(stages[0][0], stem[0], root, layers):
+        fields["ceil_pooling"] = True
+        notes.append("its names are Cadene's, so its max pooling does not pad")
     affine = _is_affine(stem, roles)
     used = {name for pair in stem for x in pair for name in x.names}
     for i, stage in enumerate(stages):
@@ -239,7 +243,8 @@ def _network(
     if affine:
         notes.append("its norms are scales and shifts; mean 0 and variance 1 are added")
         state = _with_statistics(state)
-    return Structure(state, frozenset(used), root, tuple(notes), affine)
+        fields["norm_eps"] = AFFINE_EPS
+    return Structure(state, frozenset(used), root, tuple(notes), fields)
 
 
 def _is_affine(stem: Sequence[Pair], roles: Sequence[BlockRoles]) -> bool:
@@ -263,24 +268,24 @@ def _with_statistics(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return whole
 
 
-def _check_pooling(block: BlockRoles, layers: Sequence[Layer]) -> None:
-    """Refuse an SE-ResNeXt of which names do not show that its first pooling is the usual one.
+def _pools_as_caffe(
+    block: BlockRoles, stem: Pair, root: tuple[str, ...], layers: Sequence[Layer]
+) -> bool:
+    """Whether an SE-ResNeXt is Cadene's by its names: `se_module`, and the stem in a Sequential.
 
     Raises:
-        CheckpointError: It is Cadene's, or may be.
+        CheckpointError: Names do not show which max pooling it has.
     """
-    if len(block.gate) != 2:
-        return
+    if len(block.gate) != 2 or stem.conv.shape[2:] != (7, 7):
+        return False
     names = [layer.name.lower() for layer in layers]
-    if any("se_module" in name for name in names):
-        raise CheckpointError(
-            "it is Cadene's SE-ResNeXt (timm: legacy_seresnext…), whose max pooling does not pad"
-        )
-    if not any(map(SQUEEZE.search, names)):
-        raise CheckpointError(
-            "which max pooling its stem has is ambiguous: timm's SE-ResNeXts pad, Cadene's do not, "
-            "and names do not show whose it is. Pass config= for timm's"
-        )
+    inside, cadene = len(stem.conv.path) == len(root) + 2, any(_CADENE in name for name in names)
+    if inside == cadene and any(map(SQUEEZE.search, names)):
+        return cadene
+    raise CheckpointError(
+        "which max pooling its stem has is ambiguous: timm's SE-ResNeXts pad, Cadene's do not, and "
+        "names do not show whose it is. Pass config=, with ceil_pooling=True for Cadene's"
+    )
 
 
 def _stages(roles: Sequence[BlockRoles], ordered: bool) -> list[list[BlockRoles]]:

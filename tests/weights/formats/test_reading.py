@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
 import struct
 import sys
+import tarfile
 import types
 import zipfile
 from collections import OrderedDict, defaultdict
@@ -24,6 +26,7 @@ from resnext.config import ResNeXtConfig
 from resnext.errors import CheckpointError, MissingFileError
 from resnext.network import ResNeXt
 from resnext.weights.formats import reading
+from resnext.weights.load import load
 from resnext.weights.recognise import ChosenWeights, choose_weights
 
 TINY = ResNeXtConfig((1,), 2, 8, num_stages=1, channels=(16,), num_classes=3)
@@ -251,7 +254,20 @@ def test_torchscript_is_refused(tmp_path: Path) -> None:
         (b"", "is empty"),
         (b"<!DOCTYPE html><html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
-        (b"\x1f\x8b\x08", "gzip"),
+        (b"\x1f\x8b\x08", "gzip; unpack"),
+        (b"BZh91AY", "bzip2; unpack"),
+        (b"\xfd7zXZ\x00", "xz; unpack"),
+        (b"7z\xbc\xaf\x27\x1c", "7z; unpack"),
+        (b"\x28\xb5\x2f\xfd", "Zstandard; unpack"),
+        (b"\x89HDF\r\n\x1a\n", r"HDF5, which Keras writes; .*numpy\.savez"),
+        (b"\x08\x07\x12\x07pytorch", "ONNX; save its arrays"),
+        (b"\n\x0bResNeXt-50", "Caffe's model; save its arrays"),
+        (b"\x1c\x00\x00\x00TFL3", "TensorFlow Lite"),
+        (b"\x82\xa6params", "Flax"),
+        (b"MATLAB 5.0 MAT-file", "MATLAB"),
+        (b"GGUF\x03", "GGUF"),
+        (b"\x93NUMPY\x01", r"numpy\.savez"),
+        (b"\n\n<!DOCTYPE html>", "web page"),
         (b"\x04\x00\x00\x00\x01", "Torch7"),
         (b'{"a": 1}', "JSON"),
         (b"hello", "b'hello'"),
@@ -265,6 +281,65 @@ def test_what_is_no_file_of_weights(tmp_path: Path, content: bytes, said: str) -
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match=said):
         read(tmp_path / "a.pth")
+
+
+def test_archives_are_unpacked_by_the_user(tmp_path: Path) -> None:
+    """torch's own message asks for `weights_only=False`, which would execute the file."""
+    torch.save({"a.weight": torch.ones(2)}, tmp_path / "inner.pth")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "inner.pth", "inner.pth")
+    with pytest.raises(CheckpointError, match=r"is a tar archive\. Unpack it"):
+        read(tmp_path / "a.tar")
+    with zipfile.ZipFile(tmp_path / "a.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
+        archive.writestr("model.weights.h5", b"\x89HDF")
+    with pytest.raises(CheckpointError, match=r"torch did not write.*'model\.weights\.h5'"):
+        read(tmp_path / "a.keras")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_parts_with_an_index(tmp_path: Path, suffix: str) -> None:
+    """Large models of the Hugging Face Hub come in parts."""
+    state = ResNeXt(TINY).state_dict()
+    names = list(state)
+    index: dict[str, str] = {}
+    for i, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"model-0000{i}-of-00002.{suffix}"
+        write = save_file if suffix == "safetensors" else torch.save
+        write({name: state[name] for name in part}, tmp_path / file)
+        index |= dict.fromkeys(part, file)
+    at = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}[suffix]
+    (tmp_path / f"{at}.index.json").write_text(json.dumps({"weight_map": index}))
+    for path in (tmp_path, tmp_path / f"{at}.index.json"):
+        model = load(path)
+        assert all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
+    with pytest.raises(CheckpointError, match="one of several parts: load their folder"):
+        load(tmp_path / f"model-00001-of-00002.{suffix}")
+    (tmp_path / f"model-00002-of-00002.{suffix}").unlink()
+    with pytest.raises(CheckpointError, match=r"names 'model-00002.*not next to it"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "{}", '{"weight_map": 1}', '{"weight_map": {"a": "../a.bin"}}']
+)
+def test_wrong_indexes(tmp_path: Path, text: str) -> None:
+    """A name must not lead out of the folder."""
+    (tmp_path / "a.bin.index.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"no weight_map|not next to it"):
+        read(tmp_path / "a.bin.index.json")
+
+
+def test_files_of_optimizers(tmp_path: Path) -> None:
+    """They hold tensors, but by number; the message says what to save."""
+    net = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    for content in (optimizer.state_dict(), {"optimizer": optimizer.state_dict(), "epoch": 3}):
+        torch.save(content, tmp_path / "a.pth")
+        with pytest.raises(CheckpointError, match=r"no tensors by name.*not an optimizer's"):
+            load(tmp_path / "a.pth")
 
 
 def test_missing_and_folders(tmp_path: Path) -> None:

@@ -166,6 +166,28 @@ def test_computed_weights(
     agree(loaded(model.state_dict(), tmp_path), wanted, 1e-4)
 
 
+def test_pruned_biases(tmp_path: Path, network: ResNeXt) -> None:
+    """A classifier without its bias has other logits, and no error says so."""
+    model = deepcopy(network)
+    nn.init.normal_(model.fc.bias)
+    prune.random_unstructured(model.fc, "bias", 0.5)
+    agree(loaded(model.state_dict(), tmp_path), logits(model), 1e-5)
+
+
+def test_observers_are_left_out(tmp_path: Path, network: ResNeXt) -> None:
+    """Those of `torch.ao.quantization`, and thop's counters, stand beside ordinary weights."""
+    state: dict[str, Any] = dict(network.state_dict())
+    for name in list(state):
+        layer, _, end = name.rpartition(".")
+        if end == "weight":
+            state[f"{layer}.activation_post_process.min_val"] = torch.tensor(0.0)
+            state[f"{layer}.weight_fake_quant.scale"] = torch.ones(1)
+            state[f"{layer}.total_ops"] = torch.zeros(1, dtype=torch.float64)
+    state["activation_post_process_0.scale"] = torch.ones(1)
+    state["total_params"] = torch.zeros(1, dtype=torch.float64)
+    agree(loaded(state, tmp_path), logits(network), 1e-6)
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 def test_weight_norm_before_2(tmp_path: Path, network: ResNeXt) -> None:
     """`weight_g` and `weight_v`."""

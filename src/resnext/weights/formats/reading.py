@@ -40,6 +40,15 @@ _SAFETENSORS = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"bzh": "bzip2",
+    b"\xfd7zxz": "xz",
+    b"7z\xbc\xaf": "7z",
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"rar!": "RAR",
+}
+_ARRAYS = "save its arrays by name with numpy.savez, in the shapes of torch"
 _READERS_AT_ONCE = 4
 _LOCK = threading.Lock()  # torch has one list of safe names for all threads
 
@@ -72,7 +81,7 @@ def read(path: Path) -> Contents:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise CheckpointError(f"{path} is not a regular file.")
         with path.open("rb") as file:
-            start = file.read(64)
+            start = file.read(512)
         if not start:
             raise CheckpointError(f"{path} is empty.")
         return _READERS[_format(path, start)](path)
@@ -84,6 +93,10 @@ def read(path: Path) -> Contents:
 
 def _format(path: Path, start: bytes) -> str:
     """The format, from the first bytes, because file names are often wrong."""
+    if path.name.endswith(".index.json") and start[:1] == b"{":
+        return "index"
+    if start[257:262] == b"ustar":
+        raise CheckpointError(f"{path} is a tar archive. Unpack it and load the file in it.")
     if _is_zip(path):
         arrays = any(entry.filename.endswith(".npy") for entry in _entries(path))
         return "numpy" if arrays else "torch"
@@ -134,19 +147,49 @@ def _bounded(path: Path) -> list[zipfile.ZipInfo]:
 
 
 def _guess(start: bytes) -> str:
+    if start[4:8] == b"TFL3":
+        return f"it is TensorFlow Lite's; {_ARRAYS}"
     text = start.lstrip().lower()
     for head, guess in (
         (b"<!doctype", "it is a web page; the download went wrong"),
         (b"<html", "it is a web page; the download went wrong"),
         (b"version https://git-lfs", "it is a pointer of Git LFS; run git lfs pull"),
-        (b"\x1f\x8b", "it is gzip; unpack it first"),
-        (b"\x89hdf", "it is HDF5, which Keras writes"),
-        (b"\x08", "it looks like ONNX"),
+        *((head, f"it is {name}; unpack it first") for head, name in _PACKED.items()),
+        (b"\x89hdf", f"it is HDF5, which Keras writes; {_ARRAYS}"),
+        (b"\x93numpy", f"it is one NumPy array or a pickle in it; {_ARRAYS}"),
+        (b"matlab", f"it is MATLAB's; {_ARRAYS}"),
+        (b"gguf", f"it is GGUF; {_ARRAYS}"),
+        (b"\x08", f"it looks like ONNX; {_ARRAYS}"),
+        (b"\x82", f"it looks like Flax's msgpack; {_ARRAYS}"),
+        (b"\n", f"it looks like TensorFlow's graph or Caffe's model; {_ARRAYS}"),
         (b"{", "it is JSON, perhaps the config of the file next to it"),
     ):
-        if text.startswith(head):
+        if text.startswith(head) or start.startswith(head):
             return guess
     return f"it starts with {start[:8]!r}"
+
+
+def _read_shards(path: Path) -> Contents:
+    """The parts that an index names, which lie next to it, as one state dict.
+
+    Raises:
+        CheckpointError: A part is missing, or the index is not one.
+    """
+    try:
+        names = {str(name) for name in json.loads(path.read_bytes())["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is not an index of weights: it has no weight_map."
+        ) from error
+    state: dict[str, Tensor | np.ndarray[Any, Any]] = {}
+    format = ""
+    for name in sorted(names):
+        if Path(name).name != name or not (path.parent / name).is_file():
+            raise CheckpointError(f"{path} names {name!r}, which is not next to it.")
+        part = read(path.parent / name)
+        format = part.format
+        state |= part.dictionaries.get("", {})
+    return Contents(path, format, {"": state}, {})
 
 
 # -- safetensors -----------------------------------------------------------------------------------
@@ -212,6 +255,11 @@ def _read_torch(path: Path) -> Contents:
         raise CheckpointError(
             f"{path} is a TorchScript archive, which holds code. Save the state dict instead: "
             f"torch.save(model.state_dict(), …)."
+        )
+    if entries and not any(entry.filename.endswith("data.pkl") for entry in entries):
+        largest = max(entries, key=lambda entry: entry.file_size).filename
+        raise CheckpointError(
+            f"{path} is a zip archive that torch did not write. Unpack it and load {largest!r}."
         )
     return contents_of("torch", path, _unpickled(path))
 
@@ -286,6 +334,7 @@ def _read_mxnet(path: Path) -> Contents:
 
 
 _READERS = {
+    "index": _read_shards,
     "mxnet": _read_mxnet,
     "safetensors": read_safetensors,
     "torch": _read_torch,

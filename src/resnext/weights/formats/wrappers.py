@@ -28,10 +28,14 @@ WRAPPERS = (
     "_forward_module",
     "_module",
 )
+# What observers of quantization and counters of operations (thop) add; it changes no prediction
+_OBSERVER = re.compile(
+    r"(?:^|\.)(?:(?:\w*activation_post_process\w*|weight_fake_quant)\.|total_(?:ops|params)$)"
+)
 _INNER = re.compile(rf"(?<=\.)(?:{'|'.join(WRAPPERS)})\.")
 _LEADING = re.compile(rf"(?:(?:{'|'.join(WRAPPERS)})\.)*")
 _PARTS = re.compile(
-    r"(.*\.)?(?:parametrizations\.(\w+)\.(original\d?|\d+\.\w+)|(weight)_(g|v|u|orig|mask))"
+    r"(.*\.)?(?:parametrizations\.(\w+)\.(original\d?|\d+\.\w+)|(weight|bias)_(g|v|u|orig|mask))"
 )
 # The parts that a weight is computed from, as `torch.nn.utils` names them
 _WEIGHT_NORM = ({"original0", "original1"}, {"g", "v"})
@@ -40,16 +44,16 @@ _PRUNED = {"orig", "mask"}
 
 
 def plain(arrays: Arrays) -> Arrays:
-    """A state dict without wrappers inside its names, and with its weights computed.
+    """A state dict without wrappers inside its names and observers, and with weights computed.
 
     Wrappers at the start of a name stay: they tell several networks in one file apart.
 
     Raises:
         CheckpointError: A weight is computed in a way that the file does not show, or is sharded.
     """
-    names = {name: _without_wrappers(name) for name in arrays}
+    names = {name: _without_wrappers(name) for name in arrays if not _OBSERVER.search(name)}
     if len(set(names.values())) == len(names):  # else two networks would become one
-        arrays = {names[name]: value for name, value in arrays.items()}
+        arrays = {new: arrays[name] for name, new in names.items()}
     groups: dict[str, dict[str, str]] = {}
     for name in arrays:
         if name.rpartition(".")[2] in ("_flat_param", "flat_param"):
