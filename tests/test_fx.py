@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.fx
 from network_cases import TINY, VARIANTS, filled, images, same, tiny
-from oracles.originals import OnFirstUse
+from oracles.originals import OnFirstUse, torchvision
 from torch import nn
 
 from resnext import Backbone, ResNeXt, mmcls
@@ -140,7 +140,7 @@ def test_quantized_network(name: str, training: bool) -> None:
         prepared(x)
     quantized = convert_fx(prepared.eval())
     assert "quantized" in str(quantized)
-    if name not in ("blur", "dropping"):  # as services deploy it
+    if name != "dropping":  # as services deploy it
         torch.jit.script(quantized)
     wanted, got = plain.eval()(x), quantized(x)
     assert (got - wanted).norm() < 0.2 * wanted.norm()
@@ -148,7 +148,9 @@ def test_quantized_network(name: str, training: bool) -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script.*` is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")
-@pytest.mark.parametrize("name", ["plain", "se", "eca", "deep stem", "avg", "mmcls, one stage"])
+@pytest.mark.parametrize(
+    "name", ["plain", "se", "eca", "deep stem", "avg", "blur", "mmcls, one stage"]
+)
 def test_script(name: str) -> None:
     """TorchScript compiles the graph, and keeps both modes."""
     plain = filled(NETWORKS[name]())
@@ -159,7 +161,17 @@ def test_script(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script.*` is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("name", ["blur", "dropping", "same padding", "layer norm", "frozen"])
+@pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")
+@pytest.mark.parametrize("name", ["plain", "se", "avg_down"])
+def test_script_of_what_holds_the_stages(name: str) -> None:
+    """torchvision's segmentation takes the stages out of the network, and is scripted."""
+    plain, x = filled(NETWORKS[name]()).eval(), images(2, 3, 24, 40)
+    getter: Any = torchvision.models._utils.IntermediateLayerGetter(plain, {"layer2": "out"})
+    same(torch.jit.script(getter)(x)["out"], plain.features(x)[-1])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script.*` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("name", ["dropping", "same padding", "layer norm", "frozen"])
 def test_script_is_refused_in_one_line(name: str) -> None:
     """Torch's own message is a page about its parser."""
     with pytest.raises(InputError, match=r"^torch\.jit\.script cannot .*Use torch\.jit\.trace.*$"):

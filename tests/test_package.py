@@ -32,6 +32,7 @@ FILES = {
     "PKG-INFO",
     "README.md",
     "constraints.txt",
+    "hubconf.py",
     "pyproject.toml",
 }
 

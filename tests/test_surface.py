@@ -61,11 +61,88 @@ def test_classifiers() -> None:
         3,
         int,
     )
+    assert not any(m.training for m in model.modules())
     model.fc = nn.Linear(512, 9)
     assert model.num_classes == 9
     with pytest.raises(ConfigError, match="global_pool must be None or 'avg', not 'max'"):
         model.reset_classifier(4, "max")
     assert model.num_classes == 9
+
+
+def test_networks_without_classifier(tmp_path: Path) -> None:
+    """timm's `num_classes=0`, where a network is built and where it is loaded."""
+    zero: Any = np.int64(0)
+    for model in (
+        resnext.create("resnext_nano", num_classes=0),
+        resnext.create("resnext_nano", num_classes=zero),
+    ):
+        assert model.num_classes == 0
+        assert torch.equal(output(model.eval(), X), output(model.embed, X))
+    card = resnext.Card(tuple("abcde"), resnext.Preprocessing(size=96, resize=96), {"top1": 0.5})
+    whole = tiny_network(CONFIG, card)
+    save(whole, tmp_path / "a.safetensors")
+    loaded = resnext.load(tmp_path / "a.safetensors", num_classes=0)
+    assert torch.equal(output(loaded, X), output(whole.embed, X))
+    assert loaded.card is not None
+    assert (loaded.card.labels, loaded.card.metrics) == ((), {})
+    assert loaded.card.preprocessing == card.preprocessing  # the images stay the same
+    trunk = {k: v for k, v in whole.state_dict().items() if not k.startswith("fc.")}
+    assert torch.equal(output(resnext.load(trunk, num_classes=0), X), output(whole.embed, X))
+    no: Any = False
+    with pytest.raises(ConfigTypeError, match="num_classes must be a positive integer, not False"):
+        resnext.create("resnext_nano", num_classes=no)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"indices": 2},
+        {"indices": [-1, 0]},
+        {"indices": np.array([3, 1])},
+        {"indices": (0, 1), "stop_early": True},
+        {"indices": [2], "intermediates_only": True, "norm": True},
+    ],
+    ids=str,
+)
+def test_intermediate_maps(options: dict[str, Any]) -> None:
+    """timm's way to several maps of a classifier."""
+    ours, theirs = ResNeXt(CONFIG).eval(), timms()
+    ours.load_state_dict(theirs.state_dict())
+    got = output(ours.forward_intermediates, X, **options)
+    if isinstance(options.get("indices"), np.ndarray):
+        options = {"indices": options["indices"].tolist()}
+    wanted = output(theirs.forward_intermediates, X, **options)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("indices", ["all", [5], 6, 0, [], -1, [0.5]], ids=str)
+def test_wrong_intermediate_maps(indices: Any) -> None:
+    """A map that does not exist must not become another one."""
+    with pytest.raises(ConfigError, match=r"indices must be of maps from 0 \(the stem\) to 4, or"):
+        ResNeXt(CONFIG).forward_intermediates(X, indices)
+
+
+def test_timms_preprocessing() -> None:
+    """The transform that timm makes for a model must be the card's."""
+    timms()  # imports timm
+    resolve = import_module("timm.data").resolve_data_config
+    model = ResNeXt(CONFIG)
+    assert resolve(model=model)["input_size"] == (3, 224, 224)
+    model.card = resnext.Card(
+        preprocessing=resnext.Preprocessing(160, 200, "bicubic", mean=(0.5,) * 3, std=(0.25,) * 3)
+    )
+    found = resolve({}, model=model)
+    assert {k: found[k] for k in ("input_size", "interpolation", "mean", "std", "crop_pct")} == {
+        "input_size": (3, 160, 160),
+        "interpolation": "bicubic",
+        "mean": (0.5,) * 3,
+        "std": (0.25,) * 3,
+        "crop_pct": 0.8,
+    }
+    cfg, names = model.default_cfg, model.state_dict()
+    assert {f"{cfg['first_conv']}.weight", f"{cfg['classifier']}.weight"} <= set(names)
+    assert (model.in_chans, model.head_hidden_size) == (3, 512)
 
 
 @pytest.mark.parametrize("build", [ResNeXt, Backbone])

@@ -11,6 +11,7 @@ from resnext.checks import boolean, brief, plain
 from resnext.config import USUAL_DILATION, DilationConvention, ResNeXtConfig, check_config
 from resnext.dilation import with_output_stride
 from resnext.errors import ConfigError, ConfigTypeError
+from resnext.foreign_names import answering_call
 from resnext.layers import check_images, traceable
 from resnext.network import Images, Maps, Trunk, init_weights
 
@@ -75,6 +76,7 @@ class Backbone(Trunk):
 
     builds_unused = False
 
+    @answering_call
     def __init__(
         self,
         config: ResNeXtConfig,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from resnext.checks import brief, is_finite, number, one_of, plain, positive
@@ -51,10 +51,10 @@ class Preprocessing:
         one_of("colour", self.colour, get_args(Colour))
         channels = 1 if self.colour == "L" else 3
         for name in ("mean", "std"):
-            value = getattr(self, name)
-            if isinstance(value, list):
-                object.__setattr__(self, name, tuple(value))
+            value = plain(getattr(self, name))
+            if isinstance(value, list | tuple):
                 value = tuple(value)
+                object.__setattr__(self, name, value)
             numbers = isinstance(value, tuple) and all(map(is_finite, value))
             if not numbers or len(value) != channels:
                 raise ConfigError(f"{name} must hold {channels} numbers, not {brief(value)}.")
@@ -110,6 +110,8 @@ class Card:
 
     def __post_init__(self) -> None:
         """Check the types of all fields."""
+        for name in ("labels", "temperature", "threshold"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
         if isinstance(self.labels, list):
             object.__setattr__(self, "labels", tuple(self.labels))
         if not isinstance(self.labels, tuple) or not all(isinstance(x, str) for x in self.labels):
@@ -126,6 +128,10 @@ class Card:
         number("temperature", self.temperature, lambda x: x > 0, "above 0")
         if self.threshold is not None:
             number("threshold", self.threshold, lambda x: 0 <= x <= 1, "from 0 to 1 or None")
+
+    def without_classes(self) -> Card:
+        """The card for another classifier: without labels, metrics, temperature and threshold."""
+        return replace(self, labels=(), metrics={}, temperature=1.0, threshold=None)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""

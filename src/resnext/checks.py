@@ -38,6 +38,17 @@ def plain(value: Any) -> Any:
     return value
 
 
+def scalar(value: Any) -> Any:
+    """NumPy's number, also an array without dimensions, as Python's; anything else as it is."""
+    return plain(value) if getattr(value, "ndim", None) == 0 else value
+
+
+def is_zero(value: Any) -> bool:
+    """Whether a value is the integer 0, also NumPy's; it stands for no classes, as in timm."""
+    value = plain(value)
+    return type(value) is int and value == 0
+
+
 def positive(name: str, value: Any) -> None:
     """Require an integer of at least 1.
 

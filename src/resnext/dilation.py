@@ -13,8 +13,10 @@ from typing import Any, get_args
 from resnext.checks import boolean, brief, choice
 from resnext.config import USUAL_DILATION, DilationConvention, ResNeXtConfig
 from resnext.errors import ConfigError, ConfigTypeError
+from resnext.foreign_names import answering_call
 
 
+@answering_call
 def with_output_stride(
     config: ResNeXtConfig,
     output_stride: int | None,

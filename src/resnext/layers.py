@@ -273,28 +273,19 @@ class EfficientChannelAttention(nn.Module):
 
 
 class BlurPool2d(nn.Module):
-    """Strided binomial 3×3 blur with reflection padding (arXiv:1904.11486)."""
+    """Strided binomial 3×3 blur with reflection padding (arXiv:1904.11486).
 
-    kernel: Tensor
+    It is two 2×2 means, because a kernel would be lost on the `meta` device.
+    """
 
     def __init__(self, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        row = torch.tensor(
-            [0.25, 0.5, 0.25], device="cpu"
-        )  # with values, even inside torch.device("meta")
-        self.register_buffer("kernel", row[:, None] * row, persistent=False)
 
     def forward(self, x: Map) -> Pooled:
         """Blur, then keep every `stride`-th pixel."""
-        return one_node(self, x)
-
-    def compute(self, x: Tensor) -> Tensor:
-        """What `forward` returns."""
-        channels = x.shape[1]
-        x = F.pad(x, (1, 1, 1, 1), mode="reflect")
-        kernel = self.kernel.to(x.dtype).expand(channels, 1, 3, 3)  # the input's dtype may differ
-        return F.conv2d(x, kernel, stride=self.stride, groups=channels)
+        means = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), 2, 1)
+        return F.avg_pool2d(means, 2, self.stride)
 
 
 class DropPath(nn.Module):
@@ -366,7 +357,7 @@ def scriptable(network: nn.Module) -> nn.Module:
     Raises:
         InputError: The network has a layer, or a `train()`, that a script cannot hold.
     """
-    unknown = (LayerNorm2d, SamePaddingConv2d, BlurPool2d, DropPath)
+    unknown = (LayerNorm2d, SamePaddingConv2d, DropPath)
     held_back = [type(m).__name__ for m in network.modules() if isinstance(m, unknown)]
     if getattr(network, "frozen_stages", -1) >= 0 or getattr(network, "norm_eval", False):
         held_back.append("a train() that keeps layers frozen")

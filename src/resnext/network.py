@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from resnext.architectures import variant, warn_of_weights
 from resnext.card import Card
+from resnext.checks import is_zero
 from resnext.config import USUAL_DILATION, DilationConvention, ResNeXtConfig, Stage, check_config
 from resnext.dilation import with_output_stride
+from resnext.foreign_names import answering_call
 from resnext.layers import (
     DropPath,
     anti_alias,
@@ -46,6 +48,8 @@ class Bottleneck(nn.Module):
         stage: The stage the block is in.
         index: Number of the block in the stage, from 0. Only the first one strides.
     """
+
+    __prepare_scriptable__ = scriptable  # torch.jit.script asks for it
 
     def __init__(self, config: ResNeXtConfig, stage: Stage, index: int) -> None:
         super().__init__()
@@ -79,6 +83,7 @@ class Bottleneck(nn.Module):
 
         self.checkpointing = False  # `set_grad_checkpointing` sets it
 
+    @traceable
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h2 w2"]:
         """The input, projected if its shape changes, plus the residual branch."""
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -167,6 +172,7 @@ class ResNeXt(ClassifierSurface, Trunk):
         ConfigTypeError: `config` is not a `ResNeXtConfig`.
     """
 
+    @answering_call
     def __init__(self, config: ResNeXtConfig) -> None:
         super().__init__(config, depth=check_config(config).num_stages)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
@@ -215,7 +221,8 @@ def create(
         output_stride: 8, 16 or 32: later strides become dilation; None changes nothing.
         dilation_convention: Whose dilation: "timm", "torchvision", "mmseg" or "smp"; see
             `resnext.dilation.with_output_stride`.
-        overrides: Fields of `ResNeXtConfig` to change, such as `num_classes=7`.
+        overrides: Fields of `ResNeXtConfig` to change, such as `num_classes=7`; with
+            `num_classes=0` the network has no classifier and returns embeddings.
 
     Raises:
         UnknownNameError: No variant has that name.
@@ -224,6 +231,11 @@ def create(
     Warns:
         UntrainedWarning: The name is that of trained weights, such as "resnext50_32x4d.a1_in1k".
     """
+    if embeds := is_zero(overrides.get("num_classes")):
+        del overrides["num_classes"]
     config = variant(name, **overrides)
     warn_of_weights(name)
-    return ResNeXt(with_output_stride(config, output_stride, dilation_convention))
+    model = ResNeXt(with_output_stride(config, output_stride, dilation_convention))
+    if embeds:
+        model.reset_classifier(0)
+    return model

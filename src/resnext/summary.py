@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from resnext.checks import brief
+from resnext.checks import brief, plain
 from resnext.config import ResNeXtConfig, Stage, eca_kernel_size
 from resnext.errors import InputError
+from resnext.foreign_names import answering_call
 
 
 class StageSummary(NamedTuple):
@@ -59,6 +60,7 @@ class Summary(NamedTuple):
     """Height and width of the input image."""
 
 
+@answering_call
 def summarize(config: ResNeXtConfig, size: int | tuple[int, int] | None = None) -> Summary:
     """Parameters, MACs and receptive field of a network, for one image.
 
@@ -190,6 +192,7 @@ class _Walk:
 
 
 def _checked_size(config: ResNeXtConfig, size: object) -> tuple[int, int]:
+    size = plain(size)
     sides = (size, size) if isinstance(size, int) else size
     if not isinstance(sides, tuple | list) or [type(side) for side in sides] != [int, int]:
         raise InputError(f"size must be a number of pixels or (height, width), not {brief(size)}.")

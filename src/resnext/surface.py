@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
 
-from resnext.checks import brief, plain
+from resnext.card import Preprocessing
+from resnext.checks import brief, is_zero, plain
 from resnext.errors import ConfigError
+from resnext.layers import check_images
 from resnext.system.forks import one_thread_after_fork
 
 
@@ -28,6 +31,29 @@ class TrunkSurface(nn.Module):
     def stages(self) -> list[nn.Sequential]:
         """The stages that were built, in order."""
         return [getattr(self, name) for name in self.stage_names]
+
+    @classmethod
+    def from_pretrained(cls, *_: Any, **__: Any) -> Any:
+        """Not here: networks with weights come from `resnext.load`.
+
+        Raises:
+            ConfigError: Always, with the function to use.
+        """
+        raise ConfigError(
+            f"{cls.__name__} has no from_pretrained. Use resnext.load(name), or "
+            f"resnext.load_backbone(name); hf://owner/repo loads from the Hugging Face Hub."
+        )
+
+    def push_to_hub(self, *_: Any, **__: Any) -> Any:
+        """Not here: networks are uploaded by `resnext.weights.hub.push`.
+
+        Raises:
+            ConfigError: Always, with the function to use.
+        """
+        raise ConfigError(
+            "Networks have no push_to_hub. Use resnext.weights.hub.push(model, 'owner/name'), or "
+            "save_pretrained(model, folder) of the same module."
+        )
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the activations inside blocks in the backward pass, which saves memory."""
@@ -50,8 +76,11 @@ class ClassifierSurface(TrunkSurface):
 
     fc: nn.Linear
     features: Any
+    stem_map: Any
+    staged: Any
     dropout: Any
     avgpool: Any
+    maxpool: Any
     card: Any
     num_features: int
 
@@ -72,9 +101,84 @@ class ClassifierSurface(TrunkSurface):
         """The config's width of one group in the first stage."""
         return self.config.base_width
 
+    @property
+    def in_chans(self) -> int:
+        """The config's number of input channels."""
+        return self.config.in_channels
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Inputs of the classifier."""
+        return self.num_features
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """The card's preprocessing as timm's `resolve_data_config` and `create_transform` read it.
+
+        Without a card, the usual preprocessing of ImageNet.
+        """
+        preprocessing = self.card.preprocessing if self.card else Preprocessing()
+        size = preprocessing.size
+        return {
+            "num_classes": self.num_classes,
+            "input_size": (self.config.in_channels, size, size),
+            "crop_pct": size / preprocessing.resize,
+            "interpolation": preprocessing.interpolation,
+            "mean": preprocessing.mean,
+            "std": preprocessing.std,
+            "first_conv": "conv1.0" if self.config.stem_type == "deep" else "conv1",
+            "classifier": "fc",
+        }
+
+    default_cfg = pretrained_cfg  # its older name
+
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map `(n, num_features, h, w)` of images."""
         return self.features(x)[-1]
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The last map, and the maps of the stem (0) and the stages (from 1), finest first.
+
+        Args:
+            x: Images.
+            indices: Which maps; an integer for the last ones, None for all.
+            norm: Not used: there is no last norm.
+            stop_early: Whether to leave out the stages after the last map that was asked for.
+            output_fmt: "NCHW": there is no other.
+            intermediates_only: Whether to return the maps without the last one.
+
+        Raises:
+            InputError: `x` is not a batch of images that the network takes.
+            ConfigError: A map does not exist, or the format is another.
+        """
+        if output_fmt != "NCHW":
+            raise ConfigError(f"output_fmt must be 'NCHW', not {brief(output_fmt)}.")
+        every, wanted = range(len(self.stages) + 1), plain(indices)
+        if wanted is None or type(wanted) is int:
+            wanted = range(-(len(every) if wanted is None else wanted), 0)
+        try:
+            chosen = sorted({every[i] for i in wanted})
+        except (IndexError, TypeError):
+            chosen = []
+        if not chosen:
+            raise ConfigError(
+                f"indices must be of maps from 0 (the stem) to {every[-1]}, or how many of the "
+                f"last ones, not {brief(indices)}."
+            )
+        check_images(x, self.config)
+        stem = self.stem_map(x)
+        depth = chosen[-1] if stop_early else None
+        maps = [stem, *self.staged(self.maxpool(stem), depth)]
+        found = [maps[i] for i in chosen]
+        return found if intermediates_only else (maps[-1], found)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits from the last feature map; with `pre_logits`, what the classifier is given."""
@@ -86,7 +190,7 @@ class ClassifierSurface(TrunkSurface):
         return "fc" if name_only else self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier with an untrained one, whose card is empty.
+        """Replace the classifier with an untrained one; the card loses labels and metrics.
 
         Args:
             num_classes: Number of classes; 0 for none, so that the network returns embeddings.
@@ -97,8 +201,11 @@ class ClassifierSurface(TrunkSurface):
         """
         num_classes = plain(num_classes)
         if global_pool not in (None, "avg"):
-            raise ConfigError(f"global_pool must be None or 'avg', not {brief(global_pool)}.")
-        if type(num_classes) is int and num_classes == 0:
+            raise ConfigError(
+                f"global_pool must be None or 'avg', not {brief(global_pool)}. "
+                f"forward_features(images) returns the map before pooling."
+            )
+        if is_zero(num_classes):
             self.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
         else:
             self.config = self.config.replace(num_classes=num_classes)
@@ -106,4 +213,6 @@ class ClassifierSurface(TrunkSurface):
             self.fc = nn.Linear(
                 self.num_features, num_classes, device=like.device, dtype=like.dtype
             )
-        self.card = None  # its labels were the old classes
+        self.fc.train(self.training)
+        if self.card is not None:
+            self.card = self.card.without_classes()

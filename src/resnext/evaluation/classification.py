@@ -26,6 +26,7 @@ from resnext.evaluation.metrics import (
     Evaluation,
     score,
 )
+from resnext.foreign_names import answering_call
 from resnext.inference.opener import evaluation_mode, open_model
 from resnext.inference.optimized import Optimized
 from resnext.inference.runner import Runner, check_finite
@@ -40,6 +41,7 @@ Advance = Callable[[int], None]
 """Called with the number of images just finished."""
 
 
+@answering_call
 def evaluate(
     model: ResNeXt | Optimized | str | Path,
     data: str | Path,
@@ -88,6 +90,7 @@ def evaluate(
         return _run(classifier, images, settings, keep_logits)
 
 
+@answering_call
 def compare(
     model_a: ResNeXt | Optimized | str | Path,
     model_b: ResNeXt | Optimized | str | Path,

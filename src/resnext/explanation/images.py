@@ -19,6 +19,7 @@ from resnext.explanation.explanation import METHODS, Explanation
 from resnext.explanation.maps import class_map
 from resnext.explanation.occlusion import Score, occlusion_map
 from resnext.explanation.overlay import Box
+from resnext.foreign_names import answering_call
 from resnext.inference.opener import evaluation_mode, open_runner
 from resnext.inference.runner import MapRunner, Runner, top_classes
 from resnext.prediction.images import to_pixels
@@ -35,6 +36,7 @@ _KEPT_SIDE = 640  # pixels of the image that an explanation keeps
 _BATCH = 16  # altered copies of the image at a time
 
 
+@answering_call
 def explain(
     model: ResNeXt | Runner | str | Path,
     image: Picture,

@@ -18,6 +18,7 @@ from resnext.data.dataset import ImageSet
 from resnext.data.loader import EvalDataset
 from resnext.data.open import open_for_evaluation
 from resnext.errors import CheckpointError, DataError, InputError, ResNeXtError
+from resnext.foreign_names import answering_call
 from resnext.inference.engines import ENGINES
 from resnext.inference.engines.base import EngineChoice
 from resnext.inference.engines.torch import weights_digest
@@ -47,6 +48,7 @@ _LABELLED = 1024  # images to measure the accuracy of int8 on
 _DECIDING = 2048  # images to measure accuracy on, if some of it may be given up
 
 
+@answering_call
 def optimize(
     model: ResNeXt | str | Path,
     *,

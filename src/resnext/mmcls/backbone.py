@@ -19,6 +19,7 @@ from resnext.backbone import Backbone
 from resnext.config import ResNeXtConfig
 from resnext.dilation import block_dilations
 from resnext.errors import UnknownNameError
+from resnext.foreign_names import answering_call
 from resnext.layers import traceable
 from resnext.mmcls.blocks import (
     Bottleneck,
@@ -99,6 +100,7 @@ class ResNeXt(Backbone):
     builds_unused = True
     arch_fields: Mapping[str, Any] = MappingProxyType({})
 
+    @answering_call
     def __init__(
         self,
         depth: int,
@@ -306,6 +308,7 @@ class SEResNeXt(ResNeXt):
         {depth: (SEBottleneck, blocks) for depth, blocks in DEPTHS.items()}
     )
 
+    @answering_call
     def __init__(
         self,
         depth: int,

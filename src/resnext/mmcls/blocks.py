@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from resnext import network
 from resnext.config import ResNeXtConfig
 from resnext.errors import ConfigError, ConfigTypeError
+from resnext.foreign_names import answering_call
 from resnext.layers import projection
 from resnext.mmcls.layer_cfg import (
     LETTERS,
@@ -43,6 +44,7 @@ class SELayer(nn.Module):
         ratio: Channels over squeezed channels, which are a multiple of 8.
     """
 
+    @answering_call
     def __init__(self, channels: int, ratio: int = 16) -> None:
         super().__init__()
         config = ResNeXtConfig((1,) * 4, 1, 64, se_reduction=ratio, se_rounding="mmcls")
@@ -88,6 +90,7 @@ class Bottleneck(network.Bottleneck):
 
     expansion = 4
 
+    @answering_call
     def __init__(
         self,
         in_channels: int,
@@ -199,6 +202,7 @@ class SEBottleneck(Bottleneck):
         kwargs: Other arguments of `Bottleneck`.
     """
 
+    @answering_call
     def __init__(
         self,
         in_channels: int,
@@ -232,6 +236,7 @@ class ResLayer(nn.Sequential):
         kwargs: Other arguments of `block`.
     """
 
+    @answering_call
     def __init__(
         self,
         block: type[nn.Module],

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from resnext.errors import ConfigError, ConfigTypeError
+from resnext.foreign_names import answering_call
 from resnext.layers import traceable
 from resnext.mmcls.init_cfg import InitCfg, initialize, is_pretrained
 
@@ -26,6 +27,7 @@ _MEAN_CROSS_ENTROPY: dict[str, Any] = {
 class LinearClsHead(nn.Module):
     """mmcls's linear classifier."""
 
+    @answering_call
     def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__()
         self.fc = nn.Linear(in_channels, num_classes)
@@ -49,6 +51,7 @@ class ImageClassifier(nn.Module):
             that the network can be built, but `return_loss=True` refuses it.
     """
 
+    @answering_call
     def __init__(
         self,
         backbone: nn.Module,

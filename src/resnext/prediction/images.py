@@ -20,6 +20,7 @@ from resnext.data.decoding import convert, open_lazily, pixels, read_source, res
 from resnext.data.open import open_for_evaluation
 from resnext.data.passed_over import PassedOver
 from resnext.errors import InputError
+from resnext.foreign_names import answering_call
 from resnext.inference.opener import evaluation_mode, open_runner
 from resnext.inference.runner import Runner, check_finite, top_classes
 from resnext.prediction.inputs import decode, expand_images
@@ -51,6 +52,7 @@ class Prediction(NamedTuple):
         return self.threshold is None or self.probabilities[0] >= self.threshold
 
 
+@answering_call
 def predict(
     model: ResNeXt | Runner | str | Path,
     images: Picture | Iterable[Picture],

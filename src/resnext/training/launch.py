@@ -21,6 +21,7 @@ from resnext.data.unlabelled import open_unlabelled, scan_unlabelled, training_p
 from resnext.data.workers import check_workers, shared_memory_line
 from resnext.errors import CheckpointError, InputError
 from resnext.evaluation.metrics import Evaluation
+from resnext.foreign_names import answering_call
 from resnext.network import ResNeXt
 from resnext.system.allocator import keep_freed_memory
 from resnext.system.device import pick_device, pick_precision
@@ -60,6 +61,7 @@ from resnext.training.trainer import Trainer
 from resnext.weights.load import load_classifier
 
 
+@answering_call
 def train(
     data: str | Path,
     model: str | Path | ResNeXtConfig | Mapping[str, Any] | ResNeXt | None = None,
@@ -209,6 +211,7 @@ def train(
     return load_classifier(request.out, device=context.device)
 
 
+@answering_call
 def distill(
     teacher: str | Path | ResNeXt,
     data: str | Path,

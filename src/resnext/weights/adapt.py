@@ -76,4 +76,4 @@ def fit_classifier(
     )
     kept = {name: value for name, value in state.items() if not name.startswith("fc.")}
     new = {f"fc.{name}": value.detach() for name, value in fresh.named_parameters()}
-    return changed, {**kept, **new}, replace(card, labels=(), metrics={})
+    return changed, {**kept, **new}, card.without_classes()

@@ -19,6 +19,7 @@ from resnext.card import Card, Colour, Interpolation, Preprocessing
 from resnext.checks import brief
 from resnext.config import ResNeXtConfig
 from resnext.errors import CheckpointError, ConfigError, UnknownNameError
+from resnext.foreign_names import answering_call
 from resnext.summary import summarize
 from resnext.weights.aliases import canonical
 
@@ -198,6 +199,7 @@ _TABLE: tuple[CatalogEntry, ...] = (
 # fmt: on
 
 
+@answering_call
 def catalog(
     *,
     licence: str | None = None,

@@ -22,6 +22,7 @@ from resnext.data.transforms import prepare
 from resnext.dialects.dialect import Dialect
 from resnext.dialects.table import DIALECTS
 from resnext.errors import CheckpointError
+from resnext.foreign_names import answering_call
 from resnext.network import ResNeXt
 from resnext.system.atomic import check_writable, make_folder
 from resnext.weights.formats.reading import read
@@ -61,6 +62,7 @@ class Conversion(NamedTuple):
     parity: Parity
 
 
+@answering_call
 def convert(
     source: str | Path,
     path: str | Path,

@@ -18,6 +18,7 @@ from resnext.checks import brief
 from resnext.config import ResNeXtConfig
 from resnext.dialects.dialect import Documents
 from resnext.errors import CheckpointError, MissingFileError, ResNeXtError
+from resnext.foreign_names import answering_call
 from resnext.network import ResNeXt
 from resnext.weights.causes import causes_of
 from resnext.weights.formats.reading import read
@@ -75,6 +76,7 @@ class Diagnosis(NamedTuple):
         return facts
 
 
+@answering_call
 def diagnose(path: str | Path) -> Diagnosis:
     """Examine a file of weights, or a folder that contains one. No code in it is executed.
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 
 from resnext.backbone import Backbone
+from resnext.checks import is_zero
 from resnext.config import USUAL_DILATION, DilationConvention, ResNeXtConfig
 from resnext.errors import CheckpointError
+from resnext.foreign_names import answering_call
 from resnext.network import ResNeXt
 from resnext.system.device import pick_device
 from resnext.weights.adapt import fit_classifier, fit_input
@@ -17,6 +19,7 @@ from resnext.weights.match import SkipInit, match_network
 from resnext.weights.resolve import ResolvedCheckpoint, Source, resolve, with_notes
 
 
+@answering_call
 def load(
     source: Source,
     *,
@@ -37,7 +40,7 @@ def load(
             network of any library, which must compute what the loaded one computes. The weights
             are copied.
         num_classes: Replaces the classifier with an untrained one, unless it already has this
-            many classes.
+            many classes; 0 removes it, so that the network returns embeddings.
         in_channels: Adapts the first convolution by repeating or summing its filters, so that
             activations keep their scale.
         config: The architecture, if the file does not state it; checked against the file.
@@ -68,7 +71,12 @@ def load(
         dilation_convention=dilation_convention,
         progress=progress,
     )
-    return network_of(adapted(checkpoint, num_classes, in_channels)).to(device).eval()
+    if embeds := is_zero(num_classes):
+        num_classes = None if checkpoint.classifier else 1
+    network = network_of(adapted(checkpoint, num_classes, in_channels))
+    if embeds and isinstance(network, ResNeXt):
+        network.reset_classifier(0)
+    return network.to(device).eval()
 
 
 def load_classifier(
@@ -101,6 +109,7 @@ def network_of(checkpoint: ResolvedCheckpoint) -> ResNeXt | Backbone:
     return checkpoint.network
 
 
+@answering_call
 def load_backbone(
     source: Source,
     *,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -10,6 +9,7 @@ from torch import nn
 
 from resnext.card import Card
 from resnext.errors import CheckpointError
+from resnext.foreign_names import answering_call
 from resnext.network import ResNeXt
 from resnext.system.atomic import write_atomically
 from resnext.weights.header import header
@@ -17,6 +17,7 @@ from resnext.weights.in_memory import own_parts, unwrapped
 from resnext.weights.match import match_network
 
 
+@answering_call
 def save(model: ResNeXt, path: str | Path) -> None:
     """Write a network with its config and card to a file, completely or not at all.
 
@@ -38,7 +39,7 @@ def save(model: ResNeXt, path: str | Path) -> None:
     config, state = own_parts(inner)
     card = inner.card or Card()
     if len(card.labels) == inner.config.num_classes != config.num_classes:
-        card = replace(card, labels=(), metrics={})  # those of the classifier that was replaced
+        card = card.without_classes()  # those of the classifier that was replaced
     if card.labels and len(card.labels) != config.num_classes:
         raise CheckpointError(
             f"The card has {len(card.labels)} labels, the network {config.num_classes} "

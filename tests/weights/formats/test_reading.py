@@ -171,6 +171,7 @@ def test_harmless_foreign_objects(tmp_path: Path, write: Callable[[Any, Path], N
     content = {
         "state_dict": STATE,
         "message_hub": {"log_scalars": OrderedDict(loss=buffer)},
+        "opt": {"hypers": foreign("fastcore.foundation.L")()},
         "args": argparse.Namespace(model="resnext50_32x4d", lr=0.1),
         "cfg": config,
         "counts": counts,
@@ -182,7 +183,7 @@ def test_harmless_foreign_objects(tmp_path: Path, write: Callable[[Any, Path], N
         del sys.modules[name]
     assert same(read(tmp_path / "a").state)
     metadata = reading.read(tmp_path / "a").metadata
-    assert set(metadata) == {"state_dict", "message_hub", "cfg", "counts", "meta"}
+    assert set(metadata) == {"state_dict", "message_hub", "opt", "cfg", "counts", "meta"}
     assert metadata["meta"] == {"epoch": 7}
     assert metadata["cfg"] == {"type": "ResNeXt"}
     assert metadata["counts"] == {"a": [1]}

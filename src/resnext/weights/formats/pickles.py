@@ -18,6 +18,7 @@ from resnext.errors import CheckpointError
 _HARMLESS = (
     "mmengine.logging.history_buffer.HistoryBuffer",
     "argparse.Namespace",
+    "fastcore.foundation.L",
     "types.SimpleNamespace",
     "datetime.datetime",
     "datetime.timedelta",
@@ -73,9 +74,11 @@ _DICTIONARIES = (
 class InertObject:
     """Replaces an object whose class is not loaded, and keeps its data."""
 
+    args: tuple[object, ...] = ()
+    state: object = None  # pickles make objects without calling `__init__`
+
     def __init__(self, *args: object) -> None:
         self.args = args
-        self.state: object = None
 
     def __setstate__(self, state: object) -> None:
         """Keep the state of the object."""
