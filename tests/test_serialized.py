@@ -1516,6 +1516,7 @@ OPTIONS = {  # choices stand behind a colon
     "--device --plan,--no-plan --ray --overwrite",
     "explain": "FILE IMAGES --class --against --how --stage --fine "
     "--check,--no-check --sanity --html --out,-o --json --limit --device --plan,--no-plan",
+    "index": "PHOTOS --model,-m --out,-o --device --plan,--no-plan",
     "optimize": "FILE --precision:auto|fp32|bf16|fp16|int8 "
     "--engine:auto|torch|compile|tensorrt|onnxruntime|openvino --batch-size,-b --data --max-loss "
     "--device --again",
