@@ -14,6 +14,7 @@ from resnext.errors import ResNeXtError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from resnext.neighbours.index import Neighbour
     from resnext.prediction.inputs import Picture
 
 
@@ -81,6 +82,9 @@ def predict(
     workers: int | None = None,
     device: str = "auto",
     plan: bool = True,
+    like: int | None = None,
+    similar: Path | None = None,
+    index: Path | None = None,
     ray: Flag = False,
     overwrite: Flag = False,
 ) -> None:
@@ -105,18 +109,31 @@ def predict(
             16.
         device: auto, cpu, cuda, cuda:1, …
         plan: Use the plan that `resnext optimize` saved next to the model file.
+        like: Also show this many similar images of each of the two most likely classes, which
+            `resnext index` or train has indexed.
+        similar: Classify nothing; show the images of the index that are most like this one, as many
+            as --like says. Default: 10.
+        index: Index to search. Default: the one next to the model file.
         ray: With --out, run on a cluster with Ray Data.
         overwrite: With --out, replace the file if it exists.
     """
     if limit is not None and limit < 1:
         raise ResNeXtError(f"--limit must be at least 1, not {limit}.")
+    if similar is not None:
+        if images or out is not None:
+            raise ResNeXtError("--similar takes one image; leave out other images and --out.")
+        _print_similar(file, similar, 10 if like is None else like, index, sheet, device, plan)
+        return
     from resnext.data.open import BUILT_IN
 
+    options: dict[str, Any]
     built_in = images[0] if len(images) == 1 and images[0] in BUILT_IN else None
     if out is not None:
-        if sheet is not None or limit is not None or built_in:
-            raise ResNeXtError("--out takes files and folders, without --sheet and --limit.")
-        options: dict[str, Any] = {"top": top, "batch_size": batch_size, "overwrite": overwrite}
+        if built_in or any(x is not None for x in (sheet, limit, like, index)):
+            raise ResNeXtError(
+                "--out takes files and folders, without --sheet, --limit, --like and --index."
+            )
+        options = {"top": top, "batch_size": batch_size, "overwrite": overwrite}
         if not ray:
             options |= {"embeddings": embeddings, "workers": workers, "device": device}
         elif embeddings is not None:
@@ -134,6 +151,7 @@ def predict(
     from resnext.cli.tables import predictions_table
     from resnext.data.passed_over import PassedOver
     from resnext.inference.opener import open_runner
+    from resnext.neighbours.index import open_index
     from resnext.prediction.contact_sheet import check_sheet, draw_sheet, save_sheet
     from resnext.prediction.images import held_out_images, predict
     from resnext.prediction.inputs import expand_images
@@ -151,8 +169,12 @@ def predict(
     model = open_runner(file, device=device, batch=expected, plan=plan, progress=True)
     if built_in:
         pictures = held_out_images(model, built_in, limit)
-    predictions = predict(model, pictures, top=top, batch_size=batch_size, progress=True)
+    options = {"top": top, "batch_size": batch_size, "progress": True}
+    if like:
+        options |= {"like": like, "index": open_index(file, index, runner=model)}
+    predictions = predict(model, pictures, **options)
     Console().print(predictions_table(predictions))
+    _print_moved([one for prediction in predictions for one in prediction.like])
     if unsure := sum(not prediction.sure for prediction in predictions):
         print(
             f"? marks {unsure:,} of {len(predictions):,} predictions below the model's confidence "
@@ -161,6 +183,47 @@ def predict(
     if sheet is not None:
         save_sheet(draw_sheet(pictures, predictions), sheet)
         print(f"{sheet}: {len(predictions):,} images with their predictions")
+
+
+def _print_similar(
+    file: str,
+    image: Path,
+    count: int,
+    index: Path | None,
+    sheet: Path | None,
+    device: str,
+    plan: bool,
+) -> None:
+    """Run `predict --similar`."""
+    from rich.console import Console
+
+    from resnext.cli.tables import neighbours_table
+    from resnext.data.decoding import open_image
+    from resnext.neighbours.index import open_index
+    from resnext.prediction.contact_sheet import check_sheet, draw_neighbours, save_sheet
+
+    if sheet is not None:
+        check_sheet(sheet)
+    found = open_index(file, index, device=device, plan=plan).search(image, count)
+    Console().print(neighbours_table(found))
+    _print_moved(found)
+    if sheet is not None:
+        save_sheet(draw_neighbours(open_image(image, "RGB"), found), sheet)
+        print(f"{sheet}: {len(found):,} similar images")
+
+
+def _print_moved(neighbours: Sequence[Neighbour]) -> None:
+    """Say which images are not where they were indexed; images inside larger files have no path."""
+    from resnext.data.dataset import EXTENSIONS
+
+    paths = [Path(one.name) for one in neighbours if ":" not in one.name]
+    moved = [path for path in paths if path.suffix.lower() in EXTENSIONS and not path.exists()]
+    if moved:
+        print(
+            f"{len(moved):,} of {len(neighbours):,} similar images are not where they were, such "
+            f"as {moved[0]}. Run resnext index again, from the folder where its paths begin",
+            file=sys.stderr,
+        )
 
 
 def _predict_files(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from resnext.evaluation.comparison import Comparison
     from resnext.evaluation.metrics import Evaluation
     from resnext.explanation import Explanation
+    from resnext.neighbours.index import Neighbour
     from resnext.prediction.images import Prediction
     from resnext.summary import Summary
     from resnext.weights.catalog import CatalogEntry
@@ -172,7 +173,22 @@ def predictions_table(predictions: Sequence[Prediction]) -> Table:
             name = "" if i else plain(prediction.name)
             mark = " ?" if i == 0 and not prediction.sure else ""
             table.add_row(name, plain(label) + mark, f"{probability:.2%}")
+        for one in prediction.like:
+            table.add_row(*_similar_row(one))
     return table
+
+
+def neighbours_table(neighbours: Iterable[Neighbour]) -> Table:
+    """Images of an index, with their distance."""
+    table = _table(Column("Image", overflow="fold"), "Class", *_right("Distance"))
+    for one in neighbours:
+        table.add_row(plain(one.name), plain(one.label or "–"), f"{one.distance:.3f}")
+    return table
+
+
+def _similar_row(one: Neighbour) -> tuple[str, str, str]:
+    """The row of a similar image below that of a prediction."""
+    return f"  like {plain(one.name)}", plain(one.label or "–"), f"{one.distance:.3f} away"
 
 
 def explanations_table(explanations: Sequence[Explanation]) -> Table:
@@ -194,6 +210,8 @@ def explanations_table(explanations: Sequence[Explanation]) -> Table:
             f"{error:.0e}" if adds_up else "–",
             "–" if check is None else f"{'' if check.passed else '! '}{check.beaten}/{RANDOM_MAPS}",
         )
+        for similar in one.like:
+            table.add_row(*_similar_row(similar))
     return table
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -22,6 +24,7 @@ from resnext.neighbours.build import unit
 from resnext.neighbours.file import IndexFile
 from resnext.neighbours.model_files import index_path, model_digest
 from resnext.system.limits import available_memory
+from resnext.weights.header import read_header
 
 if TYPE_CHECKING:
     import os
@@ -36,17 +39,43 @@ _SAMPLE = 20_000  # vectors that the whitening is computed from
 _FLAT = 1e-6  # share of the largest variance below which a direction holds only rounding errors
 
 
-class Neighbour(NamedTuple):
-    """An image of an index."""
+@dataclass(frozen=True)
+class Neighbour:
+    """An image of an index.
+
+    Args:
+        name: Its file, or its name in the data.
+        label: Its class; None without one.
+        distance: 1 minus the cosine of the angle between the embeddings: 0 for equal directions.
+        row: Its position in the index.
+        jpeg: Its thumbnail, as a file.
+    """
 
     name: str
-    """Its file, or its name in the data."""
     label: str | None
-    """Its class; None without one."""
     distance: float
-    """1 minus the cosine of the angle between the embeddings: 0 for the same direction."""
     row: int
-    """Its position in the index."""
+    jpeg: bytes = field(repr=False)
+
+    @property
+    def thumbnail(self) -> Image.Image:
+        """The image, at most 96 pixels.
+
+        Raises:
+            CheckpointError: The index is damaged.
+        """
+        try:
+            image = Image.open(io.BytesIO(self.jpeg))
+            image.load()
+        except OSError as error:
+            raise CheckpointError(
+                f"The thumbnail of {self.name} is damaged. Make the index again with resnext index."
+            ) from error
+        return image
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name, class and distance as JSON values."""
+        return {"name": self.name, "label": self.label, "distance": self.distance}
 
 
 def open_index(
@@ -81,12 +110,33 @@ def open_index(
     if path is None and file is None:
         raise InputError("A network in memory has no index next to it. Give the index's path.")
     found = IndexFile(index_path(file) if path is None and file else Path(path or ""))
+    labels = found.description.get("labels", ())
     if file is not None and found.description.get("model") != model_digest(file):
         raise CheckpointError(
             f"{found.path} was made with other weights than those of {file}. Make it again with "
             f"resnext index PHOTOS --model {file}."
         )
-    return Index(found, runner or model, whitened, device=device, plan=plan)
+    if file is not None:
+        with suppress(CheckpointError):  # a file of another library
+            labels = read_header(file)[1].labels
+    return Index(found, labels, runner or model, whitened, device=device, plan=plan)
+
+
+def find_index(model: object, runner: Runner, report: Callable[[str], object]) -> Index | None:
+    """The index next to a model file, if there is one that can be used.
+
+    Args:
+        model: What was opened; only files have an index next to them.
+        runner: Computes embeddings.
+        report: Takes a line about an index that cannot be used.
+    """
+    if not isinstance(model, str | Path) or not index_path(Path(model)).is_file():
+        return None
+    try:
+        return open_index(model, runner=runner)
+    except CheckpointError as error:
+        report(f"Without similar images: {error}")
+        return None
 
 
 class Index:
@@ -94,6 +144,7 @@ class Index:
 
     Args:
         file: The file.
+        labels: Names of its classes.
         model: Computes embeddings of images.
         whitened: Number of whitened components to compare; None for the embeddings.
         device: Where to open the model.
@@ -103,6 +154,7 @@ class Index:
     def __init__(
         self,
         file: IndexFile,
+        labels: Sequence[str],
         model: ResNeXt | Runner | str | Path,
         whitened: int | None = None,
         *,
@@ -110,7 +162,7 @@ class Index:
         plan: bool = True,
     ) -> None:
         self.file, self.model, self.whitened = file, model, whitened
-        self.labels: tuple[str, ...] = tuple(file.description.get("labels", ()))
+        self.labels = tuple(labels)
         self._options: dict[str, Any] = {"device": device, "plan": plan}
 
     def __len__(self) -> int:
@@ -139,14 +191,16 @@ class Index:
         """What `search` returns, for several embeddings at once."""
         at_least("k", k, 1, error=InputError)
         rows = self._rows(label)
-        similarity = self.similarities(embeddings)[:, rows]
-        k = min(k, len(rows))
-        found: list[list[Neighbour]] = []
-        for values in similarity:
-            best = np.argpartition(-values, k - 1)[:k] if k else np.zeros(0, np.int64)
-            best = best[np.lexsort((best, -values[best]))]
-            found.append([self._neighbour(int(rows[i]), float(values[i])) for i in best])
-        return found
+        return [self._best(values, rows, k) for values in self.similarities(embeddings)]
+
+    def of_classes(
+        self, embedding: Float32[np.ndarray, " d"], labels: Sequence[str], k: int
+    ) -> list[Neighbour]:
+        """The nearest images of some classes, class by class; of all images if none has a class."""
+        similarity = self.similarities(embedding[None])[0]
+        if (self.file.targets < 0).all():
+            return self._best(similarity, self._rows(None), k)
+        return [one for x in labels for one in self._best(similarity, self._rows(x), k)]
 
     def similarities(self, embeddings: Float32[np.ndarray, "m d"]) -> Float32[np.ndarray, "m n"]:
         """Cosines of the angles between embeddings and those of all images of the index.
@@ -178,22 +232,6 @@ class Index:
             whole = _opened(image, preprocessing.colour, preprocessing.value_range)
             x = pixels(resize_and_crop(whole, preprocessing), preprocessing)
             return runner.pixels(x[None])[1][0]
-
-    def thumbnail(self, row: int) -> Image.Image:
-        """A small version of an image of the index, at most 96 pixels.
-
-        Raises:
-            CheckpointError: The index is damaged.
-        """
-        try:
-            image = Image.open(io.BytesIO(self.file.thumbnail(row)))
-            image.load()
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.file.path} is damaged: thumbnail {row} cannot be read. Make it again with "
-                f"resnext index."
-            ) from error
-        return image
 
     @cached_property
     def _runner(self) -> Runner:
@@ -245,10 +283,20 @@ class Index:
             raise InputError(f"{brief(label)} is not a class of {self.file.path}.")
         return np.flatnonzero(self.file.targets == self.labels.index(label))
 
+    def _best(
+        self, similarity: Float32[np.ndarray, " n"], rows: Int64[np.ndarray, " r"], k: int
+    ) -> list[Neighbour]:
+        """The most similar of some rows, in the order of their similarity."""
+        values, k = similarity[rows], min(k, len(rows))
+        best = np.argpartition(-values, k - 1)[:k] if k else np.zeros(0, np.int64)
+        best = best[np.lexsort((best, -values[best]))]
+        return [self._neighbour(int(rows[i]), float(values[i])) for i in best]
+
     def _neighbour(self, row: int, similarity: float) -> Neighbour:
         target = int(self.file.targets[row])
         label = self.labels[target] if target >= 0 else None
-        return Neighbour(self.file.name(row), label, max(1 - similarity, 0.0), row)
+        distance, jpeg = max(1 - similarity, 0.0), self.file.thumbnail(row)
+        return Neighbour(self.file.name(row), label, distance, row, jpeg)
 
 
 def _is_embedding(query: Any) -> bool:
