@@ -1428,7 +1428,7 @@ FUNCTIONS = {  # a star stands before what is given by name only
     "train": "data model *weights *teacher *unlabelled *out *recipe *size *seed *val_fraction "
     "*workers *device *precision *compile *sync_norms *resume *retries *checkpoint_minutes "
     "*minutes *dry_run "
-    "*overwrite *progress changes",
+    "*overwrite *index *progress changes",
     "variant": "name overrides",
     "variants": "",
 }
@@ -1504,11 +1504,11 @@ OPTIONS = {  # choices stand behind a colon
     "train": "DATA --model,-m --config --weights,-w --out,-o --recipe,-r --epochs --batch-size "
     "--learning-rate,--lr --set --size --seed --val-fraction --workers --device "
     "--precision:auto|fp32|bf16|fp16 --compile,--no-compile --sync-norms --resume --retries "
-    "--checkpoint-minutes --minutes --dry-run --overwrite",
+    "--checkpoint-minutes --minutes --dry-run --overwrite --index,--no-index",
     "distill": "TEACHER --data --unlabelled --model,-m --config --weights,-w --out,-o --recipe,-r "
     "--epochs --batch-size --learning-rate,--lr --set --size --seed --val-fraction --workers "
     "--device --precision:auto|fp32|bf16|fp16 --compile,--no-compile --sync-norms --resume "
-    "--retries --checkpoint-minutes --minutes --dry-run --overwrite",
+    "--retries --checkpoint-minutes --minutes --dry-run --overwrite --index,--no-index",
     "evaluate": "FILE DATA --views:1|2|10 --against --json --batch-size --workers --device "
     "--plan,--no-plan",
     "compare": "A B DATA --max-loss --sheet --views:1|2|10 --json --batch-size --workers --device "

@@ -105,7 +105,7 @@ def test_an_index_that_does_not_fit_is_refused_only_if_asked_for(folder: Path, r
     save(tiny_network(card=Card(("cat", "dog"), Preprocessing(16, 20))), folder / "m.safetensors")
     code, out, _ = run("explain", "m.safetensors", photo, "--no-check")
     assert code == 0
-    assert "Without similar images: m.index was made with other weights" in out
+    assert "The index is not used. m.index was made with other weights" in out
     for command in ("predict", "explain"):
         code, _, err = run(command, "m.safetensors", photo, "--like", "2")
         assert (code, err.count("\n")) == (2, 1)

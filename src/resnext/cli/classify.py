@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -129,17 +130,17 @@ def predict(
     options: dict[str, Any]
     built_in = images[0] if len(images) == 1 and images[0] in BUILT_IN else None
     if out is not None:
-        if built_in or any(x is not None for x in (sheet, limit, like, index)):
-            raise ResNeXtError(
-                "--out takes files and folders, without --sheet, --limit, --like and --index."
-            )
+        if built_in or any(x is not None for x in (sheet, limit, like)):
+            raise ResNeXtError("--out takes files and folders, without --sheet, --limit, --like.")
         options = {"top": top, "batch_size": batch_size, "overwrite": overwrite}
         if not ray:
             options |= {"embeddings": embeddings, "workers": workers, "device": device}
         elif embeddings is not None:
             raise ResNeXtError("--embeddings cannot be written with --ray.")
+        elif index is not None:
+            raise ResNeXtError("--index cannot be used with --ray.")
         check_outputs(out, embeddings)
-        _predict_files(file, images, out, plan, ray, options)
+        _predict_files(file, images, out, index, plan, ray, options)
         if embeddings is not None:
             print(f"{embeddings}: embeddings")
         return
@@ -151,7 +152,7 @@ def predict(
     from resnext.cli.tables import predictions_table
     from resnext.data.passed_over import PassedOver
     from resnext.inference.opener import open_runner
-    from resnext.neighbours.index import open_index
+    from resnext.neighbours.index import find_index, open_index
     from resnext.prediction.contact_sheet import check_sheet, draw_sheet, save_sheet
     from resnext.prediction.images import held_out_images, predict
     from resnext.prediction.inputs import expand_images
@@ -170,8 +171,10 @@ def predict(
     if built_in:
         pictures = held_out_images(model, built_in, limit)
     options = {"top": top, "batch_size": batch_size, "progress": True}
-    if like:
-        options |= {"like": like, "index": open_index(file, index, runner=model)}
+    if like or index is not None:
+        options |= {"like": like or 0, "index": open_index(file, index, runner=model)}
+    else:
+        options["index"] = find_index(file, model, partial(print, file=sys.stderr))
     predictions = predict(model, pictures, **options)
     Console().print(predictions_table(predictions))
     _print_moved([one for prediction in predictions for one in prediction.like])
@@ -179,6 +182,11 @@ def predict(
         print(
             f"? marks {unsure:,} of {len(predictions):,} predictions below the model's confidence "
             f"threshold of {predictions[0].threshold:.2%}"
+        )
+    if strange := sum(bool(prediction.unknown) for prediction in predictions):
+        print(
+            f"unknown marks {strange:,} of {len(predictions):,} images that are like none of the "
+            f"classes; of images of the classes, about 5% are"
         )
     if sheet is not None:
         save_sheet(draw_sheet(pictures, predictions), sheet)
@@ -227,7 +235,13 @@ def _print_moved(neighbours: Sequence[Neighbour]) -> None:
 
 
 def _predict_files(
-    file: str, images: tuple[str, ...], out: Path, plan: bool, ray: bool, options: dict[str, Any]
+    file: str,
+    images: tuple[str, ...],
+    out: Path,
+    index: Path | None,
+    plan: bool,
+    ray: bool,
+    options: dict[str, Any],
 ) -> None:
     """Run `predict --out` on this machine or on a cluster, and print a summary."""
     from resnext.prediction.output import Journal
@@ -239,12 +253,17 @@ def _predict_files(
             done = predict_files_with_ray(file, images, out, plan=plan, progress=True, **options)
         else:
             from resnext.inference.opener import open_runner
+            from resnext.neighbours.index import find_index, open_index
             from resnext.prediction.files import predict_files
 
             batch = 64 if options["batch_size"] is None else options["batch_size"]
             device = options.pop("device")
             runner = open_runner(file, device=device, batch=batch, plan=plan, progress=True)
-            done = predict_files(runner, images, out, progress=True, **options)
+            if index is None:
+                found = find_index(file, runner, partial(print, file=sys.stderr))
+            else:
+                found = open_index(file, index, runner=runner)
+            done = predict_files(runner, images, out, index=found, progress=True, **options)
     except KeyboardInterrupt:
         if Journal.begun(out):
             print("Interrupted. Run the same command again to continue.", file=sys.stderr)

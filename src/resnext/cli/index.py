@@ -40,7 +40,7 @@ def index(
     from resnext.data.passed_over import PassedOver
     from resnext.inference.opener import open_runner
     from resnext.neighbours.build import build_index
-    from resnext.neighbours.file import unfinished_path
+    from resnext.neighbours.file import IndexFile, unfinished_path
     from resnext.neighbours.model_files import index_path, model_digest
     from resnext.neighbours.photos import open_photos
     from resnext.system.progress import reporter
@@ -53,18 +53,20 @@ def index(
     check_outputs(out)
     runner = open_runner(model, device=device, plan=plan, progress=True)
     passed_over = PassedOver()
-    images, _ = open_photos(photos, card_of(runner), passed_over)
+    images, val = open_photos(photos, card_of(runner), passed_over)
     shown = reporter(True)
     for line in passed_over.lines():
         shown.line(line)
     try:
-        count = build_index(runner, images, out, model=digest, progress=shown)
+        score = build_index(runner, images, out, model=digest, progress=shown, val=val)
     except KeyboardInterrupt:
         if unfinished_path(out).exists():
             print("Interrupted. Run the same command again to continue.", file=sys.stderr)
         raise
     finally:
         shown.stop()
-    lost = len(images) - count
-    unreadable = f"; {lost:,} could not be read" if lost else ""
+    count = len(IndexFile(out))
+    unreadable = f"; {len(images) - count:,} could not be read" if count < len(images) else ""
     print(f"{out}: {counted(count, 'image')}, {out.stat().st_size / 1e6:,.1f} MB{unreadable}")
+    if score is not None:
+        print(f"{out}: predict now also says which images are like none of the classes")

@@ -165,13 +165,14 @@ def print_comparison(result: Comparison, megabytes: Sequence[float | None]) -> N
 
 
 def predictions_table(predictions: Sequence[Prediction]) -> Table:
-    """The most likely classes of each image; a question mark where the model is not sure."""
+    """The most likely classes of each image, marked if not sure, or like none of the classes."""
     table = _table(Column("Image", overflow="fold"), "Class", *_right("Probability"))
     for prediction in predictions:
         pairs = zip(prediction.labels, prediction.probabilities, strict=True)
         for i, (label, probability) in enumerate(pairs):
             name = "" if i else plain(prediction.name)
-            mark = " ?" if i == 0 and not prediction.sure else ""
+            mark = "" if i or prediction.sure else " ?"
+            mark += " (unknown)" if i == 0 and prediction.unknown else ""
             table.add_row(name, plain(label) + mark, f"{probability:.2%}")
         for one in prediction.like:
             table.add_row(*_similar_row(one))

@@ -5,6 +5,7 @@
     photos        the images of an index: all of a folder, or what the model was trained on
     build         from images to an index
     index         `open_index`: the nearest images of an image or an embedding
+    unknown       a score of how unlike the training images an image is
 
 Nothing here needs torch.
 """

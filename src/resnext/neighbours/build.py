@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -19,13 +18,15 @@ from resnext.card import Preprocessing, card_of
 from resnext.data.dataset import ImageSet
 from resnext.data.decoding import pixels, resize_and_crop
 from resnext.errors import DataError
-from resnext.inference.runner import Runner, check_finite
+from resnext.inference.runner import Outputs, Runner, check_finite
 from resnext.neighbours.file import Record, UnfinishedIndex
+from resnext.neighbours.unknown import UnknownScore, bank_rows
 from resnext.system.atomic import check_writable, make_folder
 from resnext.system.cpu import available_cores
 from resnext.system.progress import Reporter
 
 THUMBNAIL = 96  # pixels of the longer side
+_MOST_VAL = 5000  # images that the threshold is fitted to
 _AHEAD = 2  # batches that are decoded while one is computed
 _MOST_WORKERS = 16
 
@@ -39,9 +40,9 @@ def build_index(
     *,
     model: str,
     progress: Reporter,
-    description: dict[str, Any] | None = None,
+    val: ImageSet | None = None,
     check_stop: Callable[[], object] = lambda: None,
-) -> int:
+) -> UnknownScore | None:
     """Write the index of some images, completely or not at all.
 
     An interrupted call leaves `OUT.part`, from which the next call with the same arguments
@@ -53,11 +54,13 @@ def build_index(
         out: The index.
         model: What `model_digest` returns for the model's file.
         progress: Shows the progress.
-        description: What to keep besides, as JSON values.
+        val: Images of the same classes that the model was not trained on, to fit the threshold of
+            unknown images to; None if there are none.
         check_stop: Called before each batch; raises to interrupt.
 
     Returns:
-        Number of images in the index.
+        The score of unknown images, which the index holds; None without enough images to fit it
+        to.
 
     Raises:
         CheckpointError: The index cannot be written.
@@ -74,18 +77,50 @@ def build_index(
     try:
         start = len(unfinished.sizes)
         progress.start("Indexing", len(images) - start)
-        with closing(_decoded(images, card.preprocessing, start, batch)) as batches:
+        with closing(decoded(images, card.preprocessing, start, batch)) as batches:
             for done in batches:
                 check_stop()
                 unfinished.add(_records(runner, done, names[len(unfinished.sizes) :]))
                 progress.advance(len(done))
         if not any(unfinished.sizes):
             raise DataError(f"None of {len(images):,} images of {images.name} could be read.")
+        score = None
+        if val is not None:
+            readable = sum(size > 0 for size in unfinished.sizes)
+            bank = unfinished.vectors(bank_rows(readable, width))
+            score = _fitted(runner, UnknownScore(bank), val, progress, check_stop)
         written = {"model": model, "labels": list(images.labels), "data": images.name}
-        unfinished.finish(names, images.targets, {**written, **(description or {})})
-        return sum(size > 0 for size in unfinished.sizes)
+        written |= {"unknown": None if score is None else score.to_dict()}
+        unfinished.finish(names, images.targets, written)
+        return score
     finally:
         unfinished.close()
+
+
+def _fitted(
+    runner: Runner,
+    score: UnknownScore,
+    val: ImageSet,
+    progress: Reporter,
+    check_stop: Callable[[], object],
+) -> UnknownScore | None:
+    """The score, fitted to at most `_MOST_VAL` images."""
+    count = min(len(val), _MOST_VAL)
+    some = val.select([i * len(val) // count for i in range(count)], val.name)
+    preprocessing, batch = card_of(runner).preprocessing, max(runner.batch, 1)
+    outputs: list[Outputs] = []
+    progress.start("Fitting the unknown score", count)
+    with closing(decoded(some, preprocessing, 0, batch)) as batches:
+        for done in batches:
+            check_stop()
+            if good := [one[0] for one in done if one is not None]:
+                outputs.append(runner.pixels(np.stack(good)))
+            progress.advance(len(done))
+    if not outputs:
+        return None
+    logits, embeddings = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+    check_finite(logits, lambda i: f"an image of {val.name}")
+    return score.fitted(logits, embeddings)
 
 
 def unit(
@@ -98,7 +133,7 @@ def unit(
 
 def _records(runner: Runner, done: list[Decoded | None], names: list[str]) -> list[Record | None]:
     """The records of a batch."""
-    good = [i for i, decoded in enumerate(done) if decoded is not None]
+    good = [i for i, one in enumerate(done) if one is not None]
     records: list[Record | None] = [None] * len(done)
     if good:
         logits, embeddings = runner.pixels(np.stack([done[i][0] for i in good]))
@@ -109,10 +144,17 @@ def _records(runner: Runner, done: list[Decoded | None], names: list[str]) -> li
     return records
 
 
-def _decoded(
+def decoded(
     images: ImageSet, preprocessing: Preprocessing, start: int, batch: int
 ) -> Generator[list[Decoded | None]]:
-    """Pixels and thumbnails, batch by batch; None for an image that cannot be read."""
+    """Pixels and thumbnails, batch by batch; None for an image that cannot be read.
+
+    Args:
+        images: The images.
+        preprocessing: Size, crop and colours of the pixels.
+        start: The first image.
+        batch: Images per batch.
+    """
     pool = ThreadPoolExecutor(min(available_cores(), _MOST_WORKERS), "resnext-decode")
     waiting: deque[list[Future[Decoded | None]]] = deque()
     starts = iter(range(start, len(images), batch))

@@ -11,8 +11,9 @@ import json
 import struct
 import zlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -144,6 +145,12 @@ class UnfinishedIndex:
         self._file.close()
         self.path.unlink(missing_ok=True)
 
+    def vectors(self, rows: Iterable[int]) -> Float32[np.ndarray, "n d"]:
+        """The vectors of some of the images that could be read, by their number among those."""
+        wanted = {*rows}
+        found = [v for i, (_, v, _) in enumerate(self._records()) if i in wanted]
+        return np.frombuffer(b"".join(found), "<f2").reshape(-1, self.width).astype(np.float32)
+
     def close(self) -> None:
         """Close the file and leave it as it is."""
         with suppress(OSError):  # reported when it was written
@@ -237,20 +244,29 @@ class IndexFile:
             self.norms: Float32[np.ndarray, " n"] = self._tensor("norms")
             self._ends = {name: self._tensor(f"{name}_ends") for name in ("name", "thumbnail")}
             self.width = int(self._file.get_slice("embeddings").get_shape()[1])
-            if not self._sound():
-                raise self._damaged()
         except (OSError, SafetensorError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise self._damaged() from error
+            raise self.damaged() from error
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def vectors(self) -> Iterator[Float32[np.ndarray, "n d"]]:
-        """The vectors of length 1, some rows at a time."""
+        """The vectors of length 1, some rows at a time.
+
+        Raises:
+            CheckpointError: The checksum is wrong.
+        """
+        if not self._sound:
+            raise self.damaged()
         for halves in self._blocks("embeddings"):
             block = halves.astype(np.float32)
             block /= np.linalg.norm(block, axis=1, keepdims=True).clip(1e-30)  # rounding changed it
             yield block
+
+    def some_vectors(self, rows: Iterable[int]) -> Float32[np.ndarray, "m d"]:
+        """The vectors of some rows, read one by one; the checksum is not compared."""
+        table = self._file.get_slice("embeddings")
+        return np.concatenate([table[i : i + 1] for i in rows]).astype(np.float32)
 
     def name(self, row: int) -> str:
         """Name of an image."""
@@ -270,6 +286,7 @@ class IndexFile:
         count = rows.get_shape()[0]
         return (rows[i : min(i + _BLOCK, count)] for i in range(0, count, _BLOCK))
 
+    @cached_property
     def _sound(self) -> bool:
         """Whether the checksum of everything but the thumbnails is right."""
         checksum = 0
@@ -281,7 +298,8 @@ class IndexFile:
     def _tensor(self, name: str) -> np.ndarray:
         return self._file.get_tensor(name)
 
-    def _damaged(self) -> CheckpointError:
+    def damaged(self) -> CheckpointError:
+        """The error for a damaged index."""
         return CheckpointError(
             f"{self.path} is damaged, or not an index. Make it again with resnext index."
         )

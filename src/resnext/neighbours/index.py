@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from PIL import Image, ImageOps
 
-from resnext.card import card_of
+from resnext.card import Card, card_of
 from resnext.checks import at_least, brief
 from resnext.data.decoding import convert, open_image, pixels, resize_and_crop
 from resnext.errors import CheckpointError, InputError
@@ -23,12 +24,11 @@ from resnext.inference.runner import Runner
 from resnext.neighbours.build import unit
 from resnext.neighbours.file import IndexFile
 from resnext.neighbours.model_files import index_path, model_digest
+from resnext.neighbours.unknown import UnknownScore, bank_rows, read_score
 from resnext.system.limits import available_memory
 from resnext.weights.header import read_header
 
 if TYPE_CHECKING:
-    import os
-
     from resnext.network import ResNeXt
 
     Query = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -135,7 +135,7 @@ def find_index(model: object, runner: Runner, report: Callable[[str], object]) -
     try:
         return open_index(model, runner=runner)
     except CheckpointError as error:
-        report(f"Without similar images: {error}")
+        report(f"The index is not used. {error}")
         return None
 
 
@@ -233,6 +233,24 @@ class Index:
             x = pixels(resize_and_crop(whole, preprocessing), preprocessing)
             return runner.pixels(x[None])[1][0]
 
+    def unknown_score(self, card: Card) -> UnknownScore | None:
+        """Scores how unlike the images of the index an image is; None if no threshold was fitted.
+
+        Args:
+            card: The model's card, whose threshold comes first.
+
+        Raises:
+            CheckpointError: The index is damaged.
+        """
+        values = self.file.description.get("unknown")
+        if values is None:
+            return None
+        try:
+            rows = bank_rows(len(self), self.file.width)
+            return read_score(self.file.some_vectors(rows), values, card)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self.file.damaged() from error
+
     @cached_property
     def _runner(self) -> Runner:
         return open_runner(self.model, batch=1, **self._options)
@@ -303,13 +321,13 @@ def _is_embedding(query: Any) -> bool:
     return isinstance(query, np.ndarray) and query.ndim == 1 and query.dtype.kind == "f"
 
 
-def _opened(image: Any, colour: str, values: tuple[int, int] | None) -> Image.Image:
+def _opened(image: Query, colour: str, values: tuple[int, int] | None) -> Image.Image:
     """An image, not resized."""
     if isinstance(image, Image.Image):
         return convert(ImageOps.exif_transpose(image), colour, values)
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
         return convert(Image.fromarray(image), colour)
-    if isinstance(image, str | Path) or hasattr(image, "__fspath__"):
+    if isinstance(image, str | os.PathLike):
         return open_image(Path(image), colour, values)
     raise InputError(
         f"A query must be an image file, a Pillow image, an array of 8-bit values or an embedding "

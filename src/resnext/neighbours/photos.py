@@ -40,8 +40,8 @@ def open_photos(
         files = Files(root, image_names(root, passed_over))
         return ImageSet(files, compact(np.full(len(files), -1)), card.labels, str(root)), None
     opened = find_source(source)
-    first = next(split for split in SPLITS if split in opened.splits)
-    whole = opened.splits[first](card.labels)
+    first, read = next((x, opened.splits[x]) for x in SPLITS if x in opened.splits)
+    whole = read(card.labels)
     for part in (opened, whole):
         passed_over.update(part.passed_over)
     if first == "train" and "val" in opened.splits:

@@ -23,6 +23,7 @@ _SIDE, _GAP, _TEXT = 168, 20, 52  # pixels: an image, the space around it, text 
 _FLIP_TEXT = 72  # pixels: the text below an image with two answers
 _STRIP = 52  # pixels: a similar image; three fit below an image
 _PAPER, _INK, _FAINT, _BAR = "#ffffff", "#1d2330", "#8b93a3", "#2f6fde"
+_WARNING = "#b3261e"
 
 
 def draw_sheet(
@@ -30,7 +31,8 @@ def draw_sheet(
 ) -> Image.Image:
     """Draw images in a grid, each with its most likely class and a bar of the probability.
 
-    The bar is grey where the model is not sure. Below are similar images, if the predictions have
+    The bar is grey where the model is not sure, and images that are like none of the classes are
+    marked as unknown. Below are similar images, if the predictions have
     some: at most three of each class, with their distance.
 
     Args:
@@ -72,6 +74,12 @@ def draw_sheet(
         draw.rectangle((left, bar, left + _SIDE - 1, bar + 4), fill="#e8ebf1")
         filled = left + round(probability * (_SIDE - 1))
         draw.rectangle((left, bar, filled, bar + 4), fill=_BAR if prediction.sure else _FAINT)
+        if prediction.unknown:
+            edge = left, bottom - _SIDE, left + _SIDE - 1, bottom - 1
+            draw.rectangle(edge, outline=_WARNING, width=3)
+            end = left + 12 + draw.textlength("unknown", font=small)
+            draw.rectangle((left, bottom - 22, end, bottom - 1), fill=_WARNING)
+            draw.text((left + 6, bottom - 20), "unknown", _PAPER, font=small)
     return sheet
 
 

@@ -22,7 +22,8 @@ from resnext.data.passed_over import PassedOver
 from resnext.errors import InputError
 from resnext.inference.opener import evaluation_mode, open_runner
 from resnext.inference.runner import Runner, check_finite, top_classes
-from resnext.neighbours.index import Index, Neighbour, open_index
+from resnext.neighbours.index import Index, Neighbour, find_index, open_index
+from resnext.neighbours.unknown import UnknownScore
 from resnext.prediction.inputs import decode, expand_images
 from resnext.system.progress import reporter
 
@@ -42,6 +43,10 @@ class Prediction(NamedTuple):
     """Lowest probability that counts as sure, from the model's card."""
     like: tuple[Neighbour, ...] = ()
     """The nearest images of the index, of each of the two most likely classes."""
+    unknown_score: float | None = None
+    """How unlike the training images it is; None if the model has no index with a threshold."""
+    unknown_threshold: float | None = None
+    """Highest score of an image that counts as one of the classes."""
 
     @property
     def label(self) -> str:
@@ -52,6 +57,13 @@ class Prediction(NamedTuple):
     def sure(self) -> bool:
         """Whether the most likely class reaches the threshold; True without a threshold."""
         return self.threshold is None or self.probabilities[0] >= self.threshold
+
+    @property
+    def unknown(self) -> bool | None:
+        """Whether it is like none of the classes; None if that is not known."""
+        if self.unknown_score is None or self.unknown_threshold is None:
+            return None
+        return self.unknown_score > self.unknown_threshold
 
 
 def predict(
@@ -81,7 +93,8 @@ def predict(
         device: "auto", or a torch device.
         plan: Whether to use the plan that `resnext optimize` saved next to a model file.
         like: Number of similar images to return for each of the two most likely classes.
-        index: Where to search for them; None for the index next to the model file.
+        index: Where to search for them, and what images are compared with to find those that are
+            like none of the classes; None for the index next to the model file.
         progress: Whether to show progress on standard error.
 
     Returns:
@@ -106,10 +119,13 @@ def predict(
         runner = open_runner(model, device=device, batch=expected, plan=plan, progress=progress)
         card = card_of(runner)
         check_top(top, card)
-        if like and index is None:
-            index = open_index(model, runner=runner)
         predictions: list[Prediction] = []
         shown = reporter(progress)
+        if index is None and like:
+            index = open_index(model, runner=runner)
+        elif index is None:
+            index = find_index(model, runner, shown.line)
+        unknown = None if index is None else index.unknown_score(card)
         for line in passed_over.lines():
             shown.line(line)
         shown.start("Predicting", total)
@@ -118,6 +134,8 @@ def predict(
                 x = np.stack([to_pixels(*one, card.preprocessing) for one in batch])
                 logits, embeddings = runner.pixels(x)
                 ranked = rank([name for name, _ in batch], logits, card, top)
+                if unknown is not None:
+                    ranked = with_scores(ranked, logits, embeddings, unknown)
                 if like and index is not None:
                     ranked = with_neighbours(ranked, logits, embeddings, index, card, like)
                 predictions += ranked
@@ -218,6 +236,20 @@ def rank(
     return [
         Prediction(name, tuple(card.labels[i] for i in likely), tuple(p), card.threshold)
         for name, likely, p in zip(names, classes.tolist(), probabilities.tolist(), strict=True)
+    ]
+
+
+def with_scores(
+    predictions: Sequence[Prediction],
+    logits: Float32[np.ndarray, "n k"],
+    embeddings: Float32[np.ndarray, "n d"],
+    unknown: UnknownScore,
+) -> list[Prediction]:
+    """Predictions that say whether the image is like none of the classes."""
+    scores = unknown(logits, embeddings).tolist()
+    return [
+        one._replace(unknown_score=score, unknown_threshold=unknown.threshold)
+        for one, score in zip(predictions, scores, strict=True)
     ]
 
 

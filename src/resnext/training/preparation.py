@@ -63,6 +63,7 @@ class Request:
     minutes: float | None
     dry_run: bool
     overwrite: bool
+    index: bool
     changes: dict[str, Any]
 
     @property
