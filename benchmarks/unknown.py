@@ -33,6 +33,7 @@ from resnext.data.decoding import pixels, resize_and_crop
 from resnext.data.open import find_source, open_splits
 from resnext.inference import open_runner
 from resnext.inference.runner import Classifier, Runner
+from resnext.neighbours.unknown import UnknownScore, bank_rows
 from resnext.system.cpu import cpu_name
 
 COUNT = 2_000  # test images of each kind
@@ -67,7 +68,8 @@ def main() -> None:
     tests = {name: folder_images(given.cifar / "test" / name) for name in classes}
     clothes = find_source(given.fashion).splits["test"](None).images
     garments = [Image.fromarray(np.asarray(clothes.images[i])) for i in spread(len(clothes), COUNT)]
-    digits = [Image.fromarray((x * 15.9).astype(np.uint8)) for x in load_digits().images]
+    handwritten: Any = load_digits()
+    digits = [Image.fromarray((x * 15.9).astype(np.uint8)) for x in handwritten.images]
     near: dict[str, list[float]] = {}
     for name in names:
         file = given.networks / f"{name}.safetensors"
@@ -175,7 +177,7 @@ def areas(
 def scores(bank: Seen, targets: np.ndarray, val: Seen, classifier: Classifier) -> dict[str, Score]:
     """The scores that are compared; higher means that an image is of none of the classes."""
     units = unit(bank.embeddings)
-    energies = logsumexp(bank.logits, axis=1)
+    energies = -energy(bank)
     scaled = units * energies[:, None]
     weight, bias = classifier
 
@@ -190,7 +192,7 @@ def scores(bank: Seen, targets: np.ndarray, val: Seen, classifier: Classifier) -
     def guided(x: Seen, k: int) -> np.ndarray:
         """NNGuide (arXiv:2309.14888)."""
         guidance = top(unit(x.embeddings) @ scaled.T, k).mean(1)
-        return -logsumexp(x.logits, axis=1) * guidance
+        return energy(x) * guidance
 
     origin = -np.linalg.pinv(weight) @ bias
     centred = bank.embeddings - origin
@@ -202,7 +204,7 @@ def scores(bank: Seen, targets: np.ndarray, val: Seen, classifier: Classifier) -
     def vim(x: Seen) -> np.ndarray:
         """ViM (arXiv:2203.10807)."""
         virtual = alpha * np.linalg.norm((x.embeddings - origin) @ residual, axis=1)
-        return virtual - logsumexp(x.logits, axis=1)
+        return virtual + energy(x)
 
     def standard(score: Score) -> Score:
         """A score with mean 0 and deviation 1 on the validation images."""
@@ -212,12 +214,11 @@ def scores(bank: Seen, targets: np.ndarray, val: Seen, classifier: Classifier) -
     def distance(x: Seen, k: int) -> np.ndarray:
         return 1 - kth(unit(x.embeddings) @ units.T, k)
 
-    def energy(x: Seen) -> np.ndarray:
-        return -logsumexp(x.logits, axis=1)
-
-    near = {k: standard(lambda x, k=k: distance(x, k)) for k in (1, 5)}
+    near = standard(lambda x: distance(x, 5))
     own = standard(lambda x: class_distance(x, 1))
     weak = standard(energy)
+    chosen = UnknownScore(units[bank_rows(*units.shape)]).fitted(*val)
+    assert chosen is not None
     return {
         "maximum softmax": lambda x: -softmax(x.logits, axis=1).max(1),
         "maximum logit": lambda x: -x.logits.max(1),
@@ -231,10 +232,15 @@ def scores(bank: Seen, targets: np.ndarray, val: Seen, classifier: Classifier) -
         "NNGuide, k = 10": lambda x: guided(x, 10),
         "NNGuide, k = 100": lambda x: guided(x, 100),
         "ViM": vim,
-        "energy + kNN, k = 1": lambda x: weak(x) + near[1](x),
-        "energy + kNN, k = 5": lambda x: weak(x) + near[5](x),
+        "energy + kNN, k = 5": lambda x: weak(x) + near(x),
         "energy + kNN of the class": lambda x: weak(x) + own(x),
+        "resnext: energy + kNN, k = 1": lambda x: chosen(*x),
     }
+
+
+def energy(x: Seen) -> np.ndarray:
+    """The energy (arXiv:2010.03759)."""
+    return -np.asarray(logsumexp(x.logits, axis=1))
 
 
 def unit(x: np.ndarray) -> np.ndarray:

@@ -99,6 +99,7 @@ def test_training_fits_the_threshold(trained: Path) -> None:
 def test_the_threshold_of_the_card_comes_first(trained: Path, tmp_path: Path) -> None:
     """Users can change it there; the index keeps what it was fitted to."""
     network = resnext.load(trained)
+    assert isinstance(network, resnext.ResNeXt)
     assert network.card is not None
     values = {**network.card.to_dict(), "unknown_threshold": -1e9}
     network.card = Card.from_dict(values)

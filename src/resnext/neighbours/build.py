@@ -133,14 +133,15 @@ def unit(
 
 def _records(runner: Runner, done: list[Decoded | None], names: list[str]) -> list[Record | None]:
     """The records of a batch."""
-    good = [i for i, one in enumerate(done) if one is not None]
+    good = [(i, *one) for i, one in enumerate(done) if one is not None]
     records: list[Record | None] = [None] * len(done)
     if good:
-        logits, embeddings = runner.pixels(np.stack([done[i][0] for i in good]))
-        check_finite(logits, lambda i: names[good[i]])
+        logits, embeddings = runner.pixels(np.stack([x for _, x, _ in good]))
+        check_finite(logits, lambda row: names[good[row][0]])
         vectors, norms = unit(embeddings)
-        for i, vector, norm in zip(good, vectors.astype(np.float16), norms.tolist(), strict=True):
-            records[i] = Record(vector, norm, done[i][1])
+        rows = zip(good, vectors.astype(np.float16), norms.tolist(), strict=True)
+        for (i, _, thumbnail), vector, norm in rows:
+            records[i] = Record(vector, norm, thumbnail)
     return records
 
 

@@ -117,7 +117,7 @@ class UnfinishedIndex:
         Raises:
             CheckpointError: The index cannot be written; the unfinished file stays.
         """
-        rows = np.flatnonzero(np.asarray(self.sizes))
+        rows = np.flatnonzero(np.asarray(self.sizes)).tolist()
         encoded = [names[i].encode("utf-8", "surrogateescape") for i in rows]
         norms = np.fromiter((norm for norm, _, _ in self._records()), np.float32, len(rows))
         small = {

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -258,14 +259,21 @@ class Index:
     @cached_property
     def _vectors(self) -> Float32[np.ndarray, "n d"]:
         """All vectors in single precision, for queries after the first."""
-        return np.concatenate([*self._blocks()])
+        blocks = self._blocks()
+        first = next(blocks)
+        vectors = np.empty((len(self), first.shape[1]), np.float32)
+        start = 0
+        for block in chain([first], blocks):
+            vectors[start : start + len(block)] = block
+            start += len(block)
+        return vectors
 
     @cached_property
     def _fits(self) -> bool:
         """Whether all vectors can be kept in memory; else each query reads the file."""
         free = available_memory()
         numbers = len(self) * min(self.whitened or self.file.width, self.file.width)
-        return free is None or 4 * 2 * numbers < free  # twice, while they are put together
+        return free is None or 4 * numbers < free / 2
 
     def _blocks(self) -> Iterator[Float32[np.ndarray, "n d"]]:
         return map(self._projected, self.file.vectors())
