@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_network
+from helpers import photo_folder, tiny_network
 from PIL import Image
 
 from resnext import Card, Preprocessing, ResNeXt, save
+from resnext.data.open import open_splits
 from resnext.data.passed_over import PassedOver
 from resnext.errors import CheckpointError, DataError, InputError, MissingFileError
 from resnext.inference import open_runner
@@ -169,6 +170,42 @@ def test_an_index_begun_with_other_images_is_not_continued(file: Path, photos: P
     build(file, photos)
     assert len(open_index(file)) == 19
     assert open_index(file).search(photos / "bee" / "9.png")[0].distance < 1e-6
+
+
+def test_building_decodes_a_few_batches_ahead(
+    file: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a million photos, only a few may be in memory."""
+    started: list[int] = []
+    decode = building._decode
+    monkeypatch.setattr(
+        building, "_decode", lambda images, i, p: started.append(i) or decode(images, i, p)
+    )
+    images, _ = open_photos(photos, Card(LABELS), PassedOver())
+    ahead = building._AHEAD + 1
+    for done, batch in enumerate(building.decoded(images, Preprocessing(16, 16), 0, 2), 1):
+        assert len(batch) == 2
+        assert len(started) <= 2 * (done - 1 + ahead)
+    assert sorted(started) == [*range(20)]
+
+
+def test_the_images_of_an_index_are_those_that_were_trained_on(photos: Path) -> None:
+    """What was held out fits the threshold; other data have nothing held out."""
+    splits = open_splits(photos, seed=3, val_fraction=0.3)
+    trained_on = {"fingerprint": splits.fingerprint, "seed": 3, "val_fraction": 0.3}
+    images, val = open_photos(photos, Card(LABELS, provenance=trained_on), PassedOver())
+    assert [*images.images] == [*splits.train.images]
+    assert val is not None
+    assert [*val.images] == [*splits.val.images]
+    images, val = open_photos(photos, Card(LABELS), PassedOver())
+    assert (len(images), val) == (20, None)
+    split = photos.with_name("split")
+    split.mkdir()
+    photos.rename(split / "train")
+    photo_folder(split / "val", LABELS, count=3)
+    images, val = open_photos(split, Card(LABELS), PassedOver())
+    assert val is not None
+    assert (len(images), len(val)) == (20, 6)
 
 
 def test_unreadable_images_are_left_out(file: Path, photos: Path) -> None:

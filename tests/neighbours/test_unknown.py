@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from explanation_cases import in_form
 from helpers import photo_folder, run_cli
 from PIL import Image
 from training_runs import quick
@@ -173,6 +174,18 @@ def test_commands_mark_unknown_images(
     assert "unknown marks 1 of 1 images that are like none of the classes" in out
     code, _, _ = run_cli(capsys, monkeypatch, "predict", trained, "white.png", "--out", "t.jsonl")
     assert (code, json.loads(Path("t.jsonl").read_text())["unknown"]) == (0, True)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_engines_give_the_same_scores(trained: Path, engine: str) -> None:
+    """They have only logits and embeddings, and no torch."""
+    network = resnext.load(trained)
+    assert isinstance(network, resnext.ResNeXt)
+    index, photo = open_index(trained), trained.parent / "photos" / "red" / "000.jpg"
+    (wanted,) = resnext.predict(trained, photo, like=2)
+    (found,) = resnext.predict(in_form(network.eval(), engine), photo, like=2, index=index)
+    assert found.unknown_score == pytest.approx(wanted.unknown_score, abs=1e-3)
+    assert [one.row for one in found.like] == [one.row for one in wanted.like]
 
 
 def test_sheets_mark_unknown_images() -> None:
