@@ -69,7 +69,9 @@ MODULES = (
     "resnext.weights.catalog",
     "resnext.weights.classifier",
 )
-PACKAGES = ("resnext.data", "resnext.explanation", "resnext.prediction", "resnext.system")
+PACKAGES = tuple(
+    f"resnext.{name}" for name in ("data", "explanation", "neighbours", "prediction", "system")
+)
 
 
 def test_what_needs_no_torch_imports_none() -> None:

@@ -1415,19 +1415,20 @@ FUNCTIONS = {  # a star stands before what is given by name only
     "create": "name *output_stride *dilation_convention overrides",
     "diagnose": "path",
     "evaluate": "model data *batch_size *workers *device *views *keep_logits *plan *progress",
-    "explain": "model image *label *against *how *stage *fine *gamma *check *device *plan",
+    "explain": "model image *label *against *how *stage *fine *gamma *check *like *index *device "
+    "*plan",
     "load": "source *num_classes *in_channels *config *output_stride *dilation_convention *device "
     "*progress",
     "load_backbone": "source *out_indices *frozen_stages *norm_eval *checkpointing *with_stem "
     "*in_channels *config *output_stride *dilation_convention *device *progress",
     "optimize": "model *precision *engine *batch *data *max_loss *device *again *progress",
-    "predict": "model images *top *batch_size *device *plan *progress",
+    "predict": "model images *top *batch_size *device *plan *like *index *progress",
     "save": "model path",
     "distill": "teacher data model *unlabelled options",
     "train": "data model *weights *teacher *unlabelled *out *recipe *size *seed *val_fraction "
     "*workers *device *precision *compile *sync_norms *resume *retries *checkpoint_minutes "
     "*minutes *dry_run "
-    "*overwrite *progress changes",
+    "*overwrite *index *progress changes",
     "variant": "name overrides",
     "variants": "",
 }
@@ -1503,19 +1504,20 @@ OPTIONS = {  # choices stand behind a colon
     "train": "DATA --model,-m --config --weights,-w --out,-o --recipe,-r --epochs --batch-size "
     "--learning-rate,--lr --set --size --seed --val-fraction --workers --device "
     "--precision:auto|fp32|bf16|fp16 --compile,--no-compile --sync-norms --resume --retries "
-    "--checkpoint-minutes --minutes --dry-run --overwrite",
+    "--checkpoint-minutes --minutes --dry-run --overwrite --index,--no-index",
     "distill": "TEACHER --data --unlabelled --model,-m --config --weights,-w --out,-o --recipe,-r "
     "--epochs --batch-size --learning-rate,--lr --set --size --seed --val-fraction --workers "
     "--device --precision:auto|fp32|bf16|fp16 --compile,--no-compile --sync-norms --resume "
-    "--retries --checkpoint-minutes --minutes --dry-run --overwrite",
+    "--retries --checkpoint-minutes --minutes --dry-run --overwrite --index,--no-index",
     "evaluate": "FILE DATA --views:1|2|10 --against --json --batch-size --workers --device "
     "--plan,--no-plan",
     "compare": "A B DATA --max-loss --sheet --views:1|2|10 --json --batch-size --workers --device "
     "--plan,--no-plan",
     "predict": "FILE IMAGES --top --out,-o --embeddings --sheet --limit --batch-size --workers "
-    "--device --plan,--no-plan --ray --overwrite",
+    "--device --plan,--no-plan --like --similar --index --ray --overwrite",
     "explain": "FILE IMAGES --class --against --how --stage --fine "
-    "--check,--no-check --sanity --html --out,-o --json --limit --device --plan,--no-plan",
+    "--check,--no-check --sanity --html --out,-o --json --limit --like --device --plan,--no-plan",
+    "index": "PHOTOS --model,-m --out,-o --device --plan,--no-plan",
     "optimize": "FILE --precision:auto|fp32|bf16|fp16|int8 "
     "--engine:auto|torch|compile|tensorrt|onnxruntime|openvino --batch-size,-b --data --max-loss "
     "--device --again",

@@ -95,6 +95,8 @@ class Card:
         temperature: Divisor of the logits before softmax, so that confidences are calibrated:
             of the predictions with confidence p, a fraction p is right. 1 changes nothing.
         threshold: Lowest confidence of a prediction that counts as certain; None if unknown.
+        unknown_threshold: Highest unknown score of an image that counts as one of the classes, in
+            units of the index next to the model file; None without one.
 
     Raises:
         ConfigError: A value is out of range or of the wrong type.
@@ -107,6 +109,7 @@ class Card:
     licence: str = ""
     temperature: float = 1.0
     threshold: float | None = None
+    unknown_threshold: float | None = None
 
     def __post_init__(self) -> None:
         """Check the types of all fields."""
@@ -128,14 +131,19 @@ class Card:
         number("temperature", self.temperature, lambda x: x > 0, "above 0")
         if self.threshold is not None:
             number("threshold", self.threshold, lambda x: 0 <= x <= 1, "from 0 to 1 or None")
+        if self.unknown_threshold is not None:
+            number("unknown_threshold", self.unknown_threshold, is_finite, "finite or None")
 
     def without_classes(self) -> Card:
         """The card for another classifier: without labels, metrics, temperature and threshold."""
         return replace(self, labels=(), metrics={}, temperature=1.0, threshold=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON values."""
-        return asdict(self) | {"preprocessing": self.preprocessing.to_dict()}
+        """All fields as JSON values; `unknown_threshold` only if there is one."""
+        values = asdict(self) | {"preprocessing": self.preprocessing.to_dict()}
+        if self.unknown_threshold is None:
+            del values["unknown_threshold"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Card:

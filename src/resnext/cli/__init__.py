@@ -6,6 +6,7 @@ train.py        train, distill
 classify.py     evaluate, predict
 compare.py      compare
 explain.py      explain
+index.py        index
 speed.py        optimize, bench
 checkpoints.py  catalog, convert, doctor, push
 tables.py       the tables that commands print

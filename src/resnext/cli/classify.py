@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from resnext.errors import ResNeXtError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from resnext.neighbours.index import Neighbour
     from resnext.prediction.inputs import Picture
 
 
@@ -81,6 +83,9 @@ def predict(
     workers: int | None = None,
     device: str = "auto",
     plan: bool = True,
+    like: int | None = None,
+    similar: Path | None = None,
+    index: Path | None = None,
     ray: Flag = False,
     overwrite: Flag = False,
 ) -> None:
@@ -105,24 +110,37 @@ def predict(
             16.
         device: auto, cpu, cuda, cuda:1, …
         plan: Use the plan that `resnext optimize` saved next to the model file.
+        like: Also show this many similar images of each of the two most likely classes, which
+            `resnext index` or train has indexed.
+        similar: Classify nothing; show the images of the index that are most like this one, as many
+            as --like says. Default: 10.
+        index: Index to search. Default: the one next to the model file.
         ray: With --out, run on a cluster with Ray Data.
         overwrite: With --out, replace the file if it exists.
     """
     if limit is not None and limit < 1:
         raise ResNeXtError(f"--limit must be at least 1, not {limit}.")
+    if similar is not None:
+        if images or out is not None:
+            raise ResNeXtError("--similar takes one image; leave out other images and --out.")
+        _print_similar(file, similar, 10 if like is None else like, index, sheet, device, plan)
+        return
     from resnext.data.open import BUILT_IN
 
+    options: dict[str, Any]
     built_in = images[0] if len(images) == 1 and images[0] in BUILT_IN else None
     if out is not None:
-        if sheet is not None or limit is not None or built_in:
-            raise ResNeXtError("--out takes files and folders, without --sheet and --limit.")
-        options: dict[str, Any] = {"top": top, "batch_size": batch_size, "overwrite": overwrite}
+        if built_in or any(x is not None for x in (sheet, limit, like)):
+            raise ResNeXtError("--out takes files and folders, without --sheet, --limit, --like.")
+        options = {"top": top, "batch_size": batch_size, "overwrite": overwrite}
         if not ray:
             options |= {"embeddings": embeddings, "workers": workers, "device": device}
         elif embeddings is not None:
             raise ResNeXtError("--embeddings cannot be written with --ray.")
+        elif index is not None:
+            raise ResNeXtError("--index cannot be used with --ray.")
         check_outputs(out, embeddings)
-        _predict_files(file, images, out, plan, ray, options)
+        _predict_files(file, images, out, index, plan, ray, options)
         if embeddings is not None:
             print(f"{embeddings}: embeddings")
         return
@@ -134,6 +152,7 @@ def predict(
     from resnext.cli.tables import predictions_table
     from resnext.data.passed_over import PassedOver
     from resnext.inference.opener import open_runner
+    from resnext.neighbours.index import find_index, open_index
     from resnext.prediction.contact_sheet import check_sheet, draw_sheet, save_sheet
     from resnext.prediction.images import held_out_images, predict
     from resnext.prediction.inputs import expand_images
@@ -151,20 +170,78 @@ def predict(
     model = open_runner(file, device=device, batch=expected, plan=plan, progress=True)
     if built_in:
         pictures = held_out_images(model, built_in, limit)
-    predictions = predict(model, pictures, top=top, batch_size=batch_size, progress=True)
+    options = {"top": top, "batch_size": batch_size, "progress": True}
+    if like or index is not None:
+        options |= {"like": like or 0, "index": open_index(file, index, runner=model)}
+    else:
+        options["index"] = find_index(file, model, partial(print, file=sys.stderr))
+    predictions = predict(model, pictures, **options)
     Console().print(predictions_table(predictions))
+    _print_moved([one for prediction in predictions for one in prediction.like])
     if unsure := sum(not prediction.sure for prediction in predictions):
         print(
             f"? marks {unsure:,} of {len(predictions):,} predictions below the model's confidence "
             f"threshold of {predictions[0].threshold:.2%}"
+        )
+    if strange := sum(bool(prediction.unknown) for prediction in predictions):
+        print(
+            f"unknown marks {strange:,} of {len(predictions):,} images that are like none of the "
+            f"classes; of images of the classes, about 5% are"
         )
     if sheet is not None:
         save_sheet(draw_sheet(pictures, predictions), sheet)
         print(f"{sheet}: {len(predictions):,} images with their predictions")
 
 
+def _print_similar(
+    file: str,
+    image: Path,
+    count: int,
+    index: Path | None,
+    sheet: Path | None,
+    device: str,
+    plan: bool,
+) -> None:
+    """Run `predict --similar`."""
+    from rich.console import Console
+
+    from resnext.cli.tables import neighbours_table
+    from resnext.data.decoding import open_image
+    from resnext.neighbours.index import open_index
+    from resnext.prediction.contact_sheet import check_sheet, draw_neighbours, save_sheet
+
+    if sheet is not None:
+        check_sheet(sheet)
+    found = open_index(file, index, device=device, plan=plan).search(image, count)
+    Console().print(neighbours_table(found))
+    _print_moved(found)
+    if sheet is not None:
+        save_sheet(draw_neighbours(open_image(image, "RGB"), found), sheet)
+        print(f"{sheet}: {len(found):,} similar images")
+
+
+def _print_moved(neighbours: Sequence[Neighbour]) -> None:
+    """Say which images are not where they were indexed; images inside larger files have no path."""
+    from resnext.data.dataset import EXTENSIONS
+
+    paths = [Path(one.name) for one in neighbours if ":" not in one.name]
+    moved = [path for path in paths if path.suffix.lower() in EXTENSIONS and not path.exists()]
+    if moved:
+        print(
+            f"{len(moved):,} of {len(neighbours):,} similar images are not where they were, such "
+            f"as {moved[0]}. Run resnext index again, from the folder where its paths begin",
+            file=sys.stderr,
+        )
+
+
 def _predict_files(
-    file: str, images: tuple[str, ...], out: Path, plan: bool, ray: bool, options: dict[str, Any]
+    file: str,
+    images: tuple[str, ...],
+    out: Path,
+    index: Path | None,
+    plan: bool,
+    ray: bool,
+    options: dict[str, Any],
 ) -> None:
     """Run `predict --out` on this machine or on a cluster, and print a summary."""
     from resnext.prediction.output import Journal
@@ -176,12 +253,17 @@ def _predict_files(
             done = predict_files_with_ray(file, images, out, plan=plan, progress=True, **options)
         else:
             from resnext.inference.opener import open_runner
+            from resnext.neighbours.index import find_index, open_index
             from resnext.prediction.files import predict_files
 
             batch = 64 if options["batch_size"] is None else options["batch_size"]
             device = options.pop("device")
             runner = open_runner(file, device=device, batch=batch, plan=plan, progress=True)
-            done = predict_files(runner, images, out, progress=True, **options)
+            if index is None:
+                found = find_index(file, runner, partial(print, file=sys.stderr))
+            else:
+                found = open_index(file, index, runner=runner)
+            done = predict_files(runner, images, out, index=found, progress=True, **options)
     except KeyboardInterrupt:
         if Journal.begun(out):
             print("Interrupted. Run the same command again to continue.", file=sys.stderr)

@@ -36,6 +36,7 @@ def explain(
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     json: Path | None = None,
     limit: int | None = None,
+    like: int | None = None,
     device: str = "auto",
     plan: bool = True,
 ) -> None:
@@ -61,6 +62,8 @@ def explain(
         out: File to write (.png or .html). Default: explanation.png, or explanation.html.
         json: Also write all numbers to this JSON file.
         limit: Explain at most this many images.
+        like: Show this many similar images of each of the two most likely classes. Default: 3 if
+            there is an index next to the model file, which train and `resnext index` write.
         device: auto, cpu, cuda, cuda:1, …
         plan: Use the plan that `resnext optimize` saved next to the model file.
     """
@@ -78,6 +81,7 @@ def explain(
     from resnext.explanation.page import explanation_page
     from resnext.explanation.sheet import draw_explanations
     from resnext.inference.opener import open_runner
+    from resnext.neighbours.index import find_index, open_index
     from resnext.prediction.contact_sheet import check_sheet, save_sheet
     from resnext.prediction.images import held_out_images
     from resnext.prediction.inputs import expand_images
@@ -98,6 +102,9 @@ def explain(
         raise ResNeXtError(f"{len(named):,} images are more than {_MOST}. Give --limit or fewer.")
     options: dict[str, Any] = {"label": label, "against": True if against == "" else against}
     options |= {"how": how, "stage": stage, "fine": fine, "check": check, "device": device}
+    if like != 0:
+        found = open_index(file, runner=model) if like else find_index(file, model, print)
+        options |= {"like": 0 if found is None else like or 3, "index": found}
     done: list[Explanation] = []
     checks: list[SanityCheck] = []
     shown = reporter(True)

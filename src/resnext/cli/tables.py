@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from resnext.evaluation.comparison import Comparison
     from resnext.evaluation.metrics import Evaluation
     from resnext.explanation import Explanation
+    from resnext.neighbours.index import Neighbour
     from resnext.prediction.images import Prediction
     from resnext.summary import Summary
     from resnext.weights.catalog import CatalogEntry
@@ -170,15 +171,31 @@ def print_comparison(result: Comparison, megabytes: Sequence[float | None]) -> N
 
 
 def predictions_table(predictions: Sequence[Prediction]) -> Table:
-    """The most likely classes of each image; a question mark where the model is not sure."""
+    """The most likely classes of each image, marked if not sure, or like none of the classes."""
     table = _table(Column("Image", overflow="fold"), "Class", *_right("Probability"))
     for prediction in predictions:
         pairs = zip(prediction.labels, prediction.probabilities, strict=True)
         for i, (label, probability) in enumerate(pairs):
             name = "" if i else plain(prediction.name)
-            mark = " ?" if i == 0 and not prediction.sure else ""
+            mark = "" if i or prediction.sure else " ?"
+            mark += " (unknown)" if i == 0 and prediction.unknown else ""
             table.add_row(name, plain(label) + mark, f"{probability:.2%}")
+        for one in prediction.like:
+            table.add_row(*_similar_row(one))
     return table
+
+
+def neighbours_table(neighbours: Iterable[Neighbour]) -> Table:
+    """Images of an index, with their distance."""
+    table = _table(Column("Image", overflow="fold"), "Class", *_right("Distance"))
+    for one in neighbours:
+        table.add_row(plain(one.name), plain(one.label or "–"), f"{one.distance:.3f}")
+    return table
+
+
+def _similar_row(one: Neighbour) -> tuple[str, str, str]:
+    """The row of a similar image below that of a prediction."""
+    return f"  like {plain(one.name)}", plain(one.label or "–"), f"{one.distance:.3f} away"
 
 
 def explanations_table(explanations: Sequence[Explanation]) -> Table:
@@ -200,6 +217,8 @@ def explanations_table(explanations: Sequence[Explanation]) -> Table:
             f"{error:.0e}" if adds_up else "–",
             "–" if check is None else f"{'' if check.passed else '! '}{check.beaten}/{RANDOM_MAPS}",
         )
+        for similar in one.like:
+            table.add_row(*_similar_row(similar))
     return table
 
 

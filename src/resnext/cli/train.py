@@ -42,6 +42,7 @@ def train(
     minutes: float | None = None,
     dry_run: Flag = False,
     overwrite: Flag = False,
+    index: bool = True,
     teacher: _Unparsed = None,
     unlabelled: _Unparsed = None,
 ) -> None:
@@ -92,6 +93,8 @@ def train(
             are not given are chosen from the images and the measured speed of this machine.
         dry_run: Stop after the forecast and write nothing.
         overwrite: Replace the model file if it exists.
+        index: Index the training images at the end, if that is quick, so that predict and explain
+            show what an image is like, and predict which images are like none of the classes.
         teacher: Only from `distill`.
         unlabelled: Only from `distill`.
     """
@@ -99,6 +102,7 @@ def train(
     given = [option for option, value in choices.items() if value is not None]
     if len(given) > 1:
         raise ConfigError(f"Give {' or '.join(given)}, not both: each defines the network.")
+    from resnext.neighbours.model_files import index_path
     from resnext.training import train
     from resnext.training.recipe import parse_changes
     from resnext.training.teacher import comparison
@@ -128,6 +132,7 @@ def train(
         minutes=minutes,
         dry_run=dry_run,
         overwrite=overwrite,
+        index=index,
         **parse_changes([*changes, *set]),
     )
     if dry_run or int(os.environ.get("RANK", "0")):
@@ -139,6 +144,8 @@ def train(
     print(f"{out}: {kept}validation accuracy {accuracy:.2%}")
     if teacher is not None:
         print(f"{out}: {comparison(card, network.config)}")
+    if index and index_path(out).exists():
+        print(f"{index_path(out)}: index of the training images")
     print(f"{out.with_name(out.stem + '.run') / 'report.html'}: training report")
 
 

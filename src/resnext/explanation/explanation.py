@@ -13,6 +13,7 @@ from PIL import Image
 from resnext.explanation.classes import Target
 from resnext.explanation.deletion import DeletionCheck
 from resnext.explanation.overlay import Box, draw_overlay
+from resnext.neighbours.index import Neighbour
 
 METHODS = {
     "map": "exact class map",
@@ -54,6 +55,7 @@ class Explanation:
         crop: Left, top, right and bottom of the part that the network saw, as fractions of the
             image's width and height. Parts outside the image are black to the network.
         check: Result of hiding what the map points at; None if it was not asked for.
+        like: The nearest images of the model's index, of each of the two most likely classes.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Explanation:
     image: Image.Image = field(repr=False)
     crop: Box
     check: DeletionCheck | None = None
+    like: tuple[Neighbour, ...] = ()
 
     @property
     def evidence_for(self) -> float:
@@ -110,4 +113,5 @@ class Explanation:
         values |= {"evidence_for": self.evidence_for, "evidence_against": self.evidence_against}
         check = None if self.check is None else self.check.to_dict()
         rows = [[float(f"{value:.6g}") for value in row] for row in self.map.tolist()]
-        return {**values, "crop": list(self.crop), "check": check, "map": rows}
+        like = [one.to_dict() for one in self.like]
+        return {**values, "crop": list(self.crop), "check": check, "like": like, "map": rows}

@@ -22,6 +22,7 @@ from resnext.explanation.overlay import Box
 from resnext.foreign_names import answering_call
 from resnext.inference.opener import evaluation_mode, open_runner
 from resnext.inference.runner import MapRunner, Runner, top_classes
+from resnext.neighbours.index import Index, Neighbour, open_index
 from resnext.prediction.images import to_pixels
 from resnext.prediction.inputs import decode
 
@@ -48,6 +49,8 @@ def explain(
     fine: bool = False,
     gamma: float = GAMMA,
     check: bool = False,
+    like: int = 0,
+    index: Index | None = None,
     device: str = "auto",
     plan: bool = True,
 ) -> Explanation:
@@ -72,16 +75,19 @@ def explain(
             prediction then is the one at that size. Runs in torch, without a plan.
         gamma: Weight of the other class: 0 explains the class alone, 1 the difference of logits.
         check: Whether to check the map by hiding what it points at, which takes 106 predictions.
+        like: Number of similar images to return for each of the two most likely classes.
+        index: Where to search for them; None for the index next to the model file.
         device: "auto", or a torch device.
         plan: Whether to use the plan that `resnext optimize` saved next to a model file.
 
     Raises:
-        CheckpointError: The file holds no usable model.
+        CheckpointError: The file holds no usable model, or the index is missing or of another one.
         DataError: The image cannot be read.
         InputError: The model has no labels, a class is unknown, an argument is out of range, or the
             logits are not finite.
     """
     _check_method(how, stage)
+    at_least("like", like, 0, error=InputError)
     if not is_finite(gamma) or not 0 <= gamma <= 1:
         raise InputError(f"gamma must be from 0 to 1, not {brief(gamma)}.")
     in_torch = fine or how in ("layercam", "ig")
@@ -106,12 +112,18 @@ def explain(
         checked = None
         if check:
             checked = check_by_deletion(x, values, score_of(runner, target), _BATCH)
+        order, probabilities = top_classes(logits[None], card.temperature, len(logits))
+        similar: list[Neighbour] = []
+        if like:
+            index = index or open_index(model, runner=runner)
+            usual = to_pixels("", whole, card.preprocessing)
+            two = [card.labels[i] for i in order[0, :2]]
+            similar = index.of_classes(runner.pixels(usual[None])[1][0], two, like)
     score = float(logits.astype(np.float64) @ target.weights(len(logits)))
     error = None
     if how in ("map", "ig"):
         off = abs(values.sum(dtype=np.float64) + bias - score)
         error = float(off / max(np.abs(logits).max(), 1e-30))
-    order, probabilities = top_classes(logits[None], card.temperature, len(logits))
     return Explanation(
         name=str(image) if isinstance(image, str | Path) else "image",
         label=card.labels[target.label],
@@ -129,6 +141,7 @@ def explain(
         image=_smaller(whole),
         crop=crop_box(whole.width, whole.height, preprocessing),
         check=checked,
+        like=tuple(similar),
     )
 
 

@@ -14,6 +14,7 @@ from resnext.explanation.deletion import FRACTIONS
 from resnext.explanation.explanation import METHODS, Explanation
 from resnext.explanation.overlay import enlarged
 from resnext.explanation.sheet import legend, title, verdict
+from resnext.prediction.contact_sheet import by_class
 
 _SIDE = 480  # pixels of a picture's longer side
 
@@ -68,9 +69,25 @@ def _card(explanation: Explanation) -> str:
         f'<img src="{image_url(explanation.overlay(_SIDE))}" '
         f'alt="Evidence for {escape(title(explanation))} in {name}"></div>'
         f"<h2><bdi>{escape(title(explanation))}</bdi><small>{explanation.probability:.1%}</small></h2>"
-        f'<p class="legend">{parts}</p>{check}'
+        f'<p class="legend">{parts}</p>{check}{_similar(explanation)}'
         f'<p class="soft"><bdi>{name}</bdi> · {escape(", ".join(facts))}</p></article>'
     )
+
+
+def _similar(explanation: Explanation) -> str:
+    """Similar images, class by class."""
+    rows = ""
+    for row in by_class(explanation.like):
+        label = "Similar images" if row[0].label is None else f"Similar images of {row[0].label}"
+        pictures = "".join(
+            f'<figure><img src="{image_url(one.thumbnail)}" alt="{escape(one.name)}" '
+            f'title="{escape(one.name)}"><figcaption>{one.distance:.3f}</figcaption></figure>'
+            for one in row
+        )
+        rows += (
+            f'<p class="key"><bdi>{escape(label)}</bdi></p><div class="similar">{pictures}</div>'
+        )
+    return rows
 
 
 def _swatch(colour: str) -> str:

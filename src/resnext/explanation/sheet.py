@@ -10,9 +10,10 @@ from resnext.errors import DataError
 from resnext.explanation.deletion import RANDOM_MAPS
 from resnext.explanation.explanation import Explanation
 from resnext.explanation.overlay import AGAINST, FOR, enlarged
-from resnext.prediction.contact_sheet import fit_text
+from resnext.prediction.contact_sheet import by_class, draw_strip, fit_text
 
 _SIDE, _GAP, _BETWEEN, _TEXT = 240, 20, 8, 78  # pixels: image, gaps, text below
+_STRIP = 72  # pixels: a similar image
 _PAPER, _INK, _FAINT, _WARNING = "#ffffff", "#1d2330", "#5f6775", "#b3261e"
 
 
@@ -32,13 +33,14 @@ def draw_explanations(explanations: Sequence[Explanation], *, columns: int = 2) 
     rows = [explanations[i : i + columns] for i in range(0, len(explanations), columns)]
     heights = [max(enlarged(one.image, _SIDE).height for one in row) for row in rows]
     cell_w = 2 * _SIDE + _BETWEEN
-    height = sum(heights) + len(rows) * (_TEXT + _GAP) + _GAP
+    text = _TEXT + (_STRIP + 20 + _GAP) * any(one.like for one in explanations)
+    height = sum(heights) + len(rows) * (text + _GAP) + _GAP
     sheet = Image.new("RGB", (columns * (cell_w + _GAP) + _GAP, height), _PAPER)
     top = _GAP
     for row, tallest in zip(rows, heights, strict=True):
         for i, explanation in enumerate(row):
             _draw(sheet, explanation, _GAP + i * (cell_w + _GAP), top, tallest)
-        top += tallest + _TEXT + _GAP
+        top += tallest + text + _GAP
     return sheet
 
 
@@ -66,6 +68,11 @@ def _draw(sheet: Image.Image, explanation: Explanation, left: int, top: int, tal
     if explanation.check is not None:
         colour = _FAINT if explanation.check.passed else _WARNING
         draw.text((left, below + 51), verdict(explanation), colour, font=small)
+    for j, similar in enumerate(by_class(explanation.like)[:2]):
+        x = left + j * (_SIDE + _BETWEEN)
+        label = "Similar" if similar[0].label is None else f"Similar: {similar[0].label}"
+        draw.text((x, below + 74), fit_text(draw, label, _SIDE, small), _FAINT, font=small)
+        draw_strip(sheet, int(x), below + 96, similar[:3], _STRIP)
 
 
 def title(explanation: Explanation) -> str:

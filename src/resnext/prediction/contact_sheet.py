@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,14 @@ from resnext.prediction.inputs import decode
 from resnext.system.atomic import check_writable, make_folder
 
 if TYPE_CHECKING:
+    from resnext.neighbours.index import Neighbour
     from resnext.prediction.inputs import Picture
 
 _SIDE, _GAP, _TEXT = 168, 20, 52  # pixels: an image, the space around it, text and bar below
 _FLIP_TEXT = 72  # pixels: the text below an image with two answers
+_STRIP = 52  # pixels: a similar image; three fit below an image
 _PAPER, _INK, _FAINT, _BAR = "#ffffff", "#1d2330", "#8b93a3", "#2f6fde"
+_WARNING = "#b3261e"
 
 
 def draw_sheet(
@@ -27,7 +31,9 @@ def draw_sheet(
 ) -> Image.Image:
     """Draw images in a grid, each with its most likely class and a bar of the probability.
 
-    The bar is grey where the model is not sure.
+    The bar is grey where the model is not sure, and images that are like none of the classes are
+    marked as unknown. Below are similar images, if the predictions have
+    some: at most three of each class, with their distance.
 
     Args:
         pictures: The images given to `predict`, with folders expanded.
@@ -47,9 +53,14 @@ def draw_sheet(
             f"{len(pictures)} images and {len(predictions)} predictions."
         )
     decoded = (decode(picture, "RGB") for picture in pictures)  # one at a time in memory
-    sheet, corners = _grid(decoded, len(pictures), columns, _TEXT)
+    strips = [by_class(prediction.like) for prediction in predictions]
+    height = _TEXT + max(map(len, strips)) * (_STRIP + 20)
+    sheet, corners = _grid(decoded, len(pictures), columns, height)
     draw = ImageDraw.Draw(sheet)
     large, small = ImageFont.load_default(22), ImageFont.load_default(14)
+    for (left, bottom), rows in zip(corners, strips, strict=True):
+        for j, row in enumerate(rows):
+            draw_strip(sheet, left, bottom + _TEXT + j * (_STRIP + 20), row[:3], _STRIP)
     for (left, bottom), prediction in zip(corners, predictions, strict=True):
         probability = prediction.probabilities[0]
         percent = f"{probability:.1%}"
@@ -63,7 +74,60 @@ def draw_sheet(
         draw.rectangle((left, bar, left + _SIDE - 1, bar + 4), fill="#e8ebf1")
         filled = left + round(probability * (_SIDE - 1))
         draw.rectangle((left, bar, filled, bar + 4), fill=_BAR if prediction.sure else _FAINT)
+        if prediction.unknown:
+            edge = left, bottom - _SIDE, left + _SIDE - 1, bottom - 1
+            draw.rectangle(edge, outline=_WARNING, width=3)
+            end = left + 12 + draw.textlength("unknown", font=small)
+            draw.rectangle((left, bottom - 22, end, bottom - 1), fill=_WARNING)
+            draw.text((left + 6, bottom - 20), "unknown", _PAPER, font=small)
     return sheet
+
+
+def draw_neighbours(
+    picture: Image.Image, neighbours: Sequence[Neighbour], *, columns: int = 5
+) -> Image.Image:
+    """Draw an image and those of an index that are most like it, each with class and distance.
+
+    Args:
+        picture: The image, RGB.
+        neighbours: The others, nearest first.
+        columns: Images per row.
+    """
+    pictures = [picture, *(one.thumbnail.convert("RGB") for one in neighbours)]
+    sheet, corners = _grid(pictures, len(pictures), columns, _TEXT)
+    draw = ImageDraw.Draw(sheet)
+    large, small = ImageFont.load_default(22), ImageFont.load_default(14)
+    texts = [(one.label or Path(one.name).name, f"{one.distance:.3f}") for one in neighbours]
+    for (left, bottom), (label, far) in zip(corners[1:], texts, strict=True):
+        right = left + _SIDE - draw.textlength(far, font=small)
+        draw.text((right, bottom + 14), far, _FAINT, font=small)
+        text = fit_text(draw, label, right - left - 8, large)
+        draw.text((left, bottom + 8), text, _INK, large)
+    return sheet
+
+
+def by_class(neighbours: Sequence[Neighbour]) -> list[list[Neighbour]]:
+    """Similar images, class by class."""
+    return [[*group] for _, group in groupby(neighbours, key=lambda one: one.label)]
+
+
+def draw_strip(
+    sheet: Image.Image, left: int, top: int, neighbours: Sequence[Neighbour], side: int
+) -> None:
+    """Draw similar images in a row, with their distance below.
+
+    Args:
+        sheet: Where to draw.
+        left: Left edge, pixels.
+        top: Upper edge, pixels.
+        neighbours: The images.
+        side: Side of each, pixels.
+    """
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for i, one in enumerate(neighbours):
+        x = left + i * (side + 6)
+        sheet.paste(_thumbnail(one.thumbnail.convert("RGB"), side), (x, top))
+        draw.text((x, top + side + 1), f"{one.distance:.3f}", _FAINT, font=font)
 
 
 def draw_flips(
@@ -160,14 +224,14 @@ def save_sheet(sheet: Image.Image, path: str | Path) -> None:
         raise DataError(f"{path} cannot be written: {error}.") from error
 
 
-def _thumbnail(image: Image.Image) -> Image.Image:
+def _thumbnail(image: Image.Image, length: int = _SIDE) -> Image.Image:
     """The middle square of an image, resized; the pixels of a tiny image stay sharp."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))
-    tiny = side * 4 <= _SIDE
+    tiny = side * 4 <= length
     filter_ = Image.Resampling.NEAREST if tiny else Image.Resampling.LANCZOS
-    return square.resize((_SIDE, _SIDE), filter_)
+    return square.resize((length, length), filter_)
 
 
 def fit_text(

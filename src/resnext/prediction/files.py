@@ -30,7 +30,9 @@ from resnext.checks import at_least
 from resnext.data.passed_over import PassedOver
 from resnext.errors import CheckpointError, DataError, InputError
 from resnext.inference.runner import Outputs, Runner
-from resnext.prediction.images import check_top, rank, read_pixels
+from resnext.neighbours.index import Index
+from resnext.neighbours.unknown import UnknownScore
+from resnext.prediction.images import check_top, rank, read_pixels, with_scores
 from resnext.prediction.inputs import image_names
 from resnext.prediction.output import KINDS, Journal, finish, needs
 from resnext.system.atomic import check_writable, existing_folder, make_folder
@@ -81,16 +83,17 @@ def predict_files(
     embeddings: str | Path | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
+    index: Index | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> PredictionSummary:
     r"""Classify image files and write a table with one row for each, in order.
 
     The columns are path, error, label, probability, then label_2, probability_2 … for more
-    classes, and sure if the model's card has a threshold. JSON Lines hold lists instead: path,
-    labels, probabilities and sure, or path and error. Bytes of a file name that are not UTF-8 are
-    written as `\xff`. An interrupted call is continued by the next call with the same
-    arguments.
+    classes, sure if the model's card has a threshold, and unknown if the index has one. JSON Lines
+    hold lists instead: path, labels, probabilities, sure and unknown, or path and error. Bytes of a
+    file name that are not UTF-8 are written as `\xff`. An interrupted call is continued by the next
+    call with the same arguments.
 
     Args:
         runner: The model.
@@ -101,6 +104,7 @@ def predict_files(
             a prediction.
         batch_size: Images per batch; None for the runner's own.
         workers: Threads that decode images; None for one per core, at most 16.
+        index: The model's index, to find images that are like none of the classes.
         overwrite: Whether `out` may exist. An interrupted call is continued even then.
         progress: Whether to show progress on standard error.
 
@@ -116,9 +120,10 @@ def predict_files(
             at_least(name, value, 1, error=InputError)
     check_worker_count(workers or 1, "thread")
     batch = batch_size or runner.batch
+    unknown = None if index is None else index.unknown_score(card_of(runner))
 
     def answer(names: Iterator[str]) -> Generator[AnsweredBatch]:
-        return answers(runner, names, top, batch, workers)
+        return answers(runner, names, top, batch, workers, unknown)
 
     return predict_table(
         runner,
@@ -128,6 +133,7 @@ def predict_files(
         top=top,
         step=batch,
         embeddings=None if embeddings is None else Path(embeddings),
+        unknown=unknown,
         overwrite=overwrite,
         progress=progress,
     )
@@ -144,6 +150,7 @@ def predict_table(
     embeddings: Path | None,
     overwrite: bool,
     progress: bool,
+    unknown: UnknownScore | None = None,
 ) -> PredictionSummary:
     """Write a table of predictions, wherever they are computed.
 
@@ -158,6 +165,7 @@ def predict_table(
         embeddings: A .npy file for the embeddings, or None.
         overwrite: Whether `out` may exist.
         progress: Whether to show progress on standard error.
+        unknown: What `answer` finds images of none of the classes by; None if it does not.
 
     Raises:
         CheckpointError: A file cannot be written. Call again to continue.
@@ -180,6 +188,8 @@ def predict_table(
             "count": count,
             "embeddings": embeddings and str(embeddings.absolute()),
         }
+        if unknown is not None:
+            settings["unknown"] = json.loads(json.dumps(unknown.to_dict()))
         width = model.config.stages[-1].out_channels
         journal = Journal(out, settings, embeddings, width, step, overwrite)
         shown, resumed, working = reporter(progress), journal.done, time.monotonic()
@@ -193,7 +203,8 @@ def predict_table(
                         journal.add(batch.rows, batch.problems, batch.embeddings)
                         shown.advance(len(batch.rows))
             worked = time.monotonic() - working
-            finish(journal, out, top, card.threshold is not None)
+            marks = {"sure": card.threshold is not None, "unknown": unknown is not None}
+            finish(journal, out, top, [name for name, given in marks.items() if given])
         finally:
             shown.stop()
             journal.close()
@@ -270,7 +281,12 @@ def _close(file: IO[str]) -> None:
 
 
 def answers(
-    runner: Runner, names: Iterator[str], top: int, batch: int, workers: int | None = None
+    runner: Runner,
+    names: Iterator[str],
+    top: int,
+    batch: int,
+    workers: int | None = None,
+    unknown: UnknownScore | None = None,
 ) -> Generator[AnsweredBatch]:
     """Predictions for files, batch by batch.
 
@@ -283,7 +299,8 @@ def answers(
 
     def oldest() -> AnsweredBatch:
         batch_names, problems, future = computing.popleft()
-        return _answered(card, top, batch_names, problems, future and future.result(), width)
+        outputs = future and future.result()
+        return _answered(card, top, batch_names, problems, outputs, width, unknown)
 
     try:
         threads = workers or min(core_count(), 16)
@@ -374,6 +391,7 @@ def _answered(
     problems: list[str | None],
     outputs: Outputs | None,
     width: int,
+    unknown: UnknownScore | None,
 ) -> AnsweredBatch:
     """Rows of a batch; `outputs` are of the images that could be read."""
     problems, rows = list(problems), list[str]()
@@ -387,7 +405,11 @@ def _answered(
             good[i] = False
         embeddings[good] = outputs[1][finite]
         readable = [names[i] for i in np.flatnonzero(good)]
-        predictions = iter(rank(readable, outputs[0][finite], card, top))
+        logits, vectors = outputs[0][finite], outputs[1][finite]
+        ranked = rank(readable, logits, card, top)
+        if unknown is not None:
+            ranked = with_scores(ranked, logits, vectors, unknown)
+        predictions = iter(ranked)
     for name, problem in zip(names, problems, strict=True):
         row: dict[str, Any] = {"path": _escaped(name)}
         if problem is None:
@@ -396,6 +418,8 @@ def _answered(
             row["probabilities"] = [float(f"{p:.6g}") for p in prediction.probabilities]
             if prediction.threshold is not None:
                 row["sure"] = prediction.sure
+            if prediction.unknown is not None:
+                row["unknown"] = prediction.unknown
         else:
             row["error"] = _escaped(problem)
         rows.append(json.dumps(row, ensure_ascii=False))

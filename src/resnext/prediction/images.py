@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from io import BytesIO
 from itertools import islice
@@ -23,6 +23,8 @@ from resnext.errors import InputError
 from resnext.foreign_names import answering_call
 from resnext.inference.opener import evaluation_mode, open_runner
 from resnext.inference.runner import Runner, check_finite, top_classes
+from resnext.neighbours.index import Index, Neighbour, find_index, open_index
+from resnext.neighbours.unknown import UnknownScore
 from resnext.prediction.inputs import decode, expand_images
 from resnext.system.progress import reporter
 
@@ -40,6 +42,12 @@ class Prediction(NamedTuple):
     probabilities: tuple[float, ...]
     threshold: float | None = None
     """Lowest probability that counts as sure, from the model's card."""
+    like: tuple[Neighbour, ...] = ()
+    """The nearest images of the index, of each of the two most likely classes."""
+    unknown_score: float | None = None
+    """How unlike the training images it is; None if the model has no index with a threshold."""
+    unknown_threshold: float | None = None
+    """Highest score of an image that counts as one of the classes."""
 
     @property
     def label(self) -> str:
@@ -51,6 +59,13 @@ class Prediction(NamedTuple):
         """Whether the most likely class reaches the threshold; True without a threshold."""
         return self.threshold is None or self.probabilities[0] >= self.threshold
 
+    @property
+    def unknown(self) -> bool | None:
+        """Whether it is like none of the classes; None if that is not known."""
+        if self.unknown_score is None or self.unknown_threshold is None:
+            return None
+        return self.unknown_score > self.unknown_threshold
+
 
 @answering_call
 def predict(
@@ -61,6 +76,8 @@ def predict(
     batch_size: int | None = None,
     device: str = "auto",
     plan: bool = True,
+    like: int = 0,
+    index: Index | None = None,
     progress: bool = False,
 ) -> list[Prediction]:
     """Classify images.
@@ -77,19 +94,23 @@ def predict(
         batch_size: Images per batch; None for the runner's own.
         device: "auto", or a torch device.
         plan: Whether to use the plan that `resnext optimize` saved next to a model file.
+        like: Number of similar images to return for each of the two most likely classes.
+        index: Where to search for them, and what images are compared with to find those that are
+            like none of the classes; None for the index next to the model file.
         progress: Whether to show progress on standard error.
 
     Returns:
         A prediction for each image, in order.
 
     Raises:
-        CheckpointError: The file holds no usable model.
+        CheckpointError: The file holds no usable model, or the index is missing or of another one.
         DataError: An image cannot be read or is of another type, or no images are given.
         InputError: The model has no card with labels, or an argument is out of range.
         ResNeXtError: The model's output is NaN or infinite.
     """
     if batch_size is not None:
         at_least("batch_size", batch_size, 1, error=InputError)
+    at_least("like", like, 0, error=InputError)
     passed_over = PassedOver()
     named, total = expand_images(images, passed_over), None
     if not isinstance(images, Iterator):
@@ -102,13 +123,24 @@ def predict(
         check_top(top, card)
         predictions: list[Prediction] = []
         shown = reporter(progress)
+        if index is None and like:
+            index = open_index(model, runner=runner)
+        elif index is None:
+            index = find_index(model, runner, shown.line)
+        unknown = None if index is None else index.unknown_score(card)
         for line in passed_over.lines():
             shown.line(line)
         shown.start("Predicting", total)
         try:
             while batch := [*islice(named, batch_size or runner.batch)]:
                 x = np.stack([to_pixels(*one, card.preprocessing) for one in batch])
-                predictions += rank([name for name, _ in batch], runner.pixels(x)[0], card, top)
+                logits, embeddings = runner.pixels(x)
+                ranked = rank([name for name, _ in batch], logits, card, top)
+                if unknown is not None:
+                    ranked = with_scores(ranked, logits, embeddings, unknown)
+                if like and index is not None:
+                    ranked = with_neighbours(ranked, logits, embeddings, index, card, like)
+                predictions += ranked
                 shown.advance(len(batch))
         finally:
             shown.stop()
@@ -206,6 +238,36 @@ def rank(
     return [
         Prediction(name, tuple(card.labels[i] for i in likely), tuple(p), card.threshold)
         for name, likely, p in zip(names, classes.tolist(), probabilities.tolist(), strict=True)
+    ]
+
+
+def with_scores(
+    predictions: Sequence[Prediction],
+    logits: Float32[np.ndarray, "n k"],
+    embeddings: Float32[np.ndarray, "n d"],
+    unknown: UnknownScore,
+) -> list[Prediction]:
+    """Predictions that say whether the image is like none of the classes."""
+    scores = unknown(logits, embeddings).tolist()
+    return [
+        one._replace(unknown_score=score, unknown_threshold=unknown.threshold)
+        for one, score in zip(predictions, scores, strict=True)
+    ]
+
+
+def with_neighbours(
+    predictions: Sequence[Prediction],
+    logits: Float32[np.ndarray, "n k"],
+    embeddings: Float32[np.ndarray, "n d"],
+    index: Index,
+    card: Card,
+    count: int,
+) -> list[Prediction]:
+    """Predictions with the nearest images of each of the two most likely classes."""
+    likely, _ = top_classes(logits, card.temperature, min(2, len(card.labels)))
+    return [
+        one._replace(like=tuple(index.of_classes(embedding, [card.labels[i] for i in two], count)))
+        for one, two, embedding in zip(predictions, likely, embeddings, strict=True)
     ]
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from itertools import islice
@@ -167,7 +167,8 @@ class Journal:
         elif old["resnext"] != _FORMAT:
             wrong = "was started by another version of resnext"
         else:
-            other = [name for name in settings if old.get(name) != settings[name]]
+            del old["resnext"]
+            other = [x for x in {**settings, **old} if old.get(x) != settings.get(x)]
             if not other:
                 return True
             names = [_NAMES[name].format(old.get(name)) for name in other if name in _NAMES]
@@ -236,6 +237,7 @@ _NAMES = {
     "top": "top {}",
     "images": "other images",
     "embeddings": "embeddings {}",
+    "unknown": "another index",
 }
 
 
@@ -301,67 +303,67 @@ def needs(kind: str) -> None:
         raise InputError('.parquet needs pyarrow: pip install "resnext[parquet]".') from error
 
 
-def finish(journal: Journal, out: Path, top: int, sure: bool) -> None:
+def finish(journal: Journal, out: Path, top: int, marks: Sequence[str]) -> None:
     """Write the table of a complete journal, and remove the journal.
 
     Args:
         journal: A journal with all rows.
         out: The table; its suffix decides the format.
         top: Number of classes in each row.
-        sure: Whether to write the column `sure`.
+        marks: The columns with a truth value: `sure` and `unknown`, or none.
 
     Raises:
         CheckpointError: The table cannot be written; the journal stays.
     """
     write = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[out.suffix]
     try:
-        write_atomically(out, lambda temporary: write(journal, temporary, top, sure))
+        write_atomically(out, lambda temporary: write(journal, temporary, top, marks))
     except CheckpointError as error:
         raise CheckpointError(f"{error} {_CONTINUES}") from error
     journal.end()
 
 
-def _jsonl(journal: Journal, temporary: str, top: int, sure: bool) -> None:
+def _jsonl(journal: Journal, temporary: str, top: int, marks: Sequence[str]) -> None:
     with journal.path.open("rb") as source, Path(temporary).open("wb") as target:
         source.readline()
         shutil.copyfileobj(source, target)
 
 
-def _csv(journal: Journal, temporary: str, top: int, sure: bool) -> None:
+def _csv(journal: Journal, temporary: str, top: int, marks: Sequence[str]) -> None:
     """Write CSV as RFC 4180 defines it."""
     with Path(temporary).open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
-        table.writerow(_columns(top, sure))
+        table.writerow(_columns(top, marks))
         for row in journal.rows():
-            cells = _cells(row, top, sure)
+            cells = _cells(row, top, marks)
             table.writerow(str(x).lower() if isinstance(x, bool) else x for x in cells)
 
 
-def _parquet(journal: Journal, temporary: str, top: int, sure: bool) -> None:
+def _parquet(journal: Journal, temporary: str, top: int, marks: Sequence[str]) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
     def kind(name: str) -> Any:
-        if name == "sure":
+        if name in marks:
             return pa.bool_()
         return pa.float64() if name.startswith("probability") else pa.string()
 
-    schema = pa.schema([(name, kind(name)) for name in _columns(top, sure)])
+    schema = pa.schema([(name, kind(name)) for name in _columns(top, marks)])
     rows = journal.rows()
     with parquet.ParquetWriter(temporary, schema) as writer:
-        while cells := [_cells(row, top, sure) for row in islice(rows, _GROUP)]:
+        while cells := [_cells(row, top, marks) for row in islice(rows, _GROUP)]:
             columns = dict(zip(schema.names, zip(*cells, strict=True), strict=True))
             writer.write_table(pa.table(columns, schema=schema))
 
 
-def _columns(top: int, sure: bool) -> list[str]:
+def _columns(top: int, marks: Sequence[str]) -> list[str]:
     names = ["path", "error", "label", "probability"]
     for i in range(2, top + 1):
         names += [f"label_{i}", f"probability_{i}"]
-    return names + ["sure"] * sure
+    return [*names, *marks]
 
 
-def _cells(row: dict[str, Any], top: int, sure: bool) -> list[Any]:
+def _cells(row: dict[str, Any], top: int, marks: Sequence[str]) -> list[Any]:
     """The cells of a row; None where it has no value."""
     cells = [row["path"], row.get("error")]
     pairs = zip(
@@ -369,4 +371,4 @@ def _cells(row: dict[str, Any], top: int, sure: bool) -> list[Any]:
     )
     for pair in pairs:
         cells += pair
-    return cells + [row.get("sure")] * sure
+    return [*cells, *map(row.get, marks)]

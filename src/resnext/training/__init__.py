@@ -26,6 +26,7 @@ optim.py         optimizers, learning rate schedule, weight average, loss
 checkpoint.py    checkpoint files: written in the background, checksummed
 distributed.py   several processes, as torchrun starts them
 finalize.py      calibration and report at the end of a run
+indexing.py      the index of the training images, if it is cheap
 metrics_log.py   metrics.jsonl and TensorBoard events
 report/          the report as one HTML page
 """

@@ -21,6 +21,7 @@ from resnext.summary import summarize
 from resnext.system.cpu import cpu_name
 from resnext.system.device import hardware
 from resnext.system.limits import total_memory
+from resnext.training.indexing import index_run
 from resnext.training.report.html import Facts, confident_mistakes, write_report
 from resnext.training.run_state import TrainState
 from resnext.training.teacher import Teacher, comparison
@@ -64,8 +65,14 @@ class Finished:
     strengths: Sequence[tuple[float, float]] | None = None
 
 
-def finalize(run: Trainer, *, command: str) -> None:
-    """Validate the best epoch's model again, calibrate it, and write it and the report."""
+def finalize(run: Trainer, *, command: str, index: bool) -> None:
+    """Validate the best epoch's model again, calibrate it, and write it, the report and the index.
+
+    Args:
+        run: The run.
+        command: Command that repeats the run.
+        index: Whether to write an index.
+    """
     settings = run.settings
     run.group.any(False)  # the others wait until the first process has written the model
     network = load_classifier(settings.out, device=run.device)
@@ -93,6 +100,8 @@ def finalize(run: Trainer, *, command: str) -> None:
         command=command,
     )
     calibrate_and_report(network, outputs, finished)
+    if index:
+        index_run(network, settings.out, run.scan.splits, run.state, run.progress)
 
 
 def calibrate_and_report(network: ResNeXt, outputs: EvalOutputs, run: Finished) -> None:

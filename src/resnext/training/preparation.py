@@ -65,6 +65,7 @@ class Request:
     minutes: float | None
     dry_run: bool
     overwrite: bool
+    index: bool
     changes: dict[str, Any]
     parts: int | None = None
     """Parts of a batch, as a resumed run has begun; None to choose them by memory."""

@@ -22,6 +22,7 @@ from resnext.training.checkpoint import Checkpoint, write_checkpoint
 from resnext.training.embeddings import Embedder
 from resnext.training.finalize import Finished, calibrate_and_report
 from resnext.training.identity import check_identity, run_identity
+from resnext.training.indexing import index_run
 from resnext.training.interrupts import Interrupts
 from resnext.training.logistic import Head, fit_head
 from resnext.training.preparation import (
@@ -135,6 +136,8 @@ def run_probe(
         strengths=fitted.head.tried,
     )
     calibrate_and_report(network, fitted.outputs, finished)
+    if request.index:
+        index_run(network, request.out, splits, finished.state, context.progress)
 
 
 def starting_classifier(request: Request, context: Context, plan: RunPlan) -> Evaluation | None:

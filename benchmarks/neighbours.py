@@ -1,0 +1,81 @@
+"""Time and memory of an index: opening it, and one search, exact and whitened.
+
+    python benchmarks/neighbours.py --images 100000 --width 2048
+
+The embeddings are random: an exact search takes as long for any others. Run alone on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from resnext.neighbours.build import unit
+from resnext.neighbours.file import IndexFile, Record, UnfinishedIndex
+from resnext.neighbours.index import Index
+from resnext.system.cpu import available_cores, cpu_name
+
+_STEP = 1000
+
+
+def main() -> None:
+    """Write an index, search in it, and print the times."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--searches", type=int, default=20)
+    given = parser.parse_args()
+    print(f"{cpu_name()}, {available_cores()} cores, NumPy {np.__version__}")
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "random.index"
+        began = time.perf_counter()
+        write(path, given.images, given.width, rng)
+        print(f"written in {time.perf_counter() - began:.1f} s, {path.stat().st_size / 1e6:.0f} MB")
+        print(f"memory so far {peak():.0f} MB")
+        queries = rng.random((given.searches + 1, given.width), np.float32)
+        for whitened in (None, 256):
+            began = time.perf_counter()
+            index = Index(IndexFile(path), (), "", whitened)
+            index.search(queries[0])
+            opened = time.perf_counter() - began
+            times = [timed(index, query) for query in queries[1:]]
+            print(
+                f"{'exact' if whitened is None else f'{whitened} whitened'}: opened with the first "
+                f"search in {opened:.2f} s, then {1000 * statistics.median(times):.1f} ms a search "
+                f"({1000 * min(times):.1f} to {1000 * max(times):.1f}), memory {peak():.0f} MB"
+            )
+            del index
+
+
+def write(path: Path, count: int, width: int, rng: np.random.Generator) -> None:
+    """An index of random embeddings, positive as those of networks are."""
+    unfinished = UnfinishedIndex(path, {}, width, _STEP)
+    for _ in range(0, count, _STEP):
+        vectors, norms = unit(rng.random((_STEP, width), np.float32))
+        rows = zip(vectors.astype(np.float16), norms.tolist(), strict=True)
+        unfinished.add([Record(vector, norm, b"x") for vector, norm in rows])
+    names = [f"{i}.jpg" for i in range(len(unfinished.sizes))]
+    unfinished.finish(names, [-1] * len(names), {})
+
+
+def timed(index: Index, query: np.ndarray) -> float:
+    """Seconds of a search."""
+    began = time.perf_counter()
+    index.search(query)
+    return time.perf_counter() - began
+
+
+def peak() -> float:
+    """Most memory that the process has used, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+if __name__ == "__main__":
+    main()
