@@ -15,6 +15,7 @@ import torch
 from resnext.calibration import cross_fit_temperatures, fit_temperature, recommend_threshold
 from resnext.card import Preprocessing
 from resnext.data.scan import Scan
+from resnext.evaluation.label_doubts import Opinions, find_doubts, ranked, write_doubts
 from resnext.evaluation.metrics import EvalOutputs, score
 from resnext.network import ResNeXt
 from resnext.summary import summarize
@@ -46,6 +47,7 @@ class Finished:
         precision: Name of the precision.
         processes: Number of processes.
         command: Command that repeats the run.
+        opinions: What is known about the labels of the training images.
         strengths: For the recipe `probe`: each strength that was tried, with its log loss.
             None for recipes with epochs.
     """
@@ -61,6 +63,7 @@ class Finished:
     precision: str
     processes: int
     command: str
+    opinions: Opinions
     strengths: Sequence[tuple[float, float]] | None = None
 
 
@@ -91,6 +94,7 @@ def finalize(run: Trainer, *, command: str) -> None:
         precision=settings.execution.dtype,
         processes=run.group.world,
         command=command,
+        opinions=run.dynamics.opinions(),
     )
     calibrate_and_report(network, outputs, finished)
 
@@ -122,6 +126,15 @@ def calibrate_and_report(network: ResNeXt, outputs: EvalOutputs, run: Finished) 
         threshold=threshold,
     )
     save(network, run.out)
+    p = (outputs.logits / temperature).softmax(1).numpy()
+    unseen_opinions = Opinions.of(p, outputs.targets.numpy())
+    doubts = ranked(
+        [
+            *find_doubts("train", train, run.opinions),
+            *find_doubts("val", val, unseen_opinions, outputs.indices.numpy()),
+        ]
+    )
+    write_doubts(run.folder / "label_doubts.csv", doubts)
     cost = summarize(network.config, run.preprocessing.size)
     seconds = run.state.seconds
     facts = Facts(
