@@ -21,6 +21,7 @@ from resnext.cli.compare import compare
 from resnext.cli.explain import explain
 from resnext.cli.info import info
 from resnext.cli.options import Flag, complete_optional
+from resnext.cli.review import review
 from resnext.cli.speed import bench, optimize
 from resnext.cli.train import distill, train
 from resnext.errors import ResNeXtError, ResNeXtWarning, Terminated
@@ -45,6 +46,7 @@ for _command in (
     compare,
     predict,
     explain,
+    review,
     optimize,
     bench,
     catalog,

@@ -17,6 +17,8 @@ from resnext.system.atomic import write_bytes_atomically
 
 COLUMNS = ("path", "label", "suggestion", "score")
 """Columns of the list of doubts."""
+_DOUBTFUL = 0.75  # least score: the suggestion is three times as probable as the label
+_FLOOR = 1e-3  # below this, probabilities say nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,7 @@ class Doubt:
         path: Its file, or another name.
         label: Its label.
         suggestion: The class it seems to belong to.
-        score: By how much the suggestion is more probable than the label, from 0 to 1.
+        score: Probability of the suggestion if it is either that or the label.
     """
 
     split: str
@@ -69,8 +71,10 @@ def find_doubts(
 ) -> list[Doubt]:
     """The images whose label is probably wrong, the most doubtful first.
 
-    A label is in doubt if another class is more probable, also in comparison with how probable each
-    of the two is on average for the images labelled with it: what is usual raises no doubt.
+    A label is in doubt if another class is more than three times as probable, also in comparison
+    with how probable each of the two is on average for the images labelled with it: what is usual
+    for a class raises no doubt. Ratios find more flipped labels than differences
+    (`benchmarks/label_doubts.py`): an unclear image has several likely classes, a wrong label none.
 
     Args:
         split: Name of the split.
@@ -87,10 +91,11 @@ def find_doubts(
     with np.errstate(invalid="ignore"):
         usual = total / np.bincount(targets[known], minlength=k)  # NaN for a class without images
     rows = np.flatnonzero(known)
-    lead = opinions.other[rows] - opinions.given[rows]
-    usual_lead = usual[opinions.rival[rows]] - usual[targets[rows]]
-    doubtful = (lead > 0) & (lead > usual_lead)
-    rows, lead = rows[doubtful], lead[doubtful]
+    given, other = opinions.given[rows] + _FLOOR, opinions.other[rows] + _FLOOR
+    score = other / (given + other)
+    usual_ratio = usual[opinions.rival[rows]] / (usual[targets[rows]] + _FLOOR)
+    doubtful = (score > _DOUBTFUL) & (other / given > usual_ratio)
+    rows, score = rows[doubtful], score[doubtful]
     return [
         Doubt(
             split,
@@ -98,9 +103,9 @@ def find_doubts(
             images.title(int(indices[rows[i]])),
             images.labels[targets[rows[i]]],
             images.labels[opinions.rival[rows[i]]],
-            float(lead[i]),
+            float(score[i]),
         )
-        for i in np.argsort(-lead, kind="stable")
+        for i in np.argsort(-score, kind="stable")
     ]
 
 
