@@ -17,6 +17,7 @@ from resnext.errors import CheckpointError, InputError
 from resnext.review import decisions
 from resnext.review.cases import Case
 from resnext.review.decisions import Entry, LabelList
+from resnext.review.map import Points
 from resnext.review.server import ReviewServer
 from resnext.review.session import Session
 
@@ -173,3 +174,32 @@ def test_a_port_in_use_is_one_line(server: ReviewServer) -> None:
     """A traceback of socketserver says nothing about what to do."""
     with pytest.raises(InputError, match=rf"Port {server.server_port} cannot be used.*--port"):
         ReviewServer(server.session, server.server_port)
+
+
+def test_the_map_labels_many_at_once(server: ReviewServer) -> None:
+    """Written at once, and taken back as one."""
+    session = server.session
+    assert call(server, "map")[0] == 404
+    names = [entry.path for entry in session.labels.entries]
+    n = len(names)
+    places, whole = np.zeros((n, 2)), np.zeros(n, int)
+    session.points = Points(
+        places, names, session.classes, whole, whole, np.ones(n), ("train",), whole
+    )
+    status, page, headers = call(server, "map")
+    nonce = headers["Content-Security-Policy"].partition("script-src 'nonce-")[2].partition("'")[0]
+    assert status == 200
+    assert page.count(f'nonce="{nonce}"'.encode()) == 3
+    assert call(server, "picture/2")[2]["Content-Type"] == "image/jpeg"
+    assert call(server, "picture/3")[0] == 404
+    assert call(server, "label", {"images": [0, 2], "label": "fox"})[0] == 200
+    rows = session.labels.file.read_text().splitlines()[1:]
+    assert [row.split(",")[1:] for row in rows] == [
+        ["fox", "changed"], ["dog", ""], ["fox", "changed"]
+    ]  # fmt: skip
+    assert call(server, "label", {"images": [1], "label": None})[0] == 200
+    for bad in ({"images": [9], "label": "fox"}, {"images": [0], "label": "cow"}):
+        assert call(server, "label", bad)[0] == 400
+    for _ in range(2):
+        call(server, "undo", {})
+    assert [entry.decision for entry in session.labels.entries] == ["", "", ""]

@@ -24,6 +24,7 @@ def review(
     doubts: Path | None = None,
     apply: Flag = False,
     undo: Flag = False,
+    map: Flag = False,
     port: int = 0,
     browser: bool = True,
     device: str = "auto",
@@ -44,6 +45,8 @@ def review(
             left out to the hidden folder .left-out in the data. A journal beside labels.csv
             records each move.
         undo: Move all images back where --apply found them.
+        map: Also show a map of the data: similar images near each other, with a lasso to label
+            many at once. Needs scikit-learn or UMAP.
         port: Port on this machine. Default: any free one.
         browser: Open the page in the browser.
         device: auto, cpu, cuda, cuda:1, …
@@ -60,7 +63,7 @@ def review(
 
     from resnext.card import card_of
     from resnext.inference.opener import open_runner
-    from resnext.review.cases import ask, find_cases, open_collection
+    from resnext.review.cases import ask, find_cases, map_of, open_collection
     from resnext.review.server import ReviewServer
     from resnext.review.session import Session
     from resnext.system.progress import reporter
@@ -84,10 +87,13 @@ def review(
             doubts=doubts,
             progress=shown,
         )
+        if map:
+            shown.start("Arranging the map", 0)
+        points = map_of(collection, answers, labels) if map else None
     finally:
         shown.stop()
-    session = Session(data, cases, labels, card.labels)
-    if not session.cases:
+    session = Session(data, cases, labels, card.labels, points)
+    if not (session.cases or map):
         print("There is nothing to look at: no doubts, no near-duplicates, nothing unsure")
         return
     server = ReviewServer(session, port, card.preprocessing.value_range)

@@ -20,6 +20,9 @@ from resnext.errors import DataError
 from resnext.evaluation.label_doubts import Doubt, Opinions, find_doubts, read_doubts
 from resnext.inference.runner import Runner, check_finite
 from resnext.prediction.images import to_pixels
+from resnext.review.decisions import LabelList
+from resnext.review.layout import MOST, arrange
+from resnext.review.map import Points
 from resnext.system.cpu import available_cores
 from resnext.system.progress import Reporter
 
@@ -195,6 +198,30 @@ def find_cases(
             suggestion = top[0][0] if top[0][0] != labels[path] else None
             cases.append(Case("unsure", (path,), f"At most {best[i]:.0%} sure", suggestion, top))
     return cases
+
+
+def map_of(collection: Collection, answers: Answers, labels: LabelList) -> Points:
+    """The map of all readable images; of more than 50,000, some are drawn at random.
+
+    Raises:
+        InputError: Neither scikit-learn nor UMAP is installed.
+    """
+    rows = np.flatnonzero(np.isfinite(answers.embeddings).all(1))
+    if len(rows) > MOST:
+        rows = np.sort(np.random.default_rng(0).permutation(rows)[:MOST])
+    names = [collection.paths[i] for i in rows]
+    split = np.repeat(np.arange(len(collection.parts)), [*map(len, collection.parts.values())])
+    p = answers.probabilities[rows]
+    return Points(
+        places=arrange(answers.embeddings[rows]),
+        names=names,
+        classes=collection.labels,
+        labels=np.array([collection.labels.index(labels[name].label) for name in names]),
+        predicted=p.argmax(1),
+        confidence=p.max(1),
+        splits=[*collection.parts],
+        split=split[rows],
+    )
 
 
 def _judged(collection: Collection, answers: Answers, labels: Mapping[str, str]) -> list[Doubt]:

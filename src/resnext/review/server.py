@@ -12,6 +12,7 @@ import io
 import json
 import secrets
 from functools import lru_cache
+from html import escape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -22,6 +23,7 @@ from PIL import Image
 
 from resnext.data.decoding import ValueRange, open_image
 from resnext.errors import DataError, InputError, ResNeXtError
+from resnext.review.map import map_fragment
 from resnext.review.session import Session
 
 _SIDE = 1200  # largest side of a picture that is sent, pixels
@@ -81,6 +83,10 @@ class _Handler(BaseHTTPRequestHandler):
                 case ["image", case, image] if case.isdecimal() and image.isdecimal():
                     path = session.path(int(case), int(image))
                     self._send(self.server.picture(path), "image/jpeg")
+                case ["map"] if session.points is not None:
+                    self._map()
+                case ["picture", image] if image.isdecimal():
+                    self._send(self.server.picture(session.mapped(int(image))), "image/jpeg")
                 case _:
                     self._refuse(HTTPStatus.NOT_FOUND, "There is nothing here.")
         except ResNeXtError as error:
@@ -100,6 +106,9 @@ class _Handler(BaseHTTPRequestHandler):
             values = json.loads(self.rfile.read(int(length)))
             if place == "decide":
                 session.decide(int(values["case"]), list(values["labels"]))
+                self._json({"decided": session.decided})
+            elif place == "label":
+                session.label([int(image) for image in values["images"]], values["label"])
                 self._json({"decided": session.decided})
             elif place == "undo":
                 self._json({"case": session.undo(), "decided": session.decided})
@@ -127,13 +136,23 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _page(self) -> None:
         nonce = secrets.token_urlsafe(16)
-        page = files("resnext.review").joinpath("page.html").read_text(encoding="utf-8")
+        self._html(_template("page.html").replace("{{ nonce }}", nonce), nonce)
+
+    def _map(self) -> None:
+        session, nonce = self.server.session, secrets.token_urlsafe(16)
+        assert session.points is not None  # checked by the caller
+        page = _template("map_page.html").replace("{{ nonce }}", f' nonce="{nonce}"')
+        page = page.replace("{{ title }}", escape(session.data))
+        self._html(page.replace("{{ map }}", map_fragment(session.points, nonce)), nonce)
+
+    def _html(self, page: str, nonce: str) -> None:
         policy = (
             f"default-src 'none'; img-src 'self' data:; connect-src 'self'; "
             f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
             f"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         )
-        self._send(page.replace("{{ nonce }}", nonce).encode(), "text/html; charset=utf-8", policy)
+        content = page.encode("utf-8", "replace")
+        self._send(content, "text/html; charset=utf-8", policy)
 
     def _json(self, value: object) -> None:
         self._send(json.dumps(value).encode(), "application/json")
@@ -162,6 +181,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
+
+
+def _template(name: str) -> str:
+    return files("resnext.review").joinpath(name).read_text(encoding="utf-8")
 
 
 def _picture(path: Path, values: ValueRange) -> bytes:
