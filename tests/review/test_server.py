@@ -189,7 +189,7 @@ def test_the_map_labels_many_at_once(server: ReviewServer) -> None:
     status, page, headers = call(server, "map")
     nonce = headers["Content-Security-Policy"].partition("script-src 'nonce-")[2].partition("'")[0]
     assert status == 200
-    assert page.count(f'nonce="{nonce}"'.encode()) == 3
+    assert page.count(f'nonce="{nonce}"'.encode()) == 4
     assert call(server, "picture/2")[2]["Content-Type"] == "image/jpeg"
     assert call(server, "picture/3")[0] == 404
     assert call(server, "label", {"images": [0, 2], "label": "fox"})[0] == 200

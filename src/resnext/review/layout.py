@@ -12,7 +12,6 @@ from resnext.errors import InputError
 MOST = 50_000
 """Images on a map; of more, some are drawn at random."""
 _COMPONENTS = 50
-_LANDMARKS = 2_000  # images that t-SNE arranges; the others join their nearest ones
 _NEAREST = 5
 _FEWEST = 10  # images below which there is nothing to arrange
 
@@ -22,16 +21,18 @@ def installed() -> bool:
     return find_spec("umap") is not None or find_spec("sklearn") is not None
 
 
-def arrange(embeddings: Float[np.ndarray, "n d"], seed: int = 0) -> Float[np.ndarray, "n 2"]:
+def arrange(
+    embeddings: Float[np.ndarray, "n d"], *, landmarks: int = 2_000
+) -> Float[np.ndarray, "n 2"]:
     """Points from 0 to 1 whose neighbours have similar embeddings.
 
     Principal components, then UMAP (arXiv:1802.03426) if `umap` is installed, else t-SNE (van der
-    Maaten and Hinton, 2008) of 2,000 images; each other image is put between the five of them that
+    Maaten and Hinton, 2008) of some images; each other image is put between the five of them that
     are most like it, so the time stays within bounds.
 
     Args:
         embeddings: One row for each image.
-        seed: Seed of the arrangement.
+        landmarks: Images that t-SNE arranges.
 
     Raises:
         InputError: Neither scikit-learn nor UMAP is installed.
@@ -45,9 +46,9 @@ def arrange(embeddings: Float[np.ndarray, "n d"], seed: int = 0) -> Float[np.nda
         from umap import UMAP  # pyright: ignore[reportMissingImports]
 
         neighbours = min(15, len(x) - 1)
-        points = np.asarray(UMAP(n_neighbors=neighbours, random_state=seed).fit_transform(x))
+        points = np.asarray(UMAP(n_neighbors=neighbours, random_state=0).fit_transform(x))
     else:
-        points = _tsne(x, np.random.default_rng(seed))
+        points = _tsne(x, landmarks)
     low, high = points.min(0), points.max(0)
     return (points - low) / np.maximum(high - low, 1e-12).max()
 
@@ -61,14 +62,14 @@ def _components(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:
     return x @ vectors[:, ::-1][:, :count]
 
 
-def _tsne(x: Float[np.ndarray, "n c"], rng: np.random.Generator) -> Float[np.ndarray, "n 2"]:
+def _tsne(x: Float[np.ndarray, "n c"], count: int) -> Float[np.ndarray, "n 2"]:
     try:
         from sklearn.manifold import TSNE
     except ImportError as error:
         raise InputError(
             'A map needs scikit-learn, or UMAP for a better one: pip install "resnext[map]".'
         ) from error
-    chosen = np.sort(rng.permutation(len(x))[:_LANDMARKS])
+    chosen = np.sort(np.random.default_rng(0).permutation(len(x))[:count])
     landmarks = x[chosen]
     perplexity = min(30.0, (len(chosen) - 1) / 3)
     options = {"init": "pca", "random_state": 0, "max_iter": 500, "n_jobs": 1}

@@ -64,7 +64,6 @@ def map_fragment(points: Points, nonce: str = "") -> str:
         "splits": [*points.splits],
         "split": _whole(points.split),
         "files": points.files,
-        "live": not points.thumbnails,
         "tile": _TILE,
         "columns": _columns(points),
         "sprite": image_url(_sprite(points)) if points.thumbnails else "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,13 +23,21 @@ from resnext.summary import summarize
 from resnext.system.cpu import cpu_name
 from resnext.system.device import hardware
 from resnext.system.limits import total_memory
-from resnext.training.report.html import Facts, confident_mistakes, write_report
+from resnext.training.report.examples import (
+    class_examples,
+    confident_mistakes,
+    doubtful_labels,
+)
+from resnext.training.report.html import Facts, write_report
+from resnext.training.report.image_map import image_map, worthwhile
 from resnext.training.run_state import TrainState
 from resnext.training.teacher import Teacher, comparison
 from resnext.training.trainer import Trainer
 from resnext.training.validation import Validator
 from resnext.weights.load import load_classifier
 from resnext.weights.save import save
+
+_SHOWN = 12  # doubtful labels in the report
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +144,7 @@ def calibrate_and_report(network: ResNeXt, outputs: EvalOutputs, run: Finished) 
         ]
     )
     write_doubts(run.folder / "label_doubts.csv", doubts)
+    parts = {"train": train, "val": val}
     cost = summarize(network.config, run.preprocessing.size)
     seconds = run.state.seconds
     facts = Facts(
@@ -165,6 +175,13 @@ def calibrate_and_report(network: ResNeXt, outputs: EvalOutputs, run: Finished) 
         train_counts=train.counts().tolist(),
         val_counts=val.counts().tolist(),
         mistakes=confident_mistakes(network, val, result, run.preprocessing),
+        examples=class_examples(network, parts, result, doubts, run.preprocessing),
+        doubts=doubtful_labels(parts, doubts[:_SHOWN], run.preprocessing),
+        doubt_count=len(doubts),
+        review=shlex.join(["resnext", "review", train.name, "--model", str(run.out)]),
+        map=image_map(network, parts, run.preprocessing, temperature)
+        if worthwhile(parts, run.state)
+        else "",
         events=run.state.resumes,
         strengths=run.strengths,
         teacher=comparison(network.card, network.config)
