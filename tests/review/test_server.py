@@ -174,6 +174,8 @@ def test_a_port_in_use_is_one_line(server: ReviewServer) -> None:
     """A traceback of socketserver says nothing about what to do."""
     with pytest.raises(InputError, match=rf"Port {server.server_port} cannot be used.*--port"):
         ReviewServer(server.session, server.server_port)
+    with pytest.raises(InputError, match=r"Port 80000 cannot be used: .*must be 0-65535\. Give"):
+        ReviewServer(server.session, 80_000)
 
 
 def test_the_map_labels_many_at_once(server: ReviewServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -99,6 +100,8 @@ def train(
     given = [option for option, value in choices.items() if value is not None]
     if len(given) > 1:
         raise ConfigError(f"Give {' or '.join(given)}, not both: each defines the network.")
+    from resnext.evaluation.label_doubts import read_doubts
+    from resnext.system.text import counted
     from resnext.training import train
     from resnext.training.recipe import parse_changes
     from resnext.training.teacher import comparison
@@ -139,7 +142,11 @@ def train(
     print(f"{out}: {kept}validation accuracy {accuracy:.2%}")
     if teacher is not None:
         print(f"{out}: {comparison(card, network.config)}")
-    print(f"{out.with_name(out.stem + '.run') / 'report.html'}: training report")
+    folder = out.with_name(out.stem + ".run")
+    print(f"{folder / 'report.html'}: training report")
+    if count := len(read_doubts(folder / "label_doubts.csv")):
+        command = shlex.join(["resnext", "review", data, "--model", str(out)])
+        print(f"{folder / 'label_doubts.csv'}: {counted(count, 'doubtful label')}; {command}")
 
 
 @options_of(train)

@@ -46,9 +46,10 @@ class ReviewServer(ThreadingHTTPServer):
         self.picture = lru_cache(64)(lambda path: _picture(path, values))
         try:
             super().__init__(("127.0.0.1", port), _Handler)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error).rstrip(".")
             raise InputError(
-                f"Port {port} cannot be used: {error.strerror}. Give another one with --port."
+                f"Port {port} cannot be used: {reason}. Give another one with --port."
             ) from error
 
     @property
