@@ -144,9 +144,10 @@ def train(
         print(f"{out}: {comparison(card, network.config)}")
     folder = out.with_name(out.stem + ".run")
     print(f"{folder / 'report.html'}: training report")
-    if count := len(read_doubts(folder / "label_doubts.csv")):
+    doubts = read_doubts(folder / "label_doubts.csv")
+    if doubts and Path(doubts[0][0]).is_file():  # else there is nothing to review
         command = shlex.join(["resnext", "review", data, "--model", str(out)])
-        print(f"{folder / 'label_doubts.csv'}: {counted(count, 'doubtful label')}; {command}")
+        print(f"{folder / 'label_doubts.csv'}: {counted(len(doubts), 'doubtful label')}; {command}")
 
 
 @options_of(train)
