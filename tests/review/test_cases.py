@@ -12,10 +12,12 @@ from PIL import Image
 
 import resnext
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig
+from resnext.cli.app import app
 from resnext.errors import DataError
 from resnext.evaluation.label_doubts import Doubt, write_doubts
 from resnext.inference import open_runner
 from resnext.review.cases import Answers, Case, ask, find_cases, open_collection
+from resnext.review.server import ReviewServer
 from resnext.system.progress import SilentReporter
 
 LABELS = ("cat", "dog")
@@ -76,6 +78,15 @@ def test_doubts_come_before_unsure_ones(photos: Path, tmp_path: Path) -> None:
     assert names(found) == [("doubt", "dog/2.png", "cat")]
 
 
+def test_a_list_of_other_images_is_refused(photos: Path, tmp_path: Path) -> None:
+    """Its paths are relative to the folder of the training; elsewhere, it would seem empty."""
+    write_doubts(tmp_path / "doubts.csv", [Doubt("train", 0, "p/1.png", "cat", "dog", 0.9)])
+    with pytest.raises(DataError, match=r"is about other images, such as .*p/1\.png\. Start in"):
+        cases(photos, SURE, doubts=tmp_path / "doubts.csv")
+    write_doubts(tmp_path / "doubts.csv", [])
+    assert cases(photos, SURE, doubts=tmp_path / "doubts.csv") == []
+
+
 def test_copies_are_found_in_whatever_class(photos: Path) -> None:
     """Equal files, and the same picture in another size, quality and class."""
     shutil.copy(photos / "cat" / "0.png", photos / "cat" / "same.png")
@@ -120,3 +131,31 @@ def test_images_in_arrays_are_refused() -> None:
     """A list of labels can only name files."""
     with pytest.raises(DataError, match="inside larger files, which a list of labels cannot name"):
         open_collection("digits", None)
+
+
+def test_the_command_serves_what_it_found(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From the command line to the list: the parts fit together."""
+    config = ResNeXtConfig((1, 1), 2, 8, num_classes=2, channels=(16, 32), num_stages=2)
+    network = ResNeXt(config).eval()
+    network.card = Card(LABELS, Preprocessing(32, 32), threshold=1.0)
+    monkeypatch.chdir(tmp_path)
+    resnext.save(network, "m.safetensors")
+
+    def serve(server: ReviewServer) -> None:
+        assert {case.kind for case in server.session.cases} >= {"unsure"}
+        server.session.decide(0, ["dog"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ReviewServer, "serve_forever", serve)
+    command = ["review", "photos", "--model", "m.safetensors", "--no-browser"]
+    with pytest.raises(KeyboardInterrupt):
+        app(command, exit_on_error=False)
+    assert "labels.csv: 1 of 8 cases decided" in capsys.readouterr().out
+    (tmp_path / "labels.csv").write_text("path,label\nphotos/cat/0.png,cow\n")
+    with pytest.raises(DataError, match=r"labels\.csv has a class 'cow'; known are cat, dog"):
+        app(command, exit_on_error=False)

@@ -62,6 +62,7 @@ def review(
     import webbrowser
 
     from resnext.card import card_of
+    from resnext.data.labels import refuse_unknown
     from resnext.inference.opener import open_runner
     from resnext.review.cases import ask, find_cases, map_of, open_collection
     from resnext.review.server import ReviewServer
@@ -73,6 +74,8 @@ def review(
     card = card_of(runner)
     collection = open_collection(data, card.labels)
     labels = _labels(collection, out)
+    now = {path: labels[path].label for path in collection.paths}
+    refuse_unknown(str(out), {*now.values()}, card.labels)
     beside = Path(model).parent / f"{Path(model).stem}.run" / "label_doubts.csv"
     if doubts is None and beside.is_file():
         doubts = beside
@@ -82,7 +85,7 @@ def review(
         cases = find_cases(
             collection,
             answers,
-            {path: labels[path].label for path in collection.paths},
+            now,
             threshold=card.threshold,
             doubts=doubts,
             progress=shown,

@@ -165,7 +165,7 @@ def find_cases(
         unknown: Images that may be of no class, with a score.
 
     Raises:
-        DataError: The list of doubts cannot be read.
+        DataError: The list of doubts cannot be read, or is about other images.
     """
     rows = {path: i for i, path in enumerate(collection.paths)}
 
@@ -178,8 +178,7 @@ def find_cases(
     if doubts is None:
         found = [(d.path, d.suggestion, d.score) for d in _judged(collection, answers, labels)]
     else:
-        listed = [(os.path.abspath(path), *rest) for path, *rest in read_doubts(doubts)]  # noqa: PTH100
-        found = [(p, new, score) for p, old, new, score in listed if labels.get(p) == old]
+        found = _listed(doubts, labels, collection)
     cases = [Case("doubt", (p,), f"score {score:.2f}", new, classes(p)) for p, new, score in found]
     seen = {case.paths[0] for case in cases}
     for pair, exact in _alike(collection, progress):
@@ -230,6 +229,25 @@ def _judged(collection: Collection, answers: Answers, labels: Mapping[str, str])
     files = [Path(path) for path in collection.paths]
     whole = ImageSet(files, targets, collection.labels, "")  # pyright: ignore[reportArgumentType]
     return find_doubts("", whole, Opinions.of(answers.probabilities, targets))
+
+
+def _listed(
+    doubts: Path, labels: Mapping[str, str], collection: Collection
+) -> list[tuple[str, str, float]]:
+    """Path, suggestion and score of each doubt in a list whose label is as it was."""
+    rows = read_doubts(doubts)
+    listed = [(os.path.abspath(path), old, new, score) for path, old, new, score in rows]  # noqa: PTH100
+    if listed and not any(path in labels for path, *_ in listed):
+        raise DataError(
+            f"{doubts} is about other images, such as {listed[0][0]}. Start in the folder in which "
+            f"the training was started, or give the list of these images with --doubts."
+        )
+    classes = {*collection.labels}
+    return [
+        (path, new, score)
+        for path, old, new, score in listed
+        if labels.get(path) == old and new in classes
+    ]
 
 
 def _alike(collection: Collection, progress: Reporter) -> Iterator[tuple[tuple[str, str], bool]]:

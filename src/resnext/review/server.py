@@ -67,7 +67,7 @@ class ReviewServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: ReviewServer
+    server: ReviewServer  # pyright: ignore[reportIncompatibleVariableOverride]
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
@@ -120,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
         except (ResNeXtError, OSError) as error:
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """The terminal is for the person at it."""
 
     def _place(self) -> str | None:
