@@ -341,6 +341,7 @@ def test_run_folder(run: Run) -> None:
         "checkpoint-0000000001.state",
         "checkpoint-0000000004.state",
         "events.out.tfevents",
+        "label_doubts.csv",
         "metrics.jsonl",
         "quarantine.csv",
         "report.html",
@@ -418,7 +419,9 @@ def test_checkpoint_tensors(run: Run) -> None:
         for name in names
         if re.fullmatch(r"optimizer\.\d+\.momentum_buffer", name)
     }
-    assert names == network | average | {f"optimizer.{i}.momentum_buffer" for i in momentum}
+    dynamics = {f"dynamics.{x}" for x in ("count", "given", "other", "rival", "votes")}
+    buffers = {f"optimizer.{i}.momentum_buffer" for i in momentum}
+    assert names == network | average | buffers | dynamics
     assert [momentum[i] for i in range(len(momentum))] == [
         [2, 128],  # classifier
         [2],

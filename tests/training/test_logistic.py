@@ -60,13 +60,17 @@ def test_strength_is_the_best_of_those_tried() -> None:
 def test_loss_is_that_of_cross_validation() -> None:
     """Scored on images that were trained on, the weakest penalty would always win."""
     x, y = blobs((40, 40, 40), 6)
-    ((strength, loss),) = fit_head(x, y, 3, strengths=[0.1]).tried
+    head = fit_head(x, y, 3, strengths=[0.1])
+    ((strength, loss),) = head.tried
     z = sklearn.preprocessing.StandardScaler().fit_transform(x.astype(np.float64))
     fold_of = folds(y, 0)
     splits = [(np.flatnonzero(fold_of != i), np.flatnonzero(fold_of == i)) for i in range(5)]
     other = sklearn.linear_model.LogisticRegression(C=1 / (strength * 96), tol=1e-8)
     scores = sklearn.model_selection.cross_val_score(other, z, y, cv=splits, scoring="neg_log_loss")
     assert loss == pytest.approx(-scores.mean(), rel=1e-3)
+    method = {"cv": splits, "method": "predict_proba"}
+    unseen = sklearn.model_selection.cross_val_predict(other, z, y, **method)
+    assert np.abs(head.unseen - unseen).max() < 1e-3
 
 
 @pytest.mark.parametrize("counts", [(2, 2), (1, 2), (1, 9), (3, 2, 1), (40, 3)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 import re
 from dataclasses import replace
@@ -25,18 +26,21 @@ from resnext.calibration import Bin
 from resnext.data.dataset import ImageSet
 from resnext.data.loader import eval_loader
 from resnext.errors import CheckpointError
-from resnext.evaluation.classification import collect_outputs
+from resnext.evaluation.classification import collect_outputs, measure
+from resnext.evaluation.label_doubts import Doubt
 from resnext.evaluation.metrics import EvalOutputs, Evaluation, score
+from resnext.review.map import Points, map_fragment, thumbnail
+from resnext.training.report import image_map
 from resnext.training.report.charts import Line, bars, curves, nice, reliability_diagram, whole
-from resnext.training.report.html import (
-    Facts,
+from resnext.training.report.examples import (
+    ClassExamples,
     Mistake,
+    class_examples,
     confident_mistakes,
-    duration,
     grad_cam,
-    render,
-    write_report,
 )
+from resnext.training.report.html import Facts, duration, render, write_report
+from resnext.training.run_state import TrainState
 
 EVIL = "<script>alert('x')</script>"
 LABELS = ("ant", EVIL, "قطة", "a & b", '" onload="x', "W" * 80, "Löwe", "h", "i", "j")
@@ -45,7 +49,8 @@ TINY = ResNeXtConfig(
     (1, 1), 2, 8, channels=(16, 32), num_stages=2, small_stem=True, num_classes=2, stem_channels=16
 )
 VOID = {"meta", "img", "br", "link", "input", "hr", "wbr"}
-SECTIONS = ["progress", "confusion", "classes", "confidence", "mistakes", "data", "time", "again"]
+SECTIONS = ["progress", "confusion", "classes", "examples", "confidence", "mistakes", "doubts"]
+SECTIONS += ["map-section", "data", "time", "again"]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -117,6 +122,7 @@ def facts(k: int = 10, epochs: int = 5, **changes: Any) -> Facts:
         for epoch in range(1, epochs + 1)
     ]
     picture = Image.fromarray(np.full((8, 8), 90, np.uint8))
+    doubt = Mistake(picture, EVIL, "b", 0.97, None, EVIL)
     values: dict[str, Any] = {
         "title": f"resnext on {EVIL}",
         "data": EVIL,
@@ -138,6 +144,11 @@ def facts(k: int = 10, epochs: int = 5, **changes: Any) -> Facts:
         "findings": [f"{EVIL}.jpg: not a readable image"],
         "train_counts": list(range(1, k + 1)),
         "val_counts": result.confusion.sum(1).tolist(),
+        "examples": [ClassExamples(EVIL, None, doubt, None), ClassExamples("b", *[doubt] * 3)],
+        "doubts": [doubt],
+        "doubt_count": 1234,
+        "review": f"resnext review '{EVIL}'",
+        "map": map_fragment(points()),
         "mistakes": [Mistake(picture, EVIL, "b", 0.97, picture.resize((99, 99)), EVIL)],
         "events": [f"Interrupted by {EVIL}"],
     }
@@ -146,6 +157,14 @@ def facts(k: int = 10, epochs: int = 5, **changes: Any) -> Facts:
         scaled = torch.from_numpy(logits / values["temperature"])
         values["calibrated"] = scaled.softmax(1).amax(1).numpy()
     return Facts(**values)
+
+
+def points() -> Points:
+    """A map of two images."""
+    two, tile = np.arange(2), thumbnail(Image.new("L", (8, 8)))
+    places = np.array([[0.0, 1.0], [1.0, 0.0]])
+    names, classes = (EVIL, "b.png"), (EVIL, "b")
+    return Points(places, names, classes, two, two, two, ("train", "val"), two, [tile] * 2)
 
 
 def numbers_are_numbers(page: str) -> None:
@@ -202,7 +221,7 @@ def test_text_of_others_is_text() -> None:
     """A folder may be called <script>: labels, files and findings come from strangers."""
     text = render(facts())
     page = Page(text)
-    assert [tag for tag, _ in page.tags].count("script") == 1  # the one that copies
+    assert [tag for tag, _ in page.tags].count("script") == 3  # the map, and what copies
     assert EVIL not in text
     assert page.words.count(EVIL) > 10
     assert all("onload" not in about for _, about in page.tags)
@@ -484,7 +503,7 @@ def test_the_picture_is_what_was_seen(colour: Any) -> None:
     wanted = Image.fromarray(pixels[:, 4:20]).convert("L" if colour == "L" else "RGB")
     assert np.array_equal(np.asarray(first.image), np.asarray(wanted))
     assert (first.predicted, second.predicted) == ("b", "a")
-    page = Page(render(facts(mistakes=[first])))
+    page = Page(render(facts(mistakes=[first], examples=(), doubts=())))
     sources = [about["src"] or "" for tag, about in page.tags if tag == "img"]
     shown = Image.open(io.BytesIO(base64.b64decode(sources[0].partition(",")[2])))
     assert np.array_equal(np.asarray(shown), np.asarray(wanted))  # small ones are not compressed
@@ -498,4 +517,80 @@ def test_a_map_of_one_pixel_points_nowhere() -> None:
     answers = EvalOutputs(torch.tensor([[0.0, 1], [1.0, 0]]), torch.tensor([0, 0]), torch.arange(2))
     (found,) = confident_mistakes(network, images, score(answers, images), how)
     assert found.heat is None
-    assert len([tag for tag, _ in Page(render(facts(mistakes=[found]))).tags if tag == "img"]) == 1
+    assert (
+        len(
+            [
+                tag
+                for tag, _ in Page(render(facts(mistakes=[found], examples=(), doubts=()))).tags
+                if tag == "img"
+            ]
+        )
+        == 1
+    )
+
+
+def test_examples_are_the_extremes_of_each_class() -> None:
+    """The most confident right and wrong image, and the first doubt, the worst class first."""
+    network = ResNeXt(TINY).eval()
+    how = Preprocessing(16, 16, mean=(0, 0, 0), std=(1, 1, 1))
+    pixels = [np.full((16, 16, 3), 10 * i, np.uint8) for i in range(6)]
+    images = ImageSet(pixels, [0, 0, 0, 1, 1, 1], ("a", "b"), "val")
+    margin = [1.0, 3.0, 2.0, 4.0, -1.0, -2.0]  # for the label
+    logits = torch.tensor([[m, 0] if i < 3 else [0, m] for i, m in enumerate(margin)])
+    result = score(EvalOutputs(logits, torch.tensor(images.targets), torch.arange(6)), images)
+    doubts = [Doubt("train", 2, "x", "a", "b", 0.9), Doubt("train", 1, "y", "a", "b", 0.8)]
+    worst, best = class_examples(network, {"val": images, "train": images}, result, doubts, how)
+    assert (worst.label, best.label) == ("b", "a")
+    assert worst.typical is not None
+    assert worst.wrong is not None
+    assert (worst.typical.title, worst.wrong.title, worst.doubtful) == ("val 3", "val 5", None)
+    assert worst.wrong.predicted == "a"
+    assert best.typical is not None
+    assert best.doubtful is not None
+    assert (best.typical.title, best.doubtful.title, best.wrong) == ("val 1", "x", None)
+    assert best.doubtful.image.getpixel((0, 0)) == (20, 20, 20)
+
+
+def test_the_map_is_made_where_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short run must not take twice as long, and a run with a budget must end in time."""
+    images = ImageSet([np.zeros((8, 8), np.uint8)] * 500, [0, 1] * 250, ("a", "b"), "val")
+    parts = {"train": images, "val": images}
+    monkeypatch.setattr(image_map, "installed", lambda: True)
+
+    def wanted(seconds: float, budget: float | None = None, **more: ImageSet) -> bool:
+        parts_of = {"training": seconds - 10, "validating": 10.0}
+        state = TrainState(seconds=parts_of, budget=budget, history=[{}, {}])
+        return image_map.worthwhile({**parts, **more}, state)
+
+    assert wanted(61)
+    assert not wanted(59)
+    assert not wanted(61, train=images.select([0] * 4600, "train"))
+    assert wanted(100, budget=131)
+    assert not wanted(100, budget=129)
+    monkeypatch.setattr(image_map, "installed", lambda: False)
+    assert not wanted(61)
+
+
+def test_the_map_shows_every_image(tmp_path: Path) -> None:
+    """In the order of the splits, with predictions of the model."""
+    pytest.importorskip("sklearn")
+    network = ResNeXt(TINY).eval()
+    how = Preprocessing(16, 16, mean=(0, 0, 0), std=(1, 1, 1))
+    rng = np.random.default_rng(0)
+    pixels = [rng.integers(0, 255, (16, 16, 3)).astype(np.uint8) for _ in range(12)]
+    parts = {
+        "train": ImageSet(pixels[:8], [0, 1] * 4, ("a", "b"), "train"),
+        "val": ImageSet(pixels[8:], [1] * 4, ("a", "b"), "val"),
+    }
+    page = image_map.image_map(network, parts, how, 1.0)
+    found = re.search(r'id="map-data">(.*?)</script>', page)
+    assert found
+    values = json.loads(found[1])
+    assert values["label"] == [0, 1] * 4 + [1] * 4
+    assert values["split"] == [0] * 8 + [1] * 4
+    assert values["names"][-1] == "val 3"
+    assert not values["files"]
+    told = measure(
+        network, eval_loader(parts["val"], how, batch_size=4, workers=0), parts["val"], CPU
+    )
+    assert values["predicted"][8:] == told.predicted.tolist()

@@ -22,6 +22,7 @@ from resnext.cli.explain import explain
 from resnext.cli.index import index
 from resnext.cli.info import info
 from resnext.cli.options import Flag, complete_optional
+from resnext.cli.review import review
 from resnext.cli.speed import bench, optimize
 from resnext.cli.train import distill, train
 from resnext.errors import ResNeXtError, ResNeXtWarning, Terminated
@@ -48,6 +49,7 @@ for _command in (
     predict,
     explain,
     index,
+    review,
     optimize,
     bench,
     catalog,

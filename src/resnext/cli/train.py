@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -102,7 +103,9 @@ def train(
     given = [option for option, value in choices.items() if value is not None]
     if len(given) > 1:
         raise ConfigError(f"Give {' or '.join(given)}, not both: each defines the network.")
+    from resnext.evaluation.label_doubts import read_doubts
     from resnext.neighbours.model_files import index_path
+    from resnext.system.text import counted
     from resnext.training import train
     from resnext.training.recipe import parse_changes
     from resnext.training.teacher import comparison
@@ -146,7 +149,12 @@ def train(
         print(f"{out}: {comparison(card, network.config)}")
     if index and index_path(out).exists():
         print(f"{index_path(out)}: index of the training images")
-    print(f"{out.with_name(out.stem + '.run') / 'report.html'}: training report")
+    folder = out.with_name(out.stem + ".run")
+    print(f"{folder / 'report.html'}: training report")
+    doubts = read_doubts(folder / "label_doubts.csv")
+    if doubts and Path(doubts[0][0]).is_file():  # else there is nothing to review
+        command = shlex.join(["resnext", "review", data, "--model", str(out)])
+        print(f"{folder / 'label_doubts.csv'}: {counted(len(doubts), 'doubtful label')}; {command}")
 
 
 @options_of(train)

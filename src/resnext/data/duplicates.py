@@ -53,6 +53,14 @@ class Pair(NamedTuple):
     exact: bool
 
 
+class Alike(NamedTuple):
+    """Two images that are equal or look alike: split and position of each."""
+
+    a: tuple[str, int]
+    b: tuple[str, int]
+    exact: bool
+
+
 class ImageIndex:
     """The readable images of all splits, one after the other.
 
@@ -102,14 +110,44 @@ class ImageIndex:
                 train, others = (group[(self.split[group] == 0) == is_train] for is_train in (1, 0))
                 if len(train) * len(others) > _COMMON:
                     continue
-                a, b = self._thumbnails(train)[:, None], self._thumbnails(others)[None]
-                distances = np.abs(a - b).mean((2, 3)) / a.std((2, 3))
-                distances[self.content[train][:, None] == self.content[others]] = np.inf
+                distances = self._distances(train, others)
                 for image, distance in zip(train.tolist(), distances, strict=True):
                     if distance.min() < _ALIKE:
                         other = int(others[distance.argmin()])
                         pairs.setdefault(image, self._pair(image, other, False))
         return sorted(pairs.values())
+
+    def alike(self) -> list[Alike]:
+        """Pairs of images that are equal or look alike, in whatever splits and classes.
+
+        Of many that are alike, each is paired with the first equal or the most similar one.
+        """
+        pairs: dict[tuple[int, int], bool] = {}
+        for group in _groups(self.content):
+            first, *rest = group.tolist()
+            pairs |= {(first, other): True for other in rest}
+        bands = {name: _difference_hash_bands(records) for name, records in self.records.items()}
+        for i in range(_BANDS):
+            for group in _groups(self._kept({name: code[:, i] for name, code in bands.items()})):
+                if len(group) ** 2 > _COMMON:
+                    continue
+                distances = self._distances(group, group)
+                for image, distance in zip(group.tolist(), distances, strict=True):
+                    if distance.min() < _ALIKE:
+                        other = int(group[distance.argmin()])
+                        pairs.setdefault((min(image, other), max(image, other)), False)
+        return [Alike(self._at(a), self._at(b), exact) for (a, b), exact in sorted(pairs.items())]
+
+    def _distances(self, some: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """How much images differ from others; infinite for equal files."""
+        a, b = self._thumbnails(some)[:, None], self._thumbnails(others)[None]
+        distances = np.abs(a - b).mean((2, 3)) / a.std((2, 3))
+        distances[self.content[some][:, None] == self.content[others]] = np.inf
+        return distances
+
+    def _at(self, image: int) -> tuple[str, int]:
+        """Split of an image, and its position there."""
+        return self.names[self.split[image]], int(self.index[image])
 
     def _pair(self, train: int, other: int, exact: bool) -> Pair:
         index = self.index

@@ -210,6 +210,21 @@ def scan(
     )
 
 
+def read_records(
+    images: ImageSet, colour: str, progress: Reporter
+) -> tuple[np.ndarray, dict[int, str]]:
+    """A record of each image, from the cache where it is, and why images cannot be read.
+
+    Args:
+        images: The images.
+        colour: "L" if they are grey by nature, else "RGB".
+        progress: Shows progress.
+    """
+    progress.start("Comparing images", len(images))
+    cache = ScanCache(cache_file(images.name))
+    return _read_all(images, colour, cache, progress, None)
+
+
 def _shortened(labels: Sequence[str], width: int = 90) -> str:
     """Class names separated by commas; of many, the first ones and the last."""
     if len(", ".join(labels)) <= width:

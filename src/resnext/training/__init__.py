@@ -9,6 +9,7 @@ forecast.py      how long a run will take, from timing real steps
 minutes.py       network, size and epochs for a time budget
 trainer.py       the loop over epochs and steps
 teacher.py       a trained network that gives the targets: distillation
+dynamics.py      what a run says about the label of each training image
 step.py          one optimizer step: augmentation, forward, backward, update
 run_state.py     settings and state of a run, and its clock
 memory.py        in how many parts a batch fits into memory

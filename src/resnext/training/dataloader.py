@@ -83,12 +83,16 @@ class TrainSampler(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order = self.whole(self.epoch)
-        part = self.recipe.batch_size // self.recipe.accumulate
         for step in range(self.start, self.steps):
-            for i in range(self.recipe.accumulate):
-                first = step * self.recipe.batch_size + i * part
-                places = range(first + self.group.rank, first + part, self.group.world)
+            for part in range(self.recipe.accumulate):
+                places = self.places(step, part)
                 yield [SampleKey(self.epoch, place, int(order[place])) for place in places]
+
+    def places(self, step: int, part: int) -> range:
+        """Positions in the epoch of this process's images in one part of a batch."""
+        size = self.recipe.batch_size // self.recipe.accumulate
+        first = step * self.recipe.batch_size + part * size
+        return range(first + self.group.rank, first + size, self.group.world)
 
 
 class TrainDataset(Dataset[tuple[Tensor, int, list[tuple[int, str]]]]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +16,7 @@ import torch
 from resnext.calibration import cross_fit_temperatures, fit_temperature, recommend_threshold
 from resnext.card import Preprocessing
 from resnext.data.scan import Scan
+from resnext.evaluation.label_doubts import Opinions, find_doubts, ranked, write_doubts
 from resnext.evaluation.metrics import EvalOutputs, score
 from resnext.network import ResNeXt
 from resnext.summary import summarize
@@ -22,13 +24,21 @@ from resnext.system.cpu import cpu_name
 from resnext.system.device import hardware
 from resnext.system.limits import total_memory
 from resnext.training.indexing import index_run
+from resnext.training.report.examples import (
+    class_examples,
+    confident_mistakes,
+    doubtful_labels,
+)
 from resnext.training.report.html import Facts, confident_mistakes, write_report
+from resnext.training.report.image_map import image_map, worthwhile
 from resnext.training.run_state import TrainState
 from resnext.training.teacher import Teacher, comparison
 from resnext.training.trainer import Trainer
 from resnext.training.validation import Validator
 from resnext.weights.load import load_classifier
 from resnext.weights.save import save
+
+_SHOWN = 12  # doubtful labels in the report
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +57,7 @@ class Finished:
         precision: Name of the precision.
         processes: Number of processes.
         command: Command that repeats the run.
+        opinions: What is known about the labels of the training images.
         strengths: For the recipe `probe`: each strength that was tried, with its log loss.
             None for recipes with epochs.
     """
@@ -62,6 +73,7 @@ class Finished:
     precision: str
     processes: int
     command: str
+    opinions: Opinions
     strengths: Sequence[tuple[float, float]] | None = None
 
 
@@ -98,6 +110,7 @@ def finalize(run: Trainer, *, command: str, index: bool) -> None:
         precision=settings.execution.dtype,
         processes=run.group.world,
         command=command,
+        opinions=run.dynamics.opinions(),
     )
     calibrate_and_report(network, outputs, finished)
     if index:
@@ -131,6 +144,16 @@ def calibrate_and_report(network: ResNeXt, outputs: EvalOutputs, run: Finished) 
         threshold=threshold,
     )
     save(network, run.out)
+    p = (outputs.logits / temperature).softmax(1).numpy()
+    unseen_opinions = Opinions.of(p, outputs.targets.numpy())
+    doubts = ranked(
+        [
+            *find_doubts("train", train, run.opinions),
+            *find_doubts("val", val, unseen_opinions, outputs.indices.numpy()),
+        ]
+    )
+    write_doubts(run.folder / "label_doubts.csv", doubts)
+    parts = {"train": train, "val": val}
     cost = summarize(network.config, run.preprocessing.size)
     seconds = run.state.seconds
     facts = Facts(
@@ -161,6 +184,13 @@ def calibrate_and_report(network: ResNeXt, outputs: EvalOutputs, run: Finished) 
         train_counts=train.counts().tolist(),
         val_counts=val.counts().tolist(),
         mistakes=confident_mistakes(network, val, result, run.preprocessing),
+        examples=class_examples(network, parts, result, doubts, run.preprocessing),
+        doubts=doubtful_labels(parts, doubts[:_SHOWN], run.preprocessing),
+        doubt_count=len(doubts),
+        review=shlex.join(["resnext", "review", train.name, "--model", str(run.out)]),
+        map=image_map(network, parts, run.preprocessing, temperature)
+        if worthwhile(parts, run.state)
+        else "",
         events=run.state.resumes,
         strengths=run.strengths,
         teacher=comparison(network.card, network.config)

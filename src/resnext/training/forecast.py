@@ -103,7 +103,7 @@ def _step_seconds(
     with closing(_endless(loader, sampler)) as batches:
         while True:
             losses = [
-                train_step.backward(model, next(batches), 0, part)
+                train_step.backward(model, next(batches), 0, part).loss
                 for part in range(recipe.accumulate)
             ]
             train_step.update()

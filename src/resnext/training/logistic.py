@@ -30,12 +30,15 @@ class Head:
         bias: One number per class.
         strength: Strength of its penalty.
         tried: Log loss in cross-validation, in nats, of each strength that was tried.
+        unseen: Probabilities of each image by heads that were not fitted to it, of the same
+            strength; NaN for the only image of a class.
     """
 
     weight: Float[Tensor, "k d"]
     bias: Float[Tensor, " k"]
     strength: float
     tried: tuple[tuple[float, float], ...]
+    unseen: Float[np.ndarray, "n k"]
 
 
 def fit_head(
@@ -74,11 +77,11 @@ def fit_head(
     if balanced:
         weights = torch.from_numpy(class_weights(targets, num_classes))[y]
     problem = _Problem(x, y, num_classes)
-    tried = _cross_validate(problem, weights, folds(targets, seed), strengths)
+    tried, unseen = _cross_validate(problem, weights, folds(targets, seed), strengths)
     strength = min(tried, key=lambda row: row[1])[0] if tried else _WITHOUT_FOLDS
     weight, bias = problem.fit(weights, strength, tolerance=1e-10)
     weight = (weight if basis is None else weight @ basis.T) / std
-    return Head(weight, bias - weight @ mean, strength, tuple(tried))
+    return Head(weight, bias - weight @ mean, strength, tuple(tried), unseen.numpy())
 
 
 def folds(targets: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, " n"]:
@@ -99,21 +102,28 @@ def _cross_validate(
     weights: Float[Tensor, " n"],
     fold_of: Int[np.ndarray, " n"],
     strengths: Sequence[float],
-) -> list[tuple[float, float]]:
-    """Each strength that was tried, with its log loss; none if no image can be held out."""
+) -> tuple[list[tuple[float, float]], Float[Tensor, "n k"]]:
+    """Each strength that was tried, with its log loss; none if no image can be held out.
+
+    Also the probabilities of held-out images with the best one; NaN for images never held out.
+    """
     masks = [torch.from_numpy(fold_of == fold) for fold in np.unique(fold_of[fold_of >= 0])]
     starts = [problem.zero()] * len(masks)
     tried: list[tuple[float, float]] = []
+    unseen = torch.full((len(weights), problem.num_classes), torch.nan, dtype=torch.float64)
     for strength in strengths if masks else ():
         losses = torch.zeros(len(weights), dtype=torch.float64)
+        logits = torch.full_like(unseen, torch.nan)
         for i, held_out in enumerate(masks):
             starts[i] = problem.fit(weights * ~held_out, strength, starts[i], tolerance=1e-5)
             losses += problem.losses(starts[i]) * held_out
+            logits[held_out] = problem.logits(starts[i], held_out)
         held = torch.from_numpy(fold_of >= 0)
         tried.append((strength, float((losses * weights).sum() / (weights * held).sum())))
         if len(tried) > 1 and tried[-1][1] > tried[-2][1]:
             break
-    return tried
+        unseen = logits.softmax(1)
+    return tried, unseen
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +144,10 @@ class _Problem:
         """Weights and bias from which a fit starts."""
         shape = self.num_classes, self.x.shape[1]
         return torch.zeros(shape, dtype=torch.float64), torch.zeros(shape[0], dtype=torch.float64)
+
+    def logits(self, head: tuple[Tensor, Tensor], rows: Tensor) -> Float[Tensor, "m k"]:
+        """Logits of some rows."""
+        return self.x[rows] @ head[0].T + head[1]
 
     def losses(self, head: tuple[Tensor, Tensor]) -> Float[Tensor, " n"]:
         """Log loss of each row."""

@@ -16,6 +16,7 @@ from resnext.card import Card
 from resnext.data.dataset import ImageSet, Splits
 from resnext.data.scan import Scan
 from resnext.errors import ConfigError, DataError, InputError
+from resnext.evaluation.label_doubts import Opinions
 from resnext.evaluation.metrics import EvalOutputs, Evaluation, score
 from resnext.network import ResNeXt
 from resnext.training.checkpoint import Checkpoint, write_checkpoint
@@ -134,6 +135,7 @@ def run_probe(
         processes=1,
         command=command,
         strengths=fitted.head.tried,
+        opinions=Opinions.of(fitted.head.unseen, np.asarray(splits.train.targets)),
     )
     calibrate_and_report(network, fitted.outputs, finished)
     if request.index:

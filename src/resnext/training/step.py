@@ -14,6 +14,7 @@ from resnext.network import ResNeXt
 from resnext.training.augmentation import Augment
 from resnext.training.dataloader import BATCH, Batch
 from resnext.training.distributed import ProcessGroup
+from resnext.training.dynamics import StepOutputs
 from resnext.training.optim import freeze_norms, loss, optimizer
 from resnext.training.run_state import RunSettings
 from resnext.training.teacher import distillation_loss
@@ -71,7 +72,7 @@ class TrainStep:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
 
-    def backward(self, model: nn.Module, batch: Batch, number: int, part: int) -> Tensor:
+    def backward(self, model: nn.Module, batch: Batch, number: int, part: int) -> StepOutputs:
         """Add the gradients of one part of a batch.
 
         Args:
@@ -81,7 +82,7 @@ class TrainStep:
             part: Number of the part in the batch; processes exchange gradients in the last one.
 
         Returns:
-            The part's share of the mean loss.
+            The part's share of the mean loss, with logits and targets.
         """
         seeds = np.random.SeedSequence(
             (BATCH, self.settings.seed, number, part, self.group.rank)
@@ -103,7 +104,7 @@ class TrainStep:
                 value = distillation_loss(logits, answers, self.recipe.distill_temperature)
             value = value / self.recipe.accumulate
             self.scaler.scale(value).backward()
-        return value.detach()
+        return StepOutputs(value.detach(), logits.detach(), targets)
 
     def update(self) -> None:
         """Clip the gradients, update the weights, clear the gradients."""

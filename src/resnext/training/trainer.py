@@ -33,6 +33,7 @@ from resnext.training.checkpoint import (
 from resnext.training.dataloader import Batch, TrainSampler, run_loader
 from resnext.training.distributed import ProcessGroup, synchronize_norms
 from resnext.training.divergence import Diverged, LossMonitor
+from resnext.training.dynamics import Dynamics
 from resnext.training.interrupts import Interrupts
 from resnext.training.metrics_log import MetricsLog, epoch_line
 from resnext.training.optim import EMA, lr_schedule
@@ -68,6 +69,7 @@ class Trainer:
         self.state, self.clock, self.interrupts = TrainState(), Clock(), Interrupts()
         self.pool = training_pool(self.splits)
         self.losses = LossMonitor(len(self.splits.train.labels))
+        self.dynamics = Dynamics(np.asarray(self.splits.train.targets), self.device)
         self.sampler = TrainSampler(self.pool, self.recipe, settings.seed, group)
         self.steps = self.recipe.epochs * self.sampler.steps
         self.loader = run_loader(self.pool, settings, self.sampler)
@@ -157,6 +159,7 @@ class Trainer:
         self.state.epoch, self.state.step, self.state.total = self.state.epoch + 1, 0, 0.0
         self.state.seconds = {k: self.state.seconds[k] + took[k] for k in took}
         self._replan()
+        self.dynamics.merge(self.group)
         self._save_checkpoint()
         if self.metrics_log:
             self.metrics_log.write(self.state.history)
@@ -165,6 +168,7 @@ class Trainer:
         """Train the remaining steps of the running epoch."""
         state, recipe, steps = self.state, self.recipe, self.sampler.steps
         self.sampler.epoch, self.sampler.start = state.epoch, state.step
+        self.dynamics.start_epoch(self.sampler.whole(state.epoch))
         model = self.train_step.model(state.epoch)
         self.progress.start(f"Epoch {state.epoch}/{self.epochs}", steps * recipe.batch_size)
         self.progress.advance(state.step * recipe.batch_size)
@@ -181,7 +185,10 @@ class Trainer:
                     self._record_unreadable(batch)
                 value = torch.zeros((), device=self.device)
                 for part, batch in enumerate(parts):
-                    value += self.train_step.backward(model, batch, number, part)
+                    outputs = self.train_step.backward(model, batch, number, part)
+                    value += outputs.loss
+                    bad = (index for index, _ in batch.bad)
+                    self.dynamics.record(self.sampler.places(step, part), bad, outputs)
                 self.train_step.update()
                 if self.average:
                     self.average.update(self.network, number)
@@ -238,6 +245,7 @@ class Trainer:
             self.interrupts.stop()
         if due:
             self._sync_losses()
+            self.dynamics.merge(self.group)
             self._save_checkpoint()
 
     def _sync_losses(self) -> None:
@@ -334,6 +342,7 @@ class Trainer:
             )
             return
         self._check_losses()
+        self.dynamics.merge(self.group)
         best = self.state.best
         self._save_checkpoint(wait=True, unvalidated=best is None)
         if best is None:
@@ -431,6 +440,7 @@ class Trainer:
         optimizer_tensors, optimizer_values = optimizer_state(self.train_step.optimizer)
         tensors = {f"network.{k}": x for k, x in self.network.state_dict().items()}
         tensors |= {f"optimizer.{k}": x for k, x in optimizer_tensors.items()}
+        tensors |= {f"dynamics.{k}": x for k, x in self.dynamics.tensors.items()}
         if self.average:
             tensors |= {f"average.{k}": x for k, x in self.average.network.state_dict().items()}
         values = {
@@ -452,6 +462,7 @@ class Trainer:
             self.train_step.optimizer, state.part("optimizer"), state.about["optimizer"]
         )
         self.train_step.scaler.load_state_dict(state.about["scaler"])
+        self.dynamics.restore(state.part("dynamics"))
         self.state = TrainState(**state.about["position"])
         self.losses.reset()
 

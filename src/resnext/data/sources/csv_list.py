@@ -33,6 +33,8 @@ _PARTS = (
     ("split",),
     ("data_split", "subset", "partition", "part", "set", "data_set", "dataset", "phase", "usage"),
 )
+DECISION, LEFT_OUT = "decision", "left out"
+"""Column of what `resnext review` decided, and its value for images that are left out."""
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _MARKS = {  # the longer ones first
     codecs.BOM_UTF32_LE: "utf-32",
@@ -131,7 +133,10 @@ class _Table:
         path, label = self._column(header, "path", PATHS), self._column(header, "label", LABELS)
         split = next(iter(named(header, _PARTS)), None)
         part = None if split is None else header.index(split)
+        left_out = header.index(DECISION) if DECISION in header else None
         for line, cells in rows:
+            if left_out is not None and cells[left_out] == LEFT_OUT:
+                continue
             if part is not None and not self.classes and split_of(cells[part]) is None:
                 exact = header[part].lower() == "split"  # a column `set` may mean another thing
                 part = part if exact else None

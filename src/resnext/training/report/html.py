@@ -11,46 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from PIL import Image
 
 from resnext.calibration import expected_calibration_error, interval, reliability
-from resnext.card import Preprocessing
-from resnext.data.dataset import ImageSet
-from resnext.data.transforms import prepare
-from resnext.errors import DataError
 from resnext.evaluation.metrics import Evaluation
 from resnext.explanation.page import image_url
-from resnext.inference.engines.torch import evaluating
-from resnext.network import ResNeXt
 from resnext.system.atomic import write_bytes_atomically
 from resnext.training.report.charts import Line, bars, curves, reliability_diagram
+from resnext.training.report.examples import ClassExamples, Mistake
 
 _MOST_CLASSES = 40  # with more classes, the confusion matrix shows only the most confused
 _MOST_CONFUSED = 25  # classes that it then shows
-_SIDE = 224  # minimum size of a picture in the gallery, pixels
-
-
-@dataclass(frozen=True, eq=False)
-class Mistake:
-    """A misclassified image.
-
-    Args:
-        image: The image after preprocessing.
-        truth: True class.
-        predicted: Predicted class.
-        confidence: Probability of the predicted class, from 0 to 1.
-        heat: The image with its Grad-CAM overlay; None if the map has one pixel.
-        title: File or number of the image.
-    """
-
-    image: Image.Image
-    truth: str
-    predicted: str
-    confidence: float
-    heat: Image.Image | None
-    title: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +56,11 @@ class Facts:
         train_counts: Training images of each class.
         val_counts: Validation images of each class.
         mistakes: The most confident mistakes.
+        examples: Typical, doubtful and wrong images of each class.
+        doubts: The most doubtful labels; `predicted` is the suggestion, `confidence` the score.
+        doubt_count: Number of doubtful labels.
+        review: Command that shows all doubts.
+        map: Map of the images, as HTML; empty without one.
         events: Interruptions and retries of the run, one line each.
         strengths: For the recipe `probe`, which has no epochs: each strength that was tried, with
             its log loss in cross-validation. None for recipes with epochs.
@@ -114,6 +90,11 @@ class Facts:
     train_counts: Sequence[int] = ()
     val_counts: Sequence[int] = ()
     mistakes: Sequence[Mistake] = ()
+    examples: Sequence[ClassExamples] = ()
+    doubts: Sequence[Mistake] = ()
+    doubt_count: int = 0
+    review: str = ""
+    map: str = ""
     events: Sequence[str] = ()
     strengths: Sequence[tuple[float, float]] | None = None
     teacher: str = ""
@@ -160,87 +141,6 @@ def render(facts: Facts) -> str:
     )
 
 
-@torch.no_grad()
-def confident_mistakes(
-    network: ResNeXt,
-    images: ImageSet,
-    evaluation: Evaluation,
-    preprocessing: Preprocessing,
-    count: int = 12,
-) -> list[Mistake]:
-    """The most confident mistakes, with Grad-CAM overlays.
-
-    Args:
-        network: The classifier; its training mode is restored.
-        images: The evaluated images.
-        evaluation: Result on these images.
-        preprocessing: How images become input.
-        count: Largest number of mistakes.
-    """
-    wrong = np.flatnonzero(~evaluation.right)
-    order = wrong[np.argsort(-evaluation.confidence[wrong], kind="stable")][:count]
-    mistakes: list[Mistake] = []
-    with evaluating(network):
-        for i in order.tolist():
-            index, predicted = int(evaluation.indices[i]), int(evaluation.predicted[i])
-            try:
-                image = images.open(index, preprocessing.colour, preprocessing.value_range)
-                x = prepare(image, preprocessing)
-            except DataError:
-                continue  # became unreadable after the evaluation
-            heat, seen = grad_cam(network, x, predicted), _denormalize(x, preprocessing)
-            mistakes.append(
-                Mistake(
-                    image=seen,
-                    truth=evaluation.labels[int(evaluation.targets[i])],
-                    predicted=evaluation.labels[predicted],
-                    confidence=float(evaluation.confidence[i]),
-                    heat=None if heat.size == 1 else overlay(seen, heat),
-                    title=images.title(index),
-                )
-            )
-    return mistakes
-
-
-@torch.no_grad()
-def grad_cam(
-    network: ResNeXt, x: Float[torch.Tensor, "c h w"], label: int
-) -> Float[np.ndarray, "h2 w2"]:
-    """Grad-CAM of the last stage for a class, from 0 to 1 (arXiv:1610.02391).
-
-    Only average pooling and the classifier follow that stage, so the gradient by which Grad-CAM
-    weights channels is the classifier's row (section 3.1), and no backward pass is needed.
-
-    Args:
-        network: The classifier, in evaluation mode.
-        x: One preprocessed image.
-        label: Index of the class.
-    """
-    weights = network.fc.weight
-    batch = x[None].to(weights.device, weights.dtype)
-    features = network.features(batch)[-1][0].float()
-    heat = torch.einsum("chw,c->hw", features, weights[label].float()).relu().cpu().numpy()
-    top = heat.max(initial=0)
-    return heat / top if math.isfinite(top) and top > 0 else np.zeros_like(heat)
-
-
-def overlay(image: Image.Image, heat: Float[np.ndarray, "h w"]) -> Image.Image:
-    """The image in grey, coloured from violet to yellow by the heat map."""
-    width, height = (max(side, _SIDE) for side in image.size)
-    small = max(image.size) < _SIDE
-    resampling = Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC
-    grey = np.asarray(image.convert("L").resize((width, height), resampling), np.float32)[..., None]
-    values = Image.fromarray(heat.astype(np.float32))
-    smooth = values.resize((width, height), Image.Resampling.BICUBIC)
-    warmth = np.asarray(smooth).clip(0, 1)[..., None]
-    stops = np.array([[40, 18, 80], [168, 46, 104], [238, 110, 60], [255, 214, 102]], np.float32)
-    position = warmth[..., 0] * (len(stops) - 1)
-    colour = np.stack([np.interp(position, range(len(stops)), stops[:, c]) for c in range(3)], -1)
-    amount = 0.72 * np.sqrt(warmth)
-    mixed = 0.85 * grey * (1 - amount) + (0.35 * grey / 255 + 0.65) * colour * amount
-    return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
-
-
 @cache
 def _template() -> Any:
     from jinja2 import Environment, StrictUndefined
@@ -248,7 +148,7 @@ def _template() -> Any:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"duration": duration, "percent": percent, "count": _count}
+    environment.filters |= {"duration": duration, "percent": percent, "count": _count, "uri": _uri}
     text = files("resnext.training.report").joinpath("report.html").read_text(encoding="utf-8")
     return environment.from_string(text)
 
@@ -391,17 +291,6 @@ def _time(seconds: Mapping[str, float]) -> list[tuple[str, float, float, float]]
 def _speed(history: Sequence[Mapping[str, Any]]) -> float | None:
     speeds = [row["images_per_second"] for row in history if row.get("images_per_second")]
     return float(np.median(speeds)) if speeds else None
-
-
-def _denormalize(x: Float[torch.Tensor, "c h w"], preprocessing: Preprocessing) -> Image.Image:
-    """The image before normalization."""
-    mean, std = (
-        torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std)
-    )
-    pixels = ((x * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    if preprocessing.colour == "BGR":
-        pixels = pixels.flip(0)
-    return Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
 
 
 def _uri(image: Image.Image | None) -> str:

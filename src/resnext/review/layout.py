@@ -1,0 +1,86 @@
+"""Embeddings as points in the plane: neighbours stay neighbours."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import numpy as np
+from jaxtyping import Float
+
+from resnext.errors import InputError
+
+MOST = 50_000
+"""Images on a map; of more, some are drawn at random."""
+_COMPONENTS = 50
+_NEAREST = 5
+_FEWEST = 10  # images below which there is nothing to arrange
+
+
+def installed() -> bool:
+    """Whether a library that arranges points is there."""
+    return find_spec("umap") is not None or find_spec("sklearn") is not None
+
+
+def arrange(
+    embeddings: Float[np.ndarray, "n d"], *, landmarks: int = 2_000
+) -> Float[np.ndarray, "n 2"]:
+    """Points from 0 to 1 whose neighbours have similar embeddings.
+
+    Principal components, then UMAP (arXiv:1802.03426) if `umap` is installed, else t-SNE (van der
+    Maaten and Hinton, 2008) of some images; each other image is put between the five of them that
+    are most like it, so the time stays within bounds.
+
+    Args:
+        embeddings: One row for each image.
+        landmarks: Images that t-SNE arranges.
+
+    Raises:
+        InputError: Neither scikit-learn nor UMAP is installed.
+    """
+    if not len(embeddings):
+        return np.zeros((0, 2))
+    x = _components(np.asarray(embeddings, np.float64))
+    if len(x) < _FEWEST:
+        points = np.pad(x, ((0, 0), (0, 2)))[:, :2]
+    elif find_spec("umap") is not None:
+        from umap import UMAP  # pyright: ignore[reportMissingImports]
+
+        neighbours = min(15, len(x) - 1)
+        points = np.asarray(UMAP(n_neighbors=neighbours, random_state=0).fit_transform(x))
+    else:
+        points = _tsne(x, landmarks)
+    low, high = points.min(0), points.max(0)
+    return (points - low) / np.maximum(high - low, 1e-12).max()
+
+
+def _components(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:
+    """The principal components of rows scaled to length one, as the cosine compares them."""
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    x = x - x.mean(0)
+    count = min(_COMPONENTS, *x.shape)
+    _, vectors = np.linalg.eigh(x.T @ x)
+    return x @ vectors[:, ::-1][:, :count]
+
+
+def _tsne(x: Float[np.ndarray, "n c"], count: int) -> Float[np.ndarray, "n 2"]:
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise InputError(
+            'A map needs scikit-learn, or UMAP for a better one: pip install "resnext[map]".'
+        ) from error
+    chosen = np.sort(np.random.default_rng(0).permutation(len(x))[:count])
+    landmarks = x[chosen]
+    perplexity = min(30.0, (len(chosen) - 1) / 3)
+    options = {"init": "pca", "random_state": 0, "max_iter": 500, "n_jobs": 1}
+    arranged = TSNE(perplexity=perplexity, **options).fit_transform(landmarks)
+    points = np.empty((len(x), 2))
+    for start in range(0, len(x), 4096):
+        rows = x[start : start + 4096]
+        distance = (rows**2).sum(1)[:, None] + (landmarks**2).sum(1) - 2 * rows @ landmarks.T
+        nearest = np.argpartition(distance, min(_NEAREST, len(chosen)) - 1)[:, :_NEAREST]
+        weight = 1 / (np.take_along_axis(distance, nearest, 1).clip(0) + 1e-9)
+        weight /= weight.sum(1, keepdims=True)
+        points[start : start + 4096] = (arranged[nearest] * weight[..., None]).sum(1)
+    points[chosen] = arranged
+    return points

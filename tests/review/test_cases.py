@@ -1,0 +1,161 @@
+"""What a review shows, and in which order."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import resnext
+from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig
+from resnext.cli.app import app
+from resnext.errors import DataError
+from resnext.evaluation.label_doubts import Doubt, write_doubts
+from resnext.inference import open_runner
+from resnext.review.cases import Answers, Case, ask, find_cases, open_collection
+from resnext.review.server import ReviewServer
+from resnext.system.progress import SilentReporter
+
+LABELS = ("cat", "dog")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Four images of each class, of smooth noise, in which copies can be found."""
+    for label in LABELS:
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(4):
+            rng = np.random.default_rng([i, label == "cat"])
+            coarse = Image.fromarray(rng.integers(0, 255, (9, 9, 3)).astype(np.uint8))
+            picture = coarse.resize((128, 128), Image.Resampling.BICUBIC)
+            picture.save(tmp_path / "photos" / label / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def cases(photos: Path, p: Any, **options: Any) -> list[Case]:
+    """The cases of a review, with probabilities of cat and dog for each image."""
+    collection = open_collection(photos, LABELS)
+    probabilities = np.asarray(p, np.float32)
+    answers = Answers(probabilities, np.zeros((len(probabilities), 1), np.float32))
+    labels = {path: label for path, _, label in collection.classes()}
+    usual: dict[str, Any] = {"threshold": None, "doubts": None, "progress": SilentReporter()}
+    return find_cases(collection, answers, labels, **usual | options)
+
+
+def names(found: list[Case]) -> list[tuple[Any, ...]]:
+    """Kind, files below the data, and suggestion of each case."""
+    return [
+        (c.kind, *("/".join(Path(path).parts[-2:]) for path in c.paths), c.suggestion)
+        for c in found
+    ]
+
+
+SURE = [[0.99, 0.01]] * 4 + [[0.01, 0.99]] * 4
+
+
+def test_doubts_come_before_unsure_ones(photos: Path, tmp_path: Path) -> None:
+    """By the list of training where there is one, else by the model."""
+    p = [*SURE[:3], [0.02, 0.98], [0.55, 0.45], [0.3, 0.7], *SURE[6:]]
+    found = cases(photos, p, threshold=0.75)
+    assert names(found) == [
+        ("doubt", "cat/3.png", "dog"),
+        ("unsure", "dog/0.png", "cat"),
+        ("unsure", "dog/1.png", None),
+    ]
+    assert [label for label, _ in found[0].classes] == ["dog", "cat"]
+    doubts = [
+        Doubt("train", 0, str(photos / "dog" / "2.png"), "dog", "cat", 0.9),
+        Doubt("train", 0, str(photos / "dog" / "3.png"), "cat", "dog", 0.9),  # was changed since
+    ]
+    write_doubts(tmp_path / "doubts.csv", doubts)
+    found = cases(photos, SURE, doubts=tmp_path / "doubts.csv")
+    assert names(found) == [("doubt", "dog/2.png", "cat")]
+
+
+def test_a_list_of_other_images_is_refused(photos: Path, tmp_path: Path) -> None:
+    """Its paths are relative to the folder of the training; elsewhere, it would seem empty."""
+    write_doubts(tmp_path / "doubts.csv", [Doubt("train", 0, "p/1.png", "cat", "dog", 0.9)])
+    with pytest.raises(DataError, match=r"is about other images, such as .*p/1\.png\. Start in"):
+        cases(photos, SURE, doubts=tmp_path / "doubts.csv")
+    write_doubts(tmp_path / "doubts.csv", [])
+    assert cases(photos, SURE, doubts=tmp_path / "doubts.csv") == []
+
+
+def test_copies_are_found_in_whatever_class(photos: Path) -> None:
+    """Equal files, and the same picture in another size, quality and class."""
+    shutil.copy(photos / "cat" / "0.png", photos / "cat" / "same.png")
+    smaller = Image.open(photos / "cat" / "1.png").resize((80, 80))
+    smaller.save(photos / "dog" / "small.jpg", quality=60)
+    found = cases(photos, [SURE[0]] * 5 + [SURE[-1]] * 5)
+    assert names(found) == [
+        ("duplicate", "cat/0.png", "cat/same.png", None),
+        ("duplicate", "cat/1.png", "dog/small.jpg", None),
+    ]
+    assert [case.note for case in found] == [
+        "Equal files",
+        "Nearly the same picture in two classes",
+    ]
+
+
+def test_unknown_images_are_an_input(photos: Path) -> None:
+    """Scores of another part of the library, the highest first."""
+    unknown = {str(photos / "dog" / "1.png"): 0.2, str(photos / "cat" / "2.png"): 0.9}
+    found = cases(photos, SURE, unknown=unknown)
+    assert names(found) == [("unknown", "cat/2.png", None), ("unknown", "dog/1.png", None)]
+
+
+def test_a_model_is_asked_about_every_readable_image(photos: Path) -> None:
+    """Probabilities in the order of the images, with the temperature of the card."""
+    config = ResNeXtConfig((1, 1), 2, 8, num_classes=2, channels=(16, 32), num_stages=2)
+    network = ResNeXt(config).eval()
+    network.card = Card(LABELS, Preprocessing(32, 32), temperature=2.0)
+    (photos / "cat" / "1.png").write_bytes(b"no image")
+    collection = open_collection(photos, LABELS)
+    runner = open_runner(network, device="cpu")
+    answers = ask(runner, collection.paths, SilentReporter())
+    assert np.isnan(answers.probabilities).any(1).tolist() == [i == 1 for i in range(8)]
+    told = resnext.predict(network, collection.paths[5], top=2, device="cpu")[0]
+    wanted = dict(zip(told.labels, told.probabilities, strict=True))
+    assert answers.probabilities[5] == pytest.approx([wanted[x] for x in LABELS], abs=1e-6)
+    assert answers.embeddings.shape == (8, network.num_features)
+    assert [c.kind for c in cases(photos, answers.probabilities, threshold=1.0)] == ["unsure"] * 7
+
+
+def test_images_in_arrays_are_refused() -> None:
+    """A list of labels can only name files."""
+    with pytest.raises(DataError, match="inside larger files, which a list of labels cannot name"):
+        open_collection("digits", None)
+
+
+def test_the_command_serves_what_it_found(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From the command line to the list: the parts fit together."""
+    config = ResNeXtConfig((1, 1), 2, 8, num_classes=2, channels=(16, 32), num_stages=2)
+    network = ResNeXt(config).eval()
+    network.card = Card(LABELS, Preprocessing(32, 32), threshold=1.0)
+    monkeypatch.chdir(tmp_path)
+    resnext.save(network, "m.safetensors")
+
+    def serve(server: ReviewServer) -> None:
+        assert {case.kind for case in server.session.cases} >= {"unsure"}
+        server.session.decide(0, ["dog"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ReviewServer, "serve_forever", serve)
+    command = ["review", "photos", "--model", "m.safetensors", "--no-browser"]
+    with pytest.raises(KeyboardInterrupt):
+        app(command, exit_on_error=False)
+    assert "labels.csv: 1 of 8 cases decided" in capsys.readouterr().out
+    (tmp_path / "labels.csv").write_text("path,label\nphotos/cat/0.png,cow\n")
+    with pytest.raises(DataError, match=r"labels\.csv has a class 'cow'; known are cat, dog"):
+        app(command, exit_on_error=False)

@@ -1,0 +1,120 @@
+"""labels.csv: what `train` reads is what was decided, whatever was in the file before."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnext.data import open_splits
+from resnext.data.sources.csv_list import LEFT_OUT
+from resnext.errors import CheckpointError, DataError
+from resnext.review import decisions
+from resnext.review.decisions import Entry, LabelList, decided
+
+
+def photos(folder: Path, count: int = 4) -> list[Entry]:
+    """Images of cats and dogs in class folders."""
+    entries: list[Entry] = []
+    for label in ("cat", "dog"):
+        (folder / "photos" / label).mkdir(parents=True)
+        for i in range(count):
+            path = folder / "photos" / label / f"{i}.png"
+            values = np.random.default_rng([i, label == "cat"]).integers(0, 255, (8, 8, 3))
+            Image.fromarray(values.astype(np.uint8)).save(path)
+            entries.append(Entry(str(path), label))
+    return entries
+
+
+def table(file: Path) -> list[dict[str, str]]:
+    """The rows of the file."""
+    with file.open(newline="") as lines:
+        return [*csv.DictReader(lines)]
+
+
+def test_train_reads_what_was_decided(tmp_path: Path) -> None:
+    """Changed, kept and left out: the loader of lists must see exactly these classes."""
+    entries = photos(tmp_path)
+    labels = LabelList(tmp_path / "labels.csv", entries)
+    labels.update(decided(entries[0], "dog"))
+    labels.update(decided(entries[1], None), decided(entries[4], "dog"))
+    splits = open_splits(tmp_path / "labels.csv")
+    found = {
+        str(path): images.labels[target]
+        for images in (splits.train, splits.val)
+        for path, target in zip(images.images, images.targets, strict=True)
+    }
+    wanted = {entry.path: entry.label for entry in entries} | {entries[0].path: "dog"}
+    del wanted[entries[1].path]
+    assert found == wanted
+    rows = table(tmp_path / "labels.csv")
+    assert rows[0] == {"path": "photos/cat/0.png", "label": "dog", "decision": "changed"}
+    assert [row["decision"] for row in rows] == ["changed", LEFT_OUT, "", "", "kept", "", "", ""]
+
+
+def test_splits_are_kept(tmp_path: Path) -> None:
+    """Without the column, test images would be trained on."""
+    entries = [e._replace(split=s) for e, s in zip(photos(tmp_path, 1), ("train", "test"))]  # noqa: B905
+    LabelList(tmp_path / "labels.csv", entries).write()
+    assert [row["split"] for row in table(tmp_path / "labels.csv")] == ["train", "test"]
+
+
+def test_an_existing_list_is_continued(tmp_path: Path) -> None:
+    """Earlier decisions, columns of the user and images elsewhere must survive the first write."""
+    entries = photos(tmp_path)
+    file = tmp_path / "labels.csv"
+    file.write_text(
+        "label,path,photographer\ndog,photos/cat/0.png,Ann\nfox,/elsewhere/1.png,Ben\n\n"
+    )
+    labels = LabelList(file, entries)
+    assert labels[entries[0].path].label == "dog"
+    labels.update(decided(labels[entries[7].path], "cat"))
+    rows = table(file)
+    assert [*rows[0]] == ["path", "label", "decision", "photographer"]
+    assert rows[0]["photographer"] == "Ann"
+    assert rows[1] == {
+        "path": "/elsewhere/1.png", "label": "fox", "decision": "", "photographer": "Ben"
+    }  # fmt: skip
+    assert (rows[-1]["path"], rows[-1]["label"]) == ("photos/dog/3.png", "cat")
+    assert len(rows) == 9
+    again = LabelList(file, entries)
+    assert again.entries == labels.entries
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("file;class\na;b\n", "its columns are file;class"),
+        ("path,label\na.png\n", "row 2 has 1 fields"),
+        ("", "not enough values"),
+    ],
+)
+def test_another_table_is_left_as_it_is(tmp_path: Path, content: str, reason: str) -> None:
+    """A list of the user in another form must not be overwritten."""
+    file = tmp_path / "labels.csv"
+    file.write_text(content)
+    with pytest.raises(DataError, match=rf"not a list of labels.*{reason}.*left as it is"):
+        LabelList(file, photos(tmp_path))
+    assert file.read_text() == content
+
+
+def test_a_failed_write_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decision that is only in memory would be lost without a word."""
+    entries = photos(tmp_path)
+    labels = LabelList(tmp_path / "labels.csv", entries)
+    labels.write()
+    before = (tmp_path / "labels.csv").read_bytes()
+
+    def full(*_: object) -> None:
+        raise CheckpointError("labels.csv cannot be written: no space left.")
+
+    monkeypatch.setattr(decisions, "write_bytes_atomically", full)
+    with pytest.raises(CheckpointError, match="no space"):
+        labels.update(decided(entries[0], "dog"))
+    assert labels[entries[0].path] == entries[0]
+    monkeypatch.undo()
+    labels.write()
+    assert (tmp_path / "labels.csv").read_bytes() == before

@@ -1,0 +1,159 @@
+"""The page in Chromium: decisions by keyboard, 2,000 images an hour, nothing for axe-core to find.
+
+Needs the command `chromium` and `pip install playwright axe-playwright-python`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnext.review.cases import Case
+from resnext.review.decisions import Entry, LabelList
+from resnext.review.server import ReviewServer
+from resnext.review.session import Session
+
+CHROMIUM = shutil.which("chromium")
+CLASSES = ("cat", "dog", "fox", "<b>bold</b>")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
+]
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ReviewServer]:
+    """A review of forty photographs alone and one pair in two classes."""
+    entries: list[Entry] = []
+    for i in range(42):
+        path = tmp_path / f"{i:02}.jpg"
+        values = np.random.default_rng(i).integers(0, 255, (60, 80, 3)).astype(np.uint8)
+        Image.fromarray(values).resize((1600, 1200)).save(path)
+        entries.append(Entry(str(path), ("cat", "dog")[i % 2]))
+    top = tuple((label, 0.4 - 0.1 * i) for i, label in enumerate(CLASSES))
+    cases = [Case("doubt", (e.path,), "score 0.98", "fox", top) for e in entries[:30]]
+    cases += [Case("duplicate", (entries[30].path, entries[31].path), "Equal files in two classes")]
+    cases += [Case("unsure", (e.path,), "At most 40 % sure", None, top) for e in entries[32:]]
+    labels = LabelList(tmp_path / "labels.csv", entries)
+    server = ReviewServer(Session("photos", cases, labels, CLASSES))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def opened(browser: Any, url: str, **options: Any) -> Any:
+    """The page with its first picture; any error in it fails the test."""
+    page = browser.new_context(**options).new_page()
+    page.errors = []
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.on("console", lambda message: page.errors.append(message.text))
+    page.goto(url)
+    page.wait_for_selector(".frame img")
+    return page
+
+
+def press(page: Any, key: str) -> None:
+    """Press a key, and wait until the page has moved on and shows the next picture."""
+    before = page.inner_text("#count")
+    page.keyboard.press(key)
+    page.wait_for_function(
+        "before => document.getElementById('count').textContent !== before && "
+        "[...document.querySelectorAll('.frame img')].every((x) => x.complete && x.naturalWidth)",
+        arg=before,
+    )
+
+
+def test_keys_decide(browser: Any, server: ReviewServer) -> None:
+    """Each key does what the button beside it says; the file has it at once."""
+    page, labels = opened(browser, server.url), server.session.labels
+
+    def last(number: int) -> tuple[str, str]:
+        labels_now = LabelList(labels.file, [])
+        entry = labels_now.entries[number]
+        return entry.label, entry.decision
+
+    for number, (key, wanted) in enumerate(
+        {
+            "Enter": ("fox", "changed"),
+            "k": ("dog", "kept"),
+            "x": ("cat", "left out"),
+            "4": ("<b>bold</b>", "changed"),
+        }.items()
+    ):
+        press(page, key)
+        assert last(number) == wanted
+    press(page, "z")
+    assert last(3) == ("dog", "")
+    page.keyboard.press("/")
+    page.keyboard.type("do")
+    press(page, "Enter")
+    assert last(3) == ("dog", "kept")
+    page.click("nav button[value=duplicate]")
+    press(page, "2")
+    assert (last(30), last(31)) == (("dog", "changed"), ("dog", "kept"))
+    assert page.is_visible("#end")
+    page.click("nav button[value=unsure]")
+    page.keyboard.press("ArrowRight")
+    press(page, "Enter")
+    assert last(33) == ("dog", "kept")
+    assert page.errors == []
+
+
+def test_two_thousand_images_an_hour(browser: Any, server: ReviewServer) -> None:
+    """1.8 seconds per image, of which the machine may take a small part."""
+    page = opened(browser, server.url)
+    began = time.perf_counter()
+    for _ in range(41):
+        press(page, "k")
+    assert time.perf_counter() - began < 41 * 1.8
+    assert page.is_visible("#end")
+
+
+def test_a_closed_terminal_is_noticed(browser: Any, server: ReviewServer) -> None:
+    """The page must not go on as if decisions were saved."""
+    page = opened(browser, server.url)
+    press(page, "k")
+    server.shutdown()
+    server.server_close()
+    page.context.set_offline(True)
+    page.keyboard.press("k")
+    page.wait_for_selector("#status.bad")
+    assert "Not saved: the command has ended" in page.inner_text("#status")
+    assert page.inner_text("#count") == "1 of 41 decided"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1400])
+def test_everybody_can_use_it(browser: Any, server: ReviewServer, scheme: str, width: int) -> None:
+    """axe-core finds nothing, and no page is wider than the window."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    size = {"width": width, "height": 800}
+    options: dict[str, Any] = {"viewport": size, "color_scheme": scheme, "bypass_csp": True}
+    page = opened(browser, server.url, **options)
+    for kind in ("doubt", "duplicate", "unsure"):
+        page.click(f"nav button[value={kind}]")
+        assert axe.run(page).response["violations"] == [], kind
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, kind
+    press(page, "Enter")
