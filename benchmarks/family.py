@@ -1,9 +1,9 @@
 """The search for the small networks: accuracy after the same epochs, and cost on a processor.
 
-`python benchmarks/family.py train RESULTS --data FOLDER [--size 64] [NAME…]` trains candidates for
-the same epochs and judges them on the test images. FOLDER has `train`, and `test` or `val`, with a
-folder per class each; `benchmarks/minutes.py --make` writes such folders. Every candidate changes
-one property of a base, or combines changes: depth, channels, cardinality, width, expansion, stem or
+`python benchmarks/family.py train RESULTS --data FOLDER [--size 64] [--names NAME…]` trains
+candidates for the same epochs and judges them on the test images. FOLDER has `train`, and `test` or
+`val`, with a folder per class each; `benchmarks/minutes.py --make` writes such folders. Every
+candidate changes one property of a base: depth, channels, cardinality, width, expansion, stem or
 attention. Nothing is timed, so other work may run. RESULTS is a JSON file, written after each
 candidate: the same command continues where it was stopped, within a candidate too.
 
@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=("train", "cost", "table"))
     parser.add_argument("results", type=Path)
-    parser.add_argument("names", nargs="*", help="candidates; all by default")
+    parser.add_argument("--names", nargs="+", help="candidates; all by default")
     parser.add_argument("--data", type=Path, help="folder with train, and test or val")
     parser.add_argument("--size", type=int, choices=(32, 64), default=32)
     parser.add_argument("--images", type=int, default=500, help="training images per class")
