@@ -7,6 +7,10 @@ candidate changes one property of a base: depth, channels, cardinality, width, e
 attention. Nothing is timed, so other work may run. RESULTS is a JSON file, written after each
 candidate: the same command continues where it was stopped, within a candidate too.
 
+`python benchmarks/family.py peers RESULTS --data FOLDER --environments FOLDER` trains the smallest
+networks of other libraries on the same images in the same way, in the environments that
+`benchmarks/minutes.py` makes.
+
 `python benchmarks/family.py cost RESULTS` measures milliseconds, alone on the machine: a training
 step and a forward pass of 1 and of 32 images, in PyTorch and in the fastest of the engines.
 
@@ -20,18 +24,23 @@ import argparse
 import json
 import random
 import shutil
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import openvino
 import torch
 
 import resnext
+from resnext.calibration import interval
 from resnext.config import ResNeXtConfig
 from resnext.inference.engines import EngineConfig
 from resnext.inference.engines.builder import EngineBuilder
+from resnext.inference.engines.openvino import OpenVinoSession
 from resnext.summary import summarize
 from resnext.system.atomic import write_bytes_atomically
 from resnext.system.cpu import core_count, cpu_name
@@ -93,6 +102,13 @@ CHANGES_32: dict[str, dict[str, Any]] = {
     "channels x 1.5": {"channels": (48, 96, 192), "stem_channels": 48},
     "cardinality 8x8d": {"cardinality": 8, "base_width": 8},
 }
+PEERS = {
+    "yolo11n-cls": "ultralytics",
+    "lcnet_050": "timm",
+    "mobilenetv3_small_050": "timm",
+    "shufflenet_v2_x0_5": "torchvision",
+    "mobilenet_v3_small": "torchvision",
+}
 NAMED = {64: ("nano", "tiny", "small", "medium"), 32: ("nano_32px", "tiny_32px", "small_32px")}
 COSTS = ("step 1", "step 32", "forward 1", "engine 1", "forward 32", "engine 32")
 
@@ -100,20 +116,21 @@ COSTS = ("step 1", "step 32", "forward 1", "engine 1", "forward 32", "engine 32"
 def main() -> None:
     """Train, measure or print candidates."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("train", "cost", "table"))
+    parser.add_argument("part", choices=("train", "peers", "cost", "table"))
     parser.add_argument("results", type=Path)
     parser.add_argument("--names", nargs="+", help="candidates; all by default")
     parser.add_argument("--data", type=Path, help="folder with train, and test or val")
     parser.add_argument("--size", type=int, choices=(32, 64), default=32)
     parser.add_argument("--images", type=int, default=500, help="training images per class")
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--environments", type=Path, default=Path("environments"))
     given = parser.parse_args()
     if given.part == "table":
         print_table(json.loads(given.results.read_text()))
         return
     print(f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     if given.part == "cost":
-        measure_costs(given.results)
+        measure_costs(given)
     else:
         train_all(given)
 
@@ -143,32 +160,58 @@ def train_all(given: argparse.Namespace) -> None:
     if any(results[key] != asked[key] for key in asked if key != "candidates"):
         raise SystemExit(f"{given.results} is about other data, epochs or sizes. Name a new file.")
     configs = candidates(given.size)
+    known = configs if given.part == "train" else PEERS
     data = draw(given.data, given.results.with_suffix(".data"), given.images)
-    for name in given.names or configs:
+    for name in given.names or known:
         if name in results["candidates"]:
             continue
         out = given.results.with_suffix(".models") / f"{name}.safetensors"
         out.parent.mkdir(exist_ok=True)
-        model = resnext.train(
-            data,
-            configs[name],
-            out=out,
-            size=given.size,
-            recipe="quick",
-            epochs=given.epochs,
-            val_fraction=0.05,
-            workers=0,
-            resume=True,
-            progress=False,
-        )
-        found = resnext.evaluate(model, data)
-        results["candidates"][name] = {
-            "config": configs[name].to_dict(),
-            "accuracy": found.accuracy,
-            "interval": found.interval(),
-        }
+        if given.part == "train":
+            row = trained(data, configs[name], out, given)
+        else:
+            rest = ("train", data.resolve(), given.epochs, out.with_suffix(".pt").resolve())
+            row = peer(name, given.environments, given.size, *rest)
+            right = np.arange(row["count"]) < round(row["accuracy"] * row["count"])
+            row["interval"] = interval(right)
+        results["candidates"][name] = row
         write_results(given.results, results)
-        print(f"{name:<18}  {found.accuracy:.2%}", flush=True)
+        print(f"{name:<21}  {row['accuracy']:.2%}", flush=True)
+
+
+def trained(
+    data: Path, config: ResNeXtConfig, out: Path, given: argparse.Namespace
+) -> dict[str, Any]:
+    """Accuracy and size of one of our networks."""
+    model = resnext.train(
+        data,
+        config,
+        out=out,
+        size=given.size,
+        recipe="quick",
+        epochs=given.epochs,
+        val_fraction=0.05,
+        workers=0,
+        resume=True,
+        progress=False,
+    )
+    found, summary = resnext.evaluate(model, data), summarize(config, given.size)
+    return {
+        "config": config.to_dict(),
+        "accuracy": found.accuracy,
+        "interval": found.interval(),
+        "macs": summary.macs,
+        "parameters": summary.parameters,
+    }
+
+
+def peer(name: str, environments: Path, size: int, *rest: object) -> dict[str, Any]:
+    """What a peer's script prints about a network, in the environment of its library."""
+    python = environments / PEERS[name] / "bin" / "python"
+    script = Path(__file__).parent / "peers" / "network_peer.py"
+    command = [python, script, PEERS[name], name, size, *rest]
+    done = subprocess.run([*map(str, command)], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def draw(data: Path, folder: Path, count: int) -> Path:
@@ -189,20 +232,24 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
     write_bytes_atomically(path, json.dumps(results, indent=1).encode())
 
 
-def measure_costs(path: Path) -> None:
-    """Measure all candidates that were trained, in turns, and keep the shortest times."""
-    results = json.loads(path.read_text())
-    size = results["size"]
-    for name, row in results["candidates"].items():
-        config = ResNeXtConfig.from_dict(row["config"])
-        row["cost"] = cost(config, size)
-        print(f"{name:<18}  {row['cost']}", flush=True)
+def measure_costs(given: argparse.Namespace) -> None:
+    """Measure those that were trained and have no costs yet."""
+    results = json.loads(given.results.read_text())
+    size, models = results["size"], given.results.with_suffix(".models")
     results["machine"] = f"{cpu_name()}, {core_count()} threads, torch {torch.__version__}"
-    write_results(path, results)
+    for name, row in results["candidates"].items():
+        if name in (given.names or results["candidates"]) and "cost" not in row:
+            if name in PEERS:
+                steps = peer(name, given.environments, size, "step")
+                row["cost"] = steps | peer_forward(models / f"{name}.pt", size)
+            else:
+                row["cost"] = cost(ResNeXtConfig.from_dict(row["config"]), size)
+            write_results(given.results, results)
+            print(f"{name:<21}  {row['cost']}", flush=True)
 
 
 def cost(config: ResNeXtConfig, size: int) -> dict[str, float]:
-    """Milliseconds of each task of a network."""
+    """Milliseconds of each task of one of our networks."""
     network = resnext.create(config).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), foreach=True)
     x = torch.rand(32, config.in_channels, size, size).to(memory_format=torch.channels_last)
@@ -217,10 +264,37 @@ def cost(config: ResNeXtConfig, size: int) -> dict[str, float]:
     times = {f"step {n}": milliseconds(lambda n=n: step(n)) for n in (1, 32)}
     builder = EngineBuilder(network.eval(), size, torch.device("cpu"))
     for n in (1, 32):
-        batch = x[:n].numpy()
-        speeds = [milliseconds(partial(builder.session(form), batch)) for form in forms(n)]
-        times[f"forward {n}"], times[f"engine {n}"] = speeds[0], min(speeds[1:])
+        plain, *engines = [builder.session(form) for form in forms(n)]
+        times |= forward(n, plain, engines, x[:n].numpy())
     return times
+
+
+def peer_forward(file: Path, size: int) -> dict[str, float]:
+    """Milliseconds of a peer's traced network, folded in PyTorch, and in OpenVINO."""
+    module: Any = torch.jit.load(file)
+    folded = torch.jit.optimize_for_inference(torch.jit.freeze(module.eval()))
+    times: dict[str, float] = {}
+    for n in (1, 32):
+        x = torch.rand(n, 3, size, size).to(memory_format=torch.channels_last)
+
+        def plain(x: np.ndarray) -> object:
+            with torch.inference_mode():
+                return folded(torch.from_numpy(x))
+
+        engines = []
+        for precision in ("f32", *(["bf16"] if has_bf16() else [])):
+            model = openvino.convert_model(module, input=[n, 3, size, size])
+            engines.append(OpenVinoSession(model, n, 1, core_count(), precision))
+        times |= forward(n, plain, engines, x.numpy())
+    return times
+
+
+def forward(
+    count: int, plain: Callable[..., object], engines: Sequence[Callable[..., object]], x: Any
+) -> dict[str, float]:
+    """Milliseconds of a batch in PyTorch, and in the fastest engine."""
+    plain_ms, *times = [milliseconds(partial(session, x)) for session in (plain, *engines)]
+    return {f"forward {count}": plain_ms, f"engine {count}": min(times)}
 
 
 def forms(batch: int) -> list[EngineConfig]:
@@ -248,18 +322,18 @@ def print_table(results: dict[str, Any]) -> None:
         f"{results['data']}: {results['images']} images per class, {results['size']} pixels, "
         f"{results['epochs']} epochs"
     )
-    costs = "".join(f"{key:>10}" for key in COSTS)
-    print(f"{'candidate':<18}  MMACs  Mparam  accuracy  95 %           {costs}")
+    costs = "".join(f"{key:>12}" for key in COSTS)
+    print(f"{'candidate':<21}  MMACs  Mparam  accuracy  95 %           {costs}")
     best = dict.fromkeys(COSTS, float("inf"))
     for name, row in rows:
-        summary = summarize(ResNeXtConfig.from_dict(row["config"]), results["size"])
         low, high = row["interval"]
-        line = f"{name:<18}  {summary.macs / 1e6:5.1f}  {summary.parameters / 1e6:6.2f}  "
+        line = f"{name:<21}  {row['macs'] / 1e6:5.1f}  {row['parameters'] / 1e6:6.2f}  "
         line += f"{row['accuracy']:8.2%}  {100 * low:.2f} to {100 * high:.2f}"
-        for key, value in row.get("cost", {}).items():
+        for key in COSTS if "cost" in row else ():
+            value = row["cost"][key]
             undercuts = value < best[key]
             best[key] = min(best[key], value)
-            line += f"{value:9.2f}{'*' if undercuts else ' '}"
+            line += f"{value:11.2f}{'*' if undercuts else ' '}"
         print(line)
 
 
