@@ -250,7 +250,8 @@ def measure_costs(given: argparse.Namespace) -> None:
 
 def cost(config: ResNeXtConfig, size: int) -> dict[str, float]:
     """Milliseconds of each task of one of our networks."""
-    network = resnext.create(config).to(memory_format=torch.channels_last)
+    network = resnext.ResNeXt(config)
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.AdamW(network.parameters(), foreach=True)
     x = torch.rand(32, config.in_channels, size, size).to(memory_format=torch.channels_last)
 
