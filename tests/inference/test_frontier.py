@@ -71,20 +71,24 @@ def test_a_size_is_never_too_small_for_the_network() -> None:
 
 def test_crops_of_a_size() -> None:
     """As much is cut off as before, nothing, or more; two are one if nothing was before."""
-    usual = Preprocessing(224, 256)
-    assert [(p.size, p.resize) for p in crops(usual, 160)] == [(160, 183), (160, 160), (160, 219)]
-    assert [(p.size, p.resize) for p in crops(Preprocessing(32, 32), 24)] == [(24, 24), (24, 28)]
+    usual, whole = Preprocessing(224, 256), Preprocessing(32, 32)
+    assert [p.resize for p in crops(usual, 160)] == [183, 160, 219]
+    assert [p.resize for p in crops(usual, 224)] == [256, 224, 288]
+    assert [p.resize for p in crops(whole, 32)] == [32, 36]
+    assert [p.resize for p in crops(whole, 28)] == [28, 30, 36]
+    assert [p.resize for p in crops(whole, 24)] == [24, 28]
     assert crops(usual, 160)[0] == replace(usual, size=160, resize=183)
 
 
 # -- the rule ---------------------------------------------------------------------------------
 
 Form = tuple[str, int, int]  # precision, size, resize
-AT = {  # sizes below 12 of 14 pixels, with their crops in the order they are measured
+AT = {  # sizes up to 12 of 14 pixels, with their crops in the order they are measured
     6: [(6, 7), (6, 6), (6, 10)],
     8: [(8, 9), (8, 8), (8, 11)],
     9: [(9, 10), (9, 9), (9, 12)],
     10: [(10, 12), (10, 10), (10, 13)],
+    12: [(12, 12), (12, 16)],  # the third is the reference
 }
 ALL = [form for crops_of_size in AT.values() for form in crops_of_size]
 
@@ -186,6 +190,8 @@ def chosen(plan: Plan) -> Form:
         ),
         # a larger image may be more accurate; still the faster one is taken
         (dict.fromkeys(AT[6], 22) | dict.fromkeys(AT[8], 0), 2, (6, 7), AT[6]),
+        # full size in another crop is as fast, and more accurate
+        (dict.fromkeys(ALL, 21) | {(12, 16): 19}, 0.99, (12, 16), ALL),
         # nothing smaller is inside: full size, and every other form was measured
         (dict.fromkeys(ALL, 21), 0.99, (12, 14), ALL),
     ],
@@ -209,7 +215,7 @@ def test_the_fastest_inside_the_bound(
     tradeoff = quick.plan.tradeoff
     assert tradeoff is not None
     assert (tradeoff.max_loss, tradeoff.deciding, tradeoff.calibrating) == (max_loss, 100, 30)
-    assert len(tradeoff.rows) == 13
+    assert len(tradeoff.rows) == 15
     assert tradeoff.reference.size == 12
     assert tradeoff.reference.accuracy == pytest.approx(0.8)
     by_form = {(row.size, row.resize): row for row in tradeoff.rows}
@@ -219,7 +225,7 @@ def test_the_fastest_inside_the_bound(
         assert (loss > max_loss) == row.verdict.startswith("loses more than")
     slower = [row for row in tradeoff.rows if row.verdict == "slower"]
     assert all(row.accuracy is None for row in slower)
-    assert len(slower) + len(measured) == 12
+    assert len(slower) + len(measured) == 14
 
 
 def test_eight_bits_and_sizes_together(
@@ -298,10 +304,14 @@ def test_logits_that_are_not_finite_are_refused(
 # -- confidences ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("crop", [(6, 7), (12, 16)])
 @pytest.mark.parametrize("threshold", [None, 0.9])
-def test_confidences_are_fitted_again(threshold: float | None, world: World, many: Path) -> None:
-    """The card's temperature was fitted to logits at another size."""
+def test_confidences_are_fitted_again(
+    threshold: float | None, crop: tuple[int, int], world: World, many: Path
+) -> None:
+    """The card's temperature was fitted to logits at another size, or of another crop."""
     network = tiny_network(CONFIG, replace(CARD, temperature=3.0, threshold=threshold))
+    world.wrong = {("fp32", *form): 22 for form in ALL if form != crop} | {("fp32", 12, 14): 21}
     quick = optimize(network, data=many, max_loss=0.5, **PLAIN)
     targets = np.arange(100) % 4
     logits = 4 * np.eye(4)[targets]
@@ -313,7 +323,7 @@ def test_confidences_are_fitted_again(threshold: float | None, world: World, man
     assert card.temperature == pytest.approx(wanted)
     p = np.exp(4 / wanted) / (np.exp(4 / wanted) + 3)
     assert card.threshold == (None if threshold is None else pytest.approx(p))
-    assert card.preprocessing == replace(CARD.preprocessing, size=6, resize=7)
+    assert card.preprocessing == replace(CARD.preprocessing, size=crop[0], resize=crop[1])
     assert network.card == replace(CARD, temperature=3.0, threshold=threshold)
 
 
