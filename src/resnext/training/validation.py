@@ -13,6 +13,7 @@ from resnext.data.loader import eval_loader
 from resnext.errors import DataError
 from resnext.evaluation.classification import collect_outputs, merge_outputs
 from resnext.evaluation.metrics import EvalOutputs, Evaluation, score
+from resnext.inference.fused import fused
 from resnext.network import ResNeXt
 from resnext.system.progress import Reporter
 from resnext.system.text import counted
@@ -90,9 +91,12 @@ class Validator:
 
     def _classify(self, network: ResNeXt) -> Callable[[Tensor], Tensor]:
         dtype, device = getattr(torch, self.settings.execution.dtype), self.settings.device
+        quick = fused(network, dtype) if device.type == "cpu" else None
 
         def classify(x: Tensor) -> Tensor:
             x = x.contiguous(memory_format=torch.channels_last)
+            if quick is not None:
+                return quick(x.to(dtype)).float()
             with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
                 return network(x)
 
