@@ -1,6 +1,7 @@
 """Accuracy and speed of training: on real data, and of the step, the pipeline and the scan.
 
-Run alone on the machine: `python benchmarks/training.py PART…`. Parts:
+Run alone on the machine: `python benchmarks/training.py PART…`. Where other work is running, set
+OMP_NUM_THREADS=1: steps are then timed by the processor time that they take. Parts:
 
     fashion    accuracy on Fashion-MNIST's 10,000 test images and minutes; FASHION names the folder
                of the idx files (Debian's package dataset-fashion-mnist has them)
@@ -39,10 +40,10 @@ from resnext.card import Preprocessing
 from resnext.config import ResNeXtConfig
 from resnext.data.transforms import random_view
 from resnext.grouped_conv import fastest_groups, merge_groups
+from resnext.inference.fused import quick_classifier
 from resnext.system.allocator import keep_freed_memory
 from resnext.system.cpu import cpu_name
 from resnext.system.device import hardware, pick_precision
-from resnext.training.validation import quick_classifier
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -218,7 +219,8 @@ def steps() -> list[tuple[str, int, int]]:
     if torch.cuda.is_available():
         return [("resnext50_32x4d", 224, 128)]
     wanted = os.environ.get("STEP", " ".join(name for name, _, _ in STEPS)).split()
-    return [row for row in STEPS if row[0] in wanted]
+    least = 16 if torch.get_num_threads() == 1 else 1  # torch has a slow path for one thread
+    return [(name, size, max(batch, least)) for name, size, batch in STEPS if name in wanted]
 
 
 def networks(name: str, originals: Any) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -291,15 +293,17 @@ def one_step(
 
 
 def seconds_of(run: Callable[[], object], times: int) -> float:
-    """Mean seconds of a call."""
+    """Mean seconds of a call; with one thread on a CPU, of processor time."""
+    one_thread = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    clock = time.process_time if one_thread else time.perf_counter
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    began = time.perf_counter()
+    began = clock()
     for _ in range(times):
         run()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return (time.perf_counter() - began) / times
+    return (clock() - began) / times
 
 
 def pipeline() -> None:

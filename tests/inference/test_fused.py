@@ -12,7 +12,7 @@ from oracles.originals import randomize
 
 from resnext import ResNeXt, ResNeXtConfig
 from resnext.grouped_conv import merge_groups
-from resnext.inference.fused import ConvReLU2d, FusedBottleneck, fused
+from resnext.inference.fused import ConvReLU2d, FusedBottleneck, fused, quick_classifier
 from resnext.network import Bottleneck
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -77,3 +77,17 @@ def test_bf16_stays_as_near_to_the_network_as_autocast() -> None:
     assert (
         quick(x.bfloat16()).float() - wanted
     ).abs().max() < 2 * usual + 1e-3 * wanted.abs().max()
+
+
+@torch.no_grad()
+def test_a_classifier_takes_any_number_of_images_and_has_no_norm_or_relu_left() -> None:
+    network, _ = made({})
+    x = torch.randn(19, 3, 33, 35)
+    classify = quick_classifier(network, torch.device("cpu"), torch.float32)
+    with torch.profiler.profile() as found:
+        logits = classify(x)
+    names = {event.name for event in found.events()}
+    assert "mkldnn::_convolution_pointwise" in names
+    assert not [name for name in names if "norm" in name or "relu" in name or "clamp" in name]
+    torch.testing.assert_close(logits, network(x), rtol=1e-4, atol=1e-5)
+    assert logits.dtype is torch.float32

@@ -6,21 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from resnext.data.dataset import ImageSet
 from resnext.data.loader import eval_loader
 from resnext.errors import DataError
 from resnext.evaluation.classification import collect_outputs, merge_outputs
 from resnext.evaluation.metrics import EvalOutputs, Evaluation, score
-from resnext.inference.fused import fused
+from resnext.inference.fused import quick_classifier
 from resnext.network import ResNeXt
 from resnext.system.progress import Reporter
 from resnext.system.text import counted
 from resnext.training.distributed import ProcessGroup
 from resnext.training.run_state import RunSettings
-
-_PIECE = 8  # images at a time, on a CPU: their maps stay in its caches
 
 
 @dataclass
@@ -93,25 +90,3 @@ class Validator:
             self.progress.advance,
         )
         return merge_outputs(group.gather(own))
-
-
-def quick_classifier(
-    network: ResNeXt, device: torch.device, dtype: torch.dtype
-) -> Callable[[Tensor], Tensor]:
-    """The network as a function that is fast on a device, in a precision.
-
-    Args:
-        network: The network, in evaluation mode. Later changes of it may have no effect.
-        device: Its device.
-        dtype: Compute precision.
-    """
-    quick = fused(network, dtype) if device.type == "cpu" else None
-
-    def classify(x: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
-        if quick is not None:
-            return torch.cat([quick(piece).float() for piece in x.to(dtype).split(_PIECE)])
-        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-            return network(x)
-
-    return classify
