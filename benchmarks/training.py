@@ -1,13 +1,18 @@
 """Accuracy and speed of training: on real data, and of the step, the pipeline and the scan.
 
-Run alone on the machine: `python benchmarks/training.py PART…`. Parts:
+Run alone on the machine: `python benchmarks/training.py PART…`. Where other work is running, set
+OMP_NUM_THREADS=1: steps are then timed by the processor time that they take. Parts:
 
     fashion    accuracy on Fashion-MNIST's 10,000 test images and minutes; FASHION names the folder
                of the idx files (Debian's package dataset-fashion-mnist has them)
     cifar      accuracy on the test images of a folder of CIFAR-10 JPEGs and minutes; CIFAR names
                the folder with train and test
-    step       a training step of resnext50_32x4d at 224, batch 8, relative to torchvision's model
-               in the usual loop and to timm's; on a GPU batch 128, channels-last and AMP for all
+    precision  accuracy on 359 unseen digits of three seeds, in fp32 and in bf16
+    step       a training step of three networks, or of those that STEP names, relative to
+               torchvision's usual loop and to timm's best setting; on a GPU resnext50_32x4d, batch
+               128, channels-last and AMP for all
+    profile    the operations of these training steps that take most of the time
+    validation images per second in validation, relative to the network's own forward pass
     pipeline   images per second and core: our views relative to torchvision's usual transforms
     scan       memory and time of scanning 100,000 files
     overhead   share of a run that checkpoints take
@@ -35,6 +40,8 @@ from resnext.card import Preprocessing
 from resnext.config import ResNeXtConfig
 from resnext.data.transforms import random_view
 from resnext.grouped_conv import fastest_groups, merge_groups
+from resnext.inference.fused import quick_classifier
+from resnext.system.allocator import keep_freed_memory
 from resnext.system.cpu import cpu_name
 from resnext.system.device import hardware, pick_precision
 
@@ -65,13 +72,17 @@ SHORT: dict[str, Any] = {  # the paper's recipe for small images, made for a few
     "ema": 0.999,
 }
 
+STEPS = [("resnext11_8x16d", 64, 32), ("resnext26_32x4d", 96, 32), ("resnext50_32x4d", 224, 8)]
+SGD: dict[str, Any] = {"lr": 0.01, "momentum": 0.9}
+
 
 def main(parts: list[str]) -> None:
     """Measure the requested parts, or all that need no folder."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = hardware(device) if device.type == "cuda" else cpu_name()
     print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
-    for part in parts or ["step", "pipeline", "scan", "overhead"]:
+    keep_freed_memory()
+    for part in parts or ["step", "validation", "pipeline", "scan", "overhead"]:
         PARTS[part]()
 
 
@@ -106,56 +117,167 @@ def cifar() -> None:
     trained("cifar", os.environ["CIFAR"], network, size=32, padding=3, epochs=12, **often)
 
 
+def precision() -> None:
+    """The target is that bf16 loses no accuracy: equal but for the chance of seeds."""
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("fp32", "bf16"):
+            accuracies: list[float] = []
+            began = time.perf_counter()
+            for seed in range(3):
+                out = Path(folder) / f"{kind}-{seed}.safetensors"
+                config = resnext.variant("resnext_tiny_32px")
+                options: dict[str, Any] = {"epochs": 15, "size": 16, "workers": 0}
+                resnext.train(
+                    "digits", config, out=out, seed=seed, precision=kind, progress=False, **options
+                )
+                accuracies.append(resnext.evaluate(out, "digits").accuracy)
+            shown = " ".join(f"{accuracy:.2%}" for accuracy in accuracies)
+            seconds = (time.perf_counter() - began) / len(accuracies)
+            print(
+                f"digits in {kind}: {shown}, mean {np.mean(accuracies):.2%}, {seconds:.1f} s each",
+                flush=True,
+            )
+
+
 def step() -> None:
-    """The target is 2.8 times torchvision's usual loop on a CPU, 1.15 times timm's on a GPU."""
+    """Targets on a CPU with bf16: 2, 1.6, 2.8 times torchvision; on a GPU 1.15 times timm."""
     from oracles import originals
 
-    torchvision, timm = originals.torchvision, originals.timm
     cuda = torch.cuda.is_available()
-    device, batch = torch.device("cuda" if cuda else "cpu"), 128 if cuda else 8
+    device = torch.device("cuda" if cuda else "cpu")
     dtype = pick_precision("auto", device)
-    x, y = torch.rand(batch, 3, 224, 224), torch.randint(1000, (batch,))
-    ways = {
-        "torchvision, fp32, NCHW": (torchvision.models.resnext50_32x4d(), torch.float32, False),
-        "timm, channels-last, AMP": (timm.create_model("resnext50_32x4d"), dtype, True),
-        "resnext": (resnext.create("resnext50_32x4d"), dtype, True),
-    }
-    loops: dict[str, Callable[[], None]] = {}
-    for name, (model, kind, last) in ways.items():
-        model = model.to(device).train()
-        if last:
-            model = model.to(memory_format=torch.channels_last)
-        if name == "resnext":
-            began = time.perf_counter()
-            chosen = fastest_groups(model, (batch, 3, 224, 224), device, dtype)
-            seconds = time.perf_counter() - began
-            merge_groups(model, chosen)
-            print(f"groups merged: {sorted(set(chosen.values()))} ({seconds:.1f} s to choose)")
-        loops[name] = one_step(model, x.to(device), y.to(device), kind, last, name == "resnext")
-    if cuda:
-        for name in ("timm, channels-last, AMP", "resnext"):
-            model, kind, last = ways[name]
-            whole: Any = torch.compile(model)
-            images, targets = x.to(device), y.to(device)
-            loops[f"{name}, compiled"] = one_step(whole, images, targets, kind, last, "res" in name)
-    best = dict.fromkeys(loops, float("inf"))
-    for _ in range(8 if cuda else 5):  # taking turns, because machines are not always equally fast
-        for name, run in loops.items():
-            best[name] = min(best[name], seconds_of(run, 5 if cuda else 1))
-    first = best["torchvision, fp32, NCHW"]
+    for name, size, batch in steps():
+        x, y = torch.rand(batch, 3, size, size), torch.randint(10, (batch,))
+        x, y = x.to(device), y.to(device)
+        theirs, timms, ours = networks(name, originals)
+        began = time.perf_counter()
+        chosen = fastest_groups(ours, tuple(x.shape), device, dtype)
+        seconds = time.perf_counter() - began
+        merge_groups(ours, chosen)
+        print(f"{name} at {size}, batch {batch}")
+        print(f"  groups merged: {sorted(set(chosen.values()))} ({seconds:.1f} s to choose)")
+        loops: dict[str, Callable[[], None]] = {
+            "torchvision's usual loop, fp32, NCHW": one_step(
+                theirs.to(device), x, y, torch.float32, torch.optim.SGD(theirs.parameters(), **SGD)
+            ),
+            "timm's, channels-last, AMP": one_step(
+                timms.to(device, memory_format=torch.channels_last),
+                x.contiguous(memory_format=torch.channels_last),
+                y,
+                dtype,
+                originals.timm.optim.create_optimizer_v2(timms, "sgd", **SGD),
+            ),
+            "resnext": our_step(ours.to(device, memory_format=torch.channels_last), x, y, dtype),
+        }
+        if cuda:
+            whole: Any = torch.compile(ours)
+            loops["resnext, compiled"] = our_step(whole, x, y, dtype)
+        best = in_turns(loops, 8 if cuda else 4, 5 if cuda else 1)
+        report(best, batch, "torchvision's usual loop, fp32, NCHW")
+
+
+def validation() -> None:
+    """The target is 1.5 times the network's own forward pass."""
+    device, dtype = torch.device("cpu"), pick_precision("auto", torch.device("cpu"))
+    for name, size, batch in steps():
+        network = resnext.create(name, num_classes=10).to(memory_format=torch.channels_last)
+        x = torch.rand(2 * batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+
+        def own(network: nn.Module = network, x: torch.Tensor = x) -> object:
+            with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+                return network(x)
+
+        print(f"{name} at {size}, batches of {2 * batch}")
+        network.train()
+        times = {"training mode": in_turns({"": own}, 4, 1)[""]}
+        network.eval()
+        quick = quick_classifier(network, device, dtype)
+        with torch.no_grad():
+            times |= in_turns({"evaluation mode": own, "resnext": lambda: quick(x)}, 4, 1)  # noqa: B023
+        report(times, 2 * batch, "evaluation mode")
+
+
+def profile() -> None:
+    """Where the time of a step goes, by operation."""
+    dtype = pick_precision("auto", torch.device("cpu"))
+    for name, size, batch in steps():
+        network = resnext.create(name, num_classes=10).to(memory_format=torch.channels_last)
+        x, y = torch.rand(batch, 3, size, size), torch.randint(10, (batch,))
+        for precision in dict.fromkeys((torch.float32, dtype)):
+            run = our_step(network, x, y, precision)
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+                run()
+            rows = [row for row in found.key_averages() if row.self_cpu_time_total > 0]
+            total = sum(row.self_cpu_time_total for row in rows)
+            rows.sort(key=lambda row: -row.self_cpu_time_total)
+            shares = (f"{row.key} {row.self_cpu_time_total / total:.0%}" for row in rows[:9])
+            print(f"{name} at {size}, {precision}, {total / 1e3:.0f} ms: {', '.join(shares)}")
+
+
+def steps() -> list[tuple[str, int, int]]:
+    """Network, size and batch of the steps to time."""
+    if torch.cuda.is_available():
+        return [("resnext50_32x4d", 224, 128)]
+    wanted = os.environ.get("STEP", " ".join(name for name, _, _ in STEPS)).split()
+    least = 16 if torch.get_num_threads() == 1 else 1  # torch has a slow path for one thread
+    return [(name, size, max(batch, least)) for name, size, batch in STEPS if name in wanted]
+
+
+def networks(name: str, originals: Any) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """A network as torchvision, timm and resnext build it; ours where they have no such network."""
+    ours = resnext.create(name, num_classes=10)
+    if ours.config.small_stem:
+        return resnext.create(name, num_classes=10), resnext.create(name, num_classes=10), ours
+    layers, groups, width = ours.config.layers, ours.config.cardinality, ours.config.base_width
+    theirs, timms = originals.torchvision.models.resnet, originals.timm.models.resnet
+    return (
+        theirs.ResNet(
+            theirs.Bottleneck, list(layers), num_classes=10, groups=groups, width_per_group=width
+        ),
+        timms.ResNet(
+            timms.Bottleneck, layers, num_classes=10, cardinality=groups, base_width=width
+        ),
+        ours,
+    )
+
+
+def our_step(
+    network: nn.Module, x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype
+) -> Callable[[], None]:
+    """Forward, backward and update, as `train` computes them."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(network.parameters(), nesterov=True, fused=True, **SGD)
+    return one_step(network, x, y, dtype, optimizer)
+
+
+def in_turns(runs: dict[str, Callable[[], Any]], turns: int, times: int) -> dict[str, float]:
+    """Shortest seconds of each call; they take turns, because machines vary."""
+    best = dict.fromkeys(runs, float("inf"))
+    for run in runs.values():
+        run()
+    for _ in range(turns):
+        for name, run in runs.items():
+            best[name] = min(best[name], seconds_of(run, times))
+    return best
+
+
+def report(best: dict[str, float], images: int, reference: str) -> None:
+    """Print images per second, and the ratio to the reference."""
     for name, seconds in best.items():
-        print(f"{name}: {batch / seconds:,.1f} images/s, {first / seconds:.2f}×", flush=True)
+        ratio = best[reference] / seconds
+        print(f"  {name}: {images / seconds:,.1f} images/s, {ratio:.2f}×", flush=True)
 
 
 def one_step(
-    model: nn.Module, x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype, last: bool, fused: bool
+    model: nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    dtype: torch.dtype,
+    optimizer: torch.optim.Optimizer,
 ) -> Callable[[], None]:
     """Forward, backward and update."""
-    options: dict[str, Any] = {"fused": True} if fused else {}
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, nesterov=True, **options)
+    model.train()
     scaler = torch.amp.GradScaler(x.device.type, enabled=dtype is torch.float16)
-    if last:
-        x = x.contiguous(memory_format=torch.channels_last)
 
     def run() -> None:
         optimizer.zero_grad()
@@ -165,21 +287,23 @@ def one_step(
         scaler.step(optimizer)
         scaler.update()
 
-    for _ in range(3):
+    for _ in range(2):
         run()
     return run
 
 
 def seconds_of(run: Callable[[], object], times: int) -> float:
-    """Mean seconds of a call."""
+    """Mean seconds of a call; with one thread on a CPU, of processor time."""
+    one_thread = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    clock = time.process_time if one_thread else time.perf_counter
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    began = time.perf_counter()
+    began = clock()
     for _ in range(times):
         run()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return (time.perf_counter() - began) / times
+    return (clock() - began) / times
 
 
 def pipeline() -> None:
@@ -307,7 +431,10 @@ def overhead() -> None:
 PARTS = {
     "fashion": fashion,
     "cifar": cifar,
+    "precision": precision,
     "step": step,
+    "profile": profile,
+    "validation": validation,
     "pipeline": pipeline,
     "scan": scan,
     "overhead": overhead,

@@ -115,7 +115,7 @@ def test_classes_in_another_order_are_permuted() -> None:
     data = replace(DATA, labels=("cat", "dog", "emu"))
     x = torch.randn(5, 3, 16, 16)
     teacher = open_teacher(network, data, progress=False)
-    agree(teacher.logits(x, Preprocessing()), network(x)[:, [2, 0, 1]])
+    agree(teacher.logits(x, Preprocessing(), teacher.network), network(x)[:, [2, 0, 1]])
 
 
 def test_a_network_that_teaches_is_not_changed() -> None:

@@ -4,6 +4,7 @@ runner.py      the interface of everything that predicts, and its outputs
 opener.py      from a model's file or name to a runner
 engines/       the libraries that compute a network
 fold.py        folds batch norms into convolutions
+fused.py       convolutions that also add the shortcut and apply ReLU
 plan.py        the choice for a model and a machine, and its files
 plan_table.py  a plan's measurements as a table
 optimize.py    `optimize`: checks arguments, reads the cache, searches, writes the plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from resnext.data.dataset import ImageSet, class_weights
+from resnext.inference.fused import quick_classifier
 from resnext.network import ResNeXt
 from resnext.training.augmentation import Augment
 from resnext.training.dataloader import BATCH, Batch
@@ -50,6 +52,10 @@ class TrainStep:
             self.class_weights = torch.tensor(weights, dtype=torch.float32, device=self.device)
         self.optimizer = optimizer(network, self.recipe)
         self.dtype = getattr(torch, settings.execution.dtype)
+        self.ask: Callable[[Tensor], Tensor] | None = None
+        if teacher := settings.teacher:
+            classify = quick_classifier(teacher.network, self.device, self.dtype)
+            self.ask = lambda x: teacher.logits(x, preprocessing, classify)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
 
     def model(self, epoch: int) -> nn.Module:
@@ -89,7 +95,7 @@ class TrainStep:
         ).generate_state(2)
         torch.manual_seed(int(seeds[1]))  # for dropout and stochastic depth
         x, targets = self.augment(batch.images, batch.targets, int(seeds[0]))
-        teacher, exchange = self.settings.teacher, nullcontext()
+        exchange = nullcontext()
         if isinstance(model, DistributedDataParallel) and part < self.recipe.accumulate - 1:
             exchange = model.no_sync()
         with exchange:
@@ -97,7 +103,7 @@ class TrainStep:
                 self.device.type, self.dtype, enabled=self.dtype is not torch.float32
             ):
                 logits = model(x).float()
-                answers = teacher.logits(x, self.settings.preprocessing) if teacher else None
+            answers = self.ask(x) if self.ask else None
             if answers is None:
                 value = loss(self.recipe, logits, targets, self.class_weights)
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,15 +44,19 @@ class Teacher:
 
     @torch.no_grad()
     def logits(
-        self, x: Float[Tensor, "n c h w"], preprocessing: Preprocessing
+        self,
+        x: Float[Tensor, "n c h w"],
+        preprocessing: Preprocessing,
+        classify: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "n k"]:
         """Answers to the student's images, at the size at which the student sees them.
 
         Args:
             x: Images, normalized for the student.
             preprocessing: The student's preprocessing.
+            classify: What computes the network.
         """
-        return self.network(converted(x, preprocessing, self.preprocessing)).float()
+        return classify(converted(x, preprocessing, self.preprocessing)).float()
 
     def default_preprocessing(self, colour: str) -> Preprocessing:
         """Preprocessing of a student: the teacher's, with the usual statistics for other channels.

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from resnext.data.dataset import ImageSet
 from resnext.data.loader import eval_loader
 from resnext.errors import DataError
 from resnext.evaluation.classification import collect_outputs, merge_outputs
 from resnext.evaluation.metrics import EvalOutputs, Evaluation, score
+from resnext.inference.fused import quick_classifier
 from resnext.network import ResNeXt
 from resnext.system.progress import Reporter
 from resnext.system.text import counted
@@ -84,16 +84,9 @@ class Validator:
             check_stop=check_stop,
         )
         own = collect_outputs(
-            self._classify(network), loader, settings.device, self.progress.advance
+            quick_classifier(network, settings.device, getattr(torch, settings.execution.dtype)),
+            loader,
+            settings.device,
+            self.progress.advance,
         )
         return merge_outputs(group.gather(own))
-
-    def _classify(self, network: ResNeXt) -> Callable[[Tensor], Tensor]:
-        dtype, device = getattr(torch, self.settings.execution.dtype), self.settings.device
-
-        def classify(x: Tensor) -> Tensor:
-            x = x.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-                return network(x)
-
-        return classify
