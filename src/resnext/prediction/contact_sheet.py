@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
+from resnext.data.decoding import ValueRange
 from resnext.errors import DataError, InputError
 from resnext.prediction.images import Prediction
 from resnext.prediction.inputs import decode
@@ -23,7 +24,11 @@ _PAPER, _INK, _FAINT, _BAR = "#ffffff", "#1d2330", "#8b93a3", "#2f6fde"
 
 
 def draw_sheet(
-    pictures: Sequence[Picture], predictions: Sequence[Prediction], *, columns: int = 5
+    pictures: Sequence[Picture],
+    predictions: Sequence[Prediction],
+    *,
+    columns: int = 5,
+    values: ValueRange = None,
 ) -> Image.Image:
     """Draw images in a grid, each with its most likely class and a bar of the probability.
 
@@ -33,6 +38,7 @@ def draw_sheet(
         pictures: The images given to `predict`, with folders expanded.
         predictions: The predictions for them.
         columns: Images per row.
+        values: As in a card's `value_range`.
 
     Raises:
         DataError: No images are given, their number differs from that of the predictions, or one
@@ -46,7 +52,9 @@ def draw_sheet(
             f"A sheet needs at least one image and a prediction for each, not "
             f"{len(pictures)} images and {len(predictions)} predictions."
         )
-    decoded = (decode(picture, "RGB") for picture in pictures)  # one at a time in memory
+    decoded = (
+        decode(picture, "RGB", values=values) for picture in pictures
+    )  # one at a time in memory
     sheet, corners = _grid(decoded, len(pictures), columns, _TEXT)
     draw = ImageDraw.Draw(sheet)
     large, small = ImageFont.load_default(22), ImageFont.load_default(14)

@@ -229,7 +229,8 @@ def _images(
     colour = preprocessing.colour
     if channels != (1 if colour == "L" else 3):
         return x, 0
-    images = [open_image(Path(photograph), colour) for photograph in photographs]
+    values = preprocessing.value_range
+    images = [open_image(Path(photograph), colour, values) for photograph in photographs]
     if not photographs:
         images = [as_colour(Image.fromarray(photo), colour) for photo in _samples()]
     preprocessing = replace(preprocessing, size=size, resize=max(preprocessing.resize, size))
