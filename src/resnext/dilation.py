@@ -51,15 +51,13 @@ def with_output_stride(
             f"output_stride={output_stride} sets dilations, but block_args['dilation'] overrides "
             f"them. Leave one of both out."
         )
-    plain = config
-    if any(stage.dilations != (1,) * len(stage.dilations) for stage in config.stages):
-        plain = config.replace(strides=None, dilations=None, keep_pooling=False)
-        if _dilated(plain, config.stride, dilation_convention).stages != config.stages:
-            raise ConfigError(
-                f"output_stride={output_stride}: the network is dilated already, and not as "
-                f"{dilation_convention} does. Leave output_stride out, or change its strides and "
-                f"dilations."
-            )
+    plain, stride = undilated(config, dilation_convention)
+    if stride is None and any(max(stage.dilations) > 1 for stage in config.stages):
+        raise ConfigError(
+            f"output_stride={output_stride}: the network is dilated already, and not as "
+            f"{dilation_convention} does. Leave output_stride out, or change its strides and "
+            f"dilations."
+        )
     if plain.stride < output_stride:
         raise ConfigError(
             f"output_stride must be at most {plain.stride}, the stride of this network, not "
@@ -72,6 +70,18 @@ def with_output_stride(
             f"{tuple(stage.stride for stage in plain.stages)}; the nearest is {changed.stride}."
         )
     return changed
+
+
+def undilated(
+    config: ResNeXtConfig, convention: DilationConvention
+) -> tuple[ResNeXtConfig, int | None]:
+    """The network with strides in place of dilation, and the `output_stride` that undoes it.
+
+    The network as it is, and None, if it is not dilated, or not by this convention.
+    """
+    plain = config.replace(strides=None, dilations=None, keep_pooling=False)
+    undone = _dilated(plain, config.stride, convention).stages == config.stages != plain.stages
+    return (plain, config.stride) if undone else (config, None)
 
 
 def _dilated(config: ResNeXtConfig, output_stride: int, convention: str) -> ResNeXtConfig:

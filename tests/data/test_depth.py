@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers import run_cli
 from PIL import Image
 from sample_data import tar
@@ -17,8 +21,9 @@ from resnext.data.depth import used_range
 from resnext.data.open import open_splits
 from resnext.data.scan import scan
 from resnext.data.transforms import random_view
-from resnext.errors import ConfigError, DataError
-from resnext.prediction.images import to_pixels
+from resnext.errors import ConfigError, DataError, ResNeXtWarning
+from resnext.prediction.contact_sheet import draw_sheet
+from resnext.prediction.images import Prediction, to_pixels
 from resnext.system.progress import SilentReporter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -138,30 +143,30 @@ def test_wrong_ranges(bad: Any) -> None:
         Preprocessing(value_range=bad)
 
 
+def png(values: np.ndarray) -> bytes:
+    """A PNG of 16-bit colours, which Pillow does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
 def test_dark_colour_of_16_bits_is_refused(tmp_path: Path) -> None:
     """Pillow reads the upper 8 bits of colours, so 12-bit colours have 16 levels left."""
-    import struct
-    import zlib
-
-    def png(values: np.ndarray) -> bytes:
-        def chunk(kind: bytes, data: bytes) -> bytes:
-            checksum = struct.pack(">I", zlib.crc32(kind + data))
-            return struct.pack(">I", len(data)) + kind + data + checksum
-
-        height, width, _ = values.shape
-        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-        head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-        body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-        return b"\x89PNG\r\n\x1a\n" + body
-
     rng = np.random.default_rng(0)
-    for top in (4096, 65536):
+    for low, top in ((0, 256), (256, 4096), (256, 65536)):
         for label in "ab":
             (tmp_path / label).mkdir(exist_ok=True)
             for i in range(2):
-                content = png(rng.integers(256, top, (4, 4, 3)))
+                content = png(rng.integers(low, top, (4, 4, 3)))
                 (tmp_path / label / f"{i}.png").write_bytes(content)
-        if top == 4096:
+        if top < 65536:
             with pytest.raises(DataError, match=r"colour images of 16 bits use only values below"):
                 open_splits(tmp_path)
     assert open_splits(tmp_path).value_range is None
@@ -188,3 +193,45 @@ def test_a_model_remembers_the_range(
     grey = open_image(file, "L", (300, 499))
     first, second = (predict("m.safetensors", x, device="cpu")[0] for x in (file, grey))
     assert first.probabilities == second.probabilities
+
+
+def test_a_dark_image_is_said_once(tmp_path: Path) -> None:
+    """A public model read 12 bits in 16 as black, without a word; 16 bits in full are usual."""
+    grey = np.full((4, 4), 4095, np.uint16)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    Image.fromarray(grey).save(tmp_path / "b.tif")
+    (tmp_path / "c.png").write_bytes(png(np.full((4, 4, 3), 4095)))
+    usual = Preprocessing(4, 4)
+    for picture in (tmp_path / "a.png", tmp_path / "b.tif", tmp_path / "c.png", grey):
+        name = str(picture) if isinstance(picture, Path) else "0"
+        with pytest.warns(ResNeXtWarning, match="has only values below 16,384") as told:
+            to_pixels(name, picture, usual)
+        assert len(told) == 1
+    to_pixels("0", grey * 16, usual)  # no warning, which would be an error
+    ours = replace(usual, value_range=(0, 4095))
+    assert (to_pixels("0", grey, ours) == 255).all()
+    with pytest.warns(ResNeXtWarning, match="outside of the model's value_range"):
+        to_pixels("0", grey * 16, ours)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int16, np.int32])
+def test_arrays_and_tensors_are_scaled_like_files(kind: Any) -> None:
+    """Cameras and DICOM readers give arrays; they were refused, or would be black."""
+    values = np.linspace(300, 499, 16).reshape(4, 4).astype(kind)
+    preprocessing = Preprocessing(4, 4, value_range=(300, 499))
+    wanted = np.rint((values.astype(float) - 300) * (255 / 199))
+    for picture in (values, torch.from_numpy(values)[None], Image.fromarray(values.astype("i4"))):
+        assert (to_pixels("0", picture, preprocessing) == wanted[..., None]).all()
+    with pytest.raises(DataError, match=r"not ndarray of shape \(4, 4, 3\)"):
+        to_pixels("0", np.stack([values] * 3, 2), preprocessing)
+
+
+def test_sheets_are_not_black(tmp_path: Path) -> None:
+    """The pictures in a sheet have the values that the model was given."""
+    file = tmp_path / "a.png"
+    Image.fromarray(np.full((8, 8), 499, np.uint16)).save(file)
+    told = Prediction("a", ("x",), (1.0,))
+    sheet = draw_sheet([file], [told], values=(300, 499))
+    assert sheet.getpixel((60, 60)) == (255, 255, 255)
+    with pytest.warns(ResNeXtWarning, match="almost black"):
+        assert draw_sheet([file], [told]).getpixel((60, 60)) == (1, 1, 1)

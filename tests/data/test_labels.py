@@ -80,18 +80,33 @@ def test_unknown_classes_are_refused(text: str) -> None:
         finished(["a", text], ["a", "b", "c"])
 
 
-def test_a_list_and_a_folder_agree(tmp_path: Path) -> None:
-    """The same images with the same classes, whichever way they are described."""
+@pytest.mark.parametrize(
+    "classes", [("001", "01", "1", "010"), ("1", "2", "10", "20", "100"), ("cat", "Bird", "1e5")]
+)
+def test_a_list_and_a_folder_agree(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    """The same images with the same classes, whichever way they are described.
+
+    Other images were held out, so a model of the one was measured on the other's training images.
+    """
     photo = Image.fromarray(sklearn.datasets.load_sample_images().images[0]).resize((30, 20))
     rows = ["path,label"]
-    for name in ("001", "01", "1", "010"):
+    for name in classes:
         (tmp_path / "photos" / name).mkdir(parents=True)
-        for i in range(5):
+        for i in range(12):
             photo.save(tmp_path / "photos" / name / f"{i}.jpg")
             rows.append(f"photos/{name}/{i}.jpg,{name}")
     (tmp_path / "list.csv").write_text("\n".join(rows))
     folder, listed = open_splits(tmp_path / "photos"), open_splits(tmp_path / "list.csv")
-    assert {*folder.train.labels} == {*listed.train.labels} == {"001", "01", "1", "010"}
+    assert folder.train.labels == listed.train.labels
+    assert {*folder.train.labels} == {*classes}
+    files = (tmp_path / "photos").rglob("*.jpg")
+    inside = [*map(str, files)]
+    for one, other in ((folder.train, listed.train), (folder.val, listed.val)):
+        held = [
+            [path for path in inside if path in map(part.title, range(len(part)))]
+            for part in (one, other)
+        ]
+        assert held[0] == held[1]
     for splits in (folder, listed):
         for part in (splits.train, splits.val):
             for i, target in enumerate(part.targets):

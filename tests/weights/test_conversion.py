@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from resnext import ResNeXt, ResNeXtConfig, convert, load, save
 from resnext.architectures import variant
 from resnext.card import Card, Preprocessing
 from resnext.dialects.table import DIALECTS
-from resnext.errors import CheckpointError, DataError
+from resnext.dilation import with_output_stride
+from resnext.errors import AmbiguityWarning, CheckpointError, DataError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = ResNeXtConfig(
@@ -69,6 +71,7 @@ CASES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore::resnext.errors.AmbiguityWarning")
 @pytest.mark.parametrize(("to", "config", "suffix"), CASES, ids=lambda x: str(x)[:60])
 def test_there_and_back(tmp_path: Path, to: str, config: ResNeXtConfig, suffix: str) -> None:
     """Weights come back bit for bit, and so does the network if the format states it."""
@@ -120,6 +123,40 @@ def test_parity_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+DEEP = CLASSIC.replace(stem_type="deep", stem_width=32, avg_down=True, attention="se")
+HIDDEN = [
+    ("torchvision", with_output_stride(CLASSIC, 8), "=[False, True, True]"),
+    ("torchvision", with_output_stride(CLASSIC, 16, "mmseg"), "=[False, False, True]"),
+    ("timm", with_output_stride(CLASSIC, 16), "build the network with output_stride=16."),
+    ("timm", with_output_stride(DEEP, 8), "build the network with output_stride=8."),
+    ("timm", DEEP.replace(anti_alias="avg"), "build the network with aa_layer='avg'."),
+    ("mmdet", SMALL.replace(style="caffe"), "build the network with style='caffe'."),
+    ("mmdet", SMALL.replace(norm_eps=1e-3), "'eps': 0.001"),
+    (
+        "mmdet",
+        with_output_stride(SMALL, 8, "smp"),
+        "with strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4).",
+    ),
+]
+
+
+@pytest.mark.parametrize(("to", "config", "said"), HIDDEN, ids=lambda x: str(x)[:50])
+def test_what_a_file_does_not_show_is_said(
+    tmp_path: Path, to: str, config: ResNeXtConfig, said: str
+) -> None:
+    """A dilated network's file looks like any other's, and gave other answers without a word.
+
+    Where the other library can be imported, its own network gives the answers that are compared.
+    """
+    own_file(tmp_path / "a.safetensors", config)
+    with pytest.warns(AmbiguityWarning, match=re.escape(said)) as told:
+        done = convert(tmp_path / "a.safetensors", tmp_path / "b.pth", to=to)
+    assert len(told) == 1
+    assert done.parity.through.startswith(to if to != "mmdet" else "our own")
+    assert done.parity.difference <= 1e-4 * done.parity.largest
+    convert(tmp_path / "a.safetensors", tmp_path / "c.safetensors")  # our file says it
+
+
 def test_a_config_that_is_written_is_compared_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +200,9 @@ def test_a_config_that_is_written_is_compared_too(
             "does not support this network's anti_alias",
         ),
         ("mmdet", {"layers": (3, 4, 6, 3), "attention": "se"}, "SE attention"),
+        ("torchvision", {"strides": (1, 2, 1, 1), "dilations": (1, 1, 2, 4)}, "dilations"),
+        ("timm", {"strides": (1, 2, 1, 1), "dilations": (1, 1, 2, 4)}, "dilations"),
+        ("timm", {"dilations": (1, 1, 1, (2,))}, "dilations"),
         ("lucid", {"stem_type": "deep"}, "deep stem differently"),
         ("lucid", {"avg_down": True}, "avg_down differently"),
         ("lucid", {"norm_eps": 1e-3}, "does not support this network's norm"),

@@ -149,6 +149,7 @@ def predict(
         raise ResNeXtError(f"{given[0]} needs --out FILE, the file to write the predictions to.")
     from rich.console import Console
 
+    from resnext.card import card_of
     from resnext.cli.tables import predictions_table
     from resnext.data.passed_over import PassedOver
     from resnext.inference.opener import open_runner
@@ -189,7 +190,8 @@ def predict(
             f"classes; of images of the classes, about 5% are"
         )
     if sheet is not None:
-        save_sheet(draw_sheet(pictures, predictions), sheet)
+        values = card_of(model).preprocessing.value_range
+        save_sheet(draw_sheet(pictures, predictions, values=values), sheet)
         print(f"{sheet}: {len(predictions):,} images with their predictions")
 
 

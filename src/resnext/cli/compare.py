@@ -98,6 +98,6 @@ def _draw(result: Comparison, path: Path) -> None:
         return
     before = [Prediction(x.name, (x.label_a,), (x.confidence_a,)) for x in flips]
     after = [Prediction(x.name, (x.label_b,), (x.confidence_b,)) for x in flips]
-    pictures = [result.images.open(flip.index, "RGB") for flip in flips]
+    pictures = [result.images.open(flip.index, "RGB", result.value_range) for flip in flips]
     save_sheet(draw_flips(pictures, [flip.actual for flip in flips], before, after), path)
     print(f"{path}: {len(flips):,} images that got different classes")

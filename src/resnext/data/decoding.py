@@ -7,6 +7,7 @@ torch.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from resnext.card import Preprocessing
-from resnext.errors import DataError
+from resnext.errors import DataError, ResNeXtWarning
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -40,6 +41,7 @@ else:
 _PNG = b"\x89PNG\r\n\x1a\n"
 S = TypeVar("S", bound=Path | io.BytesIO | np.ndarray)
 T = TypeVar("T")
+_FEW = 1 << 14  # values; of fewer, less than 64 are left in the upper 8 bits
 MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs
 
 
@@ -79,7 +81,7 @@ def decode_image(data: bytes, name: str, colour: str, values: ValueRange = None)
 def _decode(source: Path | io.BytesIO, name: str, colour: str, values: ValueRange) -> Image.Image:
     def read(source: Path | io.BytesIO) -> Image.Image:
         with open_lazily(source, name) as image:
-            image.load()
+            load_pixels(image, values)
             return convert(ImageOps.exif_transpose(image), colour, values)
 
     return read_source(source, name, read)
@@ -137,6 +139,48 @@ def open_lazily(source: Path | io.BytesIO, name: str) -> Image.Image:
             f"{MAX_PIXELS:,}; such files are refused as decompression bombs."
         )
     return image
+
+
+def load_pixels(image: Image.Image, values: ValueRange) -> None:
+    """Decode the pixels of an image that was opened.
+
+    Args:
+        image: The image.
+        values: As in a card's `value_range`.
+
+    Warns:
+        ResNeXtWarning: The image has more than 8 bits, and next to nothing is left of them. The
+            text is always the same, so that it is shown once.
+    """
+    grey, deep = image.mode.startswith("I"), has_16_bits(image)
+    image.load()
+    if not (grey or deep) or 0 in image.size:
+        return
+    pixels = np.asarray(image if grey else image.convert("RGB"))
+    low, high = int(pixels.min()), int(pixels.max()) * (1 if grey else 256)
+    if grey and values is not None:
+        if low > values[1] or high < values[0]:
+            warnings.warn(
+                "An image has only values outside of the model's value_range, so it is all black "
+                "or white. It is not scaled like the images of the training.",
+                ResNeXtWarning,
+                stacklevel=2,
+            )
+    elif deep and high < _FEW:
+        warnings.warn(
+            f"An image of 16 bits has only values below {_FEW:,}, of which the upper 8 bits are "
+            f"read, because the model has no value_range for it: it is almost black. Convert such "
+            f"images to 8 bits, or train on them.",
+            ResNeXtWarning,
+            stacklevel=2,
+        )
+
+
+def has_16_bits(image: Image.Image) -> bool:
+    """Whether an image has 16 bits, by its mode or the layout that Pillow reads."""
+    layouts = (tile[3] for tile in getattr(image, "tile", ()))
+    names = (str(x[0] if isinstance(x, tuple) else x) for x in layouts)
+    return image.mode.startswith("I;16") or any(";16" in name for name in names)
 
 
 def _content(source: Path | io.BytesIO | np.ndarray, size: int | None = None) -> bytes:

@@ -6,10 +6,9 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from resnext.data.dataset import ImageSet, Stored
-from resnext.data.decoding import open_lazily
+from resnext.data.decoding import has_16_bits, open_lazily
 from resnext.errors import DataError
 
 _SAMPLE = 500  # images to look at
@@ -31,7 +30,7 @@ def used_range(images: ImageSet) -> tuple[int, int] | None:
         DataError: Colour images of 16 bits use so few values that their upper 8 bits hold little.
     """
     values: list[np.ndarray] = []
-    colours = 0  # the highest upper byte of colour images
+    colours = -1  # the highest upper byte of colour images
     for index in np.linspace(0, len(images) - 1, min(_SAMPLE, len(images))).astype(int):
         source = images.images[index]
         if isinstance(source, np.ndarray):
@@ -44,12 +43,12 @@ def used_range(images: ImageSet) -> tuple[int, int] | None:
                 if image.mode.startswith("I"):
                     pixels = np.asarray(image).ravel()
                     values.append(pixels[:: -(-len(pixels) // _PIXELS)].astype(np.int64))
-                elif _has_16_bits(image):
+                elif has_16_bits(image):
                     highest = np.asarray(image.convert("RGB")).max()
                     colours = max(colours, int(highest))
         except Exception:  # Pillow's decoders raise almost anything on damaged files
             continue  # the scan reports it
-    if 0 < colours < 64:
+    if 0 <= colours < 64:
         above = f"{256 * (colours + 1):,}"
         raise DataError(
             f"{images.name}: colour images of 16 bits use only values below {above}, and only "
@@ -60,12 +59,6 @@ def used_range(images: ImageSet) -> tuple[int, int] | None:
 
 def _file(source: Path | Stored) -> Path | io.BytesIO:
     return source if isinstance(source, Path) else io.BytesIO(source.read())
-
-
-def _has_16_bits(image: Image.Image) -> bool:
-    """Whether Pillow drops the lower 8 bits of an image, by the layout that it reads."""
-    layouts = (tile[3] for tile in getattr(image, "tile", ()))
-    return any(";16" in str(x[0] if isinstance(x, tuple) else x) for x in layouts)
 
 
 def _range(values: np.ndarray) -> tuple[int, int] | None:

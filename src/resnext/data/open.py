@@ -22,7 +22,7 @@ from resnext.data.passed_over import PassedOver
 from resnext.data.sources.arrays import digits, idx_files, is_idx
 from resnext.data.sources.base import SPLITS, LoadedSplit, Source
 from resnext.data.sources.csv_list import ENDINGS, csv_list
-from resnext.data.sources.folders import class_folders
+from resnext.data.sources.folders import class_folders, holds_classes
 from resnext.data.sources.parquet import parquet, parquet_in, parquet_splits, split_folders
 from resnext.data.sources.webdataset import is_pattern, is_tar_name, tars_in, webdataset
 from resnext.errors import DataError
@@ -164,9 +164,9 @@ def find_source(source: str | Path) -> Source:
             return idx_files(root)
         if tars := tars_in(root):
             return webdataset(str(root), tars)
-        if tables := parquet_in(root):
+        if (tables := parquet_in(root)) and not holds_classes(root):
             return parquet(root, tables)
-        if splits := split_folders(root):
+        if (splits := split_folders(root)) and not holds_classes(root):
             return parquet_splits(root, splits)
         return class_folders(root)
     if is_tar_name(root.name):

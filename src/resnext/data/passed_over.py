@@ -50,6 +50,7 @@ _BY_ENDING = {
             ".mp4 .mov .avi .mkv .webm .m4v .mpg .mpeg .wmv .3gp .mts .m2ts .flv .ogv",
             _files("save frames of videos as images"),
         ),
+        (".parquet", _files("a table is read if its own path is given")),
         (".zip .tar .gz .tgz .bz2 .xz .zst .7z .rar", _files("unpack archives")),
         (
             ".cr2 .cr3 .crw .nef .nrw .arw .sr2 .srf .dng .raf .orf .rw2 .pef .srw .raw .3fr .iiq "

@@ -149,6 +149,7 @@ class Dialect:
             May raise `CheckpointError` if the file cannot be used.
         problem: Why a network cannot be written: what the library lacks, or computes differently.
             The end of a sentence that starts with `title`; empty if the network can be written.
+        arguments: Arguments of the library's constructor for a network that can be written.
         unreadable: Why a network in a file from the library cannot be used; empty if it can.
         unseen: Fields that its networks have and that names and shapes do not show.
         original: Builds the library's own network with its Python package.
@@ -180,6 +181,7 @@ class Dialect:
     unpack: Callable[[object], Arrays | None] = field(default=lambda root: None)
     recognises: Callable[[ParameterNames], bool] = field(default=lambda names: True)
     problem: Callable[[ResNeXtConfig], str] = field(default=lambda config: "")
+    arguments: Callable[[ResNeXtConfig], dict[str, Any]] = field(default=lambda config: {})
     unreadable: Callable[[ResNeXtConfig], str] = field(default=lambda config: "")
     unseen: Callable[[ResNeXtConfig], dict[str, Any]] = field(default=lambda config: {})
     original: Callable[[ResNeXtConfig], nn.Module] | None = None

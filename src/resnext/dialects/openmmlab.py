@@ -185,8 +185,8 @@ def _mmdet_content(state: dict[str, Tensor], config: ResNeXtConfig, card: Card) 
     return {"meta": meta, "state_dict": OrderedDict(state)}
 
 
-def config_text(config: ResNeXtConfig) -> str:
-    """The text of mmcls's config file for a classifier, as its checkpoints hold it."""
+def _backbone(config: ResNeXtConfig) -> dict[str, Any]:
+    """A backbone in mmcls's config files."""
     stages = config.stages
     norms = {"group": "GN", "sync": "SyncBN", "instance": "IN", "layer": "LN2d"}
     norm: dict[str, Any] = {"type": norms.get(config.norm, "BN"), "eps": config.norm_eps}
@@ -200,7 +200,7 @@ def config_text(config: ResNeXtConfig) -> str:
     conv |= {"eps": config.conv_eps} if config.conv == "weight_standardized" else {}
     conv |= {} if config.padding_mode == "zeros" else {"padding_mode": config.padding_mode}
     base = stages[0].out_channels // config.expansion
-    backbone = {
+    return {
         "type": "SEResNeXt" if config.gate else "ResNeXt",
         "depth": next(d for d, b in DEPTHS.items() if b[: config.num_stages] == config.layers),
         "groups": stages[0].groups,
@@ -220,14 +220,24 @@ def config_text(config: ResNeXtConfig) -> str:
         "norm_cfg": norm,
         **({"se_ratio": config.se_reduction} if config.gate else {}),
     }
+
+
+def _mmdet_backbone(config: ResNeXtConfig) -> dict[str, Any]:
+    """A backbone in mmdet's config files."""
+    backbone = _backbone(config)
+    return {**backbone, "base_width": backbone.pop("width_per_group")}
+
+
+def config_text(config: ResNeXtConfig) -> str:
+    """The text of mmcls's config file for a classifier, as its checkpoints hold it."""
     head = {
         "type": "LinearClsHead",
         "num_classes": config.num_classes,
-        "in_channels": stages[-1].out_channels,
+        "in_channels": config.stages[-1].out_channels,
     }
     model = {
         "type": "ImageClassifier",
-        "backbone": backbone,
+        "backbone": _backbone(config),
         "neck": {"type": "GlobalAveragePooling"},
         "head": head,
     }
@@ -379,4 +389,5 @@ MMDET = Dialect(
     content=_mmdet_content,
     recognises=_is_mmdet,
     problem=_mmdet_problem,
+    arguments=_mmdet_backbone,
 )

@@ -23,7 +23,7 @@ from resnext.dialects.dialect import (
     Values,
     label_names,
 )
-from resnext.dilation import with_output_stride
+from resnext.dilation import undilated, with_output_stride
 from resnext.errors import CheckpointError, ResNeXtError
 
 NAMES = {  # architectures that timm can create by our name
@@ -92,9 +92,17 @@ def arguments(config: ResNeXtConfig) -> dict[str, Any]:
         args |= {"stem_width": config.stem_out[2] // 2}
     if config.avg_down:
         args["avg_down"] = True
+    if config.anti_alias:
+        args["aa_layer"] = config.anti_alias
     if config.gate:
         args["block_args"] = {"attn_layer": config.gate}
-    return args
+    return args | _undilated(config)[1]
+
+
+def _undilated(config: ResNeXtConfig) -> tuple[ResNeXtConfig, dict[str, int]]:
+    """The network without the dilation that timm can make, and timm's argument for it."""
+    plain, stride = undilated(config, "timm")
+    return (plain, {"output_stride": stride}) if stride in (8, 16) else (config, {})
 
 
 def _base_width(config: ResNeXtConfig) -> int:
@@ -107,6 +115,7 @@ def _problem(config: ResNeXtConfig) -> str:
     """Why timm cannot build a network; empty if it can."""
     if config.num_stages != 4:
         return f"has networks of four stages, not {config.num_stages}."
+    config, _ = _undilated(config)
     half = config.stem_out[-1] // 2
     tiered = (3 * (half // 4), half, 2 * half)  # for 32: 24, 32, 64
     nearest = ResNeXtConfig(
@@ -133,7 +142,8 @@ def _is_timm(names: ParameterNames) -> bool:
 
 def _hub_config(config: ResNeXtConfig, card: Card) -> dict[str, Any]:
     """`config.json` as timm writes it; empty for an architecture that timm cannot create."""
-    name, other = nearest_variant(config)
+    plain, dilated = _undilated(config)
+    name, other = nearest_variant(plain)
     if other or name not in NAMES:
         return {}
     preprocessing = card.preprocessing
@@ -141,7 +151,7 @@ def _hub_config(config: ResNeXtConfig, card: Card) -> dict[str, Any]:
         "architecture": name,
         "num_classes": config.num_classes,
         "num_features": config.stages[-1].out_channels,
-        "model_args": {"in_chans": config.in_channels},
+        "model_args": {"in_chans": config.in_channels, **dilated},
         "pretrained_cfg": {
             "input_size": [config.in_channels, preprocessing.size, preprocessing.size],
             "crop_pct": preprocessing.size / preprocessing.resize,
@@ -273,5 +283,6 @@ TIMM = Dialect(
     metadata=_metadata,
     recognises=_is_timm,
     problem=_problem,
+    arguments=arguments,
     original=original,
 )

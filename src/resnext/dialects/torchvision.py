@@ -5,11 +5,14 @@ Source: `torchvision.models.resnet`, version 0.28.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from resnext.architectures import unsupported_reason
 from resnext.config import ResNeXtConfig
 from resnext.dialects.dialect import Dialect
+from resnext.dilation import undilated
 
 
 def original(config: ResNeXtConfig) -> nn.Module:
@@ -20,13 +23,20 @@ def original(config: ResNeXtConfig) -> nn.Module:
     """
     from torchvision.models.resnet import Bottleneck, ResNet
 
-    return ResNet(
-        Bottleneck,
-        list(config.layers),
-        num_classes=config.num_classes,
-        groups=config.stages[0].groups,
-        width_per_group=_base_width(config),
-    )
+    return ResNet(Bottleneck, list(config.layers), **arguments(config))
+
+
+def arguments(config: ResNeXtConfig) -> dict[str, Any]:
+    """Arguments of torchvision's `ResNet`, except for block and layers."""
+    args: dict[str, Any] = {
+        "num_classes": config.num_classes,
+        "groups": config.stages[0].groups,
+        "width_per_group": _base_width(config),
+    }
+    _, stride = undilated(config, "torchvision")
+    if stride is not None:
+        args["replace_stride_with_dilation"] = [False, stride < 16, stride < 32]
+    return args
 
 
 def _base_width(config: ResNeXtConfig) -> int:
@@ -38,6 +48,9 @@ def _problem(config: ResNeXtConfig) -> str:
     """Why torchvision cannot build a network; empty if it can."""
     if config.num_stages != 4:
         return f"has networks of four stages, not {config.num_stages}."
+    plain, stride = undilated(config, "torchvision")
+    if stride in (8, 16):
+        config = plain
     nearest = ResNeXtConfig(
         config.layers, config.stages[0].groups, _base_width(config), config.num_classes
     )
@@ -49,5 +62,6 @@ TORCHVISION = Dialect(
     "torchvision",
     suffixes=(".pth", ".pt", ".safetensors", ".npz"),
     problem=_problem,
+    arguments=arguments,
     original=original,
 )

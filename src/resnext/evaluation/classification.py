@@ -142,7 +142,8 @@ def compare(
         speeds = _speeds(first, second, len(images_a), settings) if speed else None
     rows_a, rows_b = common_rows(a, b)
     test = mcnemar(a.right[rows_a], b.right[rows_b])
-    return Comparison(a, b, *test, images_a, max_loss, speeds)
+    values = card_of(first).preprocessing.value_range
+    return Comparison(a, b, *test, images_a, max_loss, speeds, values)
 
 
 def collect_outputs(

@@ -11,6 +11,7 @@ import numpy as np
 
 from resnext.calibration import loss_interval
 from resnext.data.dataset import ImageSet
+from resnext.data.decoding import ValueRange
 from resnext.evaluation.metrics import Evaluation
 
 SIGNIFICANT = 0.05
@@ -62,6 +63,7 @@ class Comparison:
         max_loss: Largest accepted loss of accuracy, percentage points; None to accept a loss unless
             it is significant.
         speeds: Images per second of both, measured in turns; None if they were not timed.
+        value_range: That of the first model's card, to show images of more than 8 bits.
     """
 
     a: Evaluation
@@ -72,6 +74,7 @@ class Comparison:
     images: ImageSet | None = field(default=None, repr=False)
     max_loss: float | None = None
     speeds: tuple[float, float] | None = None
+    value_range: ValueRange = None
 
     @property
     def count(self) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
+from resnext.data.decoding import ValueRange
 from resnext.errors import DataError, InputError
 from resnext.prediction.images import Prediction
 from resnext.prediction.inputs import decode
@@ -27,7 +28,11 @@ _WARNING = "#b3261e"
 
 
 def draw_sheet(
-    pictures: Sequence[Picture], predictions: Sequence[Prediction], *, columns: int = 5
+    pictures: Sequence[Picture],
+    predictions: Sequence[Prediction],
+    *,
+    columns: int = 5,
+    values: ValueRange = None,
 ) -> Image.Image:
     """Draw images in a grid, each with its most likely class and a bar of the probability.
 
@@ -39,6 +44,7 @@ def draw_sheet(
         pictures: The images given to `predict`, with folders expanded.
         predictions: The predictions for them.
         columns: Images per row.
+        values: As in a card's `value_range`.
 
     Raises:
         DataError: No images are given, their number differs from that of the predictions, or one
@@ -52,7 +58,9 @@ def draw_sheet(
             f"A sheet needs at least one image and a prediction for each, not "
             f"{len(pictures)} images and {len(predictions)} predictions."
         )
-    decoded = (decode(picture, "RGB") for picture in pictures)  # one at a time in memory
+    decoded = (  # one at a time in memory
+        decode(picture, "RGB", values=values) for picture in pictures
+    )
     strips = [by_class(prediction.like) for prediction in predictions]
     height = _TEXT + max(map(len, strips)) * (_STRIP + 20)
     sheet, corners = _grid(decoded, len(pictures), columns, height)

@@ -16,7 +16,14 @@ from PIL import Image, ImageOps
 
 from resnext.card import Card, Described, Preprocessing, card_of
 from resnext.checks import at_least
-from resnext.data.decoding import convert, open_lazily, pixels, read_source, resize_and_crop
+from resnext.data.decoding import (
+    convert,
+    load_pixels,
+    open_lazily,
+    pixels,
+    read_source,
+    resize_and_crop,
+)
 from resnext.data.open import open_for_evaluation
 from resnext.data.passed_over import PassedOver
 from resnext.errors import InputError
@@ -214,7 +221,7 @@ def read_pixels(
         with open_lazily(source, str(file)) as image:
             resized = preprocessing.resize**2 * max(image.size) // max(min(image.size), 1)
             with reserve(image.width * image.height + resized), closing(image):
-                image.load()
+                load_pixels(image, preprocessing.value_range)
                 ImageOps.exif_transpose(image, in_place=True)
                 ready = image.mode == "RGB" and preprocessing.colour != "L" and min(image.size) > 0
                 colour, values = preprocessing.colour, preprocessing.value_range

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard, cast
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image, ImageOps
 
-from resnext.data.decoding import ValueRange, convert, decode_image, open_image
+from resnext.data.decoding import ValueRange, convert, decode_image, load_pixels, open_image
 from resnext.data.passed_over import PassedOver
 from resnext.data.sources.folders import images_in
 from resnext.errors import DataError
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 _KINDS = (
     "a file, its content (bytes, or opened in binary mode), a Pillow image, an array (h, w) or "
     "(h, w, 3) of uint8, or a tensor (c, h, w) or (n, c, h, w) of uint8 or of floats from 0 to 1 "
-    "with 1 or 3 channels"
+    "with 1 or 3 channels; grey also of uint16, int16 or int32"
 )
+_DEEP = ("uint16", "int16", "int32")  # types of grey that a card's value_range scales
 _URL = re.compile(r"(?:data:|[a-z][a-z0-9+.-]+:/)", re.IGNORECASE)  # a Path has one slash only
 _SLACK = 1e-3  # resizing a tensor may exceed 0 and 1 by rounding
 _LONGEST = 160  # characters of a path in a message
@@ -154,6 +155,7 @@ def decode(
         return open_image(Path(picture), colour, values)
     if isinstance(picture, Image.Image):
         try:
+            load_pixels(picture, values)
             return convert(ImageOps.exif_transpose(picture), colour, values)
         except OSError as error:  # Pillow decodes only now
             raise DataError(f"A Pillow image cannot be decoded: {error}.") from error
@@ -162,7 +164,9 @@ def decode(
     if hasattr(picture, "read"):
         content, title = _content(picture, name), f"{name} ({described(picture)})"
         return decode_image(content, title, colour, values)
-    return convert(Image.fromarray(_array(picture, name)), colour)
+    image = Image.fromarray(_array(picture, name))
+    load_pixels(image, values)
+    return convert(image, colour, values)
 
 
 def described(value: Any) -> str:
@@ -202,11 +206,15 @@ def _content(file: Any, name: str) -> bytes:
     return bytes(content)
 
 
-def _array(picture: Any, name: str) -> UInt8[np.ndarray, "h w *c"]:
-    """An array, or a tensor `(c, h, w)`, as 8-bit values `(h, w)` or `(h, w, 3)`."""
+def _array(picture: Any, name: str) -> UInt8[np.ndarray, "h w *c"] | Int[np.ndarray, "h w"]:
+    """An array, or a tensor `(c, h, w)`, as values `(h, w)`, or 8-bit values `(h, w, 3)`."""
+    if _is_tensor(picture) and picture.ndim == 3 and str(picture.dtype)[6:] in _DEEP:
+        picture = picture[0].detach().cpu().numpy() if len(picture) == 1 else picture
     if isinstance(picture, np.ndarray) and picture.dtype == np.uint8:
         if picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3):
             return picture
+    elif isinstance(picture, np.ndarray) and picture.dtype.name in _DEEP and picture.ndim == 2:
+        return picture if picture.dtype == np.uint16 else picture.astype(np.int32)
     elif _is_tensor(picture) and picture.ndim == 3 and picture.shape[0] in (1, 3):
         if picture.is_floating_point():
             picture = _eight_bits(picture, name)

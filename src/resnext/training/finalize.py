@@ -29,7 +29,7 @@ from resnext.training.report.examples import (
     confident_mistakes,
     doubtful_labels,
 )
-from resnext.training.report.html import Facts, confident_mistakes, write_report
+from resnext.training.report.html import Facts, write_report
 from resnext.training.report.image_map import image_map, worthwhile
 from resnext.training.run_state import TrainState
 from resnext.training.teacher import Teacher, comparison

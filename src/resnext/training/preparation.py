@@ -215,8 +215,7 @@ def chosen_preprocessing(
     resize = default.resize
     if chosen != default.size:
         resize = chosen if chosen <= 64 else round(chosen * default.resize / default.size)
-    if splits.value_range is not None:
-        default = replace(default, value_range=splits.value_range)
+    default = replace(default, value_range=splits.value_range)
     if grey and default.colour != "L":
         return replace(default, size=chosen, resize=resize, mean=(0.5,), std=(0.25,), colour="L")
     return replace(default, size=chosen, resize=resize)

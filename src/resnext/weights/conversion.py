@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from resnext.data.decoding import open_image
 from resnext.data.transforms import prepare
 from resnext.dialects.dialect import Dialect
 from resnext.dialects.table import DIALECTS
-from resnext.errors import CheckpointError
+from resnext.errors import AmbiguityWarning, CheckpointError
 from resnext.foreign_names import answering_call
 from resnext.network import ResNeXt
 from resnext.system.atomic import check_writable, make_folder
@@ -89,6 +90,9 @@ def convert(
         overwrite: Whether to replace the file if it exists.
         progress: Whether to show downloads on standard error.
 
+    Warns:
+        AmbiguityWarning: The file does not show what the other library needs to build the network.
+
     Raises:
         CheckpointError: The source cannot be loaded, the target cannot express the network, the
             outputs differ, or the file cannot be written.
@@ -121,6 +125,13 @@ def convert(
         parity = _write(path, target, checkpoint, network, x, photographs)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error}.") from error
+    if target and (hidden := _hidden(path, target, checkpoint.config)):
+        warnings.warn(
+            f"{path} does not show {' and '.join(hidden)}: in {target.title}, build the network "
+            f"with {', '.join(f'{name}={value!r}' for name, value in hidden.items())}.",
+            AmbiguityWarning,
+            stacklevel=2,
+        )
     dialect = checkpoint.dialect.name if checkpoint.dialect else _OWN
     return Conversion(path, dialect, to, checkpoint.config, parity)
 
@@ -186,6 +197,14 @@ def _read_back(
     return network_of(resolve(path, config=config)).eval(), "our own reading of it"
 
 
+def _hidden(path: Path, target: Dialect, config: ResNeXtConfig) -> dict[str, Any]:
+    """Arguments of the other library's constructor that a written file does not show."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AmbiguityWarning)
+        shown = target.arguments(resolve(path).config)
+    return {name: x for name, x in target.arguments(config).items() if x != shown.get(name)}
+
+
 def _importable(library: str) -> bool:
     try:
         importlib.import_module(library)
@@ -212,7 +231,8 @@ def _images(
     colour = preprocessing.colour
     if channels != (1 if colour == "L" else 3):
         return x, 0
-    images = [open_image(Path(photograph), colour) for photograph in photographs]
+    values = preprocessing.value_range
+    images = [open_image(Path(photograph), colour, values) for photograph in photographs]
     if not photographs:
         images = [as_colour(Image.fromarray(photo), colour) for photo in _samples()]
     preprocessing = replace(preprocessing, size=size, resize=max(preprocessing.resize, size))

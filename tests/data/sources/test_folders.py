@@ -437,6 +437,58 @@ def test_parts_below_classes_are_refused(tmp_path: Path) -> None:
         open_splits(tmp_path / "photos")
 
 
+def test_one_part_in_each_class_is_refused(tmp_path: Path) -> None:
+    """Two data sets of one part each became two classes."""
+    for name in ("ours", "theirs"):
+        photo_folder(tmp_path / "photos" / name / "train", count=3)
+    with pytest.raises(DataError, match=r"ours and theirs hold the same folders \(train\)"):
+        open_splits(tmp_path / "photos")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "split"),
+    [("eval", "val", "val"), ("test", "testing", "test"), ("holdout", "test", "test"),
+     ("dev", "val", "val"), ("valid", "validation", "val"), ("train_1", "train_2", "train")],
+)  # fmt: skip
+def test_two_names_of_one_part_are_refused(
+    tmp_path: Path, first: str, second: str, split: str
+) -> None:
+    """One of them would be left out of what it was made for."""
+    for name in {"train_1" if split == "train" else "train", first, second}:
+        photo_folder(tmp_path / name, count=2)
+    wanted = f"has both {first} and {second}, which both name the {split} split. Merge them, or "
+    with pytest.raises(DataError, match=wanted):
+        open_splits(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        *("x.parquet", "train-00000-of-00001.parquet", "train.tar", "labels.csv", "train.csv"),
+        *("metadata.csv", "metadata.jsonl", "annotations.json", "images.zip", "README", "list.tsv"),
+        *("train-images-idx3-ubyte.gz", "train/x.parquet"),
+    ],
+)
+def test_a_stray_file_is_not_the_data(tmp_path: Path, stray: str) -> None:
+    """A forgotten table beside a thousand photos was what was trained on."""
+    root = tmp_path / ("train" if "/" in stray else "")
+    photo_folder(root, count=5)
+    (tmp_path / stray).write_bytes(b"PAR1")
+    splits = open_splits(tmp_path)
+    assert splits.train.labels == ("cat", "dog")
+    assert len(splits.train) + len(splits.val) == 10
+    [line] = splits.passed_over.lines()
+    assert line.startswith("1 ")
+
+
+def test_the_list_above_the_images_is_named(tmp_path: Path) -> None:
+    """Hugging Face's image folders may have one list for all parts."""
+    photo_folder(tmp_path, ("train",), count=2)
+    (tmp_path / "metadata.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"Give its list of images, .*metadata\.jsonl\.$"):
+        open_splits(tmp_path)
+
+
 def test_parts_with_a_class_of_their_own_are_refused(tmp_path: Path) -> None:
     """A class that is missing from one fold must not hide that they are folds."""
     photo_folder(tmp_path / "photos" / "fold1", ("cat", "dog", "eel"), count=2)

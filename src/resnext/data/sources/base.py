@@ -35,7 +35,7 @@ PATHS = (
     ("path",),
     ("file_name", "filename", "filenames", "file", "files", "file_path", "filepath", "filepaths"),
     ("image_path", "img_path", "image_file", "image_filename", "image_name", "img_name", "paths"),
-    ("image", "images", "img"),
+    ("image", "images", "img", "fname"),
 )
 """Names of the path of an image in lists and tables, the best first."""
 LABELS = (
@@ -46,6 +46,7 @@ LABELS = (
         *("category", "categories", "category_name", "target", "species"),
     ),
     ("class_id", "label_id", "category_id", "class_index"),
+    ("y", "gt", "ground_truth"),
 )
 """Names of the class in lists, tables and JSON, the best first."""
 

@@ -12,7 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from resnext.data.dataset import Files, ImageSet, SplitName, fingerprint
+import numpy as np
+
+from resnext.data.dataset import Files, ImageSet, SplitName, compact, fingerprint
 from resnext.data.labels import Classes
 from resnext.data.sources.base import (
     LABELS,
@@ -161,7 +163,9 @@ class _Table:
             )
         for column, value in (("path", path), ("label", label)):
             if not value:
-                raise DataError(f"{self.path}, line {line}: {column} is empty. Fill it in.")
+                raise DataError(
+                    f"{self.path}, line {line}: {column} is empty, or no text. Fill it in."
+                )
         self._names.setdefault(split, []).append(_on_disk(self.path.parent, path))
         self.classes.setdefault(split, Classes()).add(label)
 
@@ -174,16 +178,21 @@ class _Table:
             raise self._unreadable(f"it has bytes of another encoding{example}")
 
     def load(self, split: SplitName, labels: tuple[str, ...] | None) -> LoadedSplit:
-        """The images of one split."""
-        name = split_title(self.path, split)
-        files = Files(self.path.parent, self._names[split])
+        """The images of one split, in the order of their paths, as a folder has them."""
+        name, names = split_title(self.path, split), self._names[split]
         targets, labels, own = self.classes[split].finish(name, None, labels)
-        lines = (
-            f"{labels[target]} {line}"
-            for target, line in zip(targets, names_and_sizes(files), strict=True)
-        )
+        order = sorted(range(len(names)), key=names.__getitem__)
+        files = Files(self.path.parent, [names[i] for i in order])
+        targets, as_text = compact(np.asarray(targets)[order]), tuple(sorted(own))
+
+        def lines() -> Iterator[str]:
+            if as_text != own:  # earlier versions held out other images
+                yield "classes as text"
+            for target, line in zip(targets, names_and_sizes(files), strict=True):
+                yield f"{labels[target]} {line}"
+
         images = ImageSet(files, targets, labels, name)
-        return LoadedSplit(images, own, lambda: fingerprint(lines), notes=self.notes)
+        return LoadedSplit(images, as_text, lambda: fingerprint(lines()), notes=self.notes)
 
 
 def _decoded(data: bytes) -> tuple[str, str]:

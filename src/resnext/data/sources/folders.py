@@ -148,6 +148,15 @@ def class_folders(root: Path) -> Source:
     )
 
 
+def holds_classes(root: Path) -> bool:
+    """Whether several folders hold images, in a folder or in its parts.
+
+    A table beside them is not the data.
+    """
+    parts = (path for path in _folders(root) if split_of(path.name))
+    return any(sum(map(_holds_images, _folders(part))) > 1 for part in (root, *parts))
+
+
 def _split_folders(root: Path) -> dict[SplitName, Path]:
     """Folders of the splits; empty if the folders are classes."""
     folders = _folders(root)
@@ -161,7 +170,7 @@ def _split_folders(root: Path) -> dict[SplitName, Path]:
         if split in splits:
             raise DataError(
                 f"{root} has both {splits[split].name} and {path.name}, which both name the "
-                f"{split} split. Keep one."
+                f"{split} split. Merge them, or call one of them train, val or test."
             )
         splits[split] = path
     alone = len(splits) == len(folders)  # else `test` is a class
@@ -199,7 +208,8 @@ def _class_folders(root: Path, labels: tuple[str, ...] | None = None) -> LoadedS
     for path in inside:
         if not path.is_dir():
             passed_over.add(path, _reason_outside(path))
-    lists = [path for path in inside if path.name in ("metadata.csv", "metadata.jsonl")]
+    names = ("metadata.csv", "metadata.jsonl")
+    lists = [path for at in (root, root.parent) for x in names if (path := at / x).is_file()]
     if lists and len(folders) < 2:
         raise DataError(f"{root} has no class folders. Give its list of images, {lists[0]}.")
     if not folders:
@@ -271,12 +281,13 @@ def _refuse_parts(root: Path, folders: list[Path]) -> None:
     """Refuse folders that look like parts of a data set, not like classes.
 
     Raises:
-        DataError: They have no images of their own, and at least two folders, of which most are in
-            all of them.
+        DataError: They have no images of their own, and at least two folders, or parts, of which
+            most are in all of them.
     """
     inside = [{path.name for path in _folders(folder)} for folder in folders]
     shared, every = set.intersection(*inside), set.union(*inside)
-    if len(folders) < 2 or len(shared) < 2 or 2 * len(shared) < len(every):
+    parts = bool(shared) and all(map(split_of, shared))
+    if len(folders) < 2 or not (parts or len(shared) > 1) or 2 * len(shared) < len(every):
         return
     if any(_holds_images(folder) for folder in folders):
         return
@@ -284,7 +295,7 @@ def _refuse_parts(root: Path, folders: list[Path]) -> None:
         f"{root}: {' and '.join(folder.name for folder in folders[:2])} hold the same folders "
         f"({shortened(sorted(shared))})"
     )
-    if all(map(split_of, shared)):
+    if parts:
         raise DataError(
             f"{problem}. Put the parts above the classes: {root / min(shared) / folders[0].name}."
         )
