@@ -23,9 +23,10 @@ def refuse_without_script() -> None:
         InputError: The script is not in a file, and processes are not forked.
     """
     main = sys.modules["__main__"]
-    file = getattr(main, "__file__", None)
-    imported = file is not None and getattr(main, "__spec__", None) is None
-    if imported and multiprocessing.get_start_method() != "fork" and not Path(file).exists():
+    file: str | None = getattr(main, "__file__", None)
+    if file is None or getattr(main, "__spec__", None) is not None:
+        return
+    if multiprocessing.get_start_method() != "fork" and not Path(file).exists():
         raise InputError(
             f"Worker processes import the script that starts them, and {file} is not a file. Put "
             f"the script into a file, or give workers=0."
