@@ -292,3 +292,42 @@ def test_workers_that_ignore_signals_end_with_the_main_process(tmp_path: Path) -
         [sys.executable, str(script)], capture_output=True, text=True, timeout=100, check=False
     )
     assert (done.returncode, done.stdout) == (1, "[0, 1]\n")
+
+
+FROM_STDIN = """
+import multiprocessing, sys
+from torch.utils.data import TensorDataset
+import torch
+from resnext.data.workers import Loading, loaded_batches, worker_loader
+from resnext.errors import InputError
+
+multiprocessing.set_start_method(sys.argv[1])
+data = TensorDataset(torch.arange(4))
+try:
+    print(len(list(loaded_batches(worker_loader(data, Loading(1, 1), batch_size=2)))))
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("fork", "2"),
+        (
+            "spawn",
+            "Worker processes import the script that starts them, and <stdin> is not a file. Put "
+            "the script into a file, or give workers=0.",
+        ),
+    ],
+)
+def test_a_script_from_standard_input(method: str, said: str) -> None:
+    """Each worker printed a traceback, and the advice did not help."""
+    done = subprocess.run(
+        [sys.executable, "-", method],
+        input=FROM_STDIN,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout.strip(), done.stderr) == (said, "")

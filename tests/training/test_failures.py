@@ -109,6 +109,29 @@ def test_what_was_listed_before_an_interruption_stays_listed(
     assert listed() == ["3.png", "1.png"]
 
 
+def test_a_second_run_in_the_same_place_is_refused(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --overwrite it deleted the checkpoints of the first, and both wrote one file."""
+    out, original = tmp_path / "m.safetensors", Trainer._epoch
+    refused: list[str] = []
+
+    def again(self: Trainer) -> None:
+        monkeypatch.setattr(Trainer, "_epoch", original)
+        with pytest.raises(CheckpointError) as caught:
+            quick(photos, out, overwrite=True)
+        refused.append(str(caught.value))
+        original(self)
+
+    monkeypatch.setattr(Trainer, "_epoch", again)
+    quick(photos, out)
+    name = tmp_path / "m.run"
+    advice = "Wait until it ends, or choose another name."
+    assert refused == [f"Another run is writing {name}. {advice}"]
+    assert len(list(name.glob("*.state"))) == 2
+    quick(photos, out, overwrite=True)
+
+
 def test_too_many_damaged_images_stop_before_training(photos: Path, tmp_path: Path) -> None:
     """A class that is mostly gone gives a model that knows nothing of it, without a word."""
     for i in range(2):

@@ -21,7 +21,13 @@ from torch.utils.data import DataLoader, get_worker_info
 from resnext.errors import DataError, InputError, ResourceError
 from resnext.system.cpu import available_cores, check_worker_count
 from resnext.system.limits import available_memory, free_shared_memory
-from resnext.system.main_guard import GUARD, STARTING, UNGUARDED, refuse_in_new_process
+from resnext.system.main_guard import (
+    GUARD,
+    STARTING,
+    UNGUARDED,
+    refuse_in_new_process,
+    refuse_without_script,
+)
 from resnext.system.signals import STOPPING
 from resnext.system.text import counted
 
@@ -173,6 +179,7 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
     """An iterator of a loader, whose processes are ended at the latest with this one."""
     if not loader.num_workers or loader._iterator is not None:
         return iter(loader)
+    refuse_without_script()
     before = {*multiprocessing.active_children()}
     with _starting(), _no_advice():
         try:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from resnext.errors import CheckpointError, ResNeXtError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 def check_writable(path: Path, error: type[ResNeXtError] = CheckpointError) -> None:
@@ -51,6 +56,32 @@ def make_folder(path: Path, error: type[ResNeXtError] = CheckpointError) -> None
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise error(f"{path} cannot be written: {problem}.") from problem
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder, which is created; nothing is left in it.
+
+    Raises:
+        CheckpointError: Another run is in it, or it cannot be created.
+    """
+    make_folder(folder / "any")
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"Another run is writing {folder}. Wait until it ends, or choose another name."
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_atomically(path: Path, write: Callable[[str], None]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
+from pathlib import Path
 
 from resnext.errors import InputError
 
@@ -12,6 +14,23 @@ STARTING = "RESNEXT_STARTING_WORKERS"
 UNGUARDED = 78
 """Exit code of such a process that would have run the script again."""
 GUARD = 'Put the call under if __name__ == "__main__".'
+
+
+def refuse_without_script() -> None:
+    """Refuse to start processes that could not import the script: it came from standard input.
+
+    Raises:
+        InputError: The script is not in a file, and processes are not forked.
+    """
+    main = sys.modules["__main__"]
+    file: str | None = getattr(main, "__file__", None)
+    if file is None or getattr(main, "__spec__", None) is not None:
+        return
+    if multiprocessing.get_start_method() != "fork" and not Path(file).exists():
+        raise InputError(
+            f"Worker processes import the script that starts them, and {file} is not a file. Put "
+            f"the script into a file, or give workers=0."
+        )
 
 
 def refuse_in_new_process(call: str) -> None:

@@ -55,7 +55,7 @@ class Interrupts:
         Raises:
             KeyboardInterrupt: Always; for SIGTERM and SIGHUP, its subclass `Terminated`.
         """
-        if self.requested in ENDING:
+        if self.requested is not None and self.requested in ENDING:
             raise Terminated(self.requested)
         raise KeyboardInterrupt
 

@@ -6,6 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from resnext.evaluation.metrics import Evaluation
 from resnext.foreign_names import answering_call
 from resnext.network import ResNeXt
 from resnext.system.allocator import keep_freed_memory
+from resnext.system.atomic import locked
 from resnext.system.device import pick_device, pick_precision
 from resnext.system.main_guard import refuse_in_new_process
 from resnext.system.progress import reporter
@@ -422,17 +424,18 @@ def _run(
         _show_forecast(plan, settings, context)
     if request.dry_run:
         return
-    if context.group.first:
-        prepare_folder(request.folder, scanned.unreadable, empty=checkpoint is None)
-    context.group.any(False)  # the others wait
-    head = starting_classifier(request, context, plan) if checkpoint is None else None
-    trainer = Trainer(plan.network, scanned, settings, context.group, context.progress)
-    try:
-        _start(trainer, checkpoint, head, time_plan)
-        trainer.run()
-        finalize(trainer, command=_command(request), index=request.index)
-    finally:
-        trainer.close()
+    with locked(request.folder) if context.group.first else nullcontext():
+        if context.group.first:
+            prepare_folder(request.folder, scanned.unreadable, empty=checkpoint is None)
+        context.group.any(False)  # the others wait
+        head = starting_classifier(request, context, plan) if checkpoint is None else None
+        trainer = Trainer(plan.network, scanned, settings, context.group, context.progress)
+        try:
+            _start(trainer, checkpoint, head, time_plan)
+            trainer.run()
+            finalize(trainer, command=_command(request), index=request.index)
+        finally:
+            trainer.close()
 
 
 def _show_forecast(plan: RunPlan, settings: RunSettings, context: Context) -> None:
