@@ -35,7 +35,14 @@ def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (root / name).touch()
     for i in range(16):
         (root / "dog" / f"IMG_{i}.HEIC").touch()
-    for name in ("dog/scan.dcm", "dog/notes.txt", "labels.csv", "dog/README", "cat/.DS_Store"):
+    for name in (
+        "dog/scan.dcm",
+        "dog/notes.txt",
+        "labels.csv",
+        "old.parquet",
+        "dog/README",
+        "cat/.DS_Store",
+    ):
         (root / name).touch()
     for name in ("@eaDir", "cat/@eaDir/000.jpg"):
         (root / name).mkdir(parents=True)
@@ -48,6 +55,7 @@ def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "cat" / "others").symlink_to(Path("../dog"))
     (root / "cat" / "gone.jpg").symlink_to("/nowhere/gone.jpg")
     (root / "dog" / "gone.txt").symlink_to("/nowhere/gone.txt")
+    (root / "cat" / "circle").symlink_to("circle")
     (root / "cat" / "cut.jpg").write_bytes(picture.read_bytes()[:300])
     (root / "cat" / "page.jpg").write_text("<!DOCTYPE html><title>404 Not Found</title>")
     info = PngInfo()
@@ -72,7 +80,7 @@ def test_what_train_prints(
     assert printed in texts()
     assert err.startswith(f"Classes: 3 ({', '.join(CLASSES)}).\nImages: ")
     assert "; 61 (cat) to 72 (café) per class; " in err
-    assert "\nPassed over: 31 files and folders; 3 unreadable images.\n16 .HEIC files" in err
+    assert "\nPassed over: 33 files and folders; 3 unreadable images.\n16 .HEIC files" in err
     for row in re.findall(r"^\|.*\|(.*)\|$", section(), re.MULTILINE):
         for said in re.findall(r"`(.*?)`", row):
             assert normalize(said) in printed, said
@@ -87,7 +95,7 @@ def test_what_evaluate_and_predict_print(
     code, out, err = run_cli(capsys, monkeypatch, "evaluate", "m.safetensors", "odd")
     assert code == 0, err
     assert err.splitlines()[0] == heic
-    assert len(err.splitlines()) == 12
+    assert len(err.splitlines()) == 13
     assert "195 images" in out
     code, out, err = run_cli(
         capsys, monkeypatch, "predict", "m.safetensors", "odd", "--out", "new/answers.csv"

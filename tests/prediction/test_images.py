@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import run_cli, tiny_network
 from oracles.recorded import fill
 from PIL import Image
 
@@ -742,3 +745,31 @@ def test_folders_that_do_not_exist(tmp_path: Path) -> None:
     for path in (tmp_path / "new" / "a.png" / "b.png", tmp_path):
         with pytest.raises(DataError, match=f"{path} cannot be written"):
             save_sheet(sheet, path)
+
+
+def test_an_image_on_standard_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`curl … | resnext predict MODEL -`, as users of other commands expect it."""
+    network = tiny_network(card=Card(("cat", "dog", "fish"), Preprocessing(32, 32)))
+    save(network, tmp_path / "m.safetensors")
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
+
+    def told(*arguments: object, content: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        given = ("predict", tmp_path / "m.safetensors", *arguments, "--device=cpu")
+        return run_cli(capsys, monkeypatch, *given)
+
+    _, wanted, _ = told(tmp_path / "a.png")
+    code, out, err = told("-", content=(tmp_path / "a.png").read_bytes())
+    assert code == 0, err
+    assert re.findall(r"(cat|dog|fish) +([0-9.]+)", out) == re.findall(
+        r"(cat|dog|fish) +([0-9.]+)", wanted
+    )
+    assert re.search(r"^ *- +(cat|dog|fish)", out, re.MULTILINE)
+    code, _, err = told("-")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the file is empty" in err
+    code, _, err = told("-", "--out", tmp_path / "a.csv")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "not - for standard input" in err

@@ -744,6 +744,9 @@ def test_threads(tmp_path: Path) -> None:
         ("backbone.", ["queue"]),
         ("module.", ["module.prototypes.weight"]),
         ("encoder.", ["projector.0.weight"]),
+        ("online_network.", []),  # BYOL
+        ("module.online_encoder.", ["module.queue"]),
+        ("encoder.", ["memory_bank"]),
     ],
 )
 def test_a_projection_is_not_a_classifier(tmp_path: Path, prefix: str, beside: list[str]) -> None:

@@ -42,10 +42,8 @@ def chosen(path: str, config: ResNeXtConfig = PLAIN, **metadata: Any) -> Choice:
         ("my_seresnextaa101d.pt", {}),
         ("seresnextaa101d_32x8d.sw_in12k/pytorch_model.bin", {}),
         ("models--timm--seresnextaa101d_32x8d.ah_in1k/snapshots/00ff/model.safetensors", {}),
-        ("seresnext101d_32x8d/seresnextaa101d_32x8d.pth", {}),
         ("last.pth.tar", {"arch": "seresnextaa101d_32x8d"}),
         ("last.pth.tar", {"args": {"model": "seresnextaa101d_32x8d", "lr": 0.1}}),
-        ("seresnext101d_32x8d.pth", {"arch": "seresnextaa101d_32x8d"}),
     ],
 )
 def test_what_names_a_network_decides(path: str, metadata: dict[str, Any]) -> None:
@@ -54,6 +52,23 @@ def test_what_names_a_network_decides(path: str, metadata: dict[str, Any]) -> No
     assert choice.config == BLURRED
     assert "seresnextaa101d_32x8d" in choice.reason
     assert not choice.open
+
+
+@pytest.mark.parametrize(
+    ("path", "metadata", "by", "against"),
+    [
+        ("seresnext101d_32x8d/seresnextaa101d_32x8d.pth", {}, "its name", "its folder"),
+        ("seresnext101d.pth", {"arch": "seresnextaa101d_32x8d"}, "the file's 'arch'", "its name"),
+    ],
+)
+def test_hints_that_contradict_each_other_are_named(
+    path: str, metadata: dict[str, Any], by: str, against: str
+) -> None:
+    """The more reliable one decides, but one of both is wrong."""
+    choice = chosen(path, **metadata)
+    assert choice.config == BLURRED
+    assert f"{by} says seresnextaa101d_32x8d, which was taken" in choice.open
+    assert f"but {against} says seresnext101d_32x8d" in choice.open
 
 
 def test_the_other_name_decides_too() -> None:
@@ -113,6 +128,10 @@ def test_the_only_known_network_is_taken(name: str, usual: dict[str, Any], argum
         ("x101_caffe.pth", "style='caffe'"),
         ("deeplabv3_x101-d8.pth", "output_stride=8"),
         ("backbone_os16.pth", "output_stride=16"),
+        ("deeplabv3plus_x50.pth", "output_stride=8 or 16"),
+        ("resnextaa50_32x4d.pth", "anti_alias='avg'"),
+        ("antialiased_x50.pth", "anti_alias='blur'"),
+        ("x50_lpf4.pth", "anti_alias='blur'"),
     ],
 )
 def test_words_for_what_no_variant_has(path: str, field: str) -> None:
@@ -121,6 +140,13 @@ def test_words_for_what_no_variant_has(path: str, field: str) -> None:
     choice = chosen(path, config)
     assert choice.config == config
     assert field in choice.open
+
+
+def test_an_output_stride_in_the_file_is_not_passed_over() -> None:
+    """Lightning and other frameworks keep the arguments of the network beside the weights."""
+    choice = chosen("a.ckpt", variant("resnext50_32x4d"), hyper_parameters={"output_stride": 16})
+    assert "may mean output_stride=16" in choice.open
+    assert not chosen("a.ckpt", variant("resnext50_32x4d"), output_stride=32).open
 
 
 @pytest.mark.parametrize("path", ["a.pth", "cafe.pth", "32x8d8.pth", "2d16.pth"])

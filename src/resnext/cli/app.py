@@ -21,7 +21,7 @@ from resnext.cli.compare import compare
 from resnext.cli.explain import explain
 from resnext.cli.index import index
 from resnext.cli.info import info
-from resnext.cli.options import Flag, complete_optional
+from resnext.cli.options import Flag, complete_optional, with_standard_input
 from resnext.cli.review import review
 from resnext.cli.speed import bench, optimize
 from resnext.cli.train import distill, train
@@ -73,6 +73,8 @@ def _launch(
     """
     if tokens[:1] == ("explain",):
         tokens = complete_optional(tokens, "--against")
+    if tokens[:1] == ("predict",):
+        tokens = with_standard_input(tokens)
     if debug:
         app(tokens, exit_on_error=False, print_error=False)
         return

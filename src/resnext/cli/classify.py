@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from resnext.cli.options import Flag, check_outputs, write_json
+from resnext.cli.options import STANDARD_INPUT, Flag, check_outputs, write_json
 from resnext.errors import ResNeXtError
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ def predict(
 
     Args:
         file: A model file from any library that contains the class names, or a catalog name.
-        images: Image files and folders, searched at any depth; or `digits` for handwritten digits
-            that the model was not trained on.
+        images: Image files and folders, searched at any depth; `-` for an image on standard input;
+            or `digits` for handwritten digits that the model was not trained on.
         top: Number of classes to show for each image.
         out: Write the predictions to this file (.csv, .jsonl or .parquet) instead of printing a
             table. An image that cannot be read gets a row with the error.
@@ -130,6 +130,8 @@ def predict(
     options: dict[str, Any]
     built_in = images[0] if len(images) == 1 and images[0] in BUILT_IN else None
     if out is not None:
+        if STANDARD_INPUT in images:
+            raise ResNeXtError("--out takes files and folders, not - for standard input.")
         if built_in or any(x is not None for x in (sheet, limit, like)):
             raise ResNeXtError("--out takes files and folders, without --sheet, --limit, --like.")
         options = {"top": top, "batch_size": batch_size, "overwrite": overwrite}
@@ -163,7 +165,8 @@ def predict(
     pictures: Sequence[Picture] = []
     passed_over = PassedOver()
     if not built_in:
-        pictures = [picture for _, picture in expand_images(images, passed_over)][:limit]
+        given = [sys.stdin.buffer.read() if image == STANDARD_INPUT else image for image in images]
+        pictures = [picture for _, picture in expand_images(given, passed_over)][:limit]
     for line in passed_over.lines():
         print(line, file=sys.stderr)
     most = batch_size or 64
@@ -176,7 +179,10 @@ def predict(
         options |= {"like": like or 0, "index": open_index(file, index, runner=model)}
     else:
         options["index"] = find_index(file, model, partial(print, file=sys.stderr))
-    predictions = predict(model, pictures, **options)
+    predictions = [
+        one._replace(name="-") if isinstance(picture, bytes) else one
+        for picture, one in zip(pictures, predict(model, pictures, **options), strict=True)
+    ]
     Console().print(predictions_table(predictions))
     _print_moved([one for prediction in predictions for one in prediction.like])
     if unsure := sum(not prediction.sure for prediction in predictions):

@@ -14,6 +14,7 @@ from cyclopts import Parameter
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 """A flag: an option without a value, off by default."""
 
+STANDARD_INPUT = "/dev/stdin"
 Several = Parameter(negative="", show_default=False)
 """An option that can be repeated; empty by default."""
 
@@ -61,6 +62,15 @@ def complete_optional(tokens: Sequence[str], name: str) -> tuple[str, ...]:
     """
     return tuple(
         f"{name}=" if token == name and (*tokens[i + 1 :], "-")[0].startswith("-") else token
+        for i, token in enumerate(tokens)
+    )
+
+
+def with_standard_input(tokens: Sequence[str]) -> tuple[str, ...]:
+    """Tokens with a name for each `-` that stands for standard input, since it is no option."""
+    before = ("", *tokens)
+    return tuple(
+        STANDARD_INPUT if token == "-" and not before[i].startswith("-") else token
         for i, token in enumerate(tokens)
     )
 

@@ -122,10 +122,11 @@ def _reason(entry: os.DirEntry[str] | Path) -> tuple[Reason, str]:
     """Why an entry of a folder is not read, and its ending if that is the reason."""
     if hidden(entry.name):
         return HIDDEN, ""
+    entry = Path(entry)  # which takes links in a circle for broken ones
     if entry.is_dir():
         return LINKED_FOLDER, ""
     if not entry.is_file():
-        return (NO_FILE if Path(entry).exists() else BROKEN_LINK), ""
+        return (NO_FILE if entry.exists() else BROKEN_LINK), ""
     ending = Path(entry.name).suffix
     if len(ending) < 2 or len(ending) > _LONGEST_ENDING or " " in ending:
         return NO_ENDING, ""

@@ -13,7 +13,7 @@ from resnext.weights.layer_groups import Layer, layers_of
 
 # Parts of self-supervised training. A last layer beside them is a projection.
 SELF_SUPERVISED = re.compile(
-    r"(?:^|\.)(?:encoder_k|momentum_encoder|queue\w*|prototypes?|projector|projection\w*|predictor|"
+    r"(?:^|\.)(?:encoder_k|momentum_encoder|queue\w*|memory_bank|prototypes?|projector|projection\w*|predictor|"
     r"proj_head|dino_head|last_layer)(?:\.|$)"
 )
 _NAMES = re.compile(

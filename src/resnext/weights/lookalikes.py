@@ -25,6 +25,9 @@ _HINTS = (  # words in the name of a file for what no variant has
     (re.compile(r"(?<![a-z])caffe(?![a-z])"), "style='caffe'"),
     (re.compile(r"(?<![a-z0-9])(?:d8|os8|dilated8?)(?![a-z0-9])"), _DILATION + "8"),
     (re.compile(r"(?<![a-z0-9])(?:d16|os16)(?![a-z0-9])"), _DILATION + "16"),
+    (re.compile(r"(?<![a-z])(?:deeplab|pspnet)"), _DILATION + "8 or 16"),
+    (re.compile(r"(?<=next)aa(?=\d)"), "anti_alias='avg'"),
+    (re.compile(r"(?<![a-z])(?:anti_?alias|blur_?pool|lpf\d)"), "anti_alias='blur'"),
 )
 _DILATED_HEAD = re.compile(
     r"(?:^|\.)(?:aspp|aspp_modules|psp|psp_modules|ppm|classifier\.0\.convs)\."  # pyramids
@@ -65,6 +68,9 @@ def choose_lookalike(
     name = _words(path.name)
     words = ((pattern.search(name), meaning) for pattern, meaning in _HINTS)
     hints = [(f"{word[0]!r} in its name", meaning) for word, meaning in words if word]
+    for values in (metadata, *_inner(metadata)):
+        if values.get("output_stride") in (8, 16):
+            hints.append(("its 'output_stride'", f"{_DILATION}{values['output_stride']}"))
     heads = (other for other in convolutions if _DILATED_HEAD.search(other))
     hints += [(f"its head {head!r}", _DILATION + "8 or 16") for head in heads]
     if not hints:
@@ -102,9 +108,18 @@ def _decide(
     in_memory: bool,
 ) -> Choice:
     """The network that something names, else the plainest, with the others."""
+    said: dict[str, str] = {}  # who says it first, by name
     for source, text in _stated(metadata) if in_memory else _texts(path, metadata):
         if name := _named(text, known):
-            return Choice(known[name], f"{source} says {name}")
+            said.setdefault(name, source)
+    if said:
+        (taken, source), *others = said.items()
+        contrary = "".join(
+            f"{path.name}: {source} says {taken}, which was taken, but {x} says {name}, whose "
+            f"tensors have the same names and shapes. To decide, pass config=."
+            for name, x in others[:1]
+        )
+        return Choice(known[taken], f"{source} says {taken}", contrary)
     digest = "" if in_memory else file_sha256(path)
     rows = (row for row in catalog() if row.variant in known and row.sha256)
     if row := next((row for row in rows if digest.startswith(row.sha256)), None):
@@ -134,11 +149,15 @@ def _texts(path: Path, metadata: Mapping[str, Any]) -> Iterable[tuple[str, str]]
 
 def _stated(metadata: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """The texts among the metadata, and in the dictionaries there."""
-    inner = [value for value in metadata.values() if isinstance(value, Mapping)]
-    for values in (metadata, *inner):
+    for values in (metadata, *_inner(metadata)):
         for key, value in values.items():
             if isinstance(value, str) and len(value) <= _LONGEST:
                 yield f"the file's {str(key)!r}", value
+
+
+def _inner(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The dictionaries among the metadata."""
+    return [value for value in metadata.values() if isinstance(value, Mapping)]
 
 
 def _named(text: str, known: Iterable[str]) -> str | None:

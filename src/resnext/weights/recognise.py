@@ -27,7 +27,9 @@ _CLASSIFIER = re.compile(
     r"(?:head\.fc|head|classifier|fc|last_linear)(?:\.\d{1,3})?\.(weight|bias)"
 )
 # An encoder of self-supervised training. A last layer inside it is a projection.
-_ENCODER = re.compile(r"(?:^|\.)(?:encoder_q|base_encoder)\.")
+_ENCODER = re.compile(
+    r"(?:^|\.)(?:encoder_q|base_encoder|online_(?:encoder|network|net|backbone))\."
+)
 _TRUNK = re.compile(r"(?:conv1|bn1|layer\d+)\.|fc\.(?:weight|bias)$")  # under our names
 
 

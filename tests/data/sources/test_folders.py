@@ -437,6 +437,16 @@ def test_parts_below_classes_are_refused(tmp_path: Path) -> None:
         open_splits(tmp_path / "photos")
 
 
+def test_links_in_a_circle_are_broken_links(tmp_path: Path) -> None:
+    """One of them made the whole folder unlistable."""
+    photo_folder(tmp_path, count=3)
+    for name in ("self.jpg", "self"):
+        (tmp_path / "cat" / name).symlink_to(name)
+    splits = open_splits(tmp_path)
+    assert len(splits.train) + len(splits.val) == 7  # the scan reports self.jpg
+    assert splits.passed_over.lines() == [f"1 broken link passed over, {tmp_path / 'cat/self'}."]
+
+
 def test_one_part_in_each_class_is_refused(tmp_path: Path) -> None:
     """Two data sets of one part each became two classes."""
     for name in ("ours", "theirs"):

@@ -123,7 +123,10 @@ def _names(entries: Iterable[os.DirEntry[str]], passed_over: PassedOver | None) 
 
 def _is_image(entry: os.DirEntry[str] | Path) -> bool:
     """Whether a file is an image by its ending; a broken link is an unreadable one."""
-    return entry.name.lower().endswith(_ENDINGS) and (entry.is_file() or not Path(entry).exists())
+    if not entry.name.lower().endswith(_ENDINGS):
+        return False
+    file = Path(entry) if entry.is_symlink() else entry  # an entry fails at links in a circle
+    return file.is_file() or not Path(entry).exists()
 
 
 def class_folders(root: Path) -> Source:
