@@ -532,7 +532,14 @@ def test_layers_beside_the_trunk(
         (lambda s: {n: x for n, x in s.items() if x.ndim != 1}, "folded into its convolutions"),
         (lambda s: {**s, "layer1.0.convs.0.weight": torch.ones(8, 8, 3, 3)}, "Res2NeXt"),
         (lambda s: {n: x[..., None] if x.ndim == 4 else x for n, x in s.items()}, "3-D"),
-        (lambda s: {**s, "layer0.conv3.weight": torch.ones(128, 64, 3, 3)}, "SENet-154"),
+        (
+            lambda s: {
+                **s,
+                "layer0.conv3.weight": torch.ones(128, 64, 3, 3),
+                "layer1.0.conv1.weight": torch.ones(16, 64, 1, 1),
+            },
+            "SENet-154",
+        ),
         (lambda s: {**s, "layer1.0.se.fc.0.weight": torch.ones(16, 256)}, r"called se\.fc\.0"),
     ],
 )

@@ -123,7 +123,9 @@ def _plausible(groups: Sequence[_Group]) -> bool:
     sizes = Counter(
         len(vectors)
         for group in groups
-        if (vectors := _vectors(group)) and len(vectors) == len(_floats(group))
+        if (vectors := _vectors(group))
+        and len(vectors) == len(_floats(group))
+        and max(x.numel() for _, x in vectors) > 1  # a number is a layer of its own
     )
     matrices = [sum(x.ndim > 1 for x in group.parts.values()) for group in groups]
     alone = 2 * matrices.count(1) >= sum(matrices)  # else the ends of names are not parameters
@@ -266,6 +268,8 @@ def _layer(group: _Group, roles: Mapping[str, str], turned: bool, position: int)
         return Layer("other", group.name, shape, tensors, group.names, position)
     end, weight = matrices[0]
     rest = {name: x for name, x in tensors.items() if name != end}
+    if weight.ndim == 2:  # the scale of cosines; see `heads.py`
+        rest = {name: x for name, x in rest.items() if x.numel() > 1 or len(weight) == 1}
     if turned and weight.ndim == 2:
         weight = weight.T.contiguous()
     if len(rest) == 1 and "bias" not in rest and not _is_scale(next(iter(rest))):
