@@ -80,7 +80,7 @@ def _constructor(name: str) -> Callable[..., nn.Module]:
         return model
 
     build.__name__, build.__module__ = name, models.resnet.__name__  # where the registry looks
-    weights = registry.get_model_weights(name)
+    weights: Any = registry.get_model_weights(name)
     return handle_legacy_interface(weights=("pretrained", weights.DEFAULT))(build)
 
 
