@@ -10,9 +10,12 @@ import inspect
 from typing import Any
 
 import pytest
+import torch
+from oracles import originals  # noqa: F401 (lets timm import torchvision)
+
+# isort: split
 import timm
 import timm.models
-import torch
 from torch import Tensor, nn
 
 from resnext import Backbone, ResNeXt, ResNeXtConfig, variants

@@ -14,7 +14,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from oracles import originals  # lets torchvision be imported; isort: split
+from oracles import originals  # lets torchvision be imported
 from torch import nn
 from torchvision import models
 from torchvision.models import _api as registry
