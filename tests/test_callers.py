@@ -133,7 +133,7 @@ def test_networks_without_memory(build: Any, name: str) -> None:
 
 def test_parts_that_train() -> None:
     """The usual fine-tuning: the trunk frozen, two groups of the optimizer, children in order."""
-    model = ResNeXt(four())
+    model: Any = ResNeXt(four())
     names = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
     assert [name for name, _ in model.named_children()] == [*names, "avgpool", "dropout", "fc"]
     model.requires_grad_(False)
@@ -157,7 +157,9 @@ def test_parts_that_train() -> None:
 
 def test_torch_hub() -> None:
     """`torch.hub.load` of a checkout, as torchvision's users know it."""
-    entries = {k: v for k, v in runpy.run_path(str(ROOT / "hubconf.py")).items() if callable(v)}
+    entries: dict[str, Any] = {
+        k: v for k, v in runpy.run_path(str(ROOT / "hubconf.py")).items() if callable(v)
+    }
     assert {k for k in entries if k[0] != "_"} == {*resnext.variants(), "load", "load_backbone"}
     assert entries["resnext_nano"].__doc__.startswith("resnext_nano: ")
     model: Any = torch.hub.load(str(ROOT), "resnext_nano", source="local", num_classes=7)
@@ -216,12 +218,13 @@ UNKNOWN: list[tuple[Any, str, str]] = [  # a call, what it was given, what it is
 @pytest.mark.parametrize(("call", "name", "told"), UNKNOWN, ids=lambda value: str(value)[:40])
 def test_unknown_arguments(call: Any, name: str, told: str) -> None:
     """Other libraries' names are answered in one line, wherever they are given."""
-    needed = [
+    needed: list[Any] = [
         "resnext_nano" if call is resnext.create else CONFIG
         for p in inspect.signature(call).parameters.values()
         if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
     ]
-    needed = [50] if call is mmcls.ResNeXt else needed
+    if call is mmcls.ResNeXt:
+        needed = [50]
     with pytest.raises((ConfigTypeError, ConfigError), match=told) as caught:
         call(*needed, **{name: 1})
     assert name in str(caught.value)
@@ -231,6 +234,7 @@ def test_unknown_arguments(call: Any, name: str, told: str) -> None:
 @pytest.mark.parametrize("number", [np.int64, np.int32, np.array], ids=["i64", "i32", "0-d"])
 def test_numbers_of_numpy(number: Any, tmp_path: Path) -> None:
     """Numbers that come out of arrays and tables, wherever an integer is expected."""
+    strides: Any = np.array([1, 2, 2, 1])
     one, two, four_ = number(1), number(2), number(4)
     with torch.device("meta"):
         model = resnext.create("resnext_nano", num_classes=number(5), output_stride=number(16))
@@ -241,7 +245,7 @@ def test_numbers_of_numpy(number: Any, tmp_path: Path) -> None:
             number(50),
             groups=number(32),
             width_per_group=four_,
-            strides=np.array([1, 2, 2, 1]),
+            strides=strides,
             dilations=(one, one, one, two),
             out_indices=(1, two),
             expansion=four_,

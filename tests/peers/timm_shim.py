@@ -10,9 +10,12 @@ import inspect
 from typing import Any
 
 import pytest
+import torch
+from oracles import originals  # noqa: F401 (lets timm import torchvision)
+
+# isort: split
 import timm
 import timm.models
-import torch
 from torch import Tensor, nn
 
 from resnext import Backbone, ResNeXt, ResNeXtConfig, variants
@@ -32,6 +35,7 @@ _ARGUMENTS = {
     "drop_rate": "dropout",
     "zero_init_last": "zero_init_residual",
 }
+_cfg: Any = timm.get_pretrained_cfg
 _original, _list = timm.create_model, timm.list_models
 
 
@@ -39,7 +43,8 @@ class _Network(ResNeXt):
     """Describes its maps in timm's dictionaries, and can return the last map itself."""
 
     pooled = True
-    default_cfg = pretrained_cfg = None
+    default_cfg: Any = None  # pyright: ignore
+    pretrained_cfg: Any = None  # pyright: ignore
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
@@ -114,7 +119,7 @@ def create_model(
         model.reset_classifier(
             model.num_classes if num_classes is None else num_classes, global_pool
         )
-    model.default_cfg = model.pretrained_cfg = timm.get_pretrained_cfg(model_name).to_dict()
+    model.default_cfg = model.pretrained_cfg = _cfg(model_name).to_dict()
     return model.to(dtype=dtype or torch.get_default_dtype())
 
 
@@ -124,7 +129,8 @@ def list_models(*args: Any, pretrained: bool = False, **options: Any) -> list[st
     return [name for name in names if _is_ours(name) and name not in _EXAMPLES]
 
 
-for _home in (timm, timm.models):
+_homes: Any = (timm, timm.models)
+for _home in _homes:
     _home.create_model = create_model
     _home.list_models = list_models
 timm.list_pretrained = timm.models.list_pretrained = lambda *_, **__: []

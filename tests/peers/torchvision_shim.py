@@ -14,7 +14,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from oracles import originals  # lets torchvision be imported; isort: split
+from oracles import originals  # lets torchvision be imported
 from torch import nn
 from torchvision import models
 from torchvision.models import _api as registry
@@ -80,7 +80,7 @@ def _constructor(name: str) -> Callable[..., nn.Module]:
         return model
 
     build.__name__, build.__module__ = name, models.resnet.__name__  # where the registry looks
-    weights = registry.get_model_weights(name)
+    weights: Any = registry.get_model_weights(name)
     return handle_legacy_interface(weights=("pretrained", weights.DEFAULT))(build)
 
 
