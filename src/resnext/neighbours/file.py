@@ -240,6 +240,8 @@ class IndexFile:
                     f"{path} was written by another version of resnext (format {version}, not "
                     f"{_VERSION}). Make it again with resnext index."
                 )
+            threshold = self.description.get("unknown_threshold")
+            self.unknown_threshold = None if threshold is None else float(threshold)
             self.targets: Int64[np.ndarray, " n"] = self._tensor("targets").astype(np.int64)
             self.norms: Float32[np.ndarray, " n"] = self._tensor("norms")
             self._ends = {name: self._tensor(f"{name}_ends") for name in ("name", "thumbnail")}
