@@ -121,12 +121,9 @@ def _fitted(
     return score.fitted(np.concatenate(embeddings)) if embeddings else None
 
 
-def unit(
-    embeddings: Float32[np.ndarray, "n d"],
-) -> tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, " n"]]:
-    """Embeddings divided by their lengths, and the lengths; zero stays zero."""
-    norms = np.linalg.norm(embeddings, axis=1)
-    return embeddings / np.maximum(norms, 1e-30)[:, None], norms
+def unit(embeddings: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
+    """Embeddings divided by their lengths; zero stays zero."""
+    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).clip(1e-30)
 
 
 def _records(runner: Runner, done: list[Decoded | None], names: list[str]) -> list[Record | None]:
@@ -136,10 +133,8 @@ def _records(runner: Runner, done: list[Decoded | None], names: list[str]) -> li
     if good:
         logits, embeddings = runner.pixels(np.stack([x for _, x, _ in good]))
         check_finite(logits, lambda row: names[good[row][0]])
-        vectors, norms = unit(embeddings)
-        rows = zip(good, vectors.astype(np.float16), norms.tolist(), strict=True)
-        for (i, _, thumbnail), vector, norm in rows:
-            records[i] = Record(vector, norm, thumbnail)
+        for (i, _, thumbnail), vector in zip(good, unit(embeddings), strict=True):
+            records[i] = Record(vector.astype(np.float16), thumbnail)
     return records
 
 

@@ -216,7 +216,7 @@ class Index:
             )
         if not np.isfinite(embeddings).all():
             raise InputError("The embedding contains NaN or infinity. Check it, and the weights.")
-        queries = self._projected(unit(embeddings)[0]).T
+        queries = self._projected(unit(embeddings)).T
         blocks = [self._vectors] if self._fits else self._blocks()
         return np.concatenate([block @ queries for block in blocks]).T
 
@@ -279,7 +279,7 @@ class Index:
         if self.whitened is None:
             return vectors
         mean, matrix = self._whitening
-        return unit((vectors - mean) @ matrix)[0]
+        return unit((vectors - mean) @ matrix)
 
     @cached_property
     def _whitening(self) -> tuple[Float32[np.ndarray, " d"], Float32[np.ndarray, "d c"]]:
