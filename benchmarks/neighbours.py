@@ -58,9 +58,8 @@ def write(path: Path, count: int, width: int, rng: np.random.Generator) -> None:
     """An index of random embeddings, positive as those of networks are."""
     unfinished = UnfinishedIndex(path, {}, width, _STEP)
     for _ in range(0, count, _STEP):
-        vectors, norms = unit(rng.random((_STEP, width), np.float32))
-        rows = zip(vectors.astype(np.float16), norms.tolist(), strict=True)
-        unfinished.add([Record(vector, norm, b"x") for vector, norm in rows])
+        vectors = unit(rng.random((_STEP, width), np.float32)).astype(np.float16)
+        unfinished.add([Record(vector, b"x") for vector in vectors])
     names = [f"{i}.jpg" for i in range(len(unfinished.sizes))]
     unfinished.finish(names, [-1] * len(names), {})
 

@@ -51,7 +51,7 @@ cards = st.builds(
     licence=text,
     temperature=positive,
     threshold=st.none() | st.floats(0, 1),
-    unknown_threshold=st.none() | numbers,
+    unknown_threshold=st.none() | st.floats(0, 2),
 )
 
 

@@ -95,8 +95,8 @@ class Card:
         temperature: Divisor of the logits before softmax, so that confidences are calibrated:
             of the predictions with confidence p, a fraction p is right. 1 changes nothing.
         threshold: Lowest confidence of a prediction that counts as certain; None if unknown.
-        unknown_threshold: Highest unknown score of an image that counts as one of the classes, in
-            units of the index next to the model file; None without one.
+        unknown_threshold: Cosine distance to the fifth nearest training image above which an image
+            is like none of the classes; None if unknown.
 
     Raises:
         ConfigError: A value is out of range or of the wrong type.
@@ -132,7 +132,8 @@ class Card:
         if self.threshold is not None:
             number("threshold", self.threshold, lambda x: 0 <= x <= 1, "from 0 to 1 or None")
         if self.unknown_threshold is not None:
-            number("unknown_threshold", self.unknown_threshold, is_finite, "finite or None")
+            limit = self.unknown_threshold
+            number("unknown_threshold", limit, lambda x: 0 <= x <= 2, "from 0 to 2 or None")
 
     def without_classes(self) -> Card:
         """The card for another classifier: without labels, metrics, temperature and threshold."""

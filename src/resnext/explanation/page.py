@@ -84,9 +84,8 @@ def _similar(explanation: Explanation) -> str:
             f'title="{escape(one.name)}"><figcaption>{one.distance:.3f}</figcaption></figure>'
             for one in row
         )
-        rows += (
-            f'<p class="key"><bdi>{escape(label)}</bdi></p><div class="similar">{pictures}</div>'
-        )
+        rows += f'<p class="key like"><bdi>{escape(label)}</bdi></p>'
+        rows += f'<div class="similar">{pictures}</div>'
     return rows
 
 

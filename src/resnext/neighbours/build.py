@@ -18,7 +18,7 @@ from resnext.card import Preprocessing, card_of
 from resnext.data.dataset import ImageSet
 from resnext.data.decoding import pixels, resize_and_crop
 from resnext.errors import DataError
-from resnext.inference.runner import Outputs, Runner, check_finite
+from resnext.inference.runner import Runner, check_finite
 from resnext.neighbours.file import Record, UnfinishedIndex
 from resnext.neighbours.unknown import UnknownScore, bank_rows
 from resnext.system.atomic import check_writable, make_folder
@@ -90,7 +90,7 @@ def build_index(
             bank = unfinished.vectors(bank_rows(readable, width))
             score = _fitted(runner, UnknownScore(bank), val, progress, check_stop)
         written = {"model": model, "labels": list(images.labels), "data": images.name}
-        written |= {"unknown": None if score is None else score.to_dict()}
+        written |= {"unknown_threshold": None if score is None else score.threshold}
         unfinished.finish(names, images.targets, written)
         return score
     finally:
@@ -108,27 +108,22 @@ def _fitted(
     count = min(len(val), _MOST_VAL)
     some = val.select([i * len(val) // count for i in range(count)], val.name)
     preprocessing, batch = card_of(runner).preprocessing, max(runner.batch, 1)
-    outputs: list[Outputs] = []
+    embeddings: list[np.ndarray] = []
     progress.start("Fitting the unknown score", count)
     with closing(decoded(some, preprocessing, 0, batch)) as batches:
         for done in batches:
             check_stop()
             if good := [one[0] for one in done if one is not None]:
-                outputs.append(runner.pixels(np.stack(good)))
+                logits, rows = runner.pixels(np.stack(good))
+                check_finite(logits, lambda i: f"an image of {val.name}")
+                embeddings.append(rows)
             progress.advance(len(done))
-    if not outputs:
-        return None
-    logits, embeddings = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
-    check_finite(logits, lambda i: f"an image of {val.name}")
-    return score.fitted(logits, embeddings)
+    return score.fitted(np.concatenate(embeddings)) if embeddings else None
 
 
-def unit(
-    embeddings: Float32[np.ndarray, "n d"],
-) -> tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, " n"]]:
-    """Embeddings divided by their lengths, and the lengths; zero stays zero."""
-    norms = np.linalg.norm(embeddings, axis=1)
-    return embeddings / np.maximum(norms, 1e-30)[:, None], norms
+def unit(embeddings: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
+    """Embeddings divided by their lengths; zero stays zero."""
+    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).clip(1e-30)
 
 
 def _records(runner: Runner, done: list[Decoded | None], names: list[str]) -> list[Record | None]:
@@ -138,10 +133,8 @@ def _records(runner: Runner, done: list[Decoded | None], names: list[str]) -> li
     if good:
         logits, embeddings = runner.pixels(np.stack([x for _, x, _ in good]))
         check_finite(logits, lambda row: names[good[row][0]])
-        vectors, norms = unit(embeddings)
-        rows = zip(good, vectors.astype(np.float16), norms.tolist(), strict=True)
-        for (i, _, thumbnail), vector, norm in rows:
-            records[i] = Record(vector, norm, thumbnail)
+        for (i, _, thumbnail), vector in zip(good, unit(embeddings), strict=True):
+            records[i] = Record(vector.astype(np.float16), thumbnail)
     return records
 
 

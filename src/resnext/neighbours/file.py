@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import struct
 import zlib
 from array import array
@@ -26,12 +27,11 @@ from resnext.system.atomic import write_atomically
 
 _VERSION = 1
 _KEY = "resnext_index"
-_HEAD = struct.Struct("<IIf")  # of a record: checksum, bytes of the thumbnail, length of the vector
+_HEAD = struct.Struct("<II")  # of a record: checksum, bytes of the thumbnail
 _BLOCK = 8192  # rows that are read at once
 _TYPES: dict[str, tuple[str, Any]] = {
     "thumbnail_ends": ("I64", "<i8"),
     "name_ends": ("I64", "<i8"),
-    "norms": ("F32", "<f4"),
     "targets": ("I32", "<i4"),
     "embeddings": ("F16", "<f2"),
     "names": ("U8", "u1"),
@@ -45,8 +45,6 @@ class Record(NamedTuple):
 
     vector: Float16[np.ndarray, " d"]
     """The embedding, divided by its length."""
-    norm: float
-    """That length."""
     thumbnail: bytes
     """A JPEG of at most 96 pixels."""
 
@@ -95,9 +93,9 @@ class UnfinishedIndex:
         """
         try:
             for record in records:
-                vector, norm, thumbnail = record or (np.zeros(self.width, "<f2"), 0.0, b"")
+                vector, thumbnail = record or (np.zeros(self.width, "<f2"), b"")
                 body = np.asarray(vector, "<f2").tobytes() + thumbnail
-                head = _HEAD.pack(zlib.crc32(body), len(thumbnail), norm)
+                head = _HEAD.pack(zlib.crc32(body), len(thumbnail))
                 self._file.write(head + body)
             self._file.flush()
         except OSError as error:
@@ -119,11 +117,9 @@ class UnfinishedIndex:
         """
         rows = np.flatnonzero(np.asarray(self.sizes)).tolist()
         encoded = [names[i].encode("utf-8", "surrogateescape") for i in rows]
-        norms = np.fromiter((norm for norm, _, _ in self._records()), np.float32, len(rows))
         small = {
             "thumbnail_ends": np.cumsum(np.asarray(self.sizes)[rows]),
             "name_ends": np.cumsum([*map(len, encoded)]),
-            "norms": norms,
             "targets": np.asarray(targets, np.int64)[rows],
         }
         shapes = {name: [len(rows)] for name in small}
@@ -137,7 +133,7 @@ class UnfinishedIndex:
                 for part in self._parts(small, encoded):
                     file.write(part)
                     checksum = zlib.crc32(part, checksum)
-                for _, _, thumbnail in self._records():
+                for _, thumbnail in self._records():
                     file.write(thumbnail)
                 file.write(checksum.to_bytes(4, "little"))
 
@@ -148,7 +144,7 @@ class UnfinishedIndex:
     def vectors(self, rows: Iterable[int]) -> Float32[np.ndarray, "n d"]:
         """The vectors of some of the images that could be read, by their number among those."""
         wanted = {*rows}
-        found = [v for i, (_, v, _) in enumerate(self._records()) if i in wanted]
+        found = [vector for i, (vector, _) in enumerate(self._records()) if i in wanted]
         return np.frombuffer(b"".join(found), "<f2").reshape(-1, self.width).astype(np.float32)
 
     def close(self) -> None:
@@ -160,25 +156,25 @@ class UnfinishedIndex:
         """Everything before the thumbnails, in the order of `_TYPES`."""
         for name, values in small.items():
             yield values.astype(_TYPES[name][1]).tobytes()
-        yield from (vector for _, vector, _ in self._records())
+        yield from (vector for vector, _ in self._records())
         yield from names
 
-    def _records(self) -> Iterator[tuple[float, bytes, bytes]]:
-        """Length, vector and thumbnail of each image that could be read."""
+    def _records(self) -> Iterator[tuple[bytes, bytes]]:
+        """Vector and thumbnail of each image that could be read."""
         size = 2 * self.width
         with self.path.open("rb") as file:
             file.seek(self._start)
             for thumbnail in self.sizes:
-                _, _, norm = _HEAD.unpack(file.read(_HEAD.size))
+                file.seek(_HEAD.size, os.SEEK_CUR)
                 body = file.read(size + thumbnail)
                 if thumbnail:
-                    yield norm, body[:size], body[size:]
+                    yield body[:size], body[size:]
 
     def _keep(self, step: int) -> None:
         """Count the complete records of an earlier call, and cut off what follows."""
         end = self._start
         while len(head := self._file.read(_HEAD.size)) == _HEAD.size:
-            checksum, size, _ = _HEAD.unpack(head)
+            checksum, size = _HEAD.unpack(head)
             body = self._file.read(2 * self.width + size)
             if len(body) < 2 * self.width + size or zlib.crc32(body) != checksum:
                 break
@@ -240,8 +236,9 @@ class IndexFile:
                     f"{path} was written by another version of resnext (format {version}, not "
                     f"{_VERSION}). Make it again with resnext index."
                 )
+            threshold = self.description.get("unknown_threshold")
+            self.unknown_threshold = None if threshold is None else float(threshold)
             self.targets: Int64[np.ndarray, " n"] = self._tensor("targets").astype(np.int64)
-            self.norms: Float32[np.ndarray, " n"] = self._tensor("norms")
             self._ends = {name: self._tensor(f"{name}_ends") for name in ("name", "thumbnail")}
             self.width = int(self._file.get_slice("embeddings").get_shape()[1])
         except (OSError, SafetensorError, ValueError, KeyError, IndexError, TypeError) as error:

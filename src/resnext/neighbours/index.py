@@ -25,7 +25,7 @@ from resnext.inference.runner import Runner
 from resnext.neighbours.build import unit
 from resnext.neighbours.file import IndexFile
 from resnext.neighbours.model_files import index_path, model_digest
-from resnext.neighbours.unknown import UnknownScore, bank_rows, read_score
+from resnext.neighbours.unknown import UnknownScore, bank_rows
 from resnext.system.limits import available_memory
 from resnext.weights.header import read_header
 
@@ -216,7 +216,7 @@ class Index:
             )
         if not np.isfinite(embeddings).all():
             raise InputError("The embedding contains NaN or infinity. Check it, and the weights.")
-        queries = self._projected(unit(embeddings)[0]).T
+        queries = self._projected(unit(embeddings)).T
         blocks = [self._vectors] if self._fits else self._blocks()
         return np.concatenate([block @ queries for block in blocks]).T
 
@@ -239,18 +239,14 @@ class Index:
 
         Args:
             card: The model's card, whose threshold comes first.
-
-        Raises:
-            CheckpointError: The index is damaged.
         """
-        values = self.file.description.get("unknown")
-        if values is None:
+        threshold = card.unknown_threshold
+        if threshold is None:
+            threshold = self.file.unknown_threshold
+        if threshold is None:
             return None
-        try:
-            rows = bank_rows(len(self), self.file.width)
-            return read_score(self.file.some_vectors(rows), values, card)
-        except (KeyError, TypeError, ValueError) as error:
-            raise self.file.damaged() from error
+        rows = bank_rows(len(self), self.file.width)
+        return UnknownScore(self.file.some_vectors(rows), threshold)
 
     @cached_property
     def _runner(self) -> Runner:
@@ -283,7 +279,7 @@ class Index:
         if self.whitened is None:
             return vectors
         mean, matrix = self._whitening
-        return unit((vectors - mean) @ matrix)[0]
+        return unit((vectors - mean) @ matrix)
 
     @cached_property
     def _whitening(self) -> tuple[Float32[np.ndarray, " d"], Float32[np.ndarray, "d c"]]:

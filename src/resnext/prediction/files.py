@@ -189,7 +189,7 @@ def predict_table(
             "embeddings": embeddings and str(embeddings.absolute()),
         }
         if unknown is not None:
-            settings["unknown"] = json.loads(json.dumps(unknown.to_dict()))
+            settings["unknown"] = unknown.threshold
         width = model.config.stages[-1].out_channels
         journal = Journal(out, settings, embeddings, width, step, overwrite)
         shown, resumed, working = reporter(progress), journal.done, time.monotonic()
@@ -405,10 +405,9 @@ def _answered(
             good[i] = False
         embeddings[good] = outputs[1][finite]
         readable = [names[i] for i in np.flatnonzero(good)]
-        logits, vectors = outputs[0][finite], outputs[1][finite]
-        ranked = rank(readable, logits, card, top)
+        ranked = rank(readable, outputs[0][finite], card, top)
         if unknown is not None:
-            ranked = with_scores(ranked, logits, vectors, unknown)
+            ranked = with_scores(ranked, outputs[1][finite], unknown)
         predictions = iter(ranked)
     for name, problem in zip(names, problems, strict=True):
         row: dict[str, Any] = {"path": _escaped(name)}
