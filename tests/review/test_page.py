@@ -18,6 +18,7 @@ from PIL import Image
 
 from resnext.review.cases import Case
 from resnext.review.decisions import Entry, LabelList
+from resnext.review.map import Points
 from resnext.review.server import ReviewServer
 from resnext.review.session import Session
 
@@ -157,3 +158,47 @@ def test_everybody_can_use_it(browser: Any, server: ReviewServer, scheme: str, w
         assert axe.run(page).response["violations"] == [], kind
         assert page.evaluate("document.documentElement.scrollWidth") <= width, kind
     press(page, "Enter")
+
+
+def test_the_lasso_labels_what_is_inside(browser: Any, server: ReviewServer) -> None:
+    """And only that; the file has it at once, and axe-core finds nothing on the map."""
+    session = server.session
+    names = [entry.path for entry in session.labels.entries]
+    n, labels = len(names), np.arange(len(names)) % 2
+    places = np.stack([np.where(np.arange(n) < 10, 0.1, 0.9), np.linspace(0, 1, n)], 1)
+    predicted, split = labels.copy(), np.zeros(n, int)
+    session.points = Points(
+        places, names, CLASSES, labels, predicted, np.ones(n), ("train",), split
+    )
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = browser.new_context(bypass_csp=True).new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"{server.url}map")
+    page.wait_for_selector("#map li")
+    assert axe.run(page).response["violations"] == []
+    box = page.locator("#map canvas").bounding_box()
+    corners = ((0.05, 0.0), (0.5, 0.0), (0.5, 1.0), (0.05, 1.0))
+    for dx, dy in corners:
+        x, y = box["x"] + dx * box["width"], box["y"] + 1 + dy * (box["height"] - 2)
+        page.mouse.move(x, y, steps=4)
+        if (dx, dy) == corners[0]:
+            page.mouse.down()
+    page.mouse.up()
+    assert page.inner_text("#map [role=status]").startswith("10 selected: 5 cat, 5 dog")
+    page.select_option("#map select", "fox")
+    page.click("#map .set")
+    page.wait_for_function(
+        "document.querySelector('#map [role=status]').textContent === '10 set to fox'"
+    )
+    written = LabelList(session.labels.file, []).entries
+    assert [entry.label for entry in written[:10]] == ["fox"] * 10
+    assert {entry.decision for entry in written[10:]} == {""}
+    page.click("#map li:has-text('dog') button")
+    page.click("#map .out")
+    page.wait_for_function(
+        "document.querySelector('#map [role=status]').textContent.endsWith('left out')"
+    )
+    written = LabelList(session.labels.file, []).entries
+    assert [entry.decision for entry in written[10:]] == ["", "left out"] * 16
+    assert errors == []
