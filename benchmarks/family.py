@@ -46,7 +46,7 @@ from resnext.system.atomic import write_bytes_atomically
 from resnext.system.cpu import core_count, cpu_name
 from resnext.system.device import has_bf16
 
-# For images from 64 pixels: four stages, a deep stem with pooling.
+# resnext_tiny, for images from 64 pixels: four stages, a deep stem with pooling.
 BASE: dict[str, Any] = {
     "layers": (1, 1, 2, 1),
     "cardinality": 4,
@@ -55,7 +55,7 @@ BASE: dict[str, Any] = {
     "stem_type": "deep",
     "stem_width": 16,
 }
-# For images of about 32 pixels: three stages, and a stem without stride.
+# resnext_tiny_32px, for about 32 pixels: three stages, and a stem without stride.
 BASE_32: dict[str, Any] = {
     "layers": (1, 1, 2),
     "cardinality": 4,
@@ -109,7 +109,7 @@ PEERS = {
     "shufflenet_v2_x0_5": "torchvision",
     "mobilenet_v3_small": "torchvision",
 }
-NAMED = {64: ("nano", "tiny", "small", "medium"), 32: ("nano_32px", "tiny_32px", "small_32px")}
+NAMED = {64: ("nano", "small", "medium"), 32: ("nano_32px", "small_32px")}
 COSTS = ("step 1", "step 32", "forward 1", "engine 1", "forward 32", "engine 32")
 
 
@@ -136,7 +136,7 @@ def main() -> None:
 
 
 def candidates(size: int) -> dict[str, ResNeXtConfig]:
-    """All candidates for an image size, and the named variants, by name."""
+    """All candidates for an image size, and the other named variants, by name."""
     base, changes = (BASE_32, CHANGES_32) if size == 32 else (BASE, CHANGES)
     configs = {
         name: ResNeXtConfig(num_classes=10, **{**base, **change})

@@ -355,11 +355,8 @@ class FrontierSearch:
         """
         assert row.form is not None
         usual = self.card.preprocessing
-        if (row.size, row.resize, row.form.precision == "int8") == (
-            usual.size,
-            usual.resize,
-            False,
-        ):
+        same = (row.size, row.resize) == (usual.size, usual.resize)
+        if same and row.form.precision != "int8":
             return self.card.temperature, self.card.threshold
         temperature = fit_temperature(logits, self.targets)
         if self.card.threshold is None:
