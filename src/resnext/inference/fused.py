@@ -37,7 +37,7 @@ def fused(network: ResNeXt, dtype: torch.dtype) -> ResNeXt | None:
             setattr(module, "__class__", FusedBottleneck)  # noqa: B010 (it has the same layers)
     if _plain(network.conv1, network.bn1):
         setattr(network.conv1, "__class__", ConvReLU2d)  # noqa: B010
-        network.relu = nn.Identity()
+        network.add_module("relu", nn.Identity())
     return network
 
 
