@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from resnext.grouped_conv import MergedConv2d
 from resnext.inference.fold import fold
 from resnext.network import Bottleneck, ResNeXt
-from resnext.system.device import inference_batch
 
 
 def fused(network: ResNeXt, dtype: torch.dtype) -> ResNeXt | None:
@@ -38,7 +37,7 @@ def fused(network: ResNeXt, dtype: torch.dtype) -> ResNeXt | None:
             setattr(module, "__class__", FusedBottleneck)  # noqa: B010 (it has the same layers)
     if _plain(network.conv1, network.bn1):
         setattr(network.conv1, "__class__", ConvReLU2d)  # noqa: B010
-        network.relu = nn.Identity()
+        network.add_module("relu", nn.Identity())
     return network
 
 
@@ -53,12 +52,11 @@ def quick_classifier(
         dtype: Compute precision.
     """
     quick = fused(network, dtype) if device.type == "cpu" else None
-    images = inference_batch(device)
 
     def classify(x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         if quick is not None:
-            return torch.cat([quick(piece).float() for piece in x.to(dtype).split(images)])
+            return quick(x.to(dtype)).float()
         with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
             return network(x)
 
