@@ -61,6 +61,7 @@ PLAIN = (
 )
 MODULES = (
     "resnext.cli.app",
+    "resnext.inference.exported",
     "resnext.inference.opener",
     "resnext.inference.plan",
     "resnext.inference.plan_table",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from resnext.errors import ResNeXtError
     from resnext.evaluation.classification import evaluate
     from resnext.explanation.images import explain
+    from resnext.exporting.export import export
     from resnext.inference.optimize import optimize
     from resnext.network import ResNeXt, create
     from resnext.prediction.images import predict
@@ -43,6 +44,7 @@ _MODULE = {  # public name → module that defines it
     "distill": "training.launch",
     "evaluate": "evaluation.classification",
     "explain": "explanation.images",
+    "export": "exporting.export",
     "load": "weights.load",
     "load_backbone": "weights.load",
     "optimize": "inference.optimize",
@@ -73,6 +75,7 @@ __all__ = [
     "distill",
     "evaluate",
     "explain",
+    "export",
     "load",
     "load_backbone",
     "mmcls",

@@ -19,6 +19,7 @@ from resnext.cli.checkpoints import catalog, convert, doctor, push
 from resnext.cli.classify import evaluate, predict
 from resnext.cli.compare import compare
 from resnext.cli.explain import explain
+from resnext.cli.export import export
 from resnext.cli.index import index
 from resnext.cli.info import info
 from resnext.cli.options import Flag, complete_optional, with_standard_input
@@ -51,6 +52,7 @@ for _command in (
     index,
     review,
     optimize,
+    export,
     bench,
     catalog,
     convert,

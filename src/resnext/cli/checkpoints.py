@@ -115,9 +115,11 @@ def doctor(file: Path, /) -> None:
     from rich.console import Console
 
     from resnext.cli.tables import diagnosis_table
+    from resnext.exporting.examine import examine
+    from resnext.inference.exported import Exported, is_exported
     from resnext.weights.diagnosis import diagnose
 
-    diagnosis = diagnose(file)
+    diagnosis = examine(Exported(file)) if is_exported(file) else diagnose(file)
     Console().print(diagnosis_table(diagnosis))
     sys.exit(1 if diagnosis.problems else 0)
 

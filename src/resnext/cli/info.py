@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -17,8 +18,8 @@ def info(
 
     Args:
         name: A variant (`resnext50_32x4d`, spelled as in torchvision, timm, Lucid or mmcls), a
-            catalog name, a model file from any library, or a config file (`.json`, or OpenMMLab's
-            `.py`). Without a name, all variants are listed.
+            catalog name, a model file from any library or of `export`, or a config file
+            (`.json`, or OpenMMLab's `.py`). Without a name, all variants are listed.
         size: Image size in pixels. Default: the model's own; for a variant 224, or 32 if it is
             made for small images.
     """
@@ -26,14 +27,19 @@ def info(
 
     from resnext.architectures import variant, variants
     from resnext.cli.tables import network_table, plain, variants_table
+    from resnext.inference.exported import Exported, is_exported
     from resnext.summary import summarize
-    from resnext.weights.description import describe
+    from resnext.weights.description import Description, describe
 
     console = Console()
     if name is None:
         console.print(variants_table([(x, summarize(variant(x), size)) for x in variants()]))
         return
-    model = describe(name, progress=True)
+    if is_exported(name):
+        exported = Exported(Path(name))
+        model = Description(name, exported.config, exported.card)
+    else:
+        model = describe(name, progress=True)
     if size is None and model.card is not None:
         size = model.card.preprocessing.size
     summary = summarize(model.config, size)

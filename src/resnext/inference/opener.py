@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from resnext.errors import CheckpointError, InputError
+from resnext.inference.exported import Exported, is_exported
 from resnext.inference.optimized import Optimized
 from resnext.inference.plan import find_plan, plan_path
 from resnext.inference.runner import Runner
@@ -59,7 +60,7 @@ def open_model(
     batch: int = 64,
     plan: bool = True,
     progress: bool = False,
-) -> ResNeXt | Optimized | R:
+) -> ResNeXt | Optimized | Exported | R:
     """A network in evaluation mode on its device, or a runner.
 
     Args:
@@ -78,6 +79,8 @@ def open_model(
     if isinstance(model, Runner):
         return model
     if isinstance(model, str | Path):
+        if is_exported(model):
+            return Exported(Path(model))
         if plan and (planned := open_planned(model, device, batch, progress)):
             return planned
     elif not (hasattr(model, "fc") and hasattr(model, "card")):

@@ -1,0 +1,43 @@
+"""`resnext export`: a model as a file of another runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from resnext.cli.options import Flag
+
+
+def export(
+    file: str,
+    /,
+    *,
+    to: Literal["onnx", "openvino", "torch"] = "onnx",
+    out: Path | None = None,
+    input: Literal["images", "pixels"] = "images",
+    output: Literal["logits", "probabilities"] = "logits",
+    precision: Literal["fp32", "fp16"] = "fp32",
+    overwrite: Flag = False,
+) -> None:
+    """Write a model as a file of another runtime, and prove it there.
+
+    The file is kept only if that runtime, in a fresh process without this library, gives the same
+    outputs and classes as the network for 64 pictures, from JPEG file to label.
+
+    Args:
+        file: A model file or a catalog name.
+        to: onnx; openvino (an .xml and a .bin file); or torch (a .pt2 file of torch.export).
+        out: The file to write; by default the model's name with the suffix of the format.
+        input: images: normalized floats (n, c, h, w); pixels: 8-bit values (n, h, w, c), which the
+            file normalizes itself.
+        output: First output: logits, or calibrated probabilities.
+        precision: fp32; fp16 stores weights in half the space and computes in fp32.
+        overwrite: Replace an existing file.
+    """
+    from resnext.exporting.export import export
+    from resnext.exporting.targets import TARGETS
+
+    path = out or Path(Path(file).name).with_suffix(TARGETS[to].suffix)
+    export(file, path, to=to, input=input, output=output, precision=precision, overwrite=overwrite)
+    size = sum(part.stat().st_size for part in TARGETS[to].files(path)) / 1e6
+    print(f"{path}: {TARGETS[to].title}, {size:.1f} MB; agrees with the network on 64 pictures")

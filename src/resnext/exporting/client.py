@@ -1,0 +1,107 @@
+"""The process that proves a file: the target's runtime, NumPy and Pillow, nothing of this library.
+
+    python client.py TARGET FILE PICTURES RESULT
+
+It reads the preprocessing from the file, classifies the pictures from file to label in batches of
+several sizes, and writes the outputs, the labels and the preprocessing it found to RESULT (`.npz`).
+It is also the example of a client, so it repeats rules that the library has elsewhere.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+BATCHES = 1, 2, 17
+
+
+def open_onnx(path):
+    """Our metadata, and a function from a batch to a dictionary of outputs."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name, names = session.get_inputs()[0].name, [x.name for x in session.get_outputs()]
+    own = session.get_modelmeta().custom_metadata_map["resnext"]
+    return own, lambda x: dict(zip(names, session.run(None, {name: x}), strict=True))
+
+
+def open_openvino(path):
+    """Our metadata, and a function from a batch to a dictionary of outputs."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(path)
+    precise = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(model, "CPU", precise)
+    own = model.get_rt_info(["model_info", "resnext"]).value
+    names = [output.get_any_name() for output in compiled.outputs]
+    return own, lambda x: dict(zip(names, compiled(x).values(), strict=True))
+
+
+def open_torch(path):
+    """Our metadata, and a function from a batch to a dictionary of outputs."""
+    import torch
+
+    extra = {"resnext": ""}
+    module = torch.export.load(path, extra_files=extra).module()
+
+    def run(x):
+        with torch.inference_mode():
+            return {name: value.numpy() for name, value in module(torch.from_numpy(x)).items()}
+
+    return extra["resnext"], run
+
+
+def prepared(path, rule, kind):
+    """A picture as the file takes it."""
+    with Image.open(path) as opened:
+        image = ImageOps.exif_transpose(opened).convert("L" if rule["colour"] == "L" else "RGB")
+    short, size = rule["resize"], rule["size"]
+    width, height = image.size
+    long = int(short * max(width, height) / min(width, height))
+    wanted = (short, long) if width <= height else (long, short)
+    if wanted != image.size:
+        image = image.resize(wanted, FILTERS[rule["interpolation"]])
+    width, height = image.size
+    if min(width, height) < size:  # black around it
+        wide = Image.new(image.mode, (max(width, size), max(height, size)))
+        wide.paste(image, (max(size - width, 0) // 2, max(size - height, 0) // 2))
+        image, (width, height) = wide, wide.size
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    cut = image.crop((left, top, left + size, top + size))
+    values = np.array(cut, np.uint8).reshape(size, size, -1)
+    if rule["colour"] == "BGR":
+        values = np.ascontiguousarray(values[..., ::-1])
+    if kind == "pixels":
+        return values
+    mean, std = (np.array(rule[name], np.float32) for name in ("mean", "std"))
+    return ((values.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
+
+
+def main(target, path, pictures, result):
+    """Run everything and write the result."""
+    own, run = {"onnx": open_onnx, "openvino": open_openvino, "torch": open_torch}[target](path)
+    described = json.loads(own)
+    card, kind = described["card"], described["input"]
+    files = sorted(Path(pictures).iterdir())
+    x = np.stack([prepared(file, card["preprocessing"], kind) for file in files])
+    found, start = [], 0
+    for count in (*BATCHES, len(x) - sum(BATCHES)):
+        found.append(run(np.ascontiguousarray(x[start : start + count])))
+        start += count
+    outputs = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+    modules = sorted({name.partition(".")[0] for name in sys.modules})
+    shown = json.dumps({"card": card, "input": kind, "modules": modules})
+    np.savez(result, **{"described": np.array(shown), **outputs})  # pyright: ignore
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,222 @@
+"""The file formats: ONNX, OpenVINO, torch.export."""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resnext.card import Card
+from resnext.config import ResNeXtConfig
+from resnext.exporting.graph import ExportedModule
+from resnext.exporting.metadata import onnx_metadata, openvino_metadata
+from resnext.inference.engines.base import load_package, silenced
+from resnext.inference.exported import METADATA_KEY
+
+OPSET = 18
+_MOST_IMAGES = 4096  # the exporter wants a bound; the file has none
+
+
+class Target(ABC):
+    """A file format, and the runtime that reads it.
+
+    Attributes:
+        name: Its name on the command line.
+        title: Its name in messages.
+        suffix: Suffix of its file.
+        packages: Modules that writing and proving it needs.
+        install_hint: Argument of `pip install` if one is missing.
+    """
+
+    name: str
+    title: str
+    suffix: str
+    packages: tuple[str, ...]
+    install_hint: str
+
+    def check_packages(self) -> None:
+        """Refuse to begin without the packages.
+
+        Raises:
+            InputError: One is not installed.
+        """
+        for package in self.packages:
+            load_package(package, self.install_hint)
+
+    @abstractmethod
+    def build(self, module: ExportedModule, example: torch.Tensor, outputs: list[str]) -> Any:
+        """The graph in the target's own form.
+
+        Args:
+            module: What the file computes.
+            example: Two images as the file takes them.
+            outputs: Names of the outputs.
+        """
+
+    @abstractmethod
+    def write(
+        self,
+        built: Any,
+        path: Path,
+        own: str,
+        module: ExportedModule,
+        config: ResNeXtConfig,
+        card: Card,
+    ) -> None:
+        """Write a file.
+
+        Args:
+            built: What `build` returned.
+            path: The file.
+            own: Our metadata.
+            module: What was built.
+            config: The architecture, for the metadata of others.
+            card: Labels and preprocessing, for the metadata of others.
+        """
+
+    def files(self, path: Path) -> list[Path]:
+        """All files that `write` makes."""
+        return [path]
+
+
+class Onnx(Target):
+    """One ONNX file, opset 18."""
+
+    name, title, suffix = "onnx", "ONNX", ".onnx"
+    packages = ("onnx", "onnxscript", "onnxruntime")
+    install_hint = '"resnext[onnx]"'
+
+    def build(self, module: ExportedModule, example: torch.Tensor, outputs: list[str]) -> Any:
+        """An `onnx.ModelProto` that says nothing of this machine."""
+        with silenced("torch.onnx"):
+            program = torch.onnx.export(
+                module,
+                (example,),
+                input_names=[module.inputs],
+                output_names=outputs,
+                dynamic_shapes=({0: torch.export.Dim("n", min=1, max=_MOST_IMAGES)},),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+        assert program is not None
+        model = program.model_proto
+        _forget_origins(model)
+        return model
+
+    def write(
+        self,
+        built: Any,
+        path: Path,
+        own: str,
+        module: ExportedModule,
+        config: ResNeXtConfig,
+        card: Card,
+    ) -> None:
+        """Write graph and metadata."""
+        del built.metadata_props[:]
+        for key, value in {METADATA_KEY: own, **onnx_metadata(config, card, module.inputs)}.items():
+            built.metadata_props.add(key=key, value=value)
+        path.write_bytes(built.SerializeToString(deterministic=True))
+
+
+class OpenVino(Target):
+    """OpenVINO's IR: an XML file, and the weights in a `.bin` file beside it."""
+
+    name, title, suffix = "openvino", "OpenVINO", ".xml"
+    packages = ("onnx", "onnxscript", "openvino")
+    install_hint = '"resnext[openvino]"'
+
+    def build(self, module: ExportedModule, example: torch.Tensor, outputs: list[str]) -> Any:
+        """An `openvino.Model`, converted from the ONNX graph."""
+        import openvino
+
+        graph = Onnx().build(module, example, outputs)
+        model = openvino.convert_model(io.BytesIO(graph.SerializeToString()))
+        for i, node in enumerate(model.get_ordered_ops()):  # some names count all nodes so far
+            if (kind := node.get_type_name()) not in ("Parameter", "Result"):
+                node.set_friendly_name(f"{kind}_{i}")
+        return model
+
+    def write(
+        self,
+        built: Any,
+        path: Path,
+        own: str,
+        module: ExportedModule,
+        config: ResNeXtConfig,
+        card: Card,
+    ) -> None:
+        """Write graph, weights and metadata."""
+        import openvino
+
+        for key, value in openvino_metadata(card, module.inputs).items():
+            built.set_rt_info(value, ["model_info", key])
+        built.set_rt_info(own, ["model_info", METADATA_KEY])
+        openvino.save_model(built, path, compress_to_fp16=module.halved)
+
+    def files(self, path: Path) -> list[Path]:
+        """The XML file and the weights."""
+        return [path, path.with_suffix(".bin")]
+
+
+class Torch(Target):
+    """A program of `torch.export`, which needs torch and nothing of this library."""
+
+    name, title, suffix = "torch", "torch.export", ".pt2"
+    packages = ()
+    install_hint = "torch"
+
+    def build(self, module: ExportedModule, example: torch.Tensor, outputs: list[str]) -> Any:
+        """An `ExportedProgram` that says nothing of this machine; it returns a dictionary."""
+        program = torch.export.export(
+            _Named(module, outputs),
+            (example,),
+            dynamic_shapes=({0: torch.export.Dim("n", min=1, max=_MOST_IMAGES)},),
+        )
+        for node in program.graph.nodes:
+            for key in ("stack_trace", "from_node", "source_fn_stack"):
+                node.meta.pop(key, None)
+        return program
+
+    def write(
+        self,
+        built: Any,
+        path: Path,
+        own: str,
+        module: ExportedModule,
+        config: ResNeXtConfig,
+        card: Card,
+    ) -> None:
+        """Write program and metadata."""
+        content = io.BytesIO()  # a file's name would be written into it
+        torch.export.save(built, content, extra_files={METADATA_KEY: own})
+        path.write_bytes(content.getvalue())
+
+
+class _Named(torch.nn.Module):
+    """A module whose outputs have names."""
+
+    def __init__(self, module: ExportedModule, outputs: list[str]) -> None:
+        super().__init__()
+        self.module, self.outputs = module, outputs
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return dict(zip(self.outputs, self.module(x), strict=True))
+
+
+TARGETS: dict[str, Target] = {target.name: target for target in (Onnx(), OpenVino(), Torch())}
+"""The targets by name."""
+
+
+def _forget_origins(model: Any) -> None:
+    """Remove notes on where an ONNX graph came from, which hold paths of this machine."""
+    graph = model.graph
+    graph.doc_string = ""
+    parts = (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    for part in parts:
+        part.doc_string = ""
+        del part.metadata_props[:]

@@ -1,0 +1,282 @@
+"""`export`: files of other runtimes that answer as the network does, or no file at all."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_network
+from inference_cases import CONFIG, pictures
+
+import resnext
+from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig
+from resnext.cli.app import main
+from resnext.errors import CheckpointError, InputError, ResNeXtError
+from resnext.exporting import targets
+from resnext.exporting.export import export
+from resnext.exporting.graph import ExportedModule
+from resnext.inference.exported import Exported
+
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+
+
+@pytest.fixture(scope="module")
+def network() -> ResNeXt:
+    """A network whose labels, temperature and threshold are not the usual ones."""
+    labels = ("a cat", "Löwe, der", "c")
+    card = Card(labels, Preprocessing(size=32, resize=36), temperature=1.7, threshold=0.6)
+    return tiny_network(replace(CONFIG, num_classes=3), card)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, network: ResNeXt) -> Path:
+    """One file of each format, of pixels and with probabilities."""
+    folder = tmp_path_factory.mktemp("exported")
+    for suffix in SUFFIXES.values():
+        export(network, folder / f"net{suffix}", input="pixels", output="probabilities")
+    return folder
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES.values())
+def test_predict_takes_an_exported_file(
+    suffix: str, folder: Path, network: ResNeXt, tmp_path: Path
+) -> None:
+    """It gave "not a file of weights"; labels, temperature and threshold come from the file."""
+    photos = pictures(tmp_path / "photos", 3)
+    wanted = resnext.predict(network, photos, top=3)
+    found = resnext.predict(folder / f"net{suffix}", photos, top=3)
+    for mine, theirs in zip(wanted, found, strict=True):
+        assert mine.labels == theirs.labels
+        assert mine.probabilities == pytest.approx(theirs.probabilities, abs=1e-5)
+        assert mine.sure == theirs.sure
+
+
+@pytest.mark.parametrize("to", SUFFIXES)
+def test_the_same_model_gives_the_same_bytes(
+    to: str, folder: Path, network: ResNeXt, tmp_path: Path
+) -> None:
+    """Also under another name, and nothing in them tells where they were made."""
+    path = folder / f"net{SUFFIXES[to]}"
+    other = export(network, tmp_path / f"b{SUFFIXES[to]}", input="pixels", output="probabilities")
+    for one, two in zip(
+        targets.TARGETS[to].files(path), targets.TARGETS[to].files(other), strict=True
+    ):
+        assert one.read_bytes() == two.read_bytes()
+        for place in (str(Path(resnext.__file__).parents[2]), sys.prefix, str(Path.home())):
+            assert place.encode() not in one.read_bytes()
+
+
+def test_onnx_says_what_it_is(folder: Path) -> None:
+    """Other runtimes read labels, size and colour from the conventions that they know."""
+    import onnx
+    import onnxruntime
+
+    graph = onnx.load(folder / "net.onnx")
+    onnx.checker.check_model(graph, full_check=True)
+    assert graph.opset_import[0].version == 18
+    session = onnxruntime.InferenceSession(folder / "net.onnx")
+    found = session.get_modelmeta().custom_metadata_map
+    assert found["names"] == "{0: 'a cat', 1: 'Löwe, der', 2: 'c'}"
+    assert (found["task"], found["imgsz"]) == ("classify", "[32, 32]")
+    assert found["Image.BitmapPixelFormat"] == "Rgb8"
+    assert session.get_inputs()[0].shape == ["n", 32, 32, 3]
+    assert [x.name for x in session.get_outputs()] == ["probabilities", "embedding", "map"]
+    proof = json.loads(found["resnext"])["proof"]
+    assert proof["images"] == 64
+    assert max(proof["difference"].values()) < 1e-4
+
+
+def test_openvino_says_what_it_is(folder: Path) -> None:
+    """Its Model API separates labels by spaces."""
+    import openvino
+
+    model = openvino.Core().read_model(folder / "net.xml")
+    info = {key: model.get_rt_info(["model_info", key]).value for key in ("labels", "model_type")}
+    assert info == {"labels": "a_cat Löwe,_der c", "model_type": "Classification"}
+
+
+@pytest.mark.parametrize("to", SUFFIXES)
+def test_half_precision_halves_the_weights(to: str, tmp_path: Path) -> None:
+    """A phone downloads the file, so its size is what counts."""
+    network = tiny_network(
+        ResNeXtConfig((1, 1), 4, 32, num_classes=300, num_stages=2, channels=(64, 128)), None
+    )
+    network.card = Card(tuple(map(str, range(300))), Preprocessing(size=32, resize=32))
+    sizes = []
+    for precision in ("fp32", "fp16"):
+        path = export(network, tmp_path / f"{precision}{SUFFIXES[to]}", precision=precision)
+        sizes.append(sum(file.stat().st_size for file in targets.TARGETS[to].files(path)))
+    assert sizes[1] < 0.62 * sizes[0]
+    assert network.fc.weight.dtype is torch.float32
+
+
+@pytest.mark.parametrize(
+    ("break_module", "message"),
+    [
+        (lambda module: module.network.fc.bias.data.add_(0.1), "logits by"),
+        (lambda module: module.mean.mul_(1.02), "logits by"),
+    ],
+    ids=["weights", "normalization"],
+)
+def test_a_file_that_answers_differently_is_not_kept(
+    break_module: Any, message: str, network: ResNeXt, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Half of the exported models elsewhere differ, mostly by their preprocessing."""
+    build = targets.Onnx.build
+
+    def broken(self: Any, module: ExportedModule, *rest: Any) -> Any:
+        with torch.no_grad():
+            break_module(module)
+        return build(self, module, *rest)
+
+    monkeypatch.setattr(targets.Onnx, "build", broken)
+    with pytest.raises(ResNeXtError, match=f"ONNX answers differently: {message}"):
+        export(network, tmp_path / "net.onnx", input="pixels")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_with_wrong_labels_is_not_kept(
+    network: ResNeXt, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """The labels are compared too, as the client reads them."""
+    from resnext.exporting import export as module
+
+    told = module.own_metadata
+    monkeypatch.setattr(module, "own_metadata", lambda *a: told(*a).replace("a cat", "a dog"))
+    with pytest.raises(ResNeXtError, match="Labels, preprocessing"):
+        export(network, tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_network_is_left_as_it_was(network: ResNeXt, tmp_path: Path) -> None:
+    """Export folds and halves a copy."""
+    network.train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    export(network, tmp_path / "net.onnx", precision="fp16")
+    assert network.training
+    assert all(torch.equal(before[key], x) for key, x in network.state_dict().items())
+    network.eval()
+
+
+def test_refusals(network: ResNeXt, tmp_path: Path) -> None:
+    """One line that says what to do, before any work."""
+    taken = tmp_path / "taken.onnx"
+    taken.write_bytes(b"mine")
+    cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
+        (CheckpointError, "taken.onnx exists", {"path": taken}),
+        (InputError, "the suffix must be one of .onnx", {"path": tmp_path / "net.engine"}),
+        (InputError, "the suffix must be", {"path": tmp_path / "net.onnx", "to": "torch"}),
+        (InputError, "to must be onnx", {"path": tmp_path / "net.onnx", "to": "tensorrt"}),
+        (ResNeXtError, "input must be", {"path": tmp_path / "net.onnx", "input": "picture"}),
+        (CheckpointError, "is a folder", {"path": tmp_path}),
+    ]
+    for kind, message, arguments in cases:
+        path = arguments.pop("path")
+        if path == tmp_path:
+            arguments["to"], path = "onnx", tmp_path / "folder.onnx"
+            path.mkdir()
+        with pytest.raises(kind, match=message):
+            export(network, path, **arguments)
+    assert taken.read_bytes() == b"mine"
+    with pytest.raises(InputError, match="no labels"):
+        export(tiny_network(CONFIG, None), tmp_path / "other.onnx")
+
+
+def test_files_that_export_did_not_write(tmp_path: Path, folder: Path) -> None:
+    """A foreign graph, a damaged one and a missing one: one line each."""
+    import onnx
+
+    graph = onnx.load(folder / "net.onnx")
+    del graph.metadata_props[:]
+    onnx.save(graph, tmp_path / "foreign.onnx")
+    (tmp_path / "cut.onnx").write_bytes((folder / "net.onnx").read_bytes()[:1000])
+    (tmp_path / "cut.xml").write_bytes((folder / "net.xml").read_bytes()[:1000])
+    (tmp_path / "cut.pt2").write_bytes((folder / "net.pt2").read_bytes()[:1000])
+    pictures(tmp_path, 1)
+    for name, message in (
+        ("foreign.onnx", "was not written by resnext export"),
+        ("cut.onnx", "cannot be opened"),
+        ("cut.xml", "cannot be opened"),
+        ("cut.pt2", "cannot be opened"),
+        ("none.onnx", "does not exist"),
+    ):
+        with pytest.raises(CheckpointError, match=message) as caught:
+            resnext.predict(tmp_path / name, next(tmp_path.rglob("*.png")))
+        assert "\n" not in str(caught.value)
+
+
+def test_an_exported_file_travels_to_another_process(folder: Path) -> None:
+    """Sessions cannot be pickled; the file is opened again."""
+    pixels = np.zeros((2, 32, 32, 3), np.uint8)
+    for suffix in SUFFIXES.values():
+        runner = Exported(folder / f"net{suffix}")
+        again = pickle.loads(pickle.dumps(runner))
+        assert np.array_equal(runner.pixels(pixels)[0], again.pixels(pixels)[0])
+
+
+def test_predict_on_an_exported_file_loads_no_torch(folder: Path, tmp_path: Path) -> None:
+    """ONNX and OpenVINO files are for machines without torch."""
+    photos = pictures(tmp_path / "photos", 1)
+    program = (
+        "import sys, resnext; resnext.predict(sys.argv[1], sys.argv[2]); "
+        "assert 'torch' not in sys.modules"
+    )
+    for name in ("net.onnx", "net.xml"):
+        command = [sys.executable, "-c", program, str(folder / name), str(photos)]
+        subprocess.run(command, check=True)
+
+
+def test_the_command(
+    network: ResNeXt, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It writes beside the user, says what it did, and `doctor` and `info` read it."""
+    monkeypatch.chdir(tmp_path)
+    resnext.save(network, tmp_path / "pets.safetensors")
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["resnext", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as error:
+            code = int(error.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    for arguments, code, words in (
+        (("export", "pets.safetensors", "--input", "pixels"), 0, ("pets.onnx: ONNX", "64 pic")),
+        (("export", "pets.safetensors"), 2, ("pets.onnx exists",)),
+        (("doctor", "pets.onnx"), 0, ("written by resnext export", "Löwe")),
+        (("info", "pets.onnx"), 0, ("32×32",)),
+        (("optimize", "pets.onnx"), 2, ("exported file",)),
+    ):
+        found, text = run(*arguments)
+        assert found == code, text
+        for word in words:
+            assert word in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", SUFFIXES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnext_nano_32px", "resnext_tiny", "resnext11_8x16d", "resnext26_32x4d"),
+        *("resnext50_32x4d", "resnext50d_32x4d", "seresnext26t_32x4d", "seresnext50_32x4d"),
+        *("eca_resnext26ts", "resnext101_32x4d", "seresnextaa101d_32x8d", "resnext26ts"),
+    ],
+)
+def test_every_kind_of_network(name: str, to: str, tmp_path: Path) -> None:
+    """Every variant passes the gate in every format."""
+    network = tiny_network(resnext.variant(name), None)
+    labels = tuple(map(str, range(network.config.num_classes)))
+    network.card = Card(labels, Preprocessing(size=64, resize=72))
+    export(network, tmp_path / f"net{SUFFIXES[to]}", input="pixels")
