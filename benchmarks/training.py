@@ -144,7 +144,7 @@ def step() -> None:
     from oracles import originals
 
     originals.timm.__version__  # noqa: B018 (its parts can be imported only after this)
-    from timm.optim import create_optimizer_v2
+    from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
@@ -154,7 +154,7 @@ def step() -> None:
         x, y = x.to(device), y.to(device)
         theirs, timms, ours = networks(name, originals)
         began = time.perf_counter()
-        chosen = fastest_groups(ours, tuple(x.shape), device, dtype)
+        chosen = fastest_groups(ours, (batch, 3, size, size), device, dtype)
         seconds = time.perf_counter() - began
         merge_groups(ours, chosen)
         print(f"{name} at {size}, batch {batch}")
@@ -183,7 +183,8 @@ def validation() -> None:
     """The target is 1.5 times the network's own forward pass."""
     device, dtype = torch.device("cpu"), pick_precision("auto", torch.device("cpu"))
     for name, size, batch in steps():
-        network = resnext.create(name, num_classes=10).to(memory_format=torch.channels_last)
+        network: Any = resnext.create(name, num_classes=10)
+        network = network.to(memory_format=torch.channels_last)
         x = torch.rand(2 * batch, 3, size, size).contiguous(memory_format=torch.channels_last)
 
         def own(network: nn.Module = network, x: torch.Tensor = x) -> object:
@@ -204,7 +205,8 @@ def profile() -> None:
     """Where the time of a step goes, by operation."""
     dtype = pick_precision("auto", torch.device("cpu"))
     for name, size, batch in steps():
-        network = resnext.create(name, num_classes=10).to(memory_format=torch.channels_last)
+        network: Any = resnext.create(name, num_classes=10)
+        network = network.to(memory_format=torch.channels_last)
         x, y = torch.rand(batch, 3, size, size), torch.randint(10, (batch,))
         for precision in dict.fromkeys((torch.float32, dtype)):
             run = our_step(network, x, y, precision)
@@ -226,7 +228,7 @@ def steps() -> list[tuple[str, int, int]]:
     return [(name, size, max(batch, least)) for name, size, batch in STEPS if name in wanted]
 
 
-def networks(name: str, originals: Any) -> tuple[nn.Module, nn.Module, nn.Module]:
+def networks(name: str, originals: Any) -> tuple[Any, Any, Any]:
     """A network as torchvision, timm and resnext build it; ours where they have no such network."""
     ours = resnext.create(name, num_classes=10)
     if ours.config.small_stem:

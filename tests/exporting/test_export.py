@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_network
+from helpers import photo_folder, tiny_network
 from inference_cases import CONFIG, pictures
 
 import resnext
@@ -57,6 +57,17 @@ def test_predict_takes_an_exported_file(
         assert mine.labels == theirs.labels
         assert mine.probabilities == pytest.approx(theirs.probabilities, abs=1e-5)
         assert mine.sure == theirs.sure
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES.values())
+def test_evaluate_takes_an_exported_file(
+    suffix: str, folder: Path, network: ResNeXt, tmp_path: Path
+) -> None:
+    """On the images that training held out, as for the model's own file."""
+    photos = photo_folder(tmp_path / "photos", network.card.labels if network.card else ())
+    wanted, found = (resnext.evaluate(x, photos) for x in (network, folder / f"net{suffix}"))
+    assert np.array_equal(found.predicted, wanted.predicted)
+    assert np.allclose(found.confidence, wanted.confidence, atol=1e-5)
 
 
 @pytest.mark.parametrize("to", SUFFIXES)

@@ -27,6 +27,7 @@ from resnext.evaluation.metrics import (
     score,
 )
 from resnext.foreign_names import answering_call
+from resnext.inference.exported import Exported
 from resnext.inference.opener import evaluation_mode, open_model
 from resnext.inference.optimized import Optimized
 from resnext.inference.runner import Runner, check_finite
@@ -43,7 +44,7 @@ Advance = Callable[[int], None]
 
 @answering_call
 def evaluate(
-    model: ResNeXt | Optimized | str | Path,
+    model: ResNeXt | Optimized | Exported | str | Path,
     data: str | Path,
     *,
     batch_size: int | None = None,
@@ -92,8 +93,8 @@ def evaluate(
 
 @answering_call
 def compare(
-    model_a: ResNeXt | Optimized | str | Path,
-    model_b: ResNeXt | Optimized | str | Path,
+    model_a: ResNeXt | Optimized | Exported | str | Path,
+    model_b: ResNeXt | Optimized | Exported | str | Path,
     data: str | Path,
     *,
     batch_size: int | None = None,
@@ -230,12 +231,12 @@ class _Settings(NamedTuple):
 
 
 def _open(
-    model: ResNeXt | Optimized | str | Path,
+    model: ResNeXt | Optimized | Exported | str | Path,
     data: str | Path,
     settings: _Settings,
     *,
     tell: bool = True,
-) -> tuple[ResNeXt | Optimized, ImageSet]:
+) -> tuple[ResNeXt | Optimized | Exported, ImageSet]:
     """A classifier ready to run, and the images of the data that it was not trained on.
 
     Args:
@@ -262,7 +263,10 @@ def _open(
 
 
 def _run(
-    model: ResNeXt | Optimized, images: ImageSet, settings: _Settings, keep_logits: bool = False
+    model: ResNeXt | Optimized | Exported,
+    images: ImageSet,
+    settings: _Settings,
+    keep_logits: bool = False,
 ) -> Evaluation:
     """Run a classifier over images and evaluate its predictions."""
     card, device = card_of(model), pick_device(settings.device)
@@ -288,7 +292,7 @@ def _run(
     return score(outputs, images, temperature=card.temperature, keep_logits=keep_logits)
 
 
-def _classifier(model: ResNeXt | Optimized, device: torch.device) -> Classifier:
+def _classifier(model: ResNeXt | Optimized | Exported, device: torch.device) -> Classifier:
     """A classifier of images in single precision, in the layout that is fast on a device."""
     layout = torch.channels_last if device.type == "cpu" else torch.preserve_format
     dtype = torch.float32 if isinstance(model, Runner) else model.fc.weight.dtype
@@ -296,7 +300,10 @@ def _classifier(model: ResNeXt | Optimized, device: torch.device) -> Classifier:
 
 
 def _speeds(
-    a: ResNeXt | Optimized, b: ResNeXt | Optimized, images: int, settings: _Settings
+    a: ResNeXt | Optimized | Exported,
+    b: ResNeXt | Optimized | Exported,
+    images: int,
+    settings: _Settings,
 ) -> tuple[float, float]:
     """Images per second of two classifiers: the best of several batches, timed in turns."""
     device = pick_device(settings.device)

@@ -10,6 +10,8 @@ from resnext.card import Card
 from resnext.config import ResNeXtConfig
 from resnext.inference.engines.base import InputKind
 
+_DATA = ("data", "fingerprint", "seed", "val_fraction")
+
 
 def own_metadata(
     config: ResNeXtConfig, card: Card, inputs: InputKind, output: str, proof: dict[str, Any]
@@ -18,13 +20,14 @@ def own_metadata(
 
     Args:
         config: The architecture.
-        card: Labels, preprocessing, temperature and threshold. Where the data lay stays out.
+        card: Labels, preprocessing, temperature and threshold. Of its provenance only what tells
+            the images that the model was trained on.
         inputs: Kind of the input.
         output: Name of the first output.
         proof: What the gate measured.
     """
     shown = card.to_dict()
-    shown["provenance"] = {}
+    shown["provenance"] = {key: card.provenance[key] for key in _DATA if key in card.provenance}
     content = {
         "version": 1,
         "resnext": version("resnext"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from resnext.card import Card
 from resnext.config import ResNeXtConfig
@@ -16,6 +16,9 @@ from resnext.errors import CheckpointError, MissingFileError, ResNeXtError
 from resnext.inference.engines.base import load_package
 from resnext.inference.runner import Outputs
 from resnext.system.digest import file_sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 METADATA_KEY = "resnext"
 """Name of our description in a file's metadata."""
@@ -68,6 +71,17 @@ class Exported:
     def fingerprint(self) -> str:
         """Differs between files."""
         return file_sha256(self.path)
+
+    def __call__(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Logits of normalized images, which were pixels of 8 bits."""
+        import torch
+
+        assert self.card is not None
+        rule = self.card.preprocessing
+        images = x.detach().float().cpu().numpy().transpose(0, 2, 3, 1)
+        mean, std = (np.array(values, np.float32) for values in (rule.mean, rule.std))
+        levels = np.rint((images * std + mean) * 255).clip(0, 255).astype(np.uint8)
+        return torch.from_numpy(self.pixels(levels)[0]).to(x.device)
 
     def pixels(self, x: UInt8[np.ndarray, "n h w c"]) -> Outputs:
         """Logits and embeddings of pixels as `data.decoding.pixels` returns them."""
