@@ -215,7 +215,9 @@ UNKNOWN: list[tuple[Any, str, str]] = [  # a call, what it was given, what it is
 ]
 
 
-@pytest.mark.parametrize(("call", "name", "told"), UNKNOWN, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("call", "name", "told"), UNKNOWN, ids=[f"{call.__name__}-{name}" for call, name, _ in UNKNOWN]
+)
 def test_unknown_arguments(call: Any, name: str, told: str) -> None:
     """Other libraries' names are answered in one line, wherever they are given."""
     needed: list[Any] = [
