@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import resnext
 from resnext import Backbone, ResNeXt, ResNeXtConfig, load_backbone, lucid, save
-from resnext.errors import ConfigError, ConfigTypeError
+from resnext.errors import CheckpointError, ConfigError, ConfigTypeError
 
 CONFIG = ResNeXtConfig((2, 1, 1, 1), 4, 8, num_classes=5, channels=(16, 32, 64, 128))
 X = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -114,6 +114,37 @@ def test_intermediate_maps(options: dict[str, Any]) -> None:
         options = {"indices": options["indices"].tolist()}
     wanted = output(theirs.forward_intermediates, X, **options)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("indices", [1, [4], [2], [0, 3], [0]], ids=str)
+def test_pruned_networks(indices: Any) -> None:
+    """timm's `FeatureGetterNet` takes out what its maps do not need, and describes them."""
+    ours, theirs = ResNeXt(CONFIG).eval(), timms()
+    ours.load_state_dict(theirs.state_dict())
+    wrap = import_module("timm.models._features").FeatureGetterNet
+    got, wanted = wrap(ours, indices), wrap(theirs, indices)
+    torch.testing.assert_close(output(got, X), output(wanted, X), rtol=1e-4, atol=1e-4)
+    assert [*ours.state_dict()] == [*theirs.state_dict()]
+    assert ours.num_features == theirs.num_features
+    for name in ("channels", "reduction"):
+        assert getattr(got.feature_info, name)() == getattr(wanted.feature_info, name)()
+    last = output(got, X)[-1]
+    assert torch.equal(output(ours.forward_features, X), last)
+    assert torch.allclose(output(ours, X), last.mean((2, 3)), atol=1e-5)
+    ours.reset_classifier(7)
+    assert output(ours, X).shape == (2, 7)
+    whole = ResNeXt(CONFIG)
+    assert whole.prune_intermediate_layers([4], prune_head=False) == [4]
+    assert whole.num_classes == CONFIG.num_classes
+
+
+def test_pruned_networks_are_not_saved(tmp_path: Path) -> None:
+    """Their config describes stages that they do not have."""
+    model = ResNeXt(CONFIG)
+    model.prune_intermediate_layers([2])
+    model.reset_classifier(7)
+    with pytest.raises(CheckpointError, match=r"layer3\.0\.conv1\.weight should be"):
+        save(model, tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("indices", ["all", [5], 6, 0, [], -1, [0.5]], ids=str)

@@ -111,13 +111,9 @@ class Backbone(Trunk):
     @property
     def feature_info(self) -> FeatureInfo:
         """Name, channels and stride of each returned map, finest first."""
-        stride, infos = self.config.stem_stride, []
-        for i, stage in enumerate(self.config.stages):
-            stride *= stage.stride
-            infos.append(Feature(f"layer{i + 1}", stage.out_channels, stride))
-        half = 1 if self.config.small_stem else 2
-        stem = [Feature("relu", self.config.stem_out[-1], half)] if self.with_stem else []
-        return FeatureInfo((*stem, *(infos[i] for i in self.out_indices)))
+        stem, *stages = (Feature(*described) for described in self.described_maps())
+        first = (stem,) if self.with_stem else ()
+        return FeatureInfo((*first, *(stages[i] for i in self.out_indices)))
 
     @property
     def stem_parts(self) -> tuple[nn.Module, ...]:

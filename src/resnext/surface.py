@@ -70,6 +70,15 @@ class TrunkSurface(nn.Module):
         block = r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"
         return {"stem": r"^(?:conv1|bn1|stem)", "blocks": block}
 
+    def described_maps(self) -> list[tuple[str, int, int]]:
+        """Module, channels and stride of the stem's map and of the map of each of the stages."""
+        stride = self.config.stem_stride
+        described = [("relu", self.config.stem_out[-1], 1 if self.config.small_stem else 2)]
+        for i, stage in enumerate(self.config.stages):
+            stride *= stage.stride
+            described.append((f"layer{i + 1}", stage.out_channels, stride))
+        return described
+
 
 class ClassifierSurface(TrunkSurface):
     """timm's methods of a classifier, and Lucid's attributes."""
@@ -132,6 +141,12 @@ class ClassifierSurface(TrunkSurface):
 
     default_cfg = pretrained_cfg  # its older name
 
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Channels, stride and module of the maps of `forward_intermediates`, in timm's form."""
+        keys = ("module", "num_chs", "reduction")
+        return [dict(zip(keys, described, strict=True)) for described in self.described_maps()]
+
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map `(n, num_features, h, w)` of images."""
         return self.features(x)[-1]
@@ -161,6 +176,20 @@ class ClassifierSurface(TrunkSurface):
         """
         if output_fmt != "NCHW":
             raise ConfigError(f"output_fmt must be 'NCHW', not {brief(output_fmt)}.")
+        chosen = self._chosen_maps(indices)
+        check_images(x, self.config)
+        stem = self.stem_map(x)
+        depth = chosen[-1] if stop_early else None
+        maps = [stem, *self.staged(self.maxpool(stem), depth)]
+        found = [maps[i] for i in chosen]
+        return found if intermediates_only else (maps[-1], found)
+
+    def _chosen_maps(self, indices: int | Sequence[int] | None) -> list[int]:
+        """Indices of maps, sorted and without repetition.
+
+        Raises:
+            ConfigError: A map does not exist, or there are none.
+        """
         every, wanted = range(len(self.stages) + 1), plain(indices)
         if wanted is None or type(wanted) is int:
             wanted = range(-(len(every) if wanted is None else wanted), 0)
@@ -173,12 +202,40 @@ class ClassifierSurface(TrunkSurface):
                 f"indices must be of maps from 0 (the stem) to {every[-1]}, or how many of the "
                 f"last ones, not {brief(indices)}."
             )
-        check_images(x, self.config)
-        stem = self.stem_map(x)
-        depth = chosen[-1] if stop_early else None
-        maps = [stem, *self.staged(self.maxpool(stem), depth)]
-        found = [maps[i] for i in chosen]
-        return found if intermediates_only else (maps[-1], found)
+        return chosen
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | Sequence[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Take out what comes after the last of these maps, as timm's `FeatureGetterNet` asks.
+
+        The config still describes all stages, so a network without some cannot be saved.
+
+        Args:
+            indices: Maps to keep, as in `forward_intermediates`.
+            prune_norm: Not used: there is no last norm.
+            prune_head: Whether to take out the classifier too if no stage is.
+
+        Returns:
+            The indices of the maps.
+
+        Raises:
+            ConfigError: A map does not exist.
+        """
+        chosen = self._chosen_maps(indices)
+        without = self.stage_names[chosen[-1] :]
+        for name in without:
+            setattr(self, name, nn.Sequential())
+        if chosen[-1] == 0:
+            self.maxpool = nn.Sequential()
+        if without:
+            self.num_features = self.described_maps()[chosen[-1]][1]
+        if without or prune_head:
+            self.reset_classifier(0)
+        return chosen
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits from the last feature map; with `pre_logits`, what the classifier is given."""

@@ -40,16 +40,11 @@ _original, _list = timm.create_model, timm.list_models
 
 
 class _Network(ResNeXt):
-    """Describes its maps in timm's dictionaries, and can return the last map itself."""
+    """Can return the last map itself."""
 
     pooled = True
     default_cfg: Any = None  # pyright: ignore
     pretrained_cfg: Any = None  # pyright: ignore
-
-    @property
-    def feature_info(self) -> list[dict[str, Any]]:
-        """Channels, reduction and module of each map."""
-        return _described(Backbone(self.config, with_stem=True))
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """timm's, whose '' means no pooling."""
@@ -70,15 +65,11 @@ class _Features(Backbone):
     @property
     def feature_info(self) -> timm.models.FeatureInfo:  # pyright: ignore
         """timm's description of the maps."""
-        described = _described(super())
+        described = [
+            {"num_chs": f.channels, "reduction": f.stride, "module": f.name}
+            for f in super().feature_info
+        ]
         return timm.models.FeatureInfo(described, tuple(range(len(described))))
-
-
-def _described(backbone: Any) -> list[dict[str, Any]]:
-    return [
-        {"num_chs": f.channels, "reduction": f.stride, "module": f.name}
-        for f in backbone.feature_info
-    ]
 
 
 def _is_ours(name: str) -> bool:

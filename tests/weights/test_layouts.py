@@ -475,6 +475,26 @@ HEADS: dict[str, tuple[State, bool, str]] = {
         "mean and deviation are those in mean",
     ),
     "second head": (beside(fc=LINEAR, rotation={"weight": torch.ones(4, 2048)}), True, "rotation"),
+    "1×1 convolution": (
+        beside(fc={"weight": LINEAR["weight"][..., None, None], "bias": LINEAR["bias"]}),
+        True,
+        "usual values",
+    ),
+    "1×1 convolution, other name": (
+        beside(logits={"weight": LINEAR["weight"][..., None, None], "bias": LINEAR["bias"]}),
+        True,
+        "usual values",
+    ),
+    "1×1 convolution that is no classifier": (
+        beside(reduce={"weight": LINEAR["weight"][..., None, None], "bias": LINEAR["bias"]}),
+        False,
+        "reduce",
+    ),
+    "3×3 convolution": (
+        beside(fc={"weight": LINEAR["weight"][..., None, None].expand(-1, -1, 3, 3).clone()}),
+        False,
+        r"fc\b",
+    ),
     "decoder": (beside(up={"weight": torch.ones(8, 2048, 1, 1)}, fc=LINEAR), False, "up"),
 }
 

@@ -184,7 +184,7 @@ def test_a_prefix_ends_with_a_point() -> None:
         recognise(tensors("p" + ANCHOR))
     with pytest.raises(CheckpointError, match=r"No ResNeXt is in it.*it holds no tensors"):
         recognise({})
-    with pytest.raises(CheckpointError, match=r"no tensor is called .*layer1\.0\.conv2\.weight or"):
+    with pytest.raises(CheckpointError, match=r"no tensor has a name that a library gives"):
         recognise({})
 
 

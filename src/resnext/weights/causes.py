@@ -19,7 +19,7 @@ _CAUSES = tuple(
         (r"context_block", "It has GCNet's context blocks, a plugin of mmdet."),
         (r"nonlocal_block", "It has non-local blocks, a plugin of mmdet."),
         (r"gen_attention_block", "It has generalized attention, a plugin of mmdet."),
-        (r"lora_", "It has LoRA adapters. Merge them into the weights first."),
+        (r"lora_", "It has LoRA adapters. Save the state dict of model.merge_and_unload()."),
         (
             r"parametrizations\.",
             "Its weights are parametrized. Remove the parametrizations and save.",

@@ -53,7 +53,7 @@ def find_head(
             the trunk's computation.
         named: Whether a layer beside others counts only if it is called a classifier.
     """
-    layers = layers_of({name: x for name, x in left.items() if x.numel()})
+    layers = [_on_pooled(x) for x in layers_of({n: x for n, x in left.items() if x.numel()})]
     linear = [x for x in layers if x.kind == "linear" and x.shape[1] == features]
     called = [x for x in linear if _is_called_classifier(x)]
     alone = len([x for x in layers if x.kind != "other"]) == 1
@@ -73,6 +73,21 @@ def find_head(
         state["fc.bias"] = torch.zeros(len(weight), dtype=weight.dtype)
         note = f"the classifier {last.name} has no bias; it is zero"
     return Head(state, last.names, note)
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """A 1×1 convolution's weight as a linear layer's: on pooled features they are the same."""
+    return weight.flatten(1) if weight.shape[2:] == (1, 1) else weight
+
+
+def _on_pooled(layer: Layer) -> Layer:
+    """A 1×1 convolution that is called a classifier, as the linear layer that it is."""
+    if layer.kind != "conv" or not _is_called_classifier(layer):
+        return layer
+    weight = as_matrix(layer.tensors["weight"])
+    kind = "linear" if weight.ndim == 2 else layer.kind
+    tensors = {**layer.tensors, "weight": weight}
+    return layer._replace(kind=kind, shape=tuple(weight.shape), tensors=tensors)
 
 
 def head_obstacle(

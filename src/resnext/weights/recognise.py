@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from resnext.dialects.dialect import Dialect, ParameterNames
 from resnext.dialects.table import DIALECTS
 from resnext.errors import CheckpointError
 from resnext.weights.formats.reading import Contents, to_tensors
-from resnext.weights.heads import SELF_SUPERVISED, find_head, head_obstacle
+from resnext.weights.heads import SELF_SUPERVISED, as_matrix, find_head, head_obstacle
 from resnext.weights.structure import STRUCTURE, may_hold_structure, read_structure
 
 # Where weights are in a dictionary, best first: averages are what was evaluated. mmengine swaps:
@@ -149,8 +150,8 @@ def recognise(state: Mapping[str, Tensor], dialect: Dialect | None = None) -> De
     if heads and not weights:
         raise CheckpointError(f"{next(iter(heads))} exists, but not the weight that belongs to it.")
     features = _features(ours)
-    one = len(weights) == 1 and state[weights[0]].ndim == 2
-    one = one and features in (0, state[weights[0]].shape[1])
+    matrix = as_matrix(state[weights[0]]) if len(weights) == 1 else torch.empty(0)
+    one = matrix.ndim == 2 and features in (0, matrix.shape[1])
     one = one and not _is_projection(weights[0], prefix, outside)
     own = {x.data_ptr() for x in ours.values()}
     left = {
@@ -161,12 +162,12 @@ def recognise(state: Mapping[str, Tensor], dialect: Dialect | None = None) -> De
     note = ""
     if one:
         root = tuple(prefix.split(".")[:-1])
-        head = {part: state[name] for name, part in heads.items()}
+        head = {part: as_matrix(state[name]) for name, part in heads.items()}
         if left:
             note = head_obstacle(weights[0].removesuffix(".weight"), head, left, root)
         one = not note
     if one:
-        ours |= {f"fc.{part}": state[name] for name, part in heads.items()}
+        ours |= {f"fc.{part}": as_matrix(state[name]) for name, part in heads.items()}
         if "fc.bias" not in ours:
             ours["fc.bias"] = ours["fc.weight"].new_zeros(len(ours["fc.weight"]))
             note = f"the classifier {weights[0]} has no bias; it is zero"
@@ -271,7 +272,7 @@ def _find(state: Mapping[str, Tensor]) -> tuple[str, str, tuple[str, ...]]:
         first = next(iter(state), None)
         content = f"its first tensor is {first!r}" if state else "it holds no tensors"
         raise CheckpointError(
-            f"No ResNeXt is in it: no tensor is called {' or '.join(sorted(anchors))}; {content}."
+            f"No ResNeXt is in it: no tensor has a name that a library gives to it; {content}."
         )
     networks.sort(key=lambda network: network[0])
     if len(networks) > 1 and networks[0][0] == networks[1][0]:

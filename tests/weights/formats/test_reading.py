@@ -266,6 +266,8 @@ def test_torchscript_is_refused(tmp_path: Path) -> None:
         (b"\x1c\x00\x00\x00TFL3", "TensorFlow Lite"),
         (b"\x82\xa6params", "Flax"),
         (b"MATLAB 5.0 MAT-file", "MATLAB"),
+        (b"x^l{y<", "packed by zlib"),
+        (b"x\x9c\xed\xbd", r"perhaps by joblib; torch\.save the state dict"),
         (b"GGUF\x03", "GGUF"),
         (b"\x93NUMPY\x01", r"numpy\.savez"),
         (b"\n\n<!DOCTYPE html>", "web page"),
@@ -282,6 +284,21 @@ def test_what_is_no_file_of_weights(tmp_path: Path, content: bytes, said: str) -
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match=said):
         read(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("name", ["model.ckpt-9.index", "model.ckpt.data-00000-of-00001"])
+def test_parts_of_tensorflow(tmp_path: Path, name: str) -> None:
+    """Their first bytes are a table's or a number's, and looked like other formats'."""
+    (tmp_path / name).write_bytes(b"\x00\x00\x0c\x08\x01" + bytes(99))
+    with pytest.raises(CheckpointError, match=r"TensorFlow's checkpoint; save .*numpy\.savez"):
+        read(tmp_path / name)
+
+
+def test_plain_pickles_of_tensors(tmp_path: Path) -> None:
+    """Their tensors are rebuilt by functions of torch, which may load anything."""
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(STATE))
+    with pytest.raises(CheckpointError, match=r"names torch\..*torch\.save its state dict\.$"):
+        read(tmp_path / "a.pkl")
 
 
 def test_archives_are_unpacked_by_the_user(tmp_path: Path) -> None:

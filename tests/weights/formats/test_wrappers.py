@@ -110,6 +110,18 @@ def test_wrappers_anywhere(tmp_path: Path, network: ResNeXt, rename: Callable[[s
     assert torch.equal(loaded(state, tmp_path), logits(network))
 
 
+def test_layers_that_peft_trained(tmp_path: Path, network: ResNeXt) -> None:
+    """`modules_to_save=["fc"]` keeps the original beside the trained layer, which is the last."""
+    state = {f"base_model.model.{n}": x for n, x in network.state_dict().items() if n[:3] != "fc."}
+    for name, x in network.fc.state_dict().items():
+        state[f"base_model.model.fc.original_module.{name}"] = torch.zeros_like(x)
+        state[f"base_model.model.fc.modules_to_save.default.{name}"] = x
+    assert torch.equal(loaded(state, tmp_path), logits(network))
+    other = "base_model.model.fc.modules_to_save.other.weight"
+    with pytest.raises(CheckpointError, match=r"adapters of peft, default and other\. Save"):
+        loaded({**state, other: torch.zeros(5, 128)}, tmp_path)
+
+
 def test_two_networks_stay_two(tmp_path: Path, network: ResNeXt) -> None:
     """Without their wrappers both would have the same names, and one would be lost."""
     state = network.state_dict()

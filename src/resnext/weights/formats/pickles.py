@@ -114,7 +114,8 @@ class _Reader(
             return OrderedDict
         if full not in STUBS:
             raise CheckpointError(
-                f"it names {full}, which is not known to be harmless. Nothing was executed"
+                f"it names {full}, which is not known to be harmless. Nothing was executed. If you "
+                f"trust it, load it with the library that wrote it and torch.save its state dict"
             )
         return STUBS[full]
 

@@ -49,6 +49,7 @@ _PACKED = {
     b"rar!": "RAR",
 }
 _ARRAYS = "save its arrays by name with numpy.savez, in the shapes of torch"
+_TENSORFLOW = re.compile(r"\.(?:index|data-\d+-of-\d+)$")
 _READERS_AT_ONCE = 4
 _LOCK = threading.Lock()  # torch has one list of safe names for all threads
 
@@ -110,7 +111,7 @@ def _format(path: Path, start: bytes) -> str:
         return "lua"
     if start[:1] == b"\x80":
         return "legacy" if b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19" in start[:16] else "pickle"
-    raise CheckpointError(f"{path} is not a file of weights: {_guess(start)}.")
+    raise CheckpointError(f"{path} is not a file of weights: {_guess(path, start)}.")
 
 
 def _is_zip(path: Path) -> bool:
@@ -146,7 +147,9 @@ def _bounded(path: Path) -> list[zipfile.ZipInfo]:
     return entries
 
 
-def _guess(start: bytes) -> str:
+def _guess(path: Path, start: bytes) -> str:
+    if _TENSORFLOW.search(path.name):
+        return f"it is a part of TensorFlow's checkpoint; {_ARRAYS}"
     if start[4:8] == b"TFL3":
         return f"it is TensorFlow Lite's; {_ARRAYS}"
     text = start.lstrip().lower()
@@ -157,6 +160,10 @@ def _guess(start: bytes) -> str:
         *((head, f"it is {name}; unpack it first") for head, name in _PACKED.items()),
         (b"\x89hdf", f"it is HDF5, which Keras writes; {_ARRAYS}"),
         (b"\x93numpy", f"it is one NumPy array or a pickle in it; {_ARRAYS}"),
+        *(
+            (head, "it is packed by zlib, perhaps by joblib; torch.save the state dict in it")
+            for head in (b"x\x01", b"x^", b"x\x9c", b"x\xda")
+        ),
         (b"matlab", f"it is MATLAB's; {_ARRAYS}"),
         (b"gguf", f"it is GGUF; {_ARRAYS}"),
         (b"\x08", f"it looks like ONNX; {_ARRAYS}"),

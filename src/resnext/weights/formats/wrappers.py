@@ -37,6 +37,7 @@ _LEADING = re.compile(rf"(?:(?:{'|'.join(WRAPPERS)})\.)*")
 _PARTS = re.compile(
     r"(.*\.)?(?:parametrizations\.(\w+)\.(original\d?|\d+\.\w+)|(weight|bias)_(g|v|u|orig|mask))"
 )
+_TRAINED = re.compile(r"(.*\.)modules_to_save\.([^.]+)\.(.+)")
 # The parts that a weight is computed from, as `torch.nn.utils` names them
 _WEIGHT_NORM = ({"original0", "original1"}, {"g", "v"})
 _SPECTRAL_NORM = ({"original", "0._u", "0._v"}, {"orig", "u", "v"})
@@ -54,6 +55,7 @@ def plain(arrays: Arrays) -> Arrays:
     names = {name: _without_wrappers(name) for name in arrays if not _OBSERVER.search(name)}
     if len(set(names.values())) == len(names):  # else two networks would become one
         arrays = {new: arrays[name] for name, new in names.items()}
+    arrays = _without_originals(arrays)
     groups: dict[str, dict[str, str]] = {}
     for name in arrays:
         if name.rpartition(".")[2] in ("_flat_param", "flat_param"):
@@ -69,6 +71,29 @@ def plain(arrays: Arrays) -> Arrays:
     computed = {weight: value for weight, value in made.items() if value is not None}
     parts = {part for weight in computed for part in groups[weight].values()}
     return {**{name: x for name, x in arrays.items() if name not in parts}, **computed}
+
+
+def _without_originals(arrays: Arrays) -> Arrays:
+    """The layers that peft trained whole (`modules_to_save`) in place of their originals.
+
+    Raises:
+        CheckpointError: There are those of several adapters.
+    """
+    trained = {name: found for name in arrays if (found := _TRAINED.fullmatch(name))}
+    if not trained:
+        return arrays
+    adapters = sorted({found[2] for found in trained.values()})
+    if len(adapters) > 1:
+        raise CheckpointError(
+            f"It has layers of several adapters of peft, {' and '.join(adapters)}. Save the state "
+            f"dict of model.merge_and_unload()"
+        )
+    layers = {found[1] for found in trained.values()}
+    return {
+        f"{trained[name][1]}{trained[name][3]}" if name in trained else name: x
+        for name, x in arrays.items()
+        if name.partition("original_module.")[0] not in layers or name in trained
+    }
 
 
 def counter(value: Tensor) -> Tensor:
