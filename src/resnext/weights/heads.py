@@ -59,7 +59,9 @@ def find_head(
     alone = len([x for x in layers if x.kind != "other"]) == 1
     linear = called if len(called) == 1 or (named and not alone) else linear
     if not linear:
-        return Head({}, note=_note(layers, "its last layer is not one linear layer"))
+        return Head(
+            {}, note=_note(layers, "no classifier was found: no linear layer takes its features")
+        )
     if any(SELF_SUPERVISED.search(name) for name in left):
         return Head({}, note=_note(layers, "its last layers are those of self-supervised training"))
     if len(linear) > 1:
@@ -166,6 +168,4 @@ def _note(layers: Iterable[Layer], reason: str) -> str:
     if not names:
         return ""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return (
-        f"{reason}, so it was left out; a ResNeXt cannot express {', '.join(names[:_SHOWN])}{more}"
-    )
+    return f"{reason}; left out, as a ResNeXt cannot express it: {', '.join(names[:_SHOWN])}{more}"
