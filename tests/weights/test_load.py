@@ -164,7 +164,7 @@ def test_other_classes(tmp_path: Path) -> None:
     assert not other.card.labels
     assert "untrained" in other.card.provenance["notes"][-1]
     with pytest.raises(ConfigError, match="num_classes"):
-        load(path, num_classes=0)
+        load(path, num_classes=-1)
     with pytest.raises(ConfigError, match="in_channels"):
         load(path, in_channels=0)
 
