@@ -29,6 +29,7 @@ PUBLIC = [
     "distill",
     "evaluate",
     "explain",
+    "export",
     "load",
     "load_backbone",
     "mmcls",

@@ -518,8 +518,10 @@ def test_report(run: Run) -> None:
         "progress",
         "confusion",
         "classes",
+        "examples",
         "confidence",
         "mistakes",
+        "doubts",
         "data",
         "time",
         "again",
@@ -1418,6 +1420,7 @@ FUNCTIONS = {  # a star stands before what is given by name only
     "create": "name *output_stride *dilation_convention overrides",
     "diagnose": "path",
     "evaluate": "model data *batch_size *workers *device *views *keep_logits *plan *progress",
+    "export": "model path *to *input *output *precision *overwrite",
     "explain": "model image *label *against *how *stage *fine *gamma *check *like *index *device "
     "*plan",
     "load": "source *num_classes *in_channels *config *output_stride *dilation_convention *device "
@@ -1521,6 +1524,10 @@ OPTIONS = {  # choices stand behind a colon
     "explain": "FILE IMAGES --class --against --how --stage --fine "
     "--check,--no-check --sanity --html --out,-o --json --limit --like --device --plan,--no-plan",
     "index": "PHOTOS --model,-m --out,-o --device --plan,--no-plan",
+    "review": "DATA --model,-m --out,-o --doubts --apply --undo --map --port "
+    "--browser,--no-browser --device --plan,--no-plan",
+    "export": "FILE --to:onnx|openvino|torch --out,-o --input:images|pixels "
+    "--output:logits|probabilities --precision:fp32|fp16 --overwrite",
     "optimize": "FILE --precision:auto|fp32|bf16|fp16|int8 "
     "--engine:auto|torch|compile|tensorrt|onnxruntime|openvino --batch-size,-b --data --max-loss "
     "--device --again",

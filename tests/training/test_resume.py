@@ -107,6 +107,7 @@ def test_a_damaged_checkpoint_is_passed_over(photos: Path, tmp_path: Path) -> No
     assert sha(out) == before
 
 
+@pytest.mark.filterwarnings("ignore:An image of 16 bits")
 def test_runs_of_older_versions_keep_classes_and_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from resnext.cli.options import Flag
 
@@ -13,7 +15,7 @@ def export(
     /,
     *,
     to: Literal["onnx", "openvino", "torch"] = "onnx",
-    out: Path | None = None,
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     input: Literal["images", "pixels"] = "images",
     output: Literal["logits", "probabilities"] = "logits",
     precision: Literal["fp32", "fp16"] = "fp32",

@@ -9,7 +9,6 @@ from cyclopts import Parameter
 
 from resnext.cli.options import Flag, Several, check_outputs, write_json
 from resnext.errors import ResNeXtError
-from resnext.inference.exported import is_exported
 
 
 def optimize(
@@ -45,6 +44,8 @@ def optimize(
     """
     if not Path(file).is_file():
         raise ResNeXtError(f"{file} is not a file. A plan is saved next to a model file.")
+    from resnext.inference.exported import is_exported
+
     if is_exported(file):
         raise ResNeXtError(f"{file} is an exported file. Optimize the model that it was made from.")
     if max_loss is not None and data is None:

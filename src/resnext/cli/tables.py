@@ -253,7 +253,7 @@ def diagnosis_table(diagnosis: Diagnosis) -> Table:
     table.add_column(overflow="fold")
     for name, value in diagnosis.facts():
         table.add_row(name, plain(value))
-    if not diagnosis.problems:
+    if diagnosis.tensors and not diagnosis.problems:
         table.add_row("Health", "✓ every number is finite, every norm is alive")
     for title, lines, mark in (
         ("Notes", diagnosis.notes, "·"),

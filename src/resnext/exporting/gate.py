@@ -25,7 +25,7 @@ from resnext.network import ResNeXt
 
 PICTURES = 64
 _CLIENT = Path(__file__).with_name("client.py")
-_OWN = {"resnext", "torch", "timm", "torchvision"}
+_OWN = {"resnext", "torch"}
 """Modules that a client must not have loaded, except the runtime itself."""
 
 

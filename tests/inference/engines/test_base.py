@@ -384,7 +384,11 @@ def test_few_images_are_opened_apart(network: ResNeXt, clock: Clock) -> None:
 
 # -- the house --------------------------------------------------------------------------------
 
-ALLOWED = ("inference/engines/", "cli/", "benchmark/contenders.py")  # typed choices; peers
+ALLOWED = (
+    *("inference/engines/", "cli/"),  # typed choices
+    *("exporting/", "inference/exported.py"),  # formats of files
+    "benchmark/contenders.py",  # peers
+)
 
 
 def test_engines_are_named_in_their_own_files_only() -> None:
