@@ -110,6 +110,24 @@ def test_only_one_class_can_be_searched(file: Path, photos: Path) -> None:
         index.search(query, label="cat")
 
 
+def test_an_image_is_not_its_own_neighbour(
+    file: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A doubtful training image is in the index itself; as many others are shown."""
+    monkeypatch.chdir(photos.parent)
+    build(file, Path("photos"))
+    index = open_index(file)
+    query = photos / "bee" / "3.png"
+    embedding = index.embed(query)
+    whole = index.of_classes(embedding, ["bee", "ant"], 3)
+    assert [one.label for one in whole] == ["bee"] * 3 + ["ant"] * 3
+    assert whole[0].name == "photos/bee/3.png"
+    others = index.of_classes(embedding, ["bee", "ant"], 3, but=str(query))
+    assert [one.label for one in others] == ["bee"] * 3 + ["ant"] * 3
+    assert others[:2] == whole[1:3]
+    assert others[3:] == whole[3:]
+
+
 def test_vectors_that_do_not_fit_into_memory_are_read_in_blocks(
     file: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
