@@ -182,6 +182,26 @@ def numbers_are_numbers(page: str) -> None:
         assert not re.search(r"\b(nan|inf|None)\b", svg)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1400])
+def test_everybody_can_read_it(browser: Any, tmp_path: Path, scheme: str, width: int) -> None:
+    """axe-core finds nothing in any shade, and the page is not wider than the window."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    targets = np.arange(200) // 20
+    wrong = np.arange(200) % 20 < 2 * targets + 2  # of class c, a part of (c + 1) / 10
+    logits = torch.eye(10)[torch.from_numpy((targets + wrong) % 10)]
+    images = ImageSet([np.zeros((1, 1), np.uint8)] * 200, targets.tolist(), LABELS, "val")
+    outputs = EvalOutputs(logits, torch.from_numpy(targets), torch.arange(200))
+    path = tmp_path / "report.html"
+    write_report(facts(evaluation=score(outputs, images, keep_logits=True)), path)
+    size = {"width": width, "height": 800}
+    page = browser.new_context(viewport=size, color_scheme=scheme).new_page()
+    page.goto(path.as_uri())
+    assert axe.run(page).response["violations"] == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 # -- the page ---------------------------------------------------------------------------------
 
 
