@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import assert_readable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.recorded import fill
@@ -186,8 +187,7 @@ def numbers_are_numbers(page: str) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1400])
 def test_everybody_can_read_it(browser: Any, tmp_path: Path, scheme: str, width: int) -> None:
-    """axe-core finds nothing in any shade, and the page is not wider than the window."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    """Every shade of a confusion has text that can be read."""
     targets = np.arange(200) // 20
     wrong = np.arange(200) % 20 < 2 * targets + 2  # of class c, a part of (c + 1) / 10
     logits = torch.eye(10)[torch.from_numpy((targets + wrong) % 10)]
@@ -195,11 +195,7 @@ def test_everybody_can_read_it(browser: Any, tmp_path: Path, scheme: str, width:
     outputs = EvalOutputs(logits, torch.from_numpy(targets), torch.arange(200))
     path = tmp_path / "report.html"
     write_report(facts(evaluation=score(outputs, images, keep_logits=True)), path)
-    size = {"width": width, "height": 800}
-    page = browser.new_context(viewport=size, color_scheme=scheme).new_page()
-    page.goto(path.as_uri())
-    assert axe.run(page).response["violations"] == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert_readable(browser, path, scheme, width)
 
 
 # -- the page ---------------------------------------------------------------------------------
