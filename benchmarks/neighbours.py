@@ -1,4 +1,4 @@
-"""Time and memory of an index: opening it, and one search, exact and whitened.
+"""Time and memory of an index: opening it, one search, exact and whitened, and unknown scores.
 
     python benchmarks/neighbours.py --images 100000 --width 2048
 
@@ -12,6 +12,7 @@ import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from resnext.neighbours.build import unit
 from resnext.neighbours.file import IndexFile, Record, UnfinishedIndex
 from resnext.neighbours.index import Index
+from resnext.neighbours.unknown import UnknownScore, bank_rows
 from resnext.system.cpu import available_cores, cpu_name
 
 _STEP = 1000
@@ -45,13 +47,23 @@ def main() -> None:
             index = Index(IndexFile(path), (), "", whitened)
             index.search(queries[0])
             opened = time.perf_counter() - began
-            times = [timed(index, query) for query in queries[1:]]
+            times = [timed(index.search, query) for query in queries[1:]]
             print(
                 f"{'exact' if whitened is None else f'{whitened} whitened'}: opened with the first "
                 f"search in {opened:.2f} s, then {1000 * statistics.median(times):.1f} ms a search "
                 f"({1000 * min(times):.1f} to {1000 * max(times):.1f}), memory {peak():.0f} MB"
             )
             del index
+    for width in (128, 512, 2048):
+        bank = unit(rng.random((len(bank_rows(10**9, width)), width), np.float32))
+        score = UnknownScore(bank)
+        rows = rng.random((50, width), np.float32)
+        alone = statistics.median(timed(score, row[None]) for row in rows)
+        together = timed(score, rows) / len(rows)
+        print(
+            f"unknown score against {len(bank):,} x {width}: {1000 * alone:.2f} ms for one image, "
+            f"{1000 * together:.2f} ms an image for {len(rows)} at once"
+        )
 
 
 def write(path: Path, count: int, width: int, rng: np.random.Generator) -> None:
@@ -64,10 +76,10 @@ def write(path: Path, count: int, width: int, rng: np.random.Generator) -> None:
     unfinished.finish(names, [-1] * len(names), {})
 
 
-def timed(index: Index, query: np.ndarray) -> float:
-    """Seconds of a search."""
+def timed(function: Callable[[np.ndarray], object], query: np.ndarray) -> float:
+    """Seconds of a call."""
     began = time.perf_counter()
-    index.search(query)
+    function(query)
     return time.perf_counter() - began
 
 

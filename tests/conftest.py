@@ -5,8 +5,10 @@ Fixtures import torch, this file does not: the process that starts the workers n
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -31,6 +33,18 @@ def no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False)
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """Headless Chromium, by `chromium` and `pip install playwright axe-playwright-python`."""
+    if (chromium := shutil.which("chromium")) is None:
+        pytest.skip("needs Chromium")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture

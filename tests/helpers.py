@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,6 +49,16 @@ def photo_folder(
             values[..., i % 3] += 100
             Image.fromarray(values).save(folder / label / f"{j:03}.jpg")
     return folder
+
+
+def assert_readable(browser: Any, page: Path, scheme: str, width: int) -> None:
+    """axe-core finds nothing on a page in Chromium, and it is not wider than the window."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    size = {"width": width, "height": 800}
+    opened = browser.new_context(viewport=size, color_scheme=scheme).new_page()
+    opened.goto(page.as_uri())
+    assert axe.run(opened).response["violations"] == []
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def agree(got: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-5) -> None:

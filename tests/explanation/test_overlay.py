@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from helpers import run_cli, tiny_network
+from helpers import assert_readable, run_cli, tiny_network
 from inference_cases import CARD, CONFIG
 from PIL import Image
 
@@ -20,6 +22,7 @@ from resnext.explanation.explanation import Explanation
 from resnext.explanation.overlay import draw_overlay
 from resnext.explanation.page import explanation_page
 from resnext.explanation.sheet import draw_explanations
+from resnext.neighbours import Neighbour
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -110,6 +113,19 @@ def test_page() -> None:
     assert "<b>&photo.png" in page.words
     assert "not reliable here: better than 3 of 20 random maps" in page.words
     assert "Integrated gradients." in page.words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1400])
+def test_everybody_can_read_the_page(browser: Any, tmp_path: Path, scheme: str, width: int) -> None:
+    """With a check that failed, a curve, and similar images."""
+    content = io.BytesIO()
+    GREY.save(content, "JPEG")
+    like = tuple(Neighbour("<b>.jpg", x, 0.1, 0, content.getvalue()) for x in ("a", "a", "W" * 60))
+    path = tmp_path / "page.html"
+    path.write_text(explanation_page([replace(explanation(), like=like)], "W" * 60))
+    assert_readable(browser, path, scheme, width)
 
 
 def test_sheet() -> None:

@@ -17,7 +17,7 @@ from resnext.errors import CheckpointError, DataError, InputError, MissingFileEr
 from resnext.inference import open_runner
 from resnext.neighbours import Index, build_index, open_index
 from resnext.neighbours import build as building
-from resnext.neighbours.file import IndexFile
+from resnext.neighbours.file import IndexFile, single
 from resnext.neighbours.model_files import index_path, model_digest
 from resnext.neighbours.photos import open_photos
 from resnext.system.progress import reporter
@@ -110,6 +110,24 @@ def test_only_one_class_can_be_searched(file: Path, photos: Path) -> None:
         index.search(query, label="cat")
 
 
+def test_an_image_is_not_its_own_neighbour(
+    file: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A doubtful training image is in the index itself; as many others are shown."""
+    monkeypatch.chdir(photos.parent)
+    build(file, Path("photos"))
+    index = open_index(file)
+    query = photos / "bee" / "3.png"
+    embedding = index.embed(query)
+    whole = index.of_classes(embedding, ["bee", "ant"], 3)
+    assert [one.label for one in whole] == ["bee"] * 3 + ["ant"] * 3
+    assert whole[0].name == "photos/bee/3.png"
+    others = index.of_classes(embedding, ["bee", "ant"], 3, but=str(query))
+    assert [one.label for one in others] == ["bee"] * 3 + ["ant"] * 3
+    assert others[:2] == whole[1:3]
+    assert others[3:] == whole[3:]
+
+
 def test_vectors_that_do_not_fit_into_memory_are_read_in_blocks(
     file: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,11 +136,19 @@ def test_vectors_that_do_not_fit_into_memory_are_read_in_blocks(
     query = photos / "ant" / "0.png"
     wanted = open_index(file).search(query)
     monkeypatch.setattr("resnext.neighbours.index.available_memory", lambda: 0)
-    monkeypatch.setattr("resnext.neighbours.file._BLOCK", 7)
+    monkeypatch.setattr("resnext.neighbours.file._BLOCK", 7 * 2 * 128)
     found = open_index(file).search(query)
     assert [one.row for one in found] == [one.row for one in wanted]
     was = [one.distance for one in wanted]
     np.testing.assert_allclose([one.distance for one in found], was, atol=1e-6)
+
+
+def test_half_precision_is_converted_exactly() -> None:
+    """All 63,488 finite numbers, with their signs, against NumPy's slow conversion."""
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)][:, None]
+    wanted = finite.astype(np.float32)
+    assert (single(finite).view(np.uint32) == wanted.view(np.uint32)).all()
 
 
 def test_whitened_components_have_unit_variance(file: Path, photos: Path) -> None:

@@ -218,3 +218,16 @@ def test_an_index_takes_a_small_share_of_a_run() -> None:
     assert indexing._limit(TrainState(seconds={"training": 1000.0})) == 50
     assert indexing._limit(TrainState(seconds={"training": 100.0}, budget=107.0)) == 7
     assert indexing._limit(TrainState(seconds={"training": 100.0}, budget=90.0)) == 0
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_the_report_of_a_run_shows_neighbours(tmp_path: Path, index: bool) -> None:
+    """The index must be written before the report, and only if it is wanted."""
+    photo_folder(tmp_path / "photos", ("blue", "red"), count=30)
+    for i in range(3):
+        wrong = tmp_path / "photos" / "blue" / f"{i:03}.jpg"
+        wrong.write_bytes((tmp_path / "photos" / "red" / f"{i + 10:03}.jpg").read_bytes())
+    quick(tmp_path / "photos", tmp_path / "m.safetensors", val_fraction=0.4, index=index)
+    report = (tmp_path / "m.run" / "report.html").read_text()
+    assert "taken for" in report
+    assert ("Like it" in report) == index

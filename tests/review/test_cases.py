@@ -18,6 +18,7 @@ from resnext.evaluation.label_doubts import Doubt, write_doubts
 from resnext.inference import open_runner
 from resnext.review.cases import Answers, Case, ask, find_cases, open_collection
 from resnext.review.server import ReviewServer
+from resnext.review.session import Session
 from resnext.system.progress import SilentReporter
 
 LABELS = ("cat", "dog")
@@ -125,6 +126,41 @@ def test_a_model_is_asked_about_every_readable_image(photos: Path) -> None:
     assert answers.probabilities[5] == pytest.approx([wanted[x] for x in LABELS], abs=1e-6)
     assert answers.embeddings.shape == (8, network.num_features)
     assert [c.kind for c in cases(photos, answers.probabilities, threshold=1.0)] == ["unsure"] * 7
+
+
+def test_with_an_index_unknown_images_and_neighbours_are_shown(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the index says must reach the page: unknown images, and what each image is like."""
+    config = ResNeXtConfig((1, 1), 2, 8, num_classes=2, channels=(16, 32), num_stages=2)
+    network = ResNeXt(config).eval()
+    network.card = Card(LABELS, Preprocessing(32, 32), threshold=1.0, unknown_threshold=0.0)
+    monkeypatch.chdir(tmp_path)
+    resnext.save(network, "m.safetensors")
+    app(["index", "photos", "--model", "m.safetensors"], exit_on_error=False, result_action=None)
+    (photos / "cat" / "0.png").write_bytes(b"no image")
+    sessions: list[Session] = []
+
+    def serve(server: ReviewServer) -> None:
+        sessions.append(server.session)
+
+    monkeypatch.setattr(ReviewServer, "serve_forever", serve)
+    command = ["review", "photos", "--model", "m.safetensors", "--no-browser"]
+    app(command, exit_on_error=False, result_action=None)
+    (session,) = sessions
+    kinds = [case.kind for case in session.cases]
+    assert kinds.count("unknown") == 7
+    assert session.state()["similar"]
+    case = session.cases[kinds.index("unknown")]
+    found = session.similar(kinds.index("unknown"))
+    assert [Path(one.name).parent.name for one in found] == [one.label for one in found]
+    assert sorted({one.label for one in found}) == ["cat", "dog"]
+    assert len(found) == 6
+    assert all(Path(one.name).resolve() != Path(case.paths[0]) for one in found)
+    Path("m.index").unlink()
+    app(command, exit_on_error=False, result_action=None)
+    assert "unknown" not in [case.kind for case in sessions[1].cases]
+    assert sessions[1].similar(0) == []
 
 
 def test_images_in_arrays_are_refused() -> None:

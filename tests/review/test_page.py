@@ -5,7 +5,7 @@ Needs the command `chromium` and `pip install playwright axe-playwright-python`.
 
 from __future__ import annotations
 
-import shutil
+import io
 import threading
 import time
 from collections.abc import Iterator
@@ -16,29 +16,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnext.neighbours import Neighbour
 from resnext.review.cases import Case
 from resnext.review.decisions import Entry, LabelList
 from resnext.review.map import Points
 from resnext.review.server import ReviewServer
 from resnext.review.session import Session
 
-CHROMIUM = shutil.which("chromium")
 CLASSES = ("cat", "dog", "fox", "<b>bold</b>")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
-]
+pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    """Headless Chromium."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+def similar(case: Case) -> list[Neighbour]:
+    """Six training images: three of the suggestion, three of a class with an awkward name."""
+    rng, found = np.random.default_rng(len(case.paths[0])), list[Neighbour]()
+    for i, label in enumerate([case.suggestion or "cat"] * 3 + [CLASSES[3]] * 3):
+        content = io.BytesIO()
+        Image.fromarray(rng.integers(0, 255, (72, 96, 3)).astype(np.uint8)).save(content, "JPEG")
+        found.append(Neighbour(f"train/{i} <b>.jpg", label, 0.01 * i, i, content.getvalue()))
+    return found
 
 
 @pytest.fixture
@@ -53,9 +50,10 @@ def server(tmp_path: Path) -> Iterator[ReviewServer]:
     top = tuple((label, 0.4 - 0.1 * i) for i, label in enumerate(CLASSES))
     cases = [Case("doubt", (e.path,), "score 0.98", "fox", top) for e in entries[:30]]
     cases += [Case("duplicate", (entries[30].path, entries[31].path), "Equal files in two classes")]
-    cases += [Case("unsure", (e.path,), "At most 40 % sure", None, top) for e in entries[32:]]
+    cases += [Case("unsure", (e.path,), "At most 40 % sure", None, top) for e in entries[32:41]]
+    cases += [Case("unknown", (entries[41].path,), "Unlike every class", None, top)]
     labels = LabelList(tmp_path / "labels.csv", entries)
-    server = ReviewServer(Session("photos", cases, labels, CLASSES))
+    server = ReviewServer(Session("photos", cases, labels, CLASSES, similar=similar))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
@@ -122,6 +120,23 @@ def test_keys_decide(browser: Any, server: ReviewServer) -> None:
     assert page.errors == []
 
 
+def test_similar_images_belong_to_the_picture(browser: Any, server: ReviewServer) -> None:
+    """Those of the case that is shown, class by class, with their distances."""
+    page = opened(browser, server.url)
+    page.wait_for_selector(".like img")
+    assert page.inner_text("#like").split() == [
+        *("Like", "it", "in", "fox", "0.000", "0.010", "0.020"),
+        *("Like", "it", "in", "<b>bold</b>", "0.030", "0.040", "0.050"),
+    ]
+    assert page.get_attribute(".like img", "alt") == "train/0 <b>.jpg"
+    page.click("nav button[value=duplicate]")
+    assert not page.is_visible("#like")
+    page.click("nav button[value=unknown]")
+    page.wait_for_selector(".like section:has-text('cat')")
+    assert "Unlike every class" in page.inner_text("#why")
+    assert page.errors == []
+
+
 def test_two_thousand_images_an_hour(browser: Any, server: ReviewServer) -> None:
     """1.8 seconds per image, of which the machine may take a small part."""
     page = opened(browser, server.url)
@@ -153,8 +168,10 @@ def test_everybody_can_use_it(browser: Any, server: ReviewServer, scheme: str, w
     size = {"width": width, "height": 800}
     options: dict[str, Any] = {"viewport": size, "color_scheme": scheme, "bypass_csp": True}
     page = opened(browser, server.url, **options)
-    for kind in ("doubt", "duplicate", "unsure"):
+    for kind in ("doubt", "duplicate", "unsure", "unknown"):
         page.click(f"nav button[value={kind}]")
+        if kind != "duplicate":
+            page.wait_for_selector(".like img")
         assert axe.run(page).response["violations"] == [], kind
         assert page.evaluate("document.documentElement.scrollWidth") <= width, kind
     press(page, "Enter")

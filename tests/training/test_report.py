@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import assert_readable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.recorded import fill
@@ -29,14 +30,19 @@ from resnext.errors import CheckpointError
 from resnext.evaluation.classification import collect_outputs, measure
 from resnext.evaluation.label_doubts import Doubt
 from resnext.evaluation.metrics import EvalOutputs, Evaluation, score
+from resnext.inference import open_runner
+from resnext.neighbours import build_index, open_index
 from resnext.review.map import Points, map_fragment, thumbnail
+from resnext.system.progress import SilentReporter
 from resnext.training.report import image_map
 from resnext.training.report.charts import Line, bars, curves, nice, reliability_diagram, whole
 from resnext.training.report.examples import (
     ClassExamples,
     Mistake,
+    Pictures,
     class_examples,
     confident_mistakes,
+    doubtful_labels,
     grad_cam,
 )
 from resnext.training.report.html import Facts, duration, render, write_report
@@ -175,6 +181,21 @@ def numbers_are_numbers(page: str) -> None:
         for value in attributes:
             assert all(math.isfinite(float(x)) for x in re.split(r"[ ,]", value)), value
         assert not re.search(r"\b(nan|inf|None)\b", svg)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1400])
+def test_everybody_can_read_it(browser: Any, tmp_path: Path, scheme: str, width: int) -> None:
+    """Every shade of a confusion has text that can be read."""
+    targets = np.arange(200) // 20
+    wrong = np.arange(200) % 20 < 2 * targets + 2  # of class c, a part of (c + 1) / 10
+    logits = torch.eye(10)[torch.from_numpy((targets + wrong) % 10)]
+    images = ImageSet([np.zeros((1, 1), np.uint8)] * 200, targets.tolist(), LABELS, "val")
+    outputs = EvalOutputs(logits, torch.from_numpy(targets), torch.arange(200))
+    path = tmp_path / "report.html"
+    write_report(facts(evaluation=score(outputs, images, keep_logits=True)), path)
+    assert_readable(browser, path, scheme, width)
 
 
 # -- the page ---------------------------------------------------------------------------------
@@ -432,7 +453,7 @@ def test_heat_is_where_the_object_is(finder: tuple[ResNeXt, Preprocessing]) -> N
     result = score(answers, images)
     assert result.predicted.tolist() == [1] * len(corners)
     network.train()
-    found = confident_mistakes(network, images, result, how, count=5)
+    found = confident_mistakes(Pictures(network, {"val": images}, how), result, count=5)
     assert network.training
     assert all(p.grad is None and p.requires_grad for p in network.parameters())
     assert len(found) == 5
@@ -499,7 +520,9 @@ def test_the_picture_is_what_was_seen(colour: Any) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (16, 24, 3), dtype=np.uint8)
     images = ImageSet([pixels] * 2, [0, 1], ("a", "b"), "x")
     answers = EvalOutputs(torch.tensor([[0.0, 1], [1.0, 0]]), torch.tensor([0, 1]), torch.arange(2))
-    first, second = confident_mistakes(network, images, score(answers, images), how)
+    first, second = confident_mistakes(
+        Pictures(network, {"val": images}, how), score(answers, images)
+    )
     wanted = Image.fromarray(pixels[:, 4:20]).convert("L" if colour == "L" else "RGB")
     assert np.array_equal(np.asarray(first.image), np.asarray(wanted))
     assert (first.predicted, second.predicted) == ("b", "a")
@@ -515,7 +538,7 @@ def test_a_map_of_one_pixel_points_nowhere() -> None:
     how = Preprocessing(2, 2)
     images = ImageSet([np.zeros((2, 2, 3), np.uint8)] * 2, [0, 0], ("a", "b"), "x")
     answers = EvalOutputs(torch.tensor([[0.0, 1], [1.0, 0]]), torch.tensor([0, 0]), torch.arange(2))
-    (found,) = confident_mistakes(network, images, score(answers, images), how)
+    (found,) = confident_mistakes(Pictures(network, {"val": images}, how), score(answers, images))
     assert found.heat is None
     assert (
         len(
@@ -539,7 +562,9 @@ def test_examples_are_the_extremes_of_each_class() -> None:
     logits = torch.tensor([[m, 0] if i < 3 else [0, m] for i, m in enumerate(margin)])
     result = score(EvalOutputs(logits, torch.tensor(images.targets), torch.arange(6)), images)
     doubts = [Doubt("train", 2, "x", "a", "b", 0.9), Doubt("train", 1, "y", "a", "b", 0.8)]
-    worst, best = class_examples(network, {"val": images, "train": images}, result, doubts, how)
+    worst, best = class_examples(
+        Pictures(network, {"val": images, "train": images}, how), result, doubts
+    )
     assert (worst.label, best.label) == ("b", "a")
     assert worst.typical is not None
     assert worst.wrong is not None
@@ -549,6 +574,47 @@ def test_examples_are_the_extremes_of_each_class() -> None:
     assert best.doubtful is not None
     assert (best.typical.title, best.doubtful.title, best.wrong) == ("val 1", "x", None)
     assert best.doubtful.image.getpixel((0, 0)) == (20, 20, 20)
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_similar_training_images_are_beside_mistakes_and_doubts(
+    tmp_path: Path, indexed: bool
+) -> None:
+    """Of both classes, nearest first, never the image itself; nothing without an index."""
+    network = ResNeXt(TINY).eval()
+    how = Preprocessing(16, 16, mean=(0, 0, 0), std=(1, 1, 1))
+    network.card = Card(("a", "b"), how)
+    rng = np.random.default_rng(0)
+    pixels = [rng.integers(0, 255, (16, 16, 3)).astype(np.uint8) for _ in range(12)]
+    train = ImageSet(pixels[:10], [0, 1] * 5, ("a", "b"), "train")
+    val = ImageSet(pixels[10:], [0, 0], ("a", "b"), "val")
+    runner, index = open_runner(network, device="cpu"), None
+    if indexed:
+        out = tmp_path / "m.index"
+        build_index(runner, train, out, model="", progress=SilentReporter())
+        index = open_index(runner, out)
+    pictures = Pictures(network, {"train": train, "val": val}, how, index)
+    logits = torch.tensor([[0.0, 3], [2, 0]])  # the first is wrong
+    result = score(EvalOutputs(logits, torch.tensor([0, 0]), torch.arange(2)), val)
+    doubt = Doubt("train", 4, "train 4", "a", "b", 0.9)
+    (mistake,), (doubtful,) = (
+        confident_mistakes(pictures, result),
+        doubtful_labels(pictures, [doubt]),
+    )
+    (examples,) = class_examples(pictures, result, [doubt])
+    assert examples.typical is not None
+    assert examples.typical.like == ()
+    for shown, image in ((mistake, pixels[10]), (doubtful, pixels[4])):
+        if index is None:
+            assert shown.like == ()
+            continue
+        others = [x for x in index.search(image, 10) if x.name != shown.title]
+        nearest = {label: [x for x in others if x.label == label][:3] for label in "ab"}
+        assert [x.name for x in shown.like] == [x.name for x in (*nearest["b"], *nearest["a"])]
+    page = Page(render(facts(mistakes=[mistake], examples=[examples], doubts=[doubtful])))
+    sources = [about["src"] or "" for tag, about in page.tags if tag == "img"]
+    assert len(sources) == (2 + 1 + (1 + 1 + 2)) + indexed * 6 * 4
+    assert ("Like it in" in page.words) == indexed
 
 
 def test_the_map_is_made_where_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,10 +30,12 @@ def review(
     device: str = "auto",
     plan: bool = True,
 ) -> None:
-    """Look at doubtful labels, near-duplicates and unsure images, and decide by keyboard.
+    """Look at doubtful labels, near-duplicates, unknown and unsure images; decide by keyboard.
 
-    A page opens in the browser. Every decision is written to labels.csv at once, which `train`
-    takes as its data. No image is changed or moved, except with --apply.
+    A page opens in the browser. With an index beside the model, it also shows images that are like
+    none of the classes, and training images that are like the one to decide about. Every decision
+    is written to labels.csv at once, which `train` takes as its data. No image is changed or moved,
+    except with --apply.
 
     Args:
         data: A folder with one folder of images per class, or a CSV list.
@@ -64,7 +66,15 @@ def review(
     from resnext.card import card_of
     from resnext.data.labels import refuse_unknown
     from resnext.inference.opener import open_runner
-    from resnext.review.cases import ask, find_cases, map_of, open_collection
+    from resnext.neighbours.index import find_index
+    from resnext.review.cases import (
+        ask,
+        find_cases,
+        map_of,
+        open_collection,
+        similar_images,
+        unlike_all,
+    )
     from resnext.review.server import ReviewServer
     from resnext.review.session import Session
     from resnext.system.progress import reporter
@@ -82,6 +92,8 @@ def review(
     shown = reporter(True)
     try:
         answers = ask(runner, collection.paths, shown)
+        index = find_index(model, runner, shown.line)
+        score = None if index is None else index.unknown_score(card)
         cases = find_cases(
             collection,
             answers,
@@ -89,15 +101,19 @@ def review(
             threshold=card.threshold,
             doubts=doubts,
             progress=shown,
+            unknown=unlike_all(collection, answers, score),
         )
         if map:
             shown.start("Arranging the map", 0)
         points = map_of(collection, answers, labels) if map else None
     finally:
         shown.stop()
-    session = Session(data, cases, labels, card.labels, points)
+    similar = None if index is None else similar_images(collection, answers, now, index)
+    session = Session(data, cases, labels, card.labels, points, similar)
     if not (session.cases or map):
-        print("There is nothing to look at: no doubts, no near-duplicates, nothing unsure")
+        print(
+            "There is nothing to look at: no doubts, no near-duplicates, nothing unknown or unsure"
+        )
         return
     server = ReviewServer(session, port, card.preprocessing.value_range)
     print(f"{counted(len(session.cases), 'case')} to look at: {server.url}")

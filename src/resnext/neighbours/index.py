@@ -195,13 +195,29 @@ class Index:
         return [self._best(values, rows, k) for values in self.similarities(embeddings)]
 
     def of_classes(
-        self, embedding: Float32[np.ndarray, " d"], labels: Sequence[str], k: int
+        self,
+        embedding: Float32[np.ndarray, " d"],
+        labels: Sequence[str],
+        k: int,
+        *,
+        but: str | None = None,
     ) -> list[Neighbour]:
-        """The nearest images of some classes, class by class; of all images if none has a class."""
+        """The nearest images of some classes, class by class; of all images if none has a class.
+
+        Args:
+            embedding: What is searched for.
+            labels: The classes.
+            k: Number of images of each class.
+            but: File or name of an image that is not returned: the one that is searched for.
+        """
         similarity = self.similarities(embedding[None])[0]
-        if (self.file.targets < 0).all():
-            return self._best(similarity, self._rows(None), k)
-        return [one for x in labels for one in self._best(similarity, self._rows(x), k)]
+        classes = [None] if (self.file.targets < 0).all() else labels
+        found: list[Neighbour] = []
+        for label in classes:
+            best = self._best(similarity, self._rows(label), k + (but is not None))
+            others = [one for one in best if but is None or not _same_file(one.name, but)]
+            found += others[:k]
+        return found
 
     def similarities(self, embeddings: Float32[np.ndarray, "m d"]) -> Float32[np.ndarray, "m n"]:
         """Cosines of the angles between embeddings and those of all images of the index.
@@ -319,6 +335,10 @@ class Index:
         label = self.labels[target] if target >= 0 else None
         distance, jpeg = max(1 - similarity, 0.0), self.file.thumbnail(row)
         return Neighbour(self.file.name(row), label, distance, row, jpeg)
+
+
+def _same_file(a: str, b: str) -> bool:
+    return os.path.abspath(a) == os.path.abspath(b)  # noqa: PTH100 - a link is another file
 
 
 def _is_embedding(query: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,8 @@ from resnext.data.scan import read_records
 from resnext.errors import DataError
 from resnext.evaluation.label_doubts import Doubt, Opinions, find_doubts, read_doubts
 from resnext.inference.runner import Runner, check_finite
+from resnext.neighbours.index import Index, Neighbour
+from resnext.neighbours.unknown import UnknownScore
 from resnext.prediction.images import to_pixels
 from resnext.review.decisions import LabelList
 from resnext.review.layout import MOST, arrange
@@ -27,6 +29,8 @@ from resnext.system.cpu import available_cores
 from resnext.system.progress import Reporter
 
 _TOP = 9  # classes with a number key
+_LIKE = 3  # similar images of each of two classes
+_SCORED = 512  # images that are compared with the training images at once
 
 
 @dataclass(frozen=True)
@@ -197,6 +201,53 @@ def find_cases(
             suggestion = top[0][0] if top[0][0] != labels[path] else None
             cases.append(Case("unsure", (path,), f"At most {best[i]:.0%} sure", suggestion, top))
     return cases
+
+
+def unlike_all(
+    collection: Collection, answers: Answers, score: UnknownScore | None
+) -> dict[str, float]:
+    """The images that are like none of the classes, with their scores.
+
+    Args:
+        collection: The images.
+        answers: What the model says about them.
+        score: Tells unknown images; None if the model has no threshold for them.
+    """
+    if score is None:
+        return {}
+    rows = np.flatnonzero(np.isfinite(answers.embeddings).all(1))
+    parts = np.array_split(rows, max(len(rows) // _SCORED, 1))
+    values = np.concatenate([score(answers.embeddings[part]) for part in parts])
+    above = np.flatnonzero(values > score.threshold)
+    return {collection.paths[rows[i]]: float(values[i]) for i in above}
+
+
+def similar_images(
+    collection: Collection, answers: Answers, labels: Mapping[str, str], index: Index
+) -> Callable[[Case], list[Neighbour]]:
+    """Finds the images of an index that are nearest to the image of a case, except itself.
+
+    They are of two classes: the suggestion, and the label; without a suggestion, the label and the
+    most likely other class.
+
+    Args:
+        collection: The images.
+        answers: What the model says about them.
+        labels: Class of each image.
+        index: Where to search.
+    """
+    rows = {path: i for i, path in enumerate(collection.paths)}
+
+    def search(case: Case) -> list[Neighbour]:
+        path = case.paths[0]
+        embedding = answers.embeddings[rows[path]]
+        if len(case.paths) > 1 or not np.isfinite(embedding).all():
+            return []
+        likely = [case.suggestion] if case.suggestion else []
+        two = dict.fromkeys([*likely, labels[path], *(label for label, _ in case.classes)])
+        return index.of_classes(embedding, [*two][:2], _LIKE, but=path)
+
+    return search
 
 
 def map_of(collection: Collection, answers: Answers, labels: LabelList) -> Points:

@@ -7,6 +7,7 @@ defeats DNS rebinding.
 
 from __future__ import annotations
 
+import base64
 import hmac
 import io
 import json
@@ -23,6 +24,7 @@ from PIL import Image
 
 from resnext.data.decoding import ValueRange, open_image
 from resnext.errors import DataError, InputError, ResNeXtError
+from resnext.neighbours.index import Neighbour
 from resnext.review.map import map_fragment
 from resnext.review.session import Session
 
@@ -84,6 +86,8 @@ class _Handler(BaseHTTPRequestHandler):
                 case ["image", case, image] if case.isdecimal() and image.isdecimal():
                     path = session.path(int(case), int(image))
                     self._send(self.server.picture(path), "image/jpeg")
+                case ["similar", case] if case.isdecimal():
+                    self._json([*map(_similar, session.similar(int(case)))])
                 case ["map"] if session.points is not None:
                     self._map()
                 case ["picture", image] if image.isdecimal():
@@ -186,6 +190,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _template(name: str) -> str:
     return files("resnext.review").joinpath(name).read_text(encoding="utf-8")
+
+
+def _similar(one: Neighbour) -> dict[str, Any]:
+    """A similar image, for the page."""
+    jpeg = base64.b64encode(one.jpeg).decode()
+    return {**one.to_dict(), "image": f"data:image/jpeg;base64,{jpeg}"}
 
 
 def _picture(path: Path, values: ValueRange) -> bytes:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from resnext.errors import InputError
+from resnext.neighbours.index import Neighbour
 from resnext.review.cases import Case
 from resnext.review.decisions import Entry, LabelList, decided
 from resnext.review.map import Points
@@ -24,6 +25,7 @@ class Session:
         labels: The list that holds the decisions.
         classes: All classes.
         points: The map, whose names are paths in the list; None without one.
+        similar: Finds training images that are like the image of a case; None without an index.
     """
 
     def __init__(
@@ -33,13 +35,14 @@ class Session:
         labels: LabelList,
         classes: Sequence[str],
         points: Points | None = None,
+        similar: Callable[[Case], list[Neighbour]] | None = None,
     ) -> None:
         self.data, self.labels, self.classes = data, labels, tuple(classes)
-        self.points = points
+        self.points, self._similar = points, similar
         open_cases = (c for c in cases if not all(labels[p].decision for p in c.paths))
         self.cases = [*open_cases]
         self._before: list[tuple[int | None, list[Entry]]] = []  # None: on the map
-        self._lock = threading.Lock()
+        self._lock, self._searching = threading.Lock(), threading.Lock()
 
     @property
     def decided(self) -> int:
@@ -62,7 +65,21 @@ class Session:
         apply = shlex.join(["resnext", "review", self.data, *named, "--apply"])
         train = shlex.join(["resnext", "train", out])
         texts = {"title": self.data, "file": out, "train": train, "apply": apply}
-        return {**texts, "classes": self.classes, "cases": cases, "map": self.points is not None}
+        parts = {"map": self.points is not None, "similar": self._similar is not None}
+        return {**texts, "classes": self.classes, "cases": cases, **parts}
+
+    def similar(self, case: int) -> list[Neighbour]:
+        """Training images that are like the image of a case; none without an index.
+
+        Raises:
+            InputError: There is no such case.
+            CheckpointError: The index is damaged.
+        """
+        self.path(case, 0)
+        if self._similar is None:
+            return []
+        with self._searching:
+            return self._similar(self.cases[case])
 
     def path(self, case: int, image: int) -> Path:
         """The file of an image of a case.

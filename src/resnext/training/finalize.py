@@ -23,8 +23,10 @@ from resnext.summary import summarize
 from resnext.system.cpu import cpu_name
 from resnext.system.device import hardware
 from resnext.system.limits import total_memory
+from resnext.system.progress import Reporter
 from resnext.training.indexing import index_run
 from resnext.training.report.examples import (
+    Pictures,
     class_examples,
     confident_mistakes,
     doubtful_labels,
@@ -112,13 +114,13 @@ def finalize(run: Trainer, *, command: str, index: bool) -> None:
         command=command,
         opinions=run.dynamics.opinions(),
     )
-    calibrate_and_report(network, outputs, finished)
-    if index:
-        index_run(network, settings.out, run.scan.splits, run.state, run.progress)
+    calibrate_and_report(network, outputs, finished, run.progress if index else None)
 
 
-def calibrate_and_report(network: ResNeXt, outputs: EvalOutputs, run: Finished) -> None:
-    """Calibrate a model with a card, and write it and the report.
+def calibrate_and_report(
+    network: ResNeXt, outputs: EvalOutputs, run: Finished, indexing: Reporter | None
+) -> None:
+    """Calibrate a model with a card, and write it, its index and the report.
 
     The temperature and the threshold are fitted on the validation images (arXiv:1706.04599). The
     calibration that is reported uses, for each image, a temperature that was fitted without it.
@@ -127,6 +129,7 @@ def calibrate_and_report(network: ResNeXt, outputs: EvalOutputs, run: Finished) 
         network: The model.
         outputs: Its logits of the validation images.
         run: The run that it is of.
+        indexing: Shows the progress of the index; None to write no index.
     """
     train, val = run.scan.splits.train, run.scan.splits.val
     raw = result = score(outputs, val)
@@ -144,6 +147,9 @@ def calibrate_and_report(network: ResNeXt, outputs: EvalOutputs, run: Finished) 
         threshold=threshold,
     )
     save(network, run.out)
+    index = None
+    if indexing is not None:
+        index = index_run(network, run.out, run.scan.splits, run.state, indexing)
     p = (outputs.logits / temperature).softmax(1).numpy()
     unseen_opinions = Opinions.of(p, outputs.targets.numpy())
     doubts = ranked(
@@ -154,6 +160,7 @@ def calibrate_and_report(network: ResNeXt, outputs: EvalOutputs, run: Finished) 
     )
     write_doubts(run.folder / "label_doubts.csv", doubts)
     parts = {"train": train, "val": val}
+    pictures = Pictures(network, parts, run.preprocessing, index)
     cost = summarize(network.config, run.preprocessing.size)
     seconds = run.state.seconds
     facts = Facts(
@@ -183,9 +190,9 @@ def calibrate_and_report(network: ResNeXt, outputs: EvalOutputs, run: Finished) 
         findings=run.scan.lines(),
         train_counts=train.counts().tolist(),
         val_counts=val.counts().tolist(),
-        mistakes=confident_mistakes(network, val, result, run.preprocessing),
-        examples=class_examples(network, parts, result, doubts, run.preprocessing),
-        doubts=doubtful_labels(parts, doubts[:_SHOWN], run.preprocessing),
+        mistakes=confident_mistakes(pictures, result),
+        examples=class_examples(pictures, result, doubts),
+        doubts=doubtful_labels(pictures, doubts[:_SHOWN]),
         doubt_count=len(doubts),
         review=shlex.join(["resnext", "review", train.name, "--model", str(run.out)]),
         map=image_map(network, parts, run.preprocessing, temperature)

@@ -13,6 +13,7 @@ from resnext.data.dataset import ImageSet, Splits
 from resnext.errors import ResNeXtError
 from resnext.inference.engines.torch import TorchRunner
 from resnext.neighbours.build import build_index, decoded
+from resnext.neighbours.index import Index, open_index
 from resnext.neighbours.model_files import index_path, model_digest
 from resnext.network import ResNeXt
 from resnext.system.progress import Reporter
@@ -27,7 +28,7 @@ _SHARE = 0.05  # of the run's time that it may take after a long one
 
 def index_run(
     network: ResNeXt, out: Path, splits: Splits, state: TrainState, progress: Reporter
-) -> None:
+) -> Index | None:
     """Index the training images, and write the threshold of unknown images into the card.
 
     A run is not failed by its index: whatever prevents it is reported.
@@ -38,6 +39,9 @@ def index_run(
         splits: The images.
         state: How long the run took, and how long it may take.
         progress: Shows the progress.
+
+    Returns:
+        The index; None if there is none.
     """
     runner, train, val = TorchRunner(network), splits.train, splits.val
     hint = f"resnext index {train.name} --model {out} writes it."
@@ -45,7 +49,7 @@ def index_run(
         seconds = _seconds(runner, val, len(train) + len(val))
         if len(train) > _MOST_IMAGES or seconds > _limit(state):
             progress.line(f"{counted(len(train), 'image')} were not indexed, to save time. {hint}")
-            return
+            return None
         digest = model_digest(out)
         score = build_index(
             runner, train, index_path(out), model=digest, progress=progress, val=val
@@ -55,8 +59,10 @@ def index_run(
             network.card, unknown_threshold=None if score is None else score.threshold
         )
         save(network, out)
+        return open_index(out, runner=runner)
     except ResNeXtError as error:
         progress.line(f"There is no index of the training images: {error} {hint}")
+        return None
 
 
 def _limit(state: TrainState) -> float:

@@ -23,7 +23,6 @@ from resnext.training.checkpoint import Checkpoint, write_checkpoint
 from resnext.training.embeddings import Embedder
 from resnext.training.finalize import Finished, calibrate_and_report
 from resnext.training.identity import check_identity, run_identity
-from resnext.training.indexing import index_run
 from resnext.training.interrupts import Interrupts
 from resnext.training.logistic import Head, fit_head
 from resnext.training.preparation import (
@@ -137,9 +136,8 @@ def run_probe(
         strengths=fitted.head.tried,
         opinions=Opinions.of(fitted.head.unseen, np.asarray(splits.train.targets)),
     )
-    calibrate_and_report(network, fitted.outputs, finished)
-    if request.index:
-        index_run(network, request.out, splits, finished.state, context.progress)
+    indexing = context.progress if request.index else None
+    calibrate_and_report(network, fitted.outputs, finished, indexing)
 
 
 def starting_classifier(request: Request, context: Context, plan: RunPlan) -> Evaluation | None:

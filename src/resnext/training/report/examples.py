@@ -18,9 +18,11 @@ from resnext.errors import DataError
 from resnext.evaluation.label_doubts import Doubt
 from resnext.evaluation.metrics import Evaluation
 from resnext.inference.engines.torch import evaluating
+from resnext.neighbours.index import Index, Neighbour
 from resnext.network import ResNeXt
 
 _SIDE = 224  # minimum size of a picture in the gallery, pixels
+_LIKE = 3  # training images of each of two classes
 _MOST_CLASSES = 40  # with more classes, only the worst have examples
 
 
@@ -35,6 +37,7 @@ class Mistake:
         confidence: Probability of the predicted class, from 0 to 1.
         heat: The image with its Grad-CAM overlay; None if the map has one pixel.
         title: File or number of the image.
+        like: The nearest training images of the predicted and of the true class.
     """
 
     image: Image.Image
@@ -43,6 +46,7 @@ class Mistake:
     confidence: float
     heat: Image.Image | None
     title: str
+    like: tuple[Neighbour, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,116 +66,117 @@ class ClassExamples:
     wrong: Mistake | None
 
 
-def confident_mistakes(
-    network: ResNeXt,
-    images: ImageSet,
-    evaluation: Evaluation,
-    preprocessing: Preprocessing,
-    count: int = 12,
-) -> list[Mistake]:
-    """The most confident mistakes, with Grad-CAM overlays.
-
-    Args:
-        network: The classifier; its training mode is restored.
-        images: The evaluated images.
-        evaluation: Result on these images.
-        preprocessing: How images become input.
-        count: Largest number of mistakes.
-    """
-    wrong = np.flatnonzero(~evaluation.right)
-    order = wrong[np.argsort(-evaluation.confidence[wrong], kind="stable")][:count]
-    with evaluating(network):
-        shown = (_shown(network, images, evaluation, i, preprocessing) for i in order.tolist())
-        return [mistake for mistake in shown if mistake is not None]
-
-
-def doubtful_labels(
-    parts: Mapping[str, ImageSet], doubts: Iterable[Doubt], preprocessing: Preprocessing
-) -> list[Mistake]:
-    """The images of doubts, without maps."""
-    shown = (_doubtful(parts, doubt, preprocessing) for doubt in doubts)
-    return [doubt for doubt in shown if doubt is not None]
-
-
-def class_examples(
-    network: ResNeXt,
-    parts: Mapping[str, ImageSet],
-    evaluation: Evaluation,
-    doubts: Sequence[Doubt],
-    preprocessing: Preprocessing,
-) -> list[ClassExamples]:
-    """A typical, a doubtful and a wrong image of each class, the lowest recall first.
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """What pictures are made from.
 
     Args:
         network: The classifier; its training mode is restored.
         parts: The images by split.
+        preprocessing: How images become input.
+        index: The index of the training images; None without one.
+    """
+
+    network: ResNeXt
+    parts: Mapping[str, ImageSet]
+    preprocessing: Preprocessing
+    index: Index | None = None
+
+    def evaluated(self, evaluation: Evaluation, row: int) -> Mistake | None:
+        """A validation image with the map of its predicted class; None if it became unreadable."""
+        labels, predicted = evaluation.labels, int(evaluation.predicted[row])
+        truth, index = labels[int(evaluation.targets[row])], int(evaluation.indices[row])
+        classes, title = (labels[predicted], truth), self.parts["val"].title(index)
+        if (x := self._input("val", index)) is None:
+            return None
+        with evaluating(self.network):
+            heat = grad_cam(self.network, x, predicted)
+            like = () if predicted == evaluation.targets[row] else self._like(x, classes, title)
+        return Mistake(
+            image=(seen := denormalize(x, self.preprocessing)),
+            truth=truth,
+            predicted=labels[predicted],
+            confidence=float(evaluation.confidence[row]),
+            heat=None if heat.size == 1 else overlay(seen, heat),
+            title=title,
+            like=like,
+        )
+
+    def doubtful(self, doubt: Doubt) -> Mistake | None:
+        """The image of a doubt, without a map; None if it became unreadable."""
+        if (x := self._input(doubt.split, doubt.index)) is None:
+            return None
+        with evaluating(self.network):
+            like = self._like(x, (doubt.suggestion, doubt.label), doubt.path)
+        seen = denormalize(x, self.preprocessing)
+        return Mistake(seen, doubt.label, doubt.suggestion, doubt.score, None, doubt.path, like)
+
+    def _input(self, split: str, index: int) -> Float[torch.Tensor, "c h w"] | None:
+        preprocessing = self.preprocessing
+        try:
+            image = self.parts[split].open(index, preprocessing.colour, preprocessing.value_range)
+        except DataError:
+            return None
+        return prepare(image, preprocessing)
+
+    @torch.no_grad()
+    def _like(
+        self, x: Float[torch.Tensor, "c h w"], classes: tuple[str, str], title: str
+    ) -> tuple[Neighbour, ...]:
+        """The nearest training images of two classes, except the image itself."""
+        if self.index is None:
+            return ()
+        weights = self.network.fc.weight
+        embedding = self.network.embed(x[None].to(weights.device, weights.dtype))[0].float()
+        return tuple(self.index.of_classes(embedding.cpu().numpy(), classes, _LIKE, but=title))
+
+
+def confident_mistakes(
+    pictures: Pictures, evaluation: Evaluation, count: int = 12
+) -> list[Mistake]:
+    """The most confident mistakes, with Grad-CAM overlays.
+
+    Args:
+        pictures: Makes the pictures.
+        evaluation: Result on the images of `val`.
+        count: Largest number of mistakes.
+    """
+    wrong = np.flatnonzero(~evaluation.right)
+    order = wrong[np.argsort(-evaluation.confidence[wrong], kind="stable")][:count]
+    shown = (pictures.evaluated(evaluation, row) for row in order.tolist())
+    return [mistake for mistake in shown if mistake is not None]
+
+
+def doubtful_labels(pictures: Pictures, doubts: Iterable[Doubt]) -> list[Mistake]:
+    """The images of doubts, without maps."""
+    shown = map(pictures.doubtful, doubts)
+    return [doubt for doubt in shown if doubt is not None]
+
+
+def class_examples(
+    pictures: Pictures, evaluation: Evaluation, doubts: Sequence[Doubt]
+) -> list[ClassExamples]:
+    """A typical, a doubtful and a wrong image of each class, the lowest recall first.
+
+    Args:
+        pictures: Makes the pictures.
         evaluation: Result on the images of `val`.
         doubts: Doubtful labels, the most doubtful first.
-        preprocessing: How images become input.
     """
     recall, labels = np.array(evaluation.recall()), evaluation.labels
     first = {doubt.label: doubt for doubt in reversed(doubts)}
     order = [i for i in np.argsort(recall, kind="stable").tolist() if np.isfinite(recall[i])]
     found: list[ClassExamples] = []
-    with evaluating(network):
-        for c in order[:_MOST_CLASSES]:
-            shown: list[Mistake | None] = []
-            for wanted in (True, False):
-                rows = np.flatnonzero((evaluation.targets == c) & (evaluation.right == wanted))
-                best = rows[evaluation.confidence[rows].argmax()] if len(rows) else None
-                shown.append(
-                    None
-                    if best is None
-                    else _shown(network, parts["val"], evaluation, int(best), preprocessing)
-                )
-            doubt = first.get(labels[c])
-            doubtful = None if doubt is None else _doubtful(parts, doubt, preprocessing)
-            found.append(ClassExamples(labels[c], shown[0], doubtful, shown[1]))
+    for c in order[:_MOST_CLASSES]:
+        shown: list[Mistake | None] = []
+        for wanted in (True, False):
+            rows = np.flatnonzero((evaluation.targets == c) & (evaluation.right == wanted))
+            best = rows[evaluation.confidence[rows].argmax()] if len(rows) else None
+            shown.append(None if best is None else pictures.evaluated(evaluation, int(best)))
+        doubt = first.get(labels[c])
+        doubtful = None if doubt is None else pictures.doubtful(doubt)
+        found.append(ClassExamples(labels[c], shown[0], doubtful, shown[1]))
     return found
-
-
-def _shown(
-    network: ResNeXt,
-    images: ImageSet,
-    evaluation: Evaluation,
-    row: int,
-    preprocessing: Preprocessing,
-) -> Mistake | None:
-    """An evaluated image with the map of its predicted class; None if it became unreadable."""
-    index, predicted = int(evaluation.indices[row]), int(evaluation.predicted[row])
-    try:
-        x = _input(images, index, preprocessing)
-    except DataError:
-        return None
-    heat, seen = grad_cam(network, x, predicted), denormalize(x, preprocessing)
-    return Mistake(
-        image=seen,
-        truth=evaluation.labels[int(evaluation.targets[row])],
-        predicted=evaluation.labels[predicted],
-        confidence=float(evaluation.confidence[row]),
-        heat=None if heat.size == 1 else overlay(seen, heat),
-        title=images.title(index),
-    )
-
-
-def _doubtful(
-    parts: Mapping[str, ImageSet], doubt: Doubt, preprocessing: Preprocessing
-) -> Mistake | None:
-    """The image of a doubt; None if it became unreadable."""
-    try:
-        x = _input(parts[doubt.split], doubt.index, preprocessing)
-    except DataError:
-        return None
-    seen = denormalize(x, preprocessing)
-    return Mistake(seen, doubt.label, doubt.suggestion, doubt.score, None, doubt.path)
-
-
-def _input(
-    images: ImageSet, index: int, preprocessing: Preprocessing
-) -> Float[torch.Tensor, "c h w"]:
-    return prepare(
-        images.open(index, preprocessing.colour, preprocessing.value_range), preprocessing
-    )
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from PIL import Image
 from resnext.calibration import expected_calibration_error, interval, reliability
 from resnext.evaluation.metrics import Evaluation
 from resnext.explanation.page import image_url
+from resnext.prediction.contact_sheet import by_class
 from resnext.system.atomic import write_bytes_atomically
 from resnext.training.report.charts import Line, bars, curves, reliability_diagram
 from resnext.training.report.examples import ClassExamples, Mistake
@@ -148,7 +149,13 @@ def _template() -> Any:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"duration": duration, "percent": percent, "count": _count, "uri": _uri}
+    environment.filters |= {
+        "duration": duration,
+        "percent": percent,
+        "count": _count,
+        "uri": _uri,
+        "by_class": by_class,
+    }
     text = files("resnext.training.report").joinpath("report.html").read_text(encoding="utf-8")
     return environment.from_string(text)
 
