@@ -46,6 +46,9 @@ def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (root / name).touch()
     for name in ("@eaDir", "cat/@eaDir/000.jpg"):
         (root / name).mkdir(parents=True)
+    for name in ("scripts/resize.py", "__pycache__/resize.pyc"):
+        (root / name).parent.mkdir()
+        (root / name).touch()
     picture = root / "cat" / "001.jpg"
     shutil.copy(picture, root / "@eaDir" / "thumbnail.jpg")
     shutil.copy(picture, root / "cat" / "@eaDir" / "000.jpg" / "thumbnail.jpg")
@@ -80,7 +83,7 @@ def test_what_train_prints(
     assert printed in texts()
     assert err.startswith(f"Classes: 3 ({', '.join(CLASSES)}).\nImages: ")
     assert "; 61 (cat) to 72 (café) per class; " in err
-    assert "\nPassed over: 33 files and folders; 3 unreadable images.\n16 .HEIC files" in err
+    assert "\nPassed over: 35 files and folders; 3 unreadable images.\n16 .HEIC files" in err
     for row in re.findall(r"^\|.*\|(.*)\|$", section(), re.MULTILINE):
         for said in re.findall(r"`(.*?)`", row):
             assert normalize(said) in printed, said
@@ -95,7 +98,7 @@ def test_what_evaluate_and_predict_print(
     code, out, err = run_cli(capsys, monkeypatch, "evaluate", "m.safetensors", "odd")
     assert code == 0, err
     assert err.splitlines()[0] == heic
-    assert len(err.splitlines()) == 13
+    assert len(err.splitlines()) == 14
     assert "195 images" in out
     code, out, err = run_cli(
         capsys, monkeypatch, "predict", "m.safetensors", "odd", "--out", "new/answers.csv"

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 _OF_SYSTEMS = {"@eadir", "#recycle", "__macosx", "lost+found", "thumbs.db", "desktop.ini"}
 _OF_SYSTEMS |= {"$recycle.bin", "system volume information"}
+_OF_TOOLS = {"__pycache__", "node_modules", "bower_components", "site-packages", "venv"}
+_OF_TOOLS |= {"wandb", "mlruns", "lightning_logs", "tensorboard_logs"}
 _LONGEST_ENDING = 12  # characters, with the dot; a longer one is part of the name
 _ENDINGS_SHOWN = 5
 
@@ -40,7 +42,9 @@ WITHOUT_CLASS = Reason(
     "image outside of the class folders", "images outside of the class folders", "move into a class"
 )
 BESIDE_SPLITS = Reason("folder beside the splits", "folders beside the splits")
+NO_IMAGES = Reason("folder without images", "folders without images", "not a class")
 _UNKNOWN = _files("not an image ending")
+_TABLE = _files("a table is read if its own path is given")
 _BY_ENDING = {
     ending: reason
     for endings, reason in (
@@ -50,7 +54,7 @@ _BY_ENDING = {
             ".mp4 .mov .avi .mkv .webm .m4v .mpg .mpeg .wmv .3gp .mts .m2ts .flv .ogv",
             _files("save frames of videos as images"),
         ),
-        (".parquet", _files("a table is read if its own path is given")),
+        (".parquet", _TABLE),
         (".zip .tar .gz .tgz .bz2 .xz .zst .7z .rar", _files("unpack archives")),
         (
             ".cr2 .cr3 .crw .nef .nrw .arw .sr2 .srf .dng .raf .orf .rw2 .pef .srw .raw .3fr .iiq "
@@ -72,8 +76,12 @@ _BY_ENDING = {
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, or left by a system, such as a folder of thumbnails."""
-    return name.startswith(".") or name.lower() in _OF_SYSTEMS
+    """Whether a file or folder is hidden, or is one of a system or tool by its name.
+
+    A system leaves folders of thumbnails, a tool logs or packages, which hold images too.
+    """
+    lower = name.lower()
+    return name.startswith(".") or lower in _OF_SYSTEMS | _OF_TOOLS or lower.endswith(".git")
 
 
 @dataclass
@@ -106,14 +114,22 @@ class PassedOver:
     def __len__(self) -> int:
         return self.counts.total()
 
-    def lines(self) -> list[str]:
+    def may_be_images(self) -> bool:
+        """Whether some of it could be made images: photos of other formats, archives, links."""
+        return any(reason not in (HIDDEN, NO_FILE, _UNKNOWN, _TABLE) for reason, _ in self.counts)
+
+    def lines(self, *wanted: Reason) -> list[str]:
         """One sentence for each reason, the most frequent first; empty if nothing was passed over.
 
         `16 .HEIC files passed over: pip install "resnext[heif]" to read HEIF.`
+
+        Args:
+            wanted: The reasons to name; all without any.
         """
         numbers: dict[Reason, Counter[str]] = {}
         for (reason, ending), count in self.counts.items():
-            numbers.setdefault(reason, Counter())[ending] += count
+            if not wanted or reason in wanted:
+                numbers.setdefault(reason, Counter())[ending] += count
         order = sorted(numbers, key=lambda reason: (-numbers[reason].total(), self.first[reason]))
         return [_line(reason, numbers[reason], self.first[reason]) for reason in order]
 

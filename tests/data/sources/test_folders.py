@@ -168,8 +168,14 @@ def one_class(root: Path) -> None:
     fill(root, {"cat": 5})
 
 
-def empty_class(root: Path) -> None:
+def class_of_archives(root: Path) -> None:
     fill(root, {"cat": 5, "dog": 5}).joinpath("eel").mkdir()
+    (root / "eel" / "photos.zip").touch()
+
+
+def class_without_endings(root: Path) -> None:
+    fill(root, {"cat": 5, "dog": 5}).joinpath("eel").mkdir()
+    (root / "eel" / "0001").touch()
 
 
 def only_notes(root: Path) -> None:
@@ -222,8 +228,9 @@ def two_vals(root: Path) -> None:
         (lambda root: None, "no class folders"),
         (loose_images, "no class folders"),
         (one_class, "only one class, 'cat'"),
-        (empty_class, "eel holds no image"),
-        (only_notes, "dog holds no image"),
+        (class_of_archives, r"eel holds no image. 1 \.zip file passed over: unpack archives"),
+        (class_without_endings, "eel holds no image. .* name images .jpg or .png"),
+        (only_notes, "only one class, 'cat'.* 1 folder without images passed over, .*dog: not a"),
         (single_image, "'dog' of .* has one image"),
         (unknown_in_val, "val has a class 'eel'; known are cat, dog"),
         (unknown_in_test, "test has a class 'eel'"),
@@ -327,6 +334,37 @@ def test_folders_of_systems_are_skipped(tmp_path: Path, name: str) -> None:
     assert splits.passed_over.lines() == [
         f"3 hidden or system files and folders passed over, such as {first}."
     ]
+
+
+@pytest.mark.parametrize(
+    "name", ["__pycache__", "node_modules", "venv", "site-packages", "wandb", "old.git", ".git"]
+)
+def test_folders_of_tools_are_skipped(tmp_path: Path, name: str) -> None:
+    """Packages and logs hold images too: they became a class, or a class without images."""
+    root = fill(tmp_path / "set", {"a": 3, "b": 3, name: 2})
+    (root / "a" / name).mkdir()
+    splits = open_splits(root)
+    assert splits.train.labels == ("a", "b")
+    assert splits.passed_over.lines() == [
+        f"2 hidden or system files and folders passed over, such as {min(root / name, root / 'a')}"
+        f"{'' if root / name < root / 'a' else '/' + name}."
+    ]
+
+
+@pytest.mark.parametrize("content", ["", "plot.py", "notes.txt", "deep/down/list.csv", ".DS_Store"])
+def test_folders_without_images_are_no_classes(tmp_path: Path, content: str) -> None:
+    """Scripts and notes beside the classes were taken for a class that lost all of its images."""
+    root = fill(tmp_path / "set", {"a": 4, "b": 4})
+    other = root / "scripts" / content
+    other.parent.mkdir(parents=True, exist_ok=True)
+    other.touch() if content else other.mkdir()
+    splits = open_splits(root)
+    assert splits.train.labels == ("a", "b")
+    line = f"1 folder without images passed over, {root / 'scripts'}: not a class."
+    assert splits.passed_over.lines() == [line]
+    said: list[str] = []
+    images = open_for_evaluation(root, ("a", "b", "scripts"), {}, said.append)
+    assert (len(images), said) == (8, [line])
 
 
 def test_what_is_passed_over(tmp_path: Path) -> None:

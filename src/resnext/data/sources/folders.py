@@ -26,7 +26,14 @@ from resnext.data.labels import (
     refuse_unknown,
     shortened,
 )
-from resnext.data.passed_over import BESIDE_SPLITS, WITHOUT_CLASS, PassedOver, Reason, hidden
+from resnext.data.passed_over import (
+    BESIDE_SPLITS,
+    NO_IMAGES,
+    WITHOUT_CLASS,
+    PassedOver,
+    Reason,
+    hidden,
+)
 from resnext.data.sources.base import LoadedSplit, Source, split_of, visible
 from resnext.errors import DataError
 
@@ -185,7 +192,20 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _holds_images(folder: Path) -> bool:
-    return any(_is_image(path) for path in visible(folder))
+    """Whether an image lies in a folder itself; looks no further than the first one."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(not hidden(entry.name) and _is_image(entry) for entry in entries)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed: {error.strerror}.") from error
+
+
+def _is_no_class(folder: Path) -> bool:
+    """Whether a folder holds, at any depth, neither images nor what should have been images."""
+    if _holds_images(folder):
+        return False
+    others = PassedOver()
+    return not any(walk_images(folder, passed_over=others)) and not others.may_be_images()
 
 
 def _reason_outside(path: Path) -> Reason | None:
@@ -207,23 +227,28 @@ def _class_folders(root: Path, labels: tuple[str, ...] | None = None) -> LoadedS
     """Every image in the class folders of `root`, whose names must be among `labels` if given."""
     passed_over = PassedOver()
     inside = visible(root, passed_over)
-    folders = [path for path in inside if path.is_dir()]
+    folders: list[Path] = []
     for path in inside:
         if not path.is_dir():
             passed_over.add(path, _reason_outside(path))
+        elif _is_no_class(path):
+            passed_over.add(path, NO_IMAGES)
+        else:
+            folders.append(path)
     names = ("metadata.csv", "metadata.jsonl")
     lists = [path for at in (root, root.parent) for x in names if (path := at / x).is_file()]
     if lists and len(folders) < 2:
         raise DataError(f"{root} has no class folders. Give its list of images, {lists[0]}.")
+    empty = "".join(f" {line}" for line in passed_over.lines(NO_IMAGES))
     if not folders:
-        raise _no_folders(root)
+        raise DataError(f"{_no_folders(root)}{empty}")
     classes = class_names([folder.name for folder in folders])
     names = [classes[folder.name] for folder in folders]
     if labels is None:
         _refuse_parts(root, folders)
         labels = in_order(names)
         if len(labels) < 2:
-            raise DataError(one_class(str(root), names[0]) + _hint(folders))
+            raise DataError(one_class(str(root), names[0]) + _hint(folders) + empty)
     try:
         refuse_unknown(str(root), set(names), labels)
     except DataError as error:
@@ -252,13 +277,13 @@ def _class_folders(root: Path, labels: tuple[str, ...] | None = None) -> LoadedS
 # -- folders of another level -----------------------------------------------------------------
 
 
-def _no_folders(root: Path) -> DataError:
-    """The error for a folder without class folders."""
+def _no_folders(root: Path) -> str:
+    """What to do about a folder without class folders."""
     problem = f"{root} has no class folders"
     if not _holds_images(root):
-        return DataError(f"{problem}. Put the images of each class in a folder.")
+        return f"{problem}. Put the images of each class in a folder."
     above = root.absolute().parent
-    return DataError(
+    return (
         f"{problem}, only images. Put the images of each class in a folder; or, if {root.name} is "
         f"a class, give the folder that holds all classes, {above}."
     )
