@@ -31,6 +31,7 @@ def counted(folder: Path, *names: str) -> list[str]:
             "2 .mp4, 1 .MOV files passed over: save frames of videos as images.",
         ),
         (["a.zip"], "1 .zip file passed over: unpack archives."),
+        (["a.tar"], "1 .tar file passed over: unpack it, or give its own path if it is a shard."),
         (["a.tar.gz", "b.7z"], "1 .7z, 1 .gz files passed over: unpack archives."),
         (
             ["a.CR2", "b.cr2", "c.dng"],

@@ -22,6 +22,7 @@ from resnext.data.dataset import ImageSet, Problem, Splits
 from resnext.data.open import open_splits
 from resnext.data.scan import Leak, Scan, scan, too_many, write_quarantine
 from resnext.errors import DataError
+from resnext.system.limits import DecodingRoom
 from resnext.system.progress import SilentReporter
 
 
@@ -202,6 +203,36 @@ def test_jpegs_are_read_at_an_eighth(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found.sizes is not None
     assert found.sizes.largest == (320, 640)
     assert max(loaded) == (40, 80)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "wanted"),
+    [
+        ("PNG", {}, 10_000),
+        ("WEBP", {}, 10_000),
+        ("JPEG", {}, 2_500),  # at a half; of a large one an eighth
+        ("JPEG", {"progressive": True}, 5_000),
+    ],
+)
+def test_pixels_decoded_at_once_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, options: Any, wanted: int
+) -> None:
+    """Eight threads, each with an image of 170 million pixels, ended a container."""
+    reserved: list[int] = []
+    reserve = DecodingRoom.reserve
+
+    def counting(self: DecodingRoom, wanted: int) -> Any:
+        reserved.append(wanted)
+        return reserve(self, wanted)
+
+    monkeypatch.setattr(DecodingRoom, "reserve", counting)
+    root = two_parts(tmp_path / "set", kind=kind)
+    path = next((root / "train" / "a").iterdir())
+    path.write_bytes(noise(99, kind=kind, **options))
+    monkeypatch.setattr("resnext.system.limits.available_memory", lambda: 0)  # one by one
+    looked(root, cache=None)
+    assert wanted in reserved
+    assert len(reserved) >= 50
 
 
 def test_bombs_are_refused(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from resnext.data.sources.folders import image_files
 from resnext.errors import CheckpointError, DataError, InputError
 from resnext.prediction import files as bulk
 from resnext.prediction.files import predict_files
+from resnext.system.limits import DecodingRoom
 
 # -- rows ------------------------------------------------------------------------------------
 
@@ -336,7 +337,7 @@ def test_decoding_waits_for_a_slow_engine(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_large_images_are_decoded_one_by_one() -> None:
     """Sixteen threads each with an image of 170 million pixels needed 20 GB."""
-    room, entered = bulk._Room(100), threading.Event()
+    room, entered = DecodingRoom(100), threading.Event()
 
     def take(count: int) -> None:
         with room.reserve(count):
@@ -395,5 +396,5 @@ def test_decoding_fits_into_the_container(
     monkeypatch: pytest.MonkeyPatch, memory: int | None, wanted: int
 ) -> None:
     """600 MB of pixels at once ended a container with 512 MB."""
-    monkeypatch.setattr("resnext.prediction.files.available_memory", lambda: memory)
-    assert bulk._room() == wanted
+    monkeypatch.setattr("resnext.system.limits.available_memory", lambda: memory)
+    assert DecodingRoom().size == wanted

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import wait_until
-from training_runs import run, sha
+from training_runs import more_photos, run, sha
 
 import resnext
 
@@ -134,6 +134,55 @@ except Terminated:
 Validator.evaluate = original
 train("m.safetensors", 2)
 """
+
+
+UNREADABLE = """
+import os, sys
+from pathlib import Path
+from resnext.data.dataset import ImageSet
+from resnext.errors import DataError
+from training_runs import quick
+
+rank, read = os.environ["RANK"], ImageSet.read
+gone, everything = set(), False
+
+def failing(self, index):
+    # in the second process, the first image that training reads is gone, later all are
+    if rank == "1" and (everything or not gone):
+        gone.add(index)
+    if index in gone:
+        raise DataError(f"{self.title(index)}: no such file.")
+    return read(self, index)
+
+def train(name, start):
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(start)  # a process group of its own
+    quick(Path("photos"), Path(name), epochs=1, val_fraction=0.1)
+
+ImageSet.read = failing  # only the first process checks the images before
+train("one.safetensors", 0)
+everything = True
+try:
+    train("all.safetensors", 1)
+except DataError as error:
+    Path(f"error{rank}.txt").write_text(str(error))
+"""
+
+
+def test_what_the_second_process_cannot_read_is_listed(
+    photos: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """Only the first one wrote the list; an end for missing images left the others waiting."""
+    more_photos(photos, 60)
+    (tmp_path / "script.py").write_text(UNREADABLE)
+    paths = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
+    command = [sys.executable, "script.py"]
+    processes(2, command, {**environment, "PYTHONPATH": paths}, tmp_path)
+    rows = (tmp_path / "one.run" / "quarantine.csv").read_text().splitlines()[1:]
+    assert len(rows) == 1, rows
+    assert rows[0].endswith("no such file.")
+    first, second = (tmp_path.joinpath(f"error{rank}.txt").read_text() for rank in "01")
+    assert first == second
+    assert "images in a row cannot be read" in first or "which is more than 5 %" in first
 
 
 @pytest.mark.usefixtures("photos")

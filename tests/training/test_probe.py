@@ -17,6 +17,7 @@ from training_runs import scripted, sha, stop_after
 import resnext
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig, ResNeXtError
 from resnext.errors import CheckpointError, DataError
+from resnext.system.atomic import locked
 from resnext.training.embeddings import Embedder
 from resnext.training.trainer import Trainer
 
@@ -105,6 +106,16 @@ def test_resuming_gives_the_same_file(photos: Path, weights: Path, tmp_path: Pat
     with pytest.raises(CheckpointError, match="exists"):
         probe(photos, weights, out)
     assert sha(out) == before
+
+
+def test_a_second_run_in_the_same_place_is_refused(
+    photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    """Two runs wrote one file, and the second one deleted the checkpoint of the first."""
+    out = tmp_path / "m.safetensors"
+    with locked(tmp_path / "m.run"), pytest.raises(CheckpointError, match="Another run is writing"):
+        probe(photos, weights, out)
+    probe(photos, weights, out)
 
 
 def test_an_interrupted_run_is_resumed(

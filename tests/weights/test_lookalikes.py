@@ -126,6 +126,9 @@ def test_the_only_known_network_is_taken(name: str, usual: dict[str, Any], argum
     ("path", "field"),
     [
         ("x101_caffe.pth", "style='caffe'"),
+        ("x101_caffe.pth", "BGR"),
+        ("models/caffe/x101.pth", "'caffe' in its folder may mean style='caffe'"),
+        ("Caffe-models/2017/x101.pth", "change the card's preprocessing"),
         ("deeplabv3_x101-d8.pth", "output_stride=8"),
         ("backbone_os16.pth", "output_stride=16"),
         ("deeplabv3plus_x50.pth", "output_stride=8 or 16"),
@@ -149,7 +152,17 @@ def test_an_output_stride_in_the_file_is_not_passed_over() -> None:
     assert not chosen("a.ckpt", variant("resnext50_32x4d"), output_stride=32).open
 
 
-@pytest.mark.parametrize("path", ["a.pth", "cafe.pth", "32x8d8.pth", "2d16.pth"])
+@pytest.mark.parametrize("metadata", [{"style": "caffe"}, {"hyper_parameters": {"style": "caffe"}}])
+def test_a_style_in_the_file_is_used(metadata: dict[str, Any]) -> None:
+    """It moves the stride to another convolution, which no name or shape shows."""
+    choice = chosen("a.pth", variant("resnext50_32x4d"), **metadata)
+    assert choice == Choice(
+        variant("resnext50_32x4d", style="caffe"), "the file's 'style' says caffe"
+    )
+    assert not chosen("a.pth", variant("resnext50_32x4d"), style="pytorch").open
+
+
+@pytest.mark.parametrize("path", ["a.pth", "caffeine/a.pth", "cafe.pth", "32x8d8.pth", "2d16.pth"])
 def test_ordinary_files_have_nothing_to_decide(path: str) -> None:
     """No warning where there is no choice."""
     assert chosen(path, variant("resnext50_32x4d")) == Choice(variant("resnext50_32x4d"))

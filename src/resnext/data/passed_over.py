@@ -55,7 +55,8 @@ _BY_ENDING = {
             _files("save frames of videos as images"),
         ),
         (".parquet", _TABLE),
-        (".zip .tar .gz .tgz .bz2 .xz .zst .7z .rar", _files("unpack archives")),
+        (".tar", _files("unpack it, or give its own path if it is a shard")),
+        (".zip .gz .tgz .bz2 .xz .zst .7z .rar", _files("unpack archives")),
         (
             ".cr2 .cr3 .crw .nef .nrw .arw .sr2 .srf .dng .raf .orf .rw2 .pef .srw .raw .3fr .iiq "
             ".x3f .erf .mrw .kdc .dcr .rwl",

@@ -13,11 +13,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from resnext.data.dataset import ImageSet, Stored
-from resnext.data.decoding import ValueRange, decode_image
+from resnext.data.decoding import ValueRange, convert, load_pixels, open_lazily, read_source
 from resnext.errors import CheckpointError
 from resnext.system.atomic import write_atomically
 from resnext.system.cache import cache_folder
 from resnext.system.digest import short_digest
+from resnext.system.limits import DecodingRoom
 from resnext.system.progress import Reporter
 
 GRID = 9
@@ -43,7 +44,7 @@ class ScanCache:
     """
 
     def __init__(self, path: Path | None, values: ValueRange = None) -> None:
-        self.path, self._values = path, values
+        self.path, self._values, self._room = path, values, DecodingRoom()
         self._old = np.zeros(0, RECORD)
         self._new: list[np.ndarray] = []
         self._stats: dict[Path, tuple[int, int]] = {}
@@ -70,7 +71,7 @@ class ScanCache:
         data = images.read(index)
         name = images.title(index) if isinstance(data, bytes) else ""
         record = np.zeros(1, RECORD)[0]
-        content, width, height, thumbnail = _measure(data, name, colour, self._values)
+        content, width, height, thumbnail = _measure(data, name, colour, self._values, self._room)
         record["key"], record["content"] = key, content
         record["width"], record["height"], record["look"] = width, height, thumbnail
         self._changed = self._changed or key != 0
@@ -133,13 +134,13 @@ def cache_file(name: str, folder: Path | None = None) -> Path:
 
 
 def _measure(
-    data: bytes | np.ndarray, name: str, colour: str, values: ValueRange
+    data: bytes | np.ndarray, name: str, colour: str, values: ValueRange, room: DecodingRoom
 ) -> tuple[int, int, int, np.ndarray]:
     """Hash, width, height and thumbnail of an image; arrays have no thumbnail."""
     if isinstance(data, np.ndarray):
         content = _hash(f"{data.shape} ".encode() + np.ascontiguousarray(data).tobytes())
         return content, data.shape[1], data.shape[0], np.zeros((GRID, GRID), np.uint8)
-    (width, height), small = _decode(data, name, colour, values)
+    (width, height), small = _decode(data, name, colour, values, room)
     scale = round(max(width, height) / max(small.size))
     inside = (0, 0, width / scale, height / scale)  # a JPEG at an eighth is up to a pixel larger
     grid = small.resize((GRID, GRID), Image.Resampling.BOX, box=inside)
@@ -147,16 +148,22 @@ def _measure(
 
 
 def _decode(
-    data: bytes, name: str, colour: str, values: ValueRange
+    data: bytes, name: str, colour: str, values: ValueRange, room: DecodingRoom
 ) -> tuple[tuple[int, int], Image.Image]:
     """Size of an image, and the image in grey, possibly smaller."""
-    if data[:2] == b"\xff\xd8" and (decoded := _decode_jpeg(data)):
+    if data[:2] == b"\xff\xd8" and (decoded := _decode_jpeg(data, room)):
         return decoded
-    image = decode_image(data, name, colour, values)
-    return image.size, image.convert("L")
+
+    def read(source: io.BytesIO) -> tuple[tuple[int, int], Image.Image]:
+        with open_lazily(source, name) as image, room.reserve(image.width * image.height):
+            load_pixels(image, values)
+            whole = convert(ImageOps.exif_transpose(image), colour, values)
+            return whole.size, whole.convert("L")
+
+    return read_source(io.BytesIO(data), name, read)
 
 
-def _decode_jpeg(data: bytes) -> tuple[tuple[int, int], Image.Image] | None:
+def _decode_jpeg(data: bytes, room: DecodingRoom) -> tuple[tuple[int, int], Image.Image] | None:
     """Size of a JPEG, and the image at an eighth of it; None on any failure.
 
     All bytes are decoded, so truncation is noticed: only the last step is cheaper. After a failure
@@ -166,8 +173,11 @@ def _decode_jpeg(data: bytes) -> tuple[tuple[int, int], Image.Image] | None:
         width, height = image.size
         if width * height <= (Image.MAX_IMAGE_PIXELS or 0):
             image.draft("L", (max(width // 8, 4 * GRID), max(height // 8, 4 * GRID)))
-            image.load()
-            small = ImageOps.exif_transpose(image).convert("L")
+            # a progressive JPEG is kept whole, as 2 bytes for each colour of each pixel
+            whole = "progressive" in image.info
+            with room.reserve(width * height // 2 if whole else image.width * image.height):
+                image.load()
+                small = ImageOps.exif_transpose(image).convert("L")
             upright = (width > height) == (small.width > small.height)
             return ((width, height) if upright else (height, width)), small
     return None

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
-from threading import Condition
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -37,12 +36,11 @@ from resnext.prediction.inputs import image_names
 from resnext.prediction.output import KINDS, Journal, finish, needs
 from resnext.system.atomic import check_writable, existing_folder, make_folder
 from resnext.system.cpu import check_worker_count, core_count
-from resnext.system.limits import available_memory
+from resnext.system.limits import DecodingRoom
 from resnext.system.main_guard import refuse_in_new_process
 from resnext.system.progress import reporter
 
 AHEAD = 2  # batches that are decoded while one is computed
-_ROOM = 48_000_000  # pixels decoded at once, at about 12 bytes each
 _BLOCK = 2**26  # bytes Pillow allocates at a time; malloc returns what is above 2**25 at once
 
 
@@ -323,7 +321,7 @@ def _decoded(
 ) -> Generator[tuple[list[str], list[str | None], UInt8[np.ndarray, "n h w c"]]]:
     """Names, problems and pixels of each batch; pixels of unreadable images are undefined."""
     side, channels = preprocessing.size, 1 if preprocessing.colour == "L" else 3
-    ahead, room = max(AHEAD, -(-2 * workers // batch)), _Room(_room())
+    ahead, room = max(AHEAD, -(-2 * workers // batch)), DecodingRoom()
     pool = ThreadPoolExecutor(workers, "resnext-decode")
     before = Image.core.get_block_size()
     Image.core.set_block_size(_BLOCK)
@@ -346,7 +344,7 @@ def _decoded(
 
 
 def _decode(
-    name: str, slot: UInt8[np.ndarray, "h w c"], preprocessing: Preprocessing, room: _Room
+    name: str, slot: UInt8[np.ndarray, "h w c"], preprocessing: Preprocessing, room: DecodingRoom
 ) -> str | None:
     """Fill `slot` with the pixels of a file; returns the problem in one line if that fails."""
     try:
@@ -354,34 +352,6 @@ def _decode(
     except DataError as error:
         return " ".join(str(error).removeprefix(f"{name}: ").split())
     return None
-
-
-def _room() -> int:
-    """Pixels to decode at once: at most a quarter of the memory that a container has left."""
-    memory = available_memory()
-    return _ROOM if memory is None else max(min(_ROOM, memory // 4 // 12), 1)
-
-
-class _Room:
-    """Limits how many pixels are decoded at once; an image above the limit is decoded alone."""
-
-    def __init__(self, size: int) -> None:
-        self._size = self._free = size
-        self._changed = Condition()
-
-    @contextmanager
-    def reserve(self, wanted: int) -> Iterator[None]:
-        """Wait until this many pixels fit, and reserve room for them inside the `with` block."""
-        wanted = min(wanted, self._size)
-        with self._changed:
-            self._changed.wait_for(lambda: self._free >= wanted)
-            self._free -= wanted
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += wanted
-                self._changed.notify_all()
 
 
 def _answered(

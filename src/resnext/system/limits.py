@@ -9,10 +9,42 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from threading import Condition
 
 ROOT = Path("/")
 """Where `proc` and `sys` are read; tests give another folder."""
+_PIXELS = 48_000_000  # decoded at once, at about 12 bytes each
+
+
+class DecodingRoom:
+    """Limits how many pixels threads decode at once; an image above the limit is decoded alone.
+
+    Args:
+        size: The limit; None for one that takes at most a quarter of the available memory.
+    """
+
+    def __init__(self, size: int | None = None) -> None:
+        if size is None:
+            memory = available_memory()
+            size = _PIXELS if memory is None else max(min(_PIXELS, memory // 4 // 12), 1)
+        self.size = self._free = size
+        self._changed = Condition()
+
+    @contextmanager
+    def reserve(self, wanted: int) -> Iterator[None]:
+        """Wait until this many pixels fit, and reserve room for them inside the `with` block."""
+        wanted = min(wanted, self.size)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= wanted)
+            self._free -= wanted
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += wanted
+                self._changed.notify_all()
 
 
 def cpu_quota() -> float | None:

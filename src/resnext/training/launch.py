@@ -291,7 +291,8 @@ def _probe(
     """All phases of the recipe `probe`, which has no epochs."""
     plan = probe_plan(request, splits, context)
     scanned = _scan(splits, request.folder, context)
-    run_probe(request, context, plan, scanned, checkpoint, command=_command(request))
+    with locked(request.folder):
+        run_probe(request, context, plan, scanned, checkpoint, command=_command(request))
 
 
 def _validate_arguments(request: Request, group: ProcessGroup) -> torch.device:

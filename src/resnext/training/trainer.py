@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -180,9 +181,7 @@ class Trainer:
                 with self.clock.measure(
                     "waiting for images"
                 ):  # all, so that no step ends half done
-                    parts = [next(batches) for _ in range(recipe.accumulate)]
-                for batch in parts:
-                    self._record_unreadable(batch)
+                    parts = self._next_parts(batches)
                 value = torch.zeros((), device=self.device)
                 for part, batch in enumerate(parts):
                     outputs = self.train_step.backward(model, batch, number, part)
@@ -298,23 +297,44 @@ class Trainer:
     def _newest(self) -> Checkpoint | None:
         return latest_checkpoint(self.settings.folder, self._line) if self.group.first else None
 
-    def _record_unreadable(self, batch: Batch) -> None:
+    def _next_parts(self, batches: Iterator[Batch]) -> list[Batch]:
+        """The parts of the next batch; what one process cannot read, all know before the step.
+
+        Raises:
+            DataError: Too many images cannot be read, in all processes.
+        """
+        parts, problem = list[Batch](), ""
+        try:
+            parts.extend(next(batches) for _ in range(self.recipe.accumulate))
+        except DataError as error:
+            problem = str(error)
+        bad = [each for batch in parts for each in batch.bad]
+        if self.group.any(bool(bad or problem))[0]:
+            self.dynamics.merge(self.group)  # what a checkpoint holds, if the run ends here
+            problems, found = zip(*self.group.gather((problem, bad)), strict=True)
+            self._record_unreadable(dict(each for bad in found for each in bad))
+            if any(problems):
+                raise DataError(next(filter(None, problems)))
+        return parts
+
+    def _record_unreadable(self, found: dict[int, str]) -> None:
         """Log images that could not be read, and add them to quarantine.csv.
+
+        Args:
+            found: Why each image could not be read, by its index.
 
         Raises:
             DataError: More than 5 % of a class cannot be read.
         """
-        if not batch.bad:
-            return
         train, bad = self.pool, self.state.bad
-        new = {index: reason for index, reason in batch.bad if str(index) not in bad}
+        new = {index: reason for index, reason in found.items() if str(index) not in bad}
         bad.update({str(index): reason for index, reason in new.items()})
         problems: list[Problem] = []
         for index, reason in new.items():
             self._line(f"Left out: {reason}")
             title, label = train.title(index), train.labels[train.targets[index]]
             problems.append(Problem("train", title, label, reason.removeprefix(f"{title}: ")))
-        if self.group.first:
+        if problems and self.group.first:
             add_to_quarantine(self.settings.folder / "quarantine.csv", problems)
         lost = np.bincount([int(train.targets[int(i)]) for i in bad], minlength=len(train.labels))
         worst = too_many(lost, train.counts())

@@ -21,8 +21,10 @@ _INVISIBLE = {"strides", "dilations", "style", "anti_alias", "keep_pooling", "pa
 _FOLDERS = 4  # a cache of the Hugging Face Hub has the name three folders above the file
 _LONGEST = 200  # characters of a text that may be a name
 _DILATION = "output_stride="
+_CAFFE = re.compile(r"(?<![a-z])caffe(?![a-z])")
+_CAFFE_STYLE = "style='caffe' and images in BGR that are not divided by 255"
 _HINTS = (  # words in the name of a file for what no variant has
-    (re.compile(r"(?<![a-z])caffe(?![a-z])"), "style='caffe'"),
+    (_CAFFE, _CAFFE_STYLE),
     (re.compile(r"(?<![a-z0-9])(?:d8|os8|dilated8?)(?![a-z0-9])"), _DILATION + "8"),
     (re.compile(r"(?<![a-z0-9])(?:d16|os16)(?![a-z0-9])"), _DILATION + "16"),
     (re.compile(r"(?<![a-z])(?:deeplab|pspnet)"), _DILATION + "8 or 16"),
@@ -65,10 +67,16 @@ def choose_lookalike(
     known = _lookalikes(inferred)
     if len(known) > 1 or any(differences(inferred, config) for config in known.values()):
         return _decide(inferred, known, path, metadata, in_memory)
+    stated = [metadata, *_inner(metadata)]
+    if "caffe" in (values.get("style") for values in stated):
+        return Choice(inferred.replace(style="caffe"), "the file's 'style' says caffe")
     name = _words(path.name)
     words = ((pattern.search(name), meaning) for pattern, meaning in _HINTS)
     hints = [(f"{word[0]!r} in its name", meaning) for word, meaning in words if word]
-    for values in (metadata, *_inner(metadata)):
+    folders = () if in_memory else path.absolute().parents[:_FOLDERS]
+    if any(_CAFFE.search(folder.name.lower()) for folder in folders):
+        hints.append(("'caffe' in its folder", _CAFFE_STYLE))
+    for values in stated:
         if values.get("output_stride") in (8, 16):
             hints.append(("its 'output_stride'", f"{_DILATION}{values['output_stride']}"))
     heads = (other for other in convolutions if _DILATED_HEAD.search(other))
@@ -77,6 +85,7 @@ def choose_lookalike(
         return Choice(inferred)
     found, meaning = hints[0]
     decide = "output_stride= or config=" if meaning.startswith(_DILATION) else "config="
+    decide += ", and change the card's preprocessing" if meaning == _CAFFE_STYLE else ""
     return Choice(
         inferred,
         open=f"{path.name}: {found} may mean {meaning}, which names and shapes of tensors do not "

@@ -189,6 +189,13 @@ def test_json_lines(tmp_path: Path) -> None:
         ('{"file_name": "a", "label": "b"}\n{', "line 2: not JSON"),
         ('{"file_name": "a", "label": "b"}\n[1]', "line 2: give an object"),
         ('{"file_name": "a", "label": null}', "line 1: label is empty"),
+        ('{"file_name": "a", "label": ""}', "line 1: label is empty"),
+        ('{"file_name": "a", "label": true}', "line 1: label is true, not text or a whole number"),
+        ('{"file_name": "a", "label": 1.5}', r"line 1: label is 1\.5, not text or a whole"),
+        ('{"file_name": "a", "label": ["x", 1]}', r'line 1: label is \["x", 1\], not text or a'),
+        ('{"file_name": "a", "label": {"n": 1}}', r'line 1: label is \{"n": 1\}, not text or a'),
+        ('{"file_name": ["a"], "label": "b"}', r'line 1: path is \["a"\], not text'),
+        ('{"file_name": "a", "label": "b", "split": true}', "must be train.*, not 'true'"),
     ):
         path.write_text(content)
         with pytest.raises(DataError, match=problem):
@@ -196,6 +203,61 @@ def test_json_lines(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "train"):
         with pytest.raises(DataError, match=r"no class folders\. Give its list .*metadata\.jsonl"):
             open_splits(folder)
+
+
+@pytest.mark.parametrize("values", [("true", "null"), ("1.5", "x"), ("[1]", "007"), ("1", "2.0")])
+def test_labels_stay_text(tmp_path: Path, values: tuple[str, str]) -> None:
+    """Only JSON has other kinds than text; whole numbers are written as such."""
+    names = [f"{i}.png" for i in range(6)]
+    pictures(tmp_path, names)
+    rows = [[name, values[i % 2]] for i, name in enumerate(names)]
+    assert set(opened(table(tmp_path / "a.csv", [["path", "label"], *rows]))) == {*values}
+    lines = [json.dumps({"path": name, "label": label}) for name, label in rows]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert set(opened(tmp_path / "a.jsonl")) == {*values}
+    numbers = [f'{{"path": "{name}", "label": {i % 2}.0}}' for i, name in enumerate(names)]
+    (tmp_path / "b.jsonl").write_text("\n".join(numbers))
+    assert set(opened(tmp_path / "b.jsonl")) == {"0", "1"}
+
+
+def test_spaces_around_names_are_as_in_a_folder(tmp_path: Path) -> None:
+    """The folder ` 1` was the class ` 1`, in a list it was `1`, and its images were missing."""
+    folder = tmp_path / "set"
+    names = [f"{k}/{i}.png" for k in (" 1", "2 ", "three") for i in range(3)] + [" 1/ 4.png"]
+    pictures(folder, names)
+    rows = [[name, f" {name.partition('/')[0]} "] for name in names]
+    listed = open_splits(table(folder / "a.csv", [[" path", "label "], *rows]))
+    found = open_splits(folder)
+    assert found.train.labels == listed.train.labels == ("1", "2", "three")
+    for one, other in ((found.train, listed.train), (found.val, listed.val)):
+        paths = [[x.relative_to(folder) for x in images.images] for images in (one, other)]
+        assert paths[0] == paths[1]
+        assert list(one.targets) == list(other.targets)
+    assert looks_whole(listed)
+
+
+def looks_whole(splits: Any) -> bool:
+    """Whether every image can be read."""
+    return not scan(splits, SilentReporter(), cache=None).unreadable
+
+
+@pytest.mark.parametrize("column", ["image_id", "id", "Image ID", "image"])
+@pytest.mark.parametrize("below", ["", "train/"])
+def test_names_without_endings(tmp_path: Path, column: str, below: str) -> None:
+    """Lists of competitions name images by their number: the only file of that name is meant."""
+    names = [f"{below}ISIC_{i}.v2.{'png' if i % 2 else 'PNG'}" for i in range(6)]
+    pictures(tmp_path, names)
+    rows = [[f"ISIC_{i}.v2", "ab"[i % 2]] for i in range(6)]
+    path = table(tmp_path / "a.csv", [[column, "label"], *rows])
+    splits = open_splits(path)
+    assert looks_whole(splits)
+    assert len(splits.train) + len(splits.val) == 6
+    (tmp_path / "other").mkdir()
+    pictures(tmp_path / "other", ["ISIC_0.v2.jpg"])
+    wanted = r"line 2: ISIC_0\.v2 may be .* or .*ISIC_0\.v2\..*\. Give the paths of the files\.$"
+    with pytest.raises(DataError, match=wanted) as caught:
+        open_splits(path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])

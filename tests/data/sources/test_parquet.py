@@ -126,6 +126,20 @@ def test_parquet_with_texts_and_gaps(tmp_path: Path) -> None:
         open_splits(root)
 
 
+@pytest.mark.parametrize(
+    ("value", "found"), [(1.5, "1.5"), (float("nan"), "nan"), ([1], r"\[1\]")], ids=str
+)
+def test_labels_that_are_no_text(tmp_path: Path, value: Any, found: str) -> None:
+    """Lists and missing numbers became classes called `[1]` and `nan`."""
+    rows: list[tuple[bytes | None, Any]] = [(picture(i), value) for i in range(8)]
+    wanted = rf"row has no class of text or a whole number, but {found}\."
+    with pytest.raises(DataError, match=wanted) as caught:
+        open_splits(parquet(tmp_path / "a.parquet", rows))
+    assert "\n" not in str(caught.value)
+    numbers: list[tuple[bytes | None, Any]] = [(picture(i), float(i % 2)) for i in range(8)]
+    assert open_splits(parquet(tmp_path / "b.parquet", numbers)).train.labels == ("0", "1")
+
+
 def test_unusable_parquet(tmp_path: Path) -> None:
     """Arrow's messages run over many lines and do not name the file."""
     import pyarrow as pa

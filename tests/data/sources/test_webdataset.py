@@ -170,6 +170,16 @@ def test_incomplete_samples_are_reported(tmp_path: Path) -> None:
         open_splits(tar(tmp_path / "a.tar", numbered(0, 5, k=1)))
 
 
+@pytest.mark.parametrize("value", ["true", "1.5", '["x"]', '{"n": 1}'])
+def test_labels_that_are_no_text(tmp_path: Path, value: str) -> None:
+    """The line said that there is no class, though there is one of another kind."""
+    members = numbered(0, 10) | {"z.png": picture(2), "z.json": f'{{"label": {value}}}'.encode()}
+    [problem] = open_splits(tar(tmp_path / "a.tar", members)).problems
+    assert problem.reason == (
+        f"The sample has no class, but a .json whose label is {value}, not text or a whole number."
+    )
+
+
 DOTTED = "its name ends at the first dot"
 
 

@@ -36,6 +36,7 @@ PATHS = (
     ("file_name", "filename", "filenames", "file", "files", "file_path", "filepath", "filepaths"),
     ("image_path", "img_path", "image_file", "image_filename", "image_name", "img_name", "paths"),
     ("image", "images", "img", "fname"),
+    ("image_id", "img_id", "file_id", "id"),
 )
 """Names of the path of an image in lists and tables, the best first."""
 LABELS = (

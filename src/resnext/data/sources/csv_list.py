@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from resnext.data.dataset import Files, ImageSet, SplitName, compact, fingerprint
+from resnext.checks import brief
+from resnext.data.dataset import EXTENSIONS, Files, ImageSet, SplitName, compact, fingerprint
 from resnext.data.labels import Classes
 from resnext.data.sources.base import (
     LABELS,
@@ -26,7 +27,7 @@ from resnext.data.sources.base import (
     split_of,
     split_title,
 )
-from resnext.data.sources.folders import names_and_sizes
+from resnext.data.sources.folders import names_and_sizes, walk_images
 from resnext.errors import DataError
 
 ENDINGS = (".csv", ".tsv", ".jsonl")
@@ -37,6 +38,8 @@ _PARTS = (
 )
 DECISION, LEFT_OUT = "decision", "left out"
 """Column of what `resnext review` decided, and its value for images that are left out."""
+_NO_TEXT = "\0"
+"""Begins the cell of a JSON value that is neither text nor a whole number; its JSON follows."""
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _MARKS = {  # the longer ones first
     codecs.BOM_UTF32_LE: "utf-32",
@@ -67,6 +70,7 @@ class _Table:
         self.notes: tuple[str, ...] = ()
         self.classes: dict[SplitName, Classes] = {}
         self._names: dict[SplitName, list[str]] = {}
+        self._stems: dict[str, list[str]] | None = None
         try:
             text, encoding = _decoded(path.read_bytes())
             rows = self._objects(text) if path.suffix.lower() == ".jsonl" else self._lines(text)
@@ -98,17 +102,16 @@ class _Table:
         lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         header: list[str] = []
         for values in lines:
-            cells = [cell.strip() for cell in values]
-            if not any(cells):
+            if not any(map(str.strip, values)):
                 continue
-            header = header or cells
-            if len(cells) != len(header):
+            header = header or [cell.strip() for cell in values]
+            if len(values) != len(header):
                 raise DataError(
                     f"{self.path}, line {lines.line_num}: wanted {len(header)} fields "
-                    f"({', '.join(header)}), found {len(cells)}. Put {_SEPARATORS[separator]} "
+                    f"({', '.join(header)}), found {len(values)}. Put {_SEPARATORS[separator]} "
                     f"inside quotes."
                 )
-            yield lines.line_num, cells
+            yield lines.line_num, values
 
     def _objects(self, text: str) -> Iterator[tuple[int, list[str]]]:
         """Line number and cells of each row of JSON Lines; the first are the keys."""
@@ -129,20 +132,22 @@ class _Table:
 
     def _read(self, rows: Iterator[tuple[int, list[str]]]) -> None:
         """Take over all rows, of which the first is the header."""
-        _, header = next(rows, (0, []))
+        header = [cell.strip() for cell in next(rows, (0, []))[1]]
         if not header:
             return
         path, label = self._column(header, "path", PATHS), self._column(header, "label", LABELS)
         split = next(iter(named(header, _PARTS)), None)
         part = None if split is None else header.index(split)
         left_out = header.index(DECISION) if DECISION in header else None
-        for line, cells in rows:
+        for line, as_written in rows:
+            cells = [cell.strip() for cell in as_written]
             if left_out is not None and cells[left_out] == LEFT_OUT:
                 continue
             if part is not None and not self.classes and split_of(cells[part]) is None:
                 exact = header[part].lower() == "split"  # a column `set` may mean another thing
                 part = part if exact else None
-            self._add(line, cells[path], cells[label], "train" if part is None else cells[part])
+            split = "train" if part is None else cells[part]
+            self._add(line, as_written[path], cells[label], split)
 
     def _column(self, header: Sequence[str], what: str, names: Sequence[Sequence[str]]) -> int:
         """The column of the path or of the class."""
@@ -159,15 +164,39 @@ class _Table:
         split = split_of(part)
         if split is None:
             raise DataError(
-                f"{self.path}, line {line}: split must be train, val or test, not {part!r}."
+                f"{self.path}, line {line}: split must be train, val or test, not "
+                f"{part.removeprefix(_NO_TEXT)!r}."
             )
         for column, value in (("path", path), ("label", label)):
-            if not value:
+            if not value.strip():
+                raise DataError(f"{self.path}, line {line}: {column} is empty. Fill it in.")
+            if value.startswith(_NO_TEXT):
                 raise DataError(
-                    f"{self.path}, line {line}: {column} is empty, or no text. Fill it in."
+                    f"{self.path}, line {line}: {column} is {brief(value[1:])[1:-1]}, not text or "
+                    f"a whole number. Write it as text."
                 )
-        self._names.setdefault(split, []).append(_on_disk(self.path.parent, path))
+        self._names.setdefault(split, []).append(self._file(line, path))
         self.classes.setdefault(split, Classes()).add(label)
+
+    def _file(self, line: int, name: str) -> str:
+        """The file that a name means: itself, or the only image of that name with an ending."""
+        folder = self.path.parent
+        name = _on_disk(folder, name)
+        if name.lower().endswith(tuple(EXTENSIONS)) or (folder / name).is_file():
+            return name
+        if self._stems is None:
+            self._stems = {}
+            for file in walk_images(folder):
+                stem = file.rpartition(".")[0]
+                for key in {stem, stem.rpartition("/")[2]}:
+                    self._stems.setdefault(key, []).append(file)
+        found = self._stems.get(name) or [name]
+        if len(found) > 1:
+            raise DataError(
+                f"{self.path}, line {line}: {name} may be {found[0]} or {found[1]}. Give the paths "
+                f"of the files."
+            )
+        return found[0]
 
     def _check_names(self) -> None:
         """Check that names of files confirm the encoding: others give other letters."""
@@ -214,15 +243,21 @@ def _decoded(data: bytes) -> tuple[str, str]:
 
 
 def _cell(value: Any) -> str:
-    """A value of JSON as a cell: text, whole numbers as such, nothing else."""
+    """A value of JSON as a cell: text and whole numbers as such, others marked as no text."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    usable = isinstance(value, str | int) and not isinstance(value, bool)
-    return str(value).strip() if usable else ""
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        return str(value)
+    return "" if value is None else _NO_TEXT + json.dumps(value)
 
 
 def _on_disk(folder: Path, name: str) -> str:
-    """A name as the file has it: with slashes, and in the Unicode form of the disk."""
+    """A name as the file has it: with slashes, in the Unicode form and with the spaces of the disk.
+
+    Spaces around a name are dropped, unless only a file with them exists.
+    """
+    if (plain := name.strip()) != name:
+        return name if (folder / name).is_file() else _on_disk(folder, plain)
     if name.isascii() and "\\" not in name:
         return name
     slashed = name.replace("\\", "/")

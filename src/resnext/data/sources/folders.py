@@ -242,8 +242,9 @@ def _class_folders(root: Path, labels: tuple[str, ...] | None = None) -> LoadedS
     empty = "".join(f" {line}" for line in passed_over.lines(NO_IMAGES))
     if not folders:
         raise DataError(f"{_no_folders(root)}{empty}")
-    classes = class_names([folder.name for folder in folders])
-    names = [classes[folder.name] for folder in folders]
+    titles = [folder.name.strip() or folder.name for folder in folders]  # as lists have them
+    classes = class_names(titles)
+    names = [classes[title] for title in titles]
     if labels is None:
         _refuse_parts(root, folders)
         labels = in_order(names)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock
 
+from resnext.checks import brief
 from resnext.data.dataset import (
     ImageSet,
     Members,
@@ -229,10 +230,16 @@ def _copy_rows(table: Any, temporary: str) -> dict[str, np.ndarray]:
             for data, path, value in zip(content, paths, values, strict=True):
                 row += 1
                 no_class = value is None or value == "" or (known is not None and value == -1)
-                if no_class or not data.is_valid:
+                if isinstance(value, float) and value.is_integer():
+                    value = int(value)
+                strange = None if isinstance(value, str | int) else value
+                if no_class or strange is not None or not data.is_valid:
                     only_path = path is not None and path.is_valid
                     no_image = "image, only its path" if only_path else "image"
-                    lacking.append((row, "class" if data.is_valid else no_image))
+                    what = "class"
+                    if strange is not None:
+                        what = f"class of text or a whole number, but {brief(strange)}"
+                    lacking.append((row, what if data.is_valid else no_image))
                     continue
                 rows.append(row)
                 offsets.append(out.tell())

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 from urllib.parse import urlsplit
 
+from resnext.checks import brief
 from resnext.data.dataset import (
     EXTENSIONS,
     ImageSet,
@@ -289,7 +290,9 @@ def _neighbours(path: Path, title: str) -> Iterator[_Files]:
         elif kind in ("cls", "json") and member.size < _LONGEST:
             file.seek(member.offset_data)
             label = _label(file.read(member.size), kind)
-            if label is not None:
+            if isinstance(label, Fault):
+                files.others.append(f"{ending} whose {label.reason}")
+            elif label is not None:
                 files.labels.append((ending, label))
         else:
             files.others.append(ending)
@@ -378,7 +381,7 @@ def _members(path: Path, title: str) -> Iterator[tuple[tarfile.TarInfo, IO[bytes
         raise DataError(f"{title} cannot be read as a tar: {error}. {_AGAIN}") from error
 
 
-def _label(content: bytes, ending: str) -> str | None:
+def _label(content: bytes, ending: str) -> str | Fault | None:
     """The class in a `.cls` or `.json` member, as text; None if it holds none."""
     try:
         if ending == "cls":
@@ -390,9 +393,10 @@ def _label(content: bytes, ending: str) -> str | None:
     label = values[names[0]] if len(names) == 1 else None
     if isinstance(label, float) and label.is_integer():
         label = int(label)
-    if isinstance(label, bool) or not isinstance(label, int | str):
-        return None
-    return str(label).strip() or None
+    if label is not None and (isinstance(label, bool) or not isinstance(label, int | str)):
+        found = brief(json.dumps(label))[1:-1]
+        return Fault(f"{names[0]} is {found}, not text or a whole number")
+    return None if label is None else str(label).strip() or None
 
 
 def _class_names(files: Sequence[str]) -> tuple[str, ...] | None:
