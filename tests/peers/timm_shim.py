@@ -47,7 +47,8 @@ class _Network(ResNeXt):
     pretrained_cfg: Any = None  # pyright: ignore
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """timm's, whose '' means no pooling."""
+        """timm's, whose '' means no pooling, and which asserts that it has a pooling."""
+        assert global_pool in (None, "", "avg"), f"no pooling {global_pool}"
         self.pooled = global_pool != ""
         super().reset_classifier(num_classes, global_pool or None)
 
