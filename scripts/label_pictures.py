@@ -24,7 +24,15 @@ import resnext
 from resnext.card import card_of
 from resnext.data import open_splits
 from resnext.inference import open_runner
-from resnext.review.cases import ask, find_cases, map_of, open_collection
+from resnext.neighbours import open_index
+from resnext.review.cases import (
+    ask,
+    find_cases,
+    map_of,
+    open_collection,
+    similar_images,
+    unlike_all,
+)
 from resnext.review.decisions import Entry, LabelList
 from resnext.review.server import ReviewServer
 from resnext.review.session import Session
@@ -72,16 +80,20 @@ def open_review() -> ReviewServer:
     collection = open_collection("clothes", card.labels)
     labels = LabelList(Path("labels.csv"), [Entry(p, c, s) for p, s, c in collection.classes()])
     answers = ask(runner, collection.paths, SilentReporter())
+    now = {path: labels[path].label for path in collection.paths}
+    index = open_index("clothes.safetensors", runner=runner)
     cases = find_cases(
         collection,
         answers,
-        {path: labels[path].label for path in collection.paths},
+        now,
         threshold=card.threshold,
         doubts=Path("clothes.run", "label_doubts.csv"),
         progress=SilentReporter(),
+        unknown=unlike_all(collection, answers, index.unknown_score(card)),
     )
     points = map_of(collection, answers, labels)
-    return ReviewServer(Session("clothes", cases, labels, card.labels, points))
+    similar = similar_images(collection, answers, now, index)
+    return ReviewServer(Session("clothes", cases, labels, card.labels, points, similar))
 
 
 def photograph(url: str) -> None:

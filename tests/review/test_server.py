@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from resnext.errors import CheckpointError, InputError
+from resnext.neighbours import Neighbour
 from resnext.review import decisions
 from resnext.review.cases import Case
 from resnext.review.decisions import Entry, LabelList
@@ -82,6 +83,27 @@ def test_decisions_are_in_the_file_at_once(server: ReviewServer) -> None:
     assert json.loads(call(server, "undo", {})[1])["case"] == 0
     assert json.loads(call(server, "undo", {})[1])["case"] is None
     assert column() == ["", "", ""]
+
+
+def test_similar_images_are_sent_whole(server: ReviewServer) -> None:
+    """The page may load nothing that is not in the answer; without an index there are none."""
+    assert json.loads(call(server, "similar/0")[1]) == []
+    session = server.session
+    found = [Neighbour("a.jpg", "dog", 0.25, 3, b"jpeg")]
+    similar = Session(
+        "photos", session.cases, session.labels, session.classes, similar=lambda _: found
+    )
+    server.session = similar
+    assert json.loads(call(server, "similar/1")[1]) == [
+        {
+            "name": "a.jpg",
+            "label": "dog",
+            "distance": 0.25,
+            "image": "data:image/jpeg;base64,anBlZw==",
+        }
+    ]
+    assert call(server, "similar/9")[0] == 404
+    assert call(server, "similar/0", token="wrong")[0] == 403
 
 
 def test_a_decision_is_not_asked_for_again(server: ReviewServer) -> None:

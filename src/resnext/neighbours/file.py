@@ -306,7 +306,7 @@ class IndexFile:
         checksum = 0
         for name in itertools.takewhile(lambda name: name != "thumbnails", _TYPES):
             for block in self._blocks(name):
-                checksum = zlib.crc32(block, checksum)
+                checksum = zlib.crc32(block.data, checksum)
         return checksum == int.from_bytes(self._tensor("checksum").tobytes(), "little")
 
     def _tensor(self, name: str) -> np.ndarray:
