@@ -171,5 +171,5 @@ def _title(labels: tuple[str, ...]) -> str:
     """A question that the page answers."""
     names = ", ".join(labels[:-1]) + f" or {labels[-1]}?"
     return (
-        names if 1 < len(labels) < 5 and len(names) <= 60 else f"Which of {len(labels):,} classes?"
+        names if 1 < len(labels) < 8 and len(names) <= 60 else f"Which of {len(labels):,} classes?"
     )

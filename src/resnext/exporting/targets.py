@@ -213,7 +213,7 @@ class Torch(Target):
 class Page(Target):
     """One HTML file that classifies in the browser, without a network."""
 
-    name, title, suffix = "page", "The page", ".html"
+    name, title, suffix = "page", "page for browsers", ".html"
     packages = ("onnx", "onnxscript")
     install_hint = '"resnext[onnx]"'
     settings: Mapping[str, tuple[str, ...]] = {
