@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -26,6 +27,11 @@ from resnext.exporting.graph import ExportedModule
 from resnext.inference.exported import Exported
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+
+
+needs_npm = pytest.mark.skipif(
+    shutil.which("npm") is None or shutil.which("node") is None, reason="needs Node.js and npm"
+)
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +282,7 @@ def test_the_command(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", SUFFIXES)
+@pytest.mark.parametrize("to", [*SUFFIXES, pytest.param("page", marks=needs_npm)])
 @pytest.mark.parametrize(
     "name",
     [
@@ -290,4 +296,9 @@ def test_every_kind_of_network(name: str, to: str, tmp_path: Path) -> None:
     network = tiny_network(resnext.variant(name), None)
     labels = tuple(map(str, range(network.config.num_classes)))
     network.card = Card(labels, Preprocessing(size=64, resize=72))
-    export(network, tmp_path / f"net{SUFFIXES[to]}", input="pixels")
+    path = tmp_path / f"net{SUFFIXES.get(to, '.html')}"
+    if to == "page" and sum(x.numel() for x in network.parameters()) > 30e6:
+        with pytest.raises(InputError, match="at most 64 MB"):
+            export(network, path)
+    else:
+        export(network, path, input="pixels")

@@ -14,11 +14,11 @@ def export(
     file: str,
     /,
     *,
-    to: Literal["onnx", "openvino", "torch"] = "onnx",
+    to: Literal["onnx", "openvino", "torch", "page"] = "onnx",
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
-    input: Literal["images", "pixels"] = "images",
-    output: Literal["logits", "probabilities"] = "logits",
-    precision: Literal["fp32", "fp16"] = "fp32",
+    input: Literal["images", "pixels"] | None = None,
+    output: Literal["logits", "probabilities"] | None = None,
+    precision: Literal["fp32", "fp16"] | None = None,
     overwrite: Flag = False,
 ) -> None:
     """Write a model as a file of another runtime, and prove it there.
@@ -28,12 +28,14 @@ def export(
 
     Args:
         file: A model file or a catalog name.
-        to: onnx; openvino (an .xml and a .bin file); or torch (a .pt2 file of torch.export).
+        to: onnx; openvino (an .xml and a .bin file); torch (a .pt2 file of torch.export); or page
+            (one .html file that classifies pictures in the browser, without a network).
         out: The file to write; by default the model's name with the suffix of the format.
-        input: images: normalized floats (n, c, h, w); pixels: 8-bit values (n, h, w, c), which the
-            file normalizes itself.
-        output: First output: logits, or calibrated probabilities.
-        precision: fp32; fp16 stores weights in half the space and computes in fp32.
+        input: images (default): normalized floats (n, c, h, w); pixels: 8-bit values (n, h, w, c),
+            which the file normalizes itself. Not for a page.
+        output: First output: logits (default), or calibrated probabilities. Not for a page.
+        precision: fp32 (default); fp16 (default for a page) stores weights in half the space and
+            computes in fp32.
         overwrite: Replace an existing file.
     """
     from resnext.exporting.export import export

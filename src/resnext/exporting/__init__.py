@@ -2,7 +2,11 @@
 
 export.py    `export`: checks arguments, writes the file, proves it
 graph.py     what a file computes: normalization, network, probabilities
-targets.py   the file formats: ONNX, OpenVINO, torch.export
+targets.py   the file formats: ONNX, OpenVINO, torch.export, a page for browsers
+page.py      the page: ONNX Runtime Web and everything else in one HTML file
+page.html    its template: style, markup, script
+page_worker.js   its network: resizing as Pillow does, and ONNX Runtime Web
+page_client.mjs  runs that worker in Node.js, for the gate
 metadata.py  what a file says about itself, in the conventions of others too
 gate.py      runs the file in a process of its own and compares it with the network
 examine.py   what `doctor` says about such a file

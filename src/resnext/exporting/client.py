@@ -8,7 +8,9 @@ It is also the example of a client, so it repeats rules that the library has els
 """
 
 import json
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +62,37 @@ def open_torch(path):
     return extra["resnext"], run
 
 
+def upright(path, mode):
+    """A picture in a mode of Pillow."""
+    with Image.open(path) as opened:
+        return ImageOps.exif_transpose(opened).convert(mode)
+
+
+def answered_by_page(path, files):
+    """Our metadata and the outputs, from the script of the page in Node.js."""
+    own = path.read_text(encoding="utf-8").partition('<script id="resnext"')[2]
+    own = own.partition(">")[2].partition("</script>")[0]
+    pictures = [upright(file, "RGBA") for file in files]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "sizes.json").write_text(json.dumps([image.size for image in pictures]))
+        (folder / "pixels.bin").write_bytes(b"".join(image.tobytes() for image in pictures))
+        client = Path(__file__).with_name("page_client.mjs")
+        command = ["node", str(client), str(path), name]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr)
+        shape = json.loads(done.stdout)
+        logits, maps = (
+            np.fromfile(folder / f"{output}.bin", np.float32) for output in ("logits", "maps")
+        )
+    logits = logits.reshape(len(files), -1)
+    return own, {"logits": logits, "maps": maps.reshape(*logits.shape, *shape)}
+
+
 def prepared(path, rule, kind):
     """A picture as the file takes it."""
-    with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened).convert("L" if rule["colour"] == "L" else "RGB")
+    image = upright(path, "L" if rule["colour"] == "L" else "RGB")
     short, size = rule["resize"], rule["size"]
     width, height = image.size
     long = int(short * max(width, height) / min(width, height))
@@ -86,21 +115,30 @@ def prepared(path, rule, kind):
     return ((values.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
 
 
-def main(target, path, pictures, result):
-    """Run everything and write the result."""
-    own, run = {"onnx": open_onnx, "openvino": open_openvino, "torch": open_torch}[target](path)
+def answered(own, run, files):
+    """Our metadata and the outputs, from a session."""
     described = json.loads(own)
     card, kind = described["card"], described["input"]
-    files = sorted(Path(pictures).iterdir())
     x = np.stack([prepared(file, card["preprocessing"], kind) for file in files])
     found, start = [], 0
     for count in (*BATCHES, len(x) - sum(BATCHES)):
         found.append(run(np.ascontiguousarray(x[start : start + count])))
         start += count
-    outputs = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+    return own, {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+
+def main(target, path, pictures, result):
+    """Run everything and write the result."""
+    files = sorted(Path(pictures).iterdir())
+    if target == "page":
+        own, outputs = answered_by_page(Path(path), files)
+    else:
+        opener = {"onnx": open_onnx, "openvino": open_openvino, "torch": open_torch}[target]
+        own, outputs = answered(*opener(path), files)
+    described = json.loads(own)
     modules = sorted({name.partition(".")[0] for name in sys.modules})
-    shown = json.dumps({"card": card, "input": kind, "modules": modules})
-    np.savez(result, **{"described": np.array(shown), **outputs})  # pyright: ignore
+    shown = {"card": described["card"], "input": described["input"], "modules": modules}
+    np.savez(result, **{"described": np.array(json.dumps(shown)), **outputs})  # pyright: ignore
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -31,9 +31,9 @@ def export(
     path: str | Path,
     *,
     to: str | None = None,
-    input: InputKind = "images",
-    output: OutputKind = "logits",
-    precision: Precision = "fp32",
+    input: InputKind | None = None,
+    output: OutputKind | None = None,
+    precision: Precision | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a classifier as a file of another runtime, and prove it there.
@@ -47,12 +47,15 @@ def export(
 
     Args:
         model: A network with a card, or a model file or name as for `resnext.load`.
-        path: File to write: `.onnx`, `.xml` (OpenVINO, with a `.bin` file beside it) or `.pt2`.
-        to: "onnx", "openvino" or "torch"; by default it follows from the suffix.
-        input: "images": normalized `(n, c, h, w)` floats; "pixels": `(n, h, w, c)` of 8 bits, which
-            the file normalizes itself.
-        output: "logits", or "probabilities", with the card's temperature.
+        path: File to write: `.onnx`, `.xml` (OpenVINO, with a `.bin` file beside it), `.pt2` or
+            `.html`.
+        to: "onnx", "openvino", "torch" or "page"; by default it follows from the suffix. A page is
+            one HTML file that classifies pictures in the browser, without a network.
+        input: "images" (default): normalized `(n, c, h, w)` floats; "pixels": `(n, h, w, c)` of 8
+            bits, which the file normalizes itself. Not for a page.
+        output: "logits" (default), or "probabilities", with the card's temperature. Not for a page.
         precision: "fp32", or "fp16" to store weights in half the space; all is computed in fp32.
+            Default: "fp16" for a page, otherwise "fp32".
         overwrite: Whether an existing file may be replaced.
 
     Returns:
@@ -65,29 +68,33 @@ def export(
     """
     path = Path(path)
     target = _target(to, path)
-    one_of("input", input, ("images", "pixels"))
-    one_of("output", output, ("logits", "probabilities"))
-    one_of("precision", precision, tuple(TOLERANCES))
+    given = {"input": input, "output": output, "precision": precision}
+    chosen: dict[str, Any] = {}
+    for name, choices in target.settings.items():
+        chosen[name] = choices[0] if given[name] is None else given[name]
+        one_of(name if to is None else f"{name} of --to {to}", chosen[name], choices)
+    input, output, precision = chosen.values()
     for file in target.files(path):
         check_writable(file)
         if file.exists() and not overwrite:
             raise CheckpointError(f"{file} exists. Give another name, or overwrite (--overwrite).")
     target.check_packages()
-    given = model if isinstance(model, ResNeXt) else load_classifier(model)
-    network = copy.deepcopy(given).cpu().float().eval()
+    source = model if isinstance(model, ResNeXt) else load_classifier(model)
+    network = copy.deepcopy(source).cpu().float().eval()
     card, config = card_of(network), network.config
-    module = ExportedModule(network, card, input, output, half=precision == "fp16").eval()
+    half = precision == "fp16"
+    module = ExportedModule(network, card, input, output, target.extras, half=half).eval()
     side = card.preprocessing.size
     shape = (2, side, side, config.in_channels)
     example = torch.zeros(shape, dtype=torch.uint8)
     if input == "images":
         example = torch.zeros(2, config.in_channels, side, side)
-    names = [output, "embedding", "map"]
+    names = [output, *target.extras]
     with TemporaryDirectory() as temporary:
         pictures = Path(temporary) / "pictures"
         pictures.mkdir()
         built = target.build(module, example, names)
-        wanted = reference(network, card, output, pictures)
+        wanted = reference(network, card, names, pictures)
         trial = Path(temporary) / path.name
         proof: dict[str, object] = {}
         for _ in range(2):  # the second time with the proof in it

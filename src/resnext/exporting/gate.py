@@ -18,6 +18,7 @@ from resnext.card import Card
 from resnext.data.decoding import open_image
 from resnext.data.transforms import prepare
 from resnext.errors import ResNeXtError
+from resnext.exporting.graph import class_maps
 from resnext.exporting.targets import Target
 from resnext.inference.engines.base import InputKind
 from resnext.inference.optimize import patterns
@@ -36,13 +37,13 @@ class Reference(NamedTuple):
     outputs: dict[str, Float32[np.ndarray, "n …"]]
 
 
-def reference(network: ResNeXt, card: Card, output: str, folder: Path) -> Reference:
+def reference(network: ResNeXt, card: Card, outputs: list[str], folder: Path) -> Reference:
     """Write photograph-like pictures as JPEG files, and classify them with the network itself.
 
     Args:
         network: The unmodified network, in evaluation mode, on the CPU.
         card: Its card.
-        output: Name of the first output.
+        outputs: Names of the outputs.
         folder: An empty folder for the pictures.
     """
     side = card.preprocessing.resize
@@ -51,18 +52,23 @@ def reference(network: ResNeXt, card: Card, output: str, folder: Path) -> Refere
         height, width = side + i * side // 200, side + (i * 7 % PICTURES) * side // 200
         shades = np.clip(128 + 60 * wave[:, :height, :width].transpose(1, 2, 0), 0, 255)
         Image.fromarray(shades.astype(np.uint8)).save(folder / f"{i:02}.jpg", quality=90)
-    found: list[tuple[torch.Tensor, ...]] = []
+    found: list[list[torch.Tensor]] = []
     with torch.inference_mode():
         for path in sorted(folder.iterdir()):
             x = prepare(open_image(path, card.preprocessing.colour), card.preprocessing)[None]
             last = network.features(x)[-1]
             embedding = network.avgpool(last).flatten(1)
             logits = network.fc(embedding)
-            if output == "probabilities":
-                logits = (logits / card.temperature).softmax(1)
-            found.append((logits, embedding, last))
+            known = {
+                "logits": logits,
+                "probabilities": (logits / card.temperature).softmax(1),
+                "embedding": embedding,
+                "map": last,
+                "maps": class_maps(network, last),
+            }
+            found.append([known[name] for name in outputs])
     stacked = [torch.cat(part).numpy() for part in zip(*found, strict=True)]
-    return Reference(folder, dict(zip((output, "embedding", "map"), stacked, strict=True)))
+    return Reference(folder, dict(zip(outputs, stacked, strict=True)))
 
 
 def check(
@@ -110,7 +116,7 @@ def check(
     if flipped:
         raise ResNeXtError(f"{target.title} names another class on {flipped} of {PICTURES} images.")
     rounded = {name: float(f"{difference:.0e}") for name, difference in largest.items()}
-    return {"images": PICTURES, "batches": "1, 2, 17 and 44", "difference": rounded}
+    return {"images": PICTURES, "batches": target.batches, "difference": rounded}
 
 
 def _difference(found: np.ndarray, wanted: np.ndarray) -> float:

@@ -25,6 +25,8 @@ class ExportedModule(nn.Module):
         card: Normalization and temperature.
         inputs: "images", normalized `(n, c, h, w)`, or "pixels", `(n, h, w, c)` of 8 bits.
         output: "logits", or "probabilities": the softmax of logits over temperature.
+        extras: Names of the outputs after the first: "embedding", "map", or "maps", one per class,
+            whose means over their places are the logits without bias.
         half: Whether weights are stored in half precision. All is computed in single precision.
     """
 
@@ -32,12 +34,21 @@ class ExportedModule(nn.Module):
     std: Tensor
 
     def __init__(
-        self, network: ResNeXt, card: Card, inputs: InputKind, output: OutputKind, *, half: bool
+        self,
+        network: ResNeXt,
+        card: Card,
+        inputs: InputKind,
+        output: OutputKind,
+        extras: tuple[str, ...] = ("embedding", "map"),
+        *,
+        half: bool,
     ) -> None:
         super().__init__()
         self.network = fold(network).cpu().float()
         self.inputs: InputKind = inputs
+        self.extras = extras
         self.halved = half
+        self.scales_depth = card.preprocessing.value_range is not None
         self.temperature = card.temperature if output == "probabilities" else None
         for name in ("mean", "std"):
             values = 255 * torch.tensor(getattr(card.preprocessing, name), dtype=torch.float32)
@@ -45,18 +56,24 @@ class ExportedModule(nn.Module):
         if half:
             _store_in_half(self.network)
 
-    def forward(
-        self, x: Shaped[Tensor, "n _ _ _"]
-    ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n d"], Float[Tensor, "n d h2 w2"]]:
-        """Logits or probabilities, embeddings and last feature maps."""
+    def forward(self, x: Shaped[Tensor, "n _ _ _"]) -> tuple[Tensor, ...]:
+        """Logits or probabilities, and the extras."""
         if self.inputs == "pixels":
             x = (x.permute(0, 3, 1, 2).float() - self.mean) / self.std
         last = self.network.features(x)[-1]
+        if self.extras == ("maps",):
+            maps = class_maps(self.network, last)
+            return maps.mean((2, 3)) + self.network.fc.bias, maps
         embedding = self.network.avgpool(last).flatten(1)
         logits = self.network.fc(embedding)
         if self.temperature is not None:
             logits = (logits / self.temperature).softmax(1)
         return logits, embedding, last
+
+
+def class_maps(network: ResNeXt, last: Float[Tensor, "n d h w"]) -> Float[Tensor, "n k h w"]:
+    """What each place of the last feature map says for and against each class."""
+    return nn.functional.conv2d(last, network.fc.weight[:, :, None, None])
 
 
 class _Single(nn.Module):

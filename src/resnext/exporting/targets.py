@@ -1,9 +1,10 @@
-"""The file formats: ONNX, OpenVINO, torch.export."""
+"""The file formats: ONNX, OpenVINO, torch.export, a page for browsers."""
 
 from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 
 from resnext.card import Card
 from resnext.config import ResNeXtConfig
+from resnext.errors import InputError
 from resnext.exporting.graph import ExportedModule
 from resnext.exporting.metadata import onnx_metadata, openvino_metadata
+from resnext.exporting.page import check_node, runtime, write_page
 from resnext.inference.engines.base import load_package, silenced
 from resnext.inference.exported import METADATA_KEY
 
@@ -29,6 +32,9 @@ class Target(ABC):
         suffix: Suffix of its file.
         packages: Modules that writing and proving it needs.
         install_hint: Argument of `pip install` if one is missing.
+        settings: What `export` accepts for each of its arguments; the first is the default.
+        extras: Names of the outputs after the first.
+        batches: The batches in which the gate runs the pictures.
     """
 
     name: str
@@ -36,6 +42,13 @@ class Target(ABC):
     suffix: str
     packages: tuple[str, ...]
     install_hint: str
+    settings: Mapping[str, tuple[str, ...]] = {
+        "input": ("images", "pixels"),
+        "output": ("logits", "probabilities"),
+        "precision": ("fp32", "fp16"),
+    }
+    extras: tuple[str, ...] = ("embedding", "map")
+    batches = "1, 2, 17 and 44"
 
     def check_packages(self) -> None:
         """Refuse to begin without the packages.
@@ -197,6 +210,52 @@ class Torch(Target):
         path.write_bytes(content.getvalue())
 
 
+class Page(Target):
+    """One HTML file that classifies in the browser, without a network."""
+
+    name, title, suffix = "page", "page for browsers", ".html"
+    packages = ("onnx", "onnxscript")
+    install_hint = '"resnext[onnx]"'
+    settings: Mapping[str, tuple[str, ...]] = {
+        "input": ("pixels",),
+        "output": ("logits",),
+        "precision": ("fp16", "fp32"),
+    }
+    extras = ("maps",)
+    batches = "1"
+
+    def check_packages(self) -> None:
+        """Also Node.js and ONNX Runtime Web."""
+        super().check_packages()
+        check_node()
+        runtime()
+
+    def build(self, module: ExportedModule, example: torch.Tensor, outputs: list[str]) -> Any:
+        """An `onnx.ModelProto`.
+
+        Raises:
+            InputError: Browsers cannot scale pictures of 16 bits as the model needs.
+        """
+        if module.scales_depth:
+            raise InputError(
+                "The model scales grey images of 16 bits (its card has a value_range); browsers "
+                "read only their upper 8 bits. Take --to onnx."
+            )
+        return Onnx().build(module, example, outputs)
+
+    def write(
+        self,
+        built: Any,
+        path: Path,
+        own: str,
+        module: ExportedModule,
+        config: ResNeXtConfig,
+        card: Card,
+    ) -> None:
+        """Write the page around the graph."""
+        write_page(path, built.SerializeToString(deterministic=True), own, card)
+
+
 class _Named(torch.nn.Module):
     """A module whose outputs have names."""
 
@@ -208,7 +267,9 @@ class _Named(torch.nn.Module):
         return dict(zip(self.outputs, self.module(x), strict=True))
 
 
-TARGETS: dict[str, Target] = {target.name: target for target in (Onnx(), OpenVino(), Torch())}
+TARGETS: dict[str, Target] = {
+    target.name: target for target in (Onnx(), OpenVino(), Torch(), Page())
+}
 """The targets by name."""
 
 
