@@ -37,10 +37,11 @@ def no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    """Headless Chromium, by `chromium` and `pip install playwright axe-playwright-python`."""
+    """Headless Chromium; the command `chromium` is the only part that pip cannot install."""
     if (chromium := shutil.which("chromium")) is None:
         pytest.skip("needs Chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
+    from playwright import sync_api as playwright
+
     with playwright.sync_playwright() as running:
         opened = running.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield opened

@@ -53,7 +53,9 @@ def photo_folder(
 
 def assert_readable(browser: Any, page: Path, scheme: str, width: int) -> None:
     """axe-core finds nothing on a page in Chromium, and it is not wider than the window."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    from axe_playwright_python.sync_playwright import Axe
+
+    axe = Axe()
     size = {"width": width, "height": 800}
     opened = browser.new_context(viewport=size, color_scheme=scheme).new_page()
     opened.goto(page.as_uri())
