@@ -134,7 +134,7 @@ def main(target, path, pictures, result):
         own, outputs = answered_by_page(Path(path), files)
     else:
         opener = {"onnx": open_onnx, "openvino": open_openvino, "torch": open_torch}[target]
-        own, outputs = answered(*opener(path), files)
+        own, outputs = answered(*opener(path), files)  # pyright: ignore
     described = json.loads(own)
     modules = sorted({name.partition(".")[0] for name in sys.modules})
     shown = {"card": described["card"], "input": described["input"], "modules": modules}

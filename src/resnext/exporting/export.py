@@ -73,7 +73,7 @@ def export(
     for name, choices in target.settings.items():
         chosen[name] = choices[0] if given[name] is None else given[name]
         one_of(name if to is None else f"{name} of --to {to}", chosen[name], choices)
-    input, output, precision = chosen.values()
+    kind, first, stored = chosen.values()
     for file in target.files(path):
         check_writable(file)
         if file.exists() and not overwrite:
@@ -82,14 +82,14 @@ def export(
     source = model if isinstance(model, ResNeXt) else load_classifier(model)
     network = copy.deepcopy(source).cpu().float().eval()
     card, config = card_of(network), network.config
-    half = precision == "fp16"
-    module = ExportedModule(network, card, input, output, target.extras, half=half).eval()
+    half = stored == "fp16"
+    module = ExportedModule(network, card, kind, first, target.extras, half=half).eval()
     side = card.preprocessing.size
     shape = (2, side, side, config.in_channels)
     example = torch.zeros(shape, dtype=torch.uint8)
-    if input == "images":
+    if kind == "images":
         example = torch.zeros(2, config.in_channels, side, side)
-    names = [output, *target.extras]
+    names = [first, *target.extras]
     with TemporaryDirectory() as temporary:
         pictures = Path(temporary) / "pictures"
         pictures.mkdir()
@@ -98,9 +98,9 @@ def export(
         trial = Path(temporary) / path.name
         proof: dict[str, object] = {}
         for _ in range(2):  # the second time with the proof in it
-            own = own_metadata(config, card, input, output, proof)
+            own = own_metadata(config, card, kind, first, proof)
             target.write(built, trial, own, module, config, card)
-            proof = check(target, trial, wanted, card, input, TOLERANCES[precision])
+            proof = check(target, trial, wanted, card, kind, TOLERANCES[stored])
         make_folder(path)
         for made, file in zip(target.files(trial), target.files(path), strict=True):
             write_bytes_atomically(file, made.read_bytes())
