@@ -1,7 +1,6 @@
 """`export --to page`: the network's answers in a browser, without a network.
 
-The tests with a browser need the commands `chromium`, `node` and `npm`, and
-`pip install playwright axe-playwright-python`.
+The tests with a browser need the commands `chromium`, `node` and `npm`, which pip cannot install.
 """
 
 from __future__ import annotations
@@ -161,7 +160,8 @@ def page_file(network: ResNeXt, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Headless Chromium with a camera that shows a test picture."""
-    playwright = pytest.importorskip("playwright.sync_api")
+    from playwright import sync_api as playwright
+
     arguments = ["--no-sandbox", "--use-fake-device-for-media-stream"]
     arguments.append("--use-fake-ui-for-media-stream")
     with playwright.sync_playwright() as running:
@@ -250,7 +250,7 @@ def test_logits_equal_those_of_onnx_runtime(
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     rule = network.card.preprocessing if network.card else Preprocessing()
     x = np.stack([pixels(resize_and_crop(Image.open(png), rule), rule) for png in paths])
-    wanted = session.run(["logits"], {"pixels": x})[0]
+    wanted = np.asarray(session.run(["logits"], {"pixels": x})[0])
     assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
     bias = network.fc.bias.detach().numpy()
     assert (
@@ -267,7 +267,9 @@ def test_everybody_can_use_it(
     browser: Any, page_file: Path, tmp_path: Path, scheme: str, width: int
 ) -> None:
     """axe-core finds nothing before, with and after an answer, and nothing is too wide."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    from axe_playwright_python.sync_playwright import Axe
+
+    axe = Axe()
     options: dict[str, Any] = {"viewport": {"width": width, "height": 800}, "bypass_csp": True}
     page = opened(browser, page_file, color_scheme=scheme, **options)
 

@@ -230,7 +230,9 @@ def test_spaces_around_names_are_as_in_a_folder(tmp_path: Path) -> None:
     found = open_splits(folder)
     assert found.train.labels == listed.train.labels == ("1", "2", "three")
     for one, other in ((found.train, listed.train), (found.val, listed.val)):
-        paths = [[x.relative_to(folder) for x in images.images] for images in (one, other)]
+        paths = [
+            [Path(str(x)).relative_to(folder) for x in images.images] for images in (one, other)
+        ]
         assert paths[0] == paths[1]
         assert list(one.targets) == list(other.targets)
     assert looks_whole(listed)
