@@ -1526,8 +1526,8 @@ OPTIONS = {  # choices stand behind a colon
     "index": "PHOTOS --model,-m --out,-o --device --plan,--no-plan",
     "review": "DATA --model,-m --out,-o --doubts --apply --undo --map --port "
     "--browser,--no-browser --device --plan,--no-plan",
-    "export": "FILE --to:onnx|openvino|torch|page --out,-o --input:images|pixels "
-    "--output:logits|probabilities --precision:fp32|fp16 --overwrite",
+    "export": "FILE --to:onnx|openvino|torch|page --out,-o --input "
+    "--output --precision --overwrite",
     "optimize": "FILE --precision:auto|fp32|bf16|fp16|int8 "
     "--engine:auto|torch|compile|tensorrt|onnxruntime|openvino --batch-size,-b --data --max-loss "
     "--device --again",

@@ -21,7 +21,7 @@ _INVISIBLE = {"strides", "dilations", "style", "anti_alias", "keep_pooling", "pa
 _FOLDERS = 4  # a cache of the Hugging Face Hub has the name three folders above the file
 _LONGEST = 200  # characters of a text that may be a name
 _DILATION = "output_stride="
-_CAFFE = re.compile(r"(?<![a-z])caffe(?![a-z])")
+_CAFFE = re.compile(r"(?<![a-z])caffe(?![a-z0-9])")
 _CAFFE_STYLE = "style='caffe' and images in BGR that are not divided by 255"
 _HINTS = (  # words in the name of a file for what no variant has
     (_CAFFE, _CAFFE_STYLE),
