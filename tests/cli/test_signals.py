@@ -101,4 +101,5 @@ def test_every_command_ends_with_its_signal(
     assert "Traceback" not in output
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
-    assert not list(tmp_path.rglob(".*"))
+    left = [path for path in tmp_path.rglob(".*") if path.name != ".onnxruntime"]  # its own cache
+    assert not left

@@ -291,6 +291,7 @@ def test_backbones(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::resnext.errors.AmbiguityWarning")
 @pytest.mark.parametrize(
     ("name", "to"),
     [
