@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -237,6 +238,36 @@ def test_an_exported_file_travels_to_another_process(folder: Path) -> None:
         runner = Exported(folder / f"net{suffix}")
         again = pickle.loads(pickle.dumps(runner))
         assert np.array_equal(runner.pixels(pixels)[0], again.pixels(pixels)[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(
+    ("name", "code"), [("net.onnx", 0), ("net.pt2", 0), ("net.xml", 3)], ids=SUFFIXES
+)
+def test_a_forked_process_answers_or_refuses(
+    name: str, code: int, folder: Path, tmp_path: Path
+) -> None:
+    """It waited for ever for threads that it does not have; OpenVINO cannot go on at all."""
+    program = """
+import os, signal, sys
+from resnext.errors import ResourceError
+from resnext.inference.exported import Exported
+import numpy as np
+from pathlib import Path
+
+runner, x = Exported(Path(sys.argv[1])), np.zeros((20, 32, 32, 3), np.uint8)
+wanted = runner.pixels(x)[0]
+if (child := os.fork()) == 0:
+    signal.alarm(60)
+    try:
+        os._exit(0 if np.allclose(runner.pixels(x)[0], wanted, atol=1e-5) else 1)
+    except ResourceError:
+        os._exit(3)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", program, str(folder / name)]
+    assert subprocess.run(command, env=env).returncode == code
 
 
 def test_predict_on_an_exported_file_loads_no_torch(folder: Path, tmp_path: Path) -> None:

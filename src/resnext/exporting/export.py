@@ -99,7 +99,7 @@ def export(
         proof: dict[str, object] = {}
         for _ in range(2):  # the second time with the proof in it
             own = own_metadata(config, card, kind, first, proof)
-            target.write(built, trial, own, module, config, card)
+            target.write(built, trial, own, module)
             proof = check(target, trial, wanted, card, kind, TOLERANCES[stored])
         make_folder(path)
         for made, file in zip(target.files(trial), target.files(path), strict=True):

@@ -45,10 +45,10 @@ class ExportedModule(nn.Module):
     ) -> None:
         super().__init__()
         self.network = fold(network).cpu().float()
+        self.card = card
         self.inputs: InputKind = inputs
         self.extras = extras
         self.halved = half
-        self.scales_depth = card.preprocessing.value_range is not None
         self.temperature = card.temperature if output == "probabilities" else None
         for name in ("mean", "std"):
             values = 255 * torch.tensor(getattr(card.preprocessing, name), dtype=torch.float32)

@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 
-from resnext.card import Card
-from resnext.config import ResNeXtConfig
 from resnext.errors import InputError
 from resnext.exporting.graph import ExportedModule
 from resnext.exporting.metadata import onnx_metadata, openvino_metadata
 from resnext.exporting.page import check_node, runtime, write_page
 from resnext.inference.engines.base import load_package, silenced
+from resnext.inference.engines.openvino import openvino_core
 from resnext.inference.exported import METADATA_KEY
 
 OPSET = 18
@@ -70,24 +69,14 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def write(
-        self,
-        built: Any,
-        path: Path,
-        own: str,
-        module: ExportedModule,
-        config: ResNeXtConfig,
-        card: Card,
-    ) -> None:
+    def write(self, built: Any, path: Path, own: str, module: ExportedModule) -> None:
         """Write a file.
 
         Args:
             built: What `build` returned.
             path: The file.
             own: Our metadata.
-            module: What was built.
-            config: The architecture, for the metadata of others.
-            card: Labels and preprocessing, for the metadata of others.
+            module: What was built; its config and card are for the metadata of others.
         """
 
     def files(self, path: Path) -> list[Path]:
@@ -120,18 +109,11 @@ class Onnx(Target):
         _forget_origins(model)
         return model
 
-    def write(
-        self,
-        built: Any,
-        path: Path,
-        own: str,
-        module: ExportedModule,
-        config: ResNeXtConfig,
-        card: Card,
-    ) -> None:
+    def write(self, built: Any, path: Path, own: str, module: ExportedModule) -> None:
         """Write graph and metadata."""
         del built.metadata_props[:]
-        for key, value in {METADATA_KEY: own, **onnx_metadata(config, card, module.inputs)}.items():
+        others = onnx_metadata(module.network.config, module.card, module.inputs)
+        for key, value in {METADATA_KEY: own, **others}.items():
             built.metadata_props.add(key=key, value=value)
         path.write_bytes(built.SerializeToString(deterministic=True))
 
@@ -145,28 +127,18 @@ class OpenVino(Target):
 
     def build(self, module: ExportedModule, example: torch.Tensor, outputs: list[str]) -> Any:
         """An `openvino.Model`, converted from the ONNX graph."""
-        import openvino
-
         graph = Onnx().build(module, example, outputs)
-        model = openvino.convert_model(io.BytesIO(graph.SerializeToString()))
+        model = openvino_core().read_model(graph.SerializeToString())
         for i, node in enumerate(model.get_ordered_ops()):  # some names count all nodes so far
             if (kind := node.get_type_name()) not in ("Parameter", "Result"):
                 node.set_friendly_name(f"{kind}_{i}")
         return model
 
-    def write(
-        self,
-        built: Any,
-        path: Path,
-        own: str,
-        module: ExportedModule,
-        config: ResNeXtConfig,
-        card: Card,
-    ) -> None:
+    def write(self, built: Any, path: Path, own: str, module: ExportedModule) -> None:
         """Write graph, weights and metadata."""
         import openvino
 
-        for key, value in openvino_metadata(card, module.inputs).items():
+        for key, value in openvino_metadata(module.card, module.inputs).items():
             built.set_rt_info(value, ["model_info", key])
         built.set_rt_info(own, ["model_info", METADATA_KEY])
         openvino.save_model(built, path, compress_to_fp16=module.halved)
@@ -195,15 +167,7 @@ class Torch(Target):
                 node.meta.pop(key, None)
         return program
 
-    def write(
-        self,
-        built: Any,
-        path: Path,
-        own: str,
-        module: ExportedModule,
-        config: ResNeXtConfig,
-        card: Card,
-    ) -> None:
+    def write(self, built: Any, path: Path, own: str, module: ExportedModule) -> None:
         """Write program and metadata."""
         content = io.BytesIO()  # a file's name would be written into it
         torch.export.save(built, content, extra_files={METADATA_KEY: own})
@@ -236,24 +200,16 @@ class Page(Target):
         Raises:
             InputError: Browsers cannot scale pictures of 16 bits as the model needs.
         """
-        if module.scales_depth:
+        if module.card.preprocessing.value_range is not None:
             raise InputError(
                 "The model scales grey images of 16 bits (its card has a value_range); browsers "
                 "read only their upper 8 bits. Take --to onnx."
             )
         return Onnx().build(module, example, outputs)
 
-    def write(
-        self,
-        built: Any,
-        path: Path,
-        own: str,
-        module: ExportedModule,
-        config: ResNeXtConfig,
-        card: Card,
-    ) -> None:
+    def write(self, built: Any, path: Path, own: str, module: ExportedModule) -> None:
         """Write the page around the graph."""
-        write_page(path, built.SerializeToString(deterministic=True), own, card)
+        write_page(path, built.SerializeToString(deterministic=True), own, module.card)
 
 
 class _Named(torch.nn.Module):

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 
 from resnext.card import Card
 from resnext.config import ResNeXtConfig
 from resnext.errors import CheckpointError, MissingFileError, ResNeXtError
-from resnext.inference.engines.base import load_package
-from resnext.inference.runner import Outputs
+from resnext.inference.engines.onnxruntime import OnnxSession
+from resnext.inference.engines.openvino import OpenVinoSession, openvino_core
+from resnext.inference.runner import Outputs, Session
+from resnext.system.cpu import core_count
 from resnext.system.digest import file_sha256
+from resnext.system.forks import change_after_fork, one_thread_after_fork
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,11 +29,11 @@ METADATA_KEY = "resnext"
 SUFFIXES = (".onnx", ".xml", ".pt2")
 """Suffixes of the files that `export` writes."""
 
-Run = Callable[[np.ndarray], dict[str, np.ndarray]]
+_EMBEDDING = 1  # position of that output
 
 
 class Exported:
-    """A file that `export` wrote, in its own runtime.
+    """A file that `export` wrote, in its own runtime; opened again in a forked process.
 
     Args:
         path: The file.
@@ -51,7 +54,7 @@ class Exported:
         if not path.is_file():
             raise MissingFileError(f"{path} does not exist.")
         self.path = path
-        own, self._run = _open(path)
+        own, session = _open(path)
         if own is None:
             raise CheckpointError(
                 f"{path} was not written by resnext export: it has no description of its labels "
@@ -62,6 +65,13 @@ class Exported:
         self.card: Card | None = Card.from_dict(described["card"])
         self.input, self.output = described["input"], described["output"]
         self.proof: dict[str, Any] = described["proof"]
+        self._session: Session | None = session
+        self._lock = threading.Lock()
+        change_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Forget what a forked process cannot use."""
+        self._lock, self._session = threading.Lock(), None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the file again."""
@@ -86,17 +96,18 @@ class Exported:
     def pixels(self, x: UInt8[np.ndarray, "n h w c"]) -> Outputs:
         """Logits and embeddings of pixels as `data.decoding.pixels` returns them."""
         assert self.card is not None
-        if self.input == "pixels":
-            found = self._run(x)
-        else:
+        given: np.ndarray = x
+        if self.input == "images":
             rule = self.card.preprocessing
             mean, std = (np.array(values, np.float32) for values in (rule.mean, rule.std))
             images = ((x.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2)
-            found = self._run(np.ascontiguousarray(images))
-        logits = found[self.output]
+            given = np.ascontiguousarray(images)
+        with self._lock:
+            session = self._session = self._session or _open(self.path)[1]
+        logits, embeddings = session(given)
         if self.output == "probabilities":  # whose softmax over the temperature they are again
             logits = np.log(np.maximum(logits, np.finfo(np.float32).tiny)) * self.card.temperature
-        return logits, found["embedding"]
+        return logits, embeddings
 
 
 def is_exported(source: object) -> bool:
@@ -104,8 +115,8 @@ def is_exported(source: object) -> bool:
     return isinstance(source, str | Path) and Path(source).suffix.lower() in SUFFIXES
 
 
-def _open(path: Path) -> tuple[str | None, Run]:
-    """A file's description, and a function from a batch to its outputs by name."""
+def _open(path: Path) -> tuple[str | None, Session]:
+    """A file's description, and a session of it."""
     openers = {".onnx": _open_onnx, ".xml": _open_openvino, ".pt2": _open_torch}
     try:
         return openers[path.suffix.lower()](path)
@@ -116,33 +127,29 @@ def _open(path: Path) -> tuple[str | None, Run]:
         raise CheckpointError(f"{path} cannot be opened: {first}") from error
 
 
-def _open_onnx(path: Path) -> tuple[str | None, Run]:
-    ort = load_package("onnxruntime", '"resnext[onnx]"')
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    wanted = [output.name for output in session.get_outputs()[:2]]
-    own = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-    return own, lambda x: dict(zip(wanted, session.run(wanted, {name: x}), strict=True))
+def _open_onnx(path: Path) -> tuple[str | None, Session]:
+    session = OnnxSession(path, Exported.batch, 1, core_count(), other=_EMBEDDING)
+    return session.metadata.get(METADATA_KEY), session
 
 
-def _open_openvino(path: Path) -> tuple[str | None, Run]:
-    openvino = load_package("openvino", '"resnext[openvino]"')
-    model = openvino.Core().read_model(path)
+def _open_openvino(path: Path) -> tuple[str | None, Session]:
+    model = openvino_core().read_model(path)
     key = ["model_info", METADATA_KEY]
     own = model.get_rt_info(key).value if model.has_rt_info(key) else None
-    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    names = [output.get_any_name() for output in compiled.outputs]
-    return own, lambda x: dict(zip(names, compiled(x).values(), strict=True))
+    threads = core_count()  # one image each
+    return own, OpenVinoSession(model, 1, threads, threads, "f32", other=_EMBEDDING)
 
 
-def _open_torch(path: Path) -> tuple[str | None, Run]:
+def _open_torch(path: Path) -> tuple[str | None, Session]:
     import torch
 
     extra = {METADATA_KEY: ""}
     module = torch.export.load(path, extra_files=extra).module()
 
-    def run(x: np.ndarray) -> dict[str, np.ndarray]:
+    def run(x: Shaped[np.ndarray, "n _ _ _"]) -> Outputs:
+        one_thread_after_fork().begun = True
         with torch.inference_mode():
-            return {name: value.numpy() for name, value in module(torch.from_numpy(x)).items()}
+            first, embeddings, _ = module(torch.from_numpy(x)).values()
+        return first.numpy(), embeddings.numpy()
 
     return extra[METADATA_KEY] or None, run

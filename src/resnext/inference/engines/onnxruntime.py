@@ -83,13 +83,16 @@ class OnnxSession:
     """A graph in ONNX Runtime; in a forked process, it has to be opened again.
 
     Args:
-        graph: File of the graph, or its content. Its first and last output are returned.
+        graph: File of the graph, or its content. Its first output and another one are returned.
         piece: Images computed at once.
         streams: Pieces computed in parallel.
         threads: Threads for all of them together.
+        other: Position of the other output.
     """
 
-    def __init__(self, graph: Path | bytes, piece: int, streams: int, threads: int) -> None:
+    def __init__(
+        self, graph: Path | bytes, piece: int, streams: int, threads: int, other: int = -1
+    ) -> None:
         ort = OnnxRuntime().load()
         options = ort.SessionOptions()
         options.intra_op_num_threads = max(threads // streams, 1)
@@ -98,13 +101,18 @@ class OnnxSession:
         self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         self._name = self._session.get_inputs()[0].name
         outputs = self._session.get_outputs()
-        self._wanted = [outputs[0].name, outputs[-1].name]
-        self._shapes = [outputs[0].shape[1:], outputs[-1].shape[1:]]
+        self._wanted = [outputs[0].name, outputs[other].name]
+        self._shapes = [outputs[0].shape[1:], outputs[other].shape[1:]]
         self._piece = piece
         self._pool = ThreadPoolExecutor(streams) if streams > 1 else None
         self._process = os.getpid()
         change_after_fork(self)
         skip_destructors_after_fork()
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the graph says about itself."""
+        return self._session.get_modelmeta().custom_metadata_map
 
     def after_fork(self) -> None:
         """Keep the session: freed, it would wait for its threads."""

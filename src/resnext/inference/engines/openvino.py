@@ -130,16 +130,23 @@ class OpenVinoSession:
     """A model in OpenVINO.
 
     Args:
-        model: File of the graph, ONNX or OpenVINO's own, or an `openvino.Model`. Its first and last
-            output are returned.
+        model: File of the graph, ONNX or OpenVINO's own, or an `openvino.Model`. Its first output
+            and another one are returned.
         piece: Images computed at once.
         streams: Pieces computed in parallel.
         threads: Threads for all of them together.
         precision: "f32" or "bf16"; None to let OpenVINO choose.
+        other: Position of the other output.
     """
 
     def __init__(
-        self, model: Path | Any, piece: int, streams: int, threads: int, precision: str | None
+        self,
+        model: Path | Any,
+        piece: int,
+        streams: int,
+        threads: int,
+        precision: str | None,
+        other: int = -1,
     ) -> None:
         ov, core = OpenVino().load(), openvino_core()
         options: dict[str, Any] = {
@@ -155,6 +162,7 @@ class OpenVinoSession:
         self._compiled = core.compile_model(graph, "CPU", options)
         self._queue = ov.AsyncInferQueue(self._compiled, streams)
         self._piece = piece
+        self._other = other % len(self._compiled.outputs)
         self._lock = threading.Lock()  # one call uses all threads anyway
         self._process = os.getpid()
         change_after_fork(self)
@@ -182,11 +190,11 @@ class OpenVinoSession:
         outputs = self._compiled.outputs
         logits, others = (
             np.empty((len(x), *tuple(output.shape)[1:]), np.float32)
-            for output in (outputs[0], outputs[-1])
+            for output in (outputs[0], outputs[self._other])
         )
 
         def keep(request: Any, start: int) -> None:
-            for i, table in ((0, logits), (len(outputs) - 1, others)):
+            for i, table in ((0, logits), (self._other, others)):
                 rows = table[start : start + self._piece]
                 rows[:] = request.get_output_tensor(i).data[: len(rows)]
 
