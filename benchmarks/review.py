@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import sync_playwright  # pyright: ignore[reportMissingImports]
+from playwright.sync_api import sync_playwright
 
 from resnext.review.cases import Case
 from resnext.review.decisions import Entry, LabelList

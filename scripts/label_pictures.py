@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import sync_playwright  # pyright: ignore[reportMissingImports]
+from playwright.sync_api import sync_playwright
 
 import resnext
 from resnext.card import card_of
