@@ -205,3 +205,28 @@ def test_two_processes_stop_while_they_validate(
     assert "Resumed in epoch 1, step 3." in done.stderr
     assert {path.name for path in tmp_path.glob("terminated*")} == {"terminated0", "terminated1"}
     assert sha(tmp_path / "m.safetensors") == sha(tmp_path / "alone.safetensors")
+
+
+ENDING = """
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from resnext.training.distributed import shutdown_distributed
+
+network = torch.nn.Linear(4, 4)
+for _ in range(500):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    model = DistributedDataParallel(network)
+    dist.all_gather_object([None], 1)
+    shutdown_distributed()
+    del model  # as late as a traceback that refers to it
+"""
+
+
+def test_the_end_of_a_group_does_not_wait_for_python_s_lock(environment: dict[str, str]) -> None:
+    """The last reference was deleted with the lock, for which gloo's thread waited: for ever.
+
+    It happened about once in fifty times; the time limit only ends what never ends.
+    """
+    done = subprocess.run([sys.executable, "-c", ENDING], env=environment, timeout=300, check=False)
+    assert done.returncode == 0

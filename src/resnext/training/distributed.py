@@ -121,9 +121,15 @@ def _rendezvous(backend: str) -> None:
 
 
 def shutdown_distributed() -> None:
-    """Leave the process group."""
+    """Leave the process group.
+
+    The group is kept until the next one ends. Else DistributedDataParallel, which lives longer
+    where an exception refers to it, would delete it while it holds Python's lock, and wait for
+    gloo's thread, which may wait for that lock to delete a tensor.
+    """
     _groups.clear()
     if dist.is_available() and dist.is_initialized():
+        _groups["left"] = dist.group.WORLD
         dist.destroy_process_group()
 
 
