@@ -140,14 +140,16 @@ UNREADABLE = """
 import os, sys
 from pathlib import Path
 from resnext.data.dataset import ImageSet
-from resnext.errors import DataError
+from resnext.errors import DataError, ResourceError
 from training_runs import quick
 
 rank, read = os.environ["RANK"], ImageSet.read
-gone, everything = set(), False
+gone, everything, memory = set(), False, True
 
 def failing(self, index):
     # in the second process, the first image that training reads is gone, later all are
+    if rank == "1" and not memory:
+        raise ResourceError("There is no memory left.")
     if rank == "1" and (everything or not gone):
         gone.add(index)
     if index in gone:
@@ -165,6 +167,11 @@ try:
     train("all.safetensors", 1)
 except DataError as error:
     Path(f"error{rank}.txt").write_text(str(error))
+memory = False
+try:
+    train("memory.safetensors", 2)
+except ResourceError as error:
+    Path(f"memory{rank}.txt").write_text(str(error))
 """
 
 
@@ -183,6 +190,9 @@ def test_what_the_second_process_cannot_read_is_listed(
     first, second = (tmp_path.joinpath(f"error{rank}.txt").read_text() for rank in "01")
     assert first == second
     assert "images in a row cannot be read" in first or "which is more than 5 %" in first
+    first, second = (tmp_path.joinpath(f"memory{rank}.txt").read_text() for rank in "01")
+    assert first == second
+    assert first.startswith("There is no memory left. The run is saved")
 
 
 @pytest.mark.usefixtures("photos")

@@ -302,19 +302,21 @@ class Trainer:
 
         Raises:
             DataError: Too many images cannot be read, in all processes.
+            ResourceError: A worker process of any process was killed, or lacks memory.
         """
-        parts, problem = list[Batch](), ""
+        parts: list[Batch] = []
+        problem: ResNeXtError | None = None
         try:
             parts.extend(next(batches) for _ in range(self.recipe.accumulate))
-        except DataError as error:
-            problem = str(error)
+        except (DataError, ResourceError) as error:
+            problem = error
         bad = [each for batch in parts for each in batch.bad]
         if self.group.any(bool(bad or problem))[0]:
             self.dynamics.merge(self.group)  # what a checkpoint holds, if the run ends here
             problems, found = zip(*self.group.gather((problem, bad)), strict=True)
             self._record_unreadable(dict(each for bad in found for each in bad))
             if any(problems):
-                raise DataError(next(filter(None, problems)))
+                raise next(filter(None, problems))
         return parts
 
     def _record_unreadable(self, found: dict[int, str]) -> None:
