@@ -34,6 +34,8 @@ class SampleKey(NamedTuple):
     epoch: int
     place: int
     image: int
+    side: int | None = None
+    """Size of the view, pixels; None for that of the data set's preprocessing."""
 
 
 class Batch(NamedTuple):
@@ -52,11 +54,18 @@ class TrainSampler(Sampler[list[SampleKey]]):
         recipe: Batch size, repeats and class balance.
         seed: Random seed for the order.
         group: Each process gets every `world`-th image of each batch.
+
+    Attributes:
+        epoch: The epoch, from 1.
+        start: Its first step that is not done yet.
+        stop: Its number of steps: fewer than `steps` in a shorter last epoch.
+        side: Size of its views, pixels; None for that of the data set.
     """
 
     def __init__(self, images: ImageSet, recipe: Recipe, seed: int, group: ProcessGroup) -> None:
         self.count, self.recipe, self.seed, self.group = len(images), recipe, seed, group
-        self.epoch, self.start = 1, 0
+        self.epoch, self.start, self.stop = 1, 0, self.steps
+        self.side: int | None = None
         self.probabilities: np.ndarray | None = None
         if recipe.balance == "sampling":
             targets = np.asarray(images.targets)
@@ -69,7 +78,7 @@ class TrainSampler(Sampler[list[SampleKey]]):
         return self.count // self.recipe.batch_size
 
     def __len__(self) -> int:
-        return (self.steps - self.start) * self.recipe.accumulate
+        return (self.stop - self.start) * self.recipe.accumulate
 
     def whole(self, epoch: int) -> np.ndarray:
         """Image indices of an epoch in order, for all processes."""
@@ -83,10 +92,12 @@ class TrainSampler(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order = self.whole(self.epoch)
-        for step in range(self.start, self.steps):
+        for step in range(self.start, self.stop):
             for part in range(self.recipe.accumulate):
                 places = self.places(step, part)
-                yield [SampleKey(self.epoch, place, int(order[place])) for place in places]
+                yield [
+                    SampleKey(self.epoch, place, int(order[place]), self.side) for place in places
+                ]
 
     def places(self, step: int, part: int) -> range:
         """Positions in the epoch of this process's images in one part of a batch."""
@@ -126,6 +137,8 @@ class TrainDataset(Dataset[tuple[Tensor, int, list[tuple[int, str]]]]):
         """
         bad: list[tuple[int, str]] = []
         index = key.image
+        if key.side not in (None, self.preprocessing.size):
+            self.preprocessing = replace(self.preprocessing, size=key.side)
         for attempt in range(_TRIES):
             rng = np.random.default_rng((_VIEW, self.seed, key.epoch, key.place, attempt))
             if attempt:
@@ -159,7 +172,7 @@ def run_loader(images: ImageSet, settings: RunSettings, sampler: TrainSampler) -
     recipe, preprocessing = settings.recipe, settings.preprocessing
     views = TrainDataset(
         images,
-        replace(preprocessing, size=_side(settings)),
+        replace(preprocessing, size=settings.side()),
         recipe,
         settings.seed,
         fast=settings.execution.fast_jpeg,
@@ -173,7 +186,7 @@ def training_workers(settings: RunSettings, group: ProcessGroup) -> Loading:
     recipe = settings.recipe
     images = recipe.batch_size // recipe.accumulate // group.world
     channels = 1 if settings.preprocessing.colour == "L" else 3
-    batch_bytes = images * channels * _side(settings) ** 2
+    batch_bytes = images * channels * settings.side() ** 2
     return fitting(settings.workers, 4, batch_bytes, held=2 * recipe.accumulate)
 
 
@@ -189,8 +202,3 @@ def training_loader(
         pin_memory=device.type == "cuda",
         persistent_workers=loading.workers > 0,
     )
-
-
-def _side(settings: RunSettings) -> int:
-    """Size of the random views, pixels."""
-    return settings.recipe.train_size or settings.preprocessing.size

@@ -30,6 +30,8 @@ from resnext.training.validation import Validator
 
 _WARM_UP = 2
 """Steps that are not counted: workers start, and the first steps of a network are slower."""
+MOST_EPOCHS = 300
+"""Epochs that a time budget is used for at most."""
 _REPORT_SECONDS = 3.0
 """Calibration, charts and the explained mistakes of the report."""
 
@@ -38,16 +40,19 @@ class Speed(NamedTuple):
     """Measured speed of a network on some images, on this machine."""
 
     step: float
-    """Seconds per step, including the loading of its images."""
+    """Seconds per step, including the loading of its images: the mean of the run."""
     validation: float
     """Seconds per validation of all validation images."""
     teacher: float = 0.0
     """Seconds to validate the teacher, for the comparison with it; 0 without a teacher."""
 
+    def validations(self, recipe: Recipe) -> float:
+        """Seconds for the validations after an epoch."""
+        return (2 if recipe.ema else 1) * self.validation
+
     def epoch(self, recipe: Recipe, images: int) -> float:
         """Seconds per epoch of `images` training images, with its validations."""
-        validations = 2 if recipe.ema else 1
-        return images // recipe.batch_size * self.step + validations * self.validation
+        return images // recipe.batch_size * self.step + self.validations(recipe)
 
     def ending(self) -> float:
         """Seconds from the last epoch to the written report."""
@@ -56,6 +61,21 @@ class Speed(NamedTuple):
     def run(self, recipe: Recipe, images: int) -> float:
         """Seconds of a whole run on `images` training images, with its report."""
         return recipe.epochs * self.epoch(recipe, images) + self.ending()
+
+
+def epochs_that_fit(seconds: float, step: float, validation: float, steps: int) -> float:
+    """Epochs that fit into a time; the last one is shorter if this is not a whole number.
+
+    Args:
+        seconds: The time.
+        step: Seconds per step.
+        validation: Seconds for the validations after each epoch.
+        steps: Steps of a whole epoch.
+    """
+    seconds, each = max(seconds, 0.0), max(steps * step + validation, 1e-9)
+    whole = int(seconds / each)
+    rest = int((seconds - whole * each - validation) / max(step, 1e-9))
+    return min(whole + min(max(rest / steps, 0.0), 1.0), MOST_EPOCHS)
 
 
 def measure(
@@ -81,18 +101,38 @@ def measure(
     settings = replace(settings, execution=replace(settings.execution, compiled=False))
     network = copy.deepcopy(network)
     merge_groups(network, settings.execution.merged)
-    step = _step_seconds(network, splits, settings, group, seconds)
+    step = _mean_step(network, splits, settings, group, seconds)
     validation = _validation_seconds(network, splits, settings, group)
     if teacher is None:
         teacher = _teacher_seconds(splits, settings, group)
     return group.broadcast(Speed(step, validation, teacher))
 
 
-def _step_seconds(
+def _mean_step(
     network: ResNeXt, splits: Splits, settings: RunSettings, group: ProcessGroup, seconds: float
+) -> float:
+    """Seconds per step; of images that grow, the smallest and the largest are timed."""
+    first, last = settings.side(0.0), settings.side()
+    if first == last:
+        return _step_seconds(network, splits, settings, group, seconds, last)
+    small, large = (
+        _step_seconds(network, splits, settings, group, seconds / 2, side) for side in (first, last)
+    )
+    least = (first / last) ** 2
+    return small + (large - small) * (settings.area() - least) / (1 - least)
+
+
+def _step_seconds(
+    network: ResNeXt,
+    splits: Splits,
+    settings: RunSettings,
+    group: ProcessGroup,
+    seconds: float,
+    side: int,
 ) -> float:
     recipe, images = settings.recipe, training_pool(splits)
     sampler = TrainSampler(images, recipe, settings.seed, group)
+    sampler.side = side
     loader = run_loader(images, settings, sampler)
     train_step = TrainStep(network, images, settings, group)
     train_step.set_rate(0.0)
@@ -157,17 +197,16 @@ def _teacher_seconds(splits: Splits, settings: RunSettings, group: ProcessGroup)
     return _validation_seconds(teacher.network, splits, settings, group)
 
 
-def forecast_lines(settings: RunSettings, images: int, speed: Speed) -> list[str]:
+def forecast_lines(settings: RunSettings, images: int, seconds: float) -> list[str]:
     """Network, size, epochs and the time at which the run will be done.
 
     Args:
         settings: Title of the network, recipe, preprocessing and device.
         images: Number of training images.
-        speed: As measured.
+        seconds: Seconds until it will be done.
     """
     recipe, size = settings.recipe, settings.preprocessing.size
     epochs = counted(recipe.epochs, "epoch")
-    seconds = speed.run(recipe, images)
     machine = (
         counted(torch.get_num_threads(), "core")
         if settings.device.type == "cpu"

@@ -441,7 +441,8 @@ def _run(
 
 def _show_forecast(plan: RunPlan, settings: RunSettings, context: Context) -> None:
     speed = measure(plan.network, plan.splits, settings, context.group)
-    for line in forecast_lines(settings, len(training_pool(plan.splits)), speed):
+    images = len(training_pool(plan.splits))
+    for line in forecast_lines(settings, images, speed.run(settings.recipe, images)):
         context.progress.line(line)
 
 

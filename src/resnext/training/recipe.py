@@ -64,7 +64,11 @@ class Recipe:
         probe: Whether the new classifier of `weights` starts as the recipe `probe` fits it, which
             counts as epoch 0 (arXiv:2202.10054).
         frozen_norms: Whether batch norms keep their initial statistics and weights.
+        frozen_stages: Keep the stem and the first stages as they are, norms included, as in
+            `Backbone`: -1 for none, 0 for the stem, i for the stem and i stages.
         train_size: Image size in training, pixels; by default the run's image size.
+        first_size: Image size of the first quarter of the run, as a fraction of that in training,
+            which the last quarter has (arXiv:2104.00298).
         distill_temperature: With a teacher: divisor of the logits of teacher and student.
 
     Raises:
@@ -102,7 +106,9 @@ class Recipe:
     head_epochs: int = 0
     probe: bool = False
     frozen_norms: bool = False
+    frozen_stages: int = -1
     train_size: int | None = None
+    first_size: float = 1.0
     distill_temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -143,6 +149,20 @@ class Recipe:
                 f"head_epochs must be less than epochs, which is {self.epochs}, not "
                 f"{self.head_epochs}. Lower it (--set head_epochs=0), or raise epochs."
             )
+
+    def side(self, size: int, smallest: int, part: float) -> int:
+        """Size of the training images, pixels: a multiple of four while it grows.
+
+        Args:
+            size: Image size of the run.
+            smallest: Smallest size for the network.
+            part: Fraction of the run that is done.
+        """
+        full, stage = self.train_size or size, min(int(_STAGES * part), _STAGES - 1)
+        if self.first_size == 1 or stage == _STAGES - 1:
+            return full
+        share = self.first_size + (1 - self.first_size) * stage / (_STAGES - 1)
+        return min(max(4 * round(share * full / 4), smallest), full)
 
     def augmentation(self) -> Augmentation:
         """The fields that augment whole batches."""
@@ -244,6 +264,8 @@ def _choices(kind: Any) -> list[str]:
     return [choice for choice in get_args(kind) if isinstance(choice, str)]
 
 
+_STAGES = 4  # image sizes of a run that starts with smaller ones
+
 _RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 1_000_000),
     "batch_size": (2, 1_000_000),  # batch norm needs two images
@@ -259,6 +281,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "cutmix": (0, 100),
     "layer_decay": (0.01, 1.0),
     "head_epochs": (0, 1_000_000),
+    "frozen_stages": (-1, 100),
     "train_size": (1, 10_000),
+    "first_size": (0.25, 1.0),
     "distill_temperature": (0.1, 100),
 }

@@ -17,7 +17,7 @@ from resnext.training.augmentation import Augment
 from resnext.training.dataloader import BATCH, Batch
 from resnext.training.distributed import ProcessGroup
 from resnext.training.dynamics import StepOutputs
-from resnext.training.optim import freeze_norms, loss, optimizer
+from resnext.training.optim import freeze_norms, frozen_parts, loss, optimizer
 from resnext.training.run_state import RunSettings
 from resnext.training.teacher import distillation_loss
 
@@ -66,6 +66,8 @@ class TrainStep:
             network.fc.train().requires_grad_(True)
         elif self.recipe.frozen_norms:
             freeze_norms(network)
+        for part in frozen_parts(network, self.recipe.frozen_stages):
+            part.eval().requires_grad_(False)
         model: nn.Module = network
         if self.group.world > 1:
             model = DistributedDataParallel(network)

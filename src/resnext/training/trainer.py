@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -35,6 +36,7 @@ from resnext.training.dataloader import Batch, TrainSampler, run_loader
 from resnext.training.distributed import ProcessGroup, synchronize_norms
 from resnext.training.divergence import Diverged, LossMonitor
 from resnext.training.dynamics import Dynamics
+from resnext.training.forecast import MOST_EPOCHS, epochs_that_fit
 from resnext.training.interrupts import Interrupts
 from resnext.training.metrics_log import MetricsLog, epoch_line
 from resnext.training.optim import EMA, lr_schedule
@@ -68,6 +70,7 @@ class Trainer:
         self.group, self.progress = group, progress
         self.recipe, self.device = settings.recipe, settings.device
         self.state, self.clock, self.interrupts = TrainState(), Clock(), Interrupts()
+        self.state.seconds = self.clock.seconds
         self.pool = training_pool(self.splits)
         self.losses = LossMonitor(len(self.splits.train.labels))
         self.dynamics = Dynamics(np.asarray(self.splits.train.targets), self.device)
@@ -122,8 +125,8 @@ class Trainer:
 
     @property
     def epochs(self) -> int:
-        """Epochs of the run, as it is planned now."""
-        return self.state.epochs(self.recipe.epochs)
+        """Epochs of the run, as it is planned now, with a shorter last one."""
+        return math.ceil(self.state.epochs(self.recipe.epochs))
 
     def close(self) -> None:
         """Stop worker processes and background writes."""
@@ -140,25 +143,27 @@ class Trainer:
             result = self._validate(self.network)
             averaged = self._validate(self.average.network) if self.average else None
         took = {part: seconds - before[part] for part, seconds in self.clock.seconds.items()}
-        images = (self.sampler.steps - done) * self.recipe.batch_size
+        steps = self.sampler.stop - done
         learning = took["training"] + took["waiting for images"]
         totals = self.group.gather(self.state.total)
         row = {
             "epoch": self.state.epoch,
-            "loss": round(sum(totals) / len(totals) / max(self.sampler.steps, 1), 6),
+            "loss": round(sum(totals) / len(totals) / max(self.sampler.stop, 1), 6),
             "val_accuracy": result.accuracy,
             "val_nll": round(result.nll, 6),
             "ema_accuracy": averaged.accuracy if averaged else None,
-            "rate": self._rate(self.state.epoch * self.sampler.steps - 1),
-            "images_per_second": round(images / max(learning, 1e-9), 1),
+            "rate": self._rate((self.state.epoch - 1) * self.sampler.steps + self.sampler.stop - 1),
+            "images_per_second": round(steps * self.recipe.batch_size / max(learning, 1e-9), 1),
+            "size": self.sampler.side,
+            "steps": steps,
             "seconds": round(sum(took.values()), 3),
+            "validating": round(took["validating"], 3),
             "waiting_data": round(took["waiting for images"], 3),
             "waiting_checkpoint": round(took["checkpoints"], 3),
         }
         self._log_epoch(row, took, best=self._keep_best(result, averaged))
         self.state.history.append(row)
         self.state.epoch, self.state.step, self.state.total = self.state.epoch + 1, 0, 0.0
-        self.state.seconds = {k: self.state.seconds[k] + took[k] for k in took}
         self._replan()
         self.dynamics.merge(self.group)
         self._save_checkpoint()
@@ -169,13 +174,20 @@ class Trainer:
         """Train the remaining steps of the running epoch."""
         state, recipe, steps = self.state, self.recipe, self.sampler.steps
         self.sampler.epoch, self.sampler.start = state.epoch, state.step
+        self.sampler.side = self.settings.side(
+            self._position((state.epoch - 1) * steps) / self.steps
+        )
+        total = round(state.epochs(recipe.epochs) * steps)
+        self.sampler.stop = min(steps, total - (state.epoch - 1) * steps)
         self.dynamics.start_epoch(self.sampler.whole(state.epoch))
         model = self.train_step.model(state.epoch)
-        self.progress.start(f"Epoch {state.epoch}/{self.epochs}", steps * recipe.batch_size)
+        self.progress.start(
+            f"Epoch {state.epoch}/{self.epochs}", self.sampler.stop * recipe.batch_size
+        )
         self.progress.advance(state.step * recipe.batch_size)
         with self.clock.measure("training"):
             batches = loaded_batches(self.loader) if len(self.sampler) else iter(())
-            for step in range(state.step, steps):
+            for step in range(state.step, self.sampler.stop):
                 number = (state.epoch - 1) * steps + step
                 self.train_step.set_rate(self._rate(number))
                 with self.clock.measure(
@@ -197,32 +209,43 @@ class Trainer:
                 self._after_step()
         self._sync_losses()
 
+    def _position(self, number: int) -> float:
+        """Where a step is in the run as it was planned, in steps."""
+        return self.state.progress(number, self.sampler.steps, self.recipe.epochs)
+
     def _rate(self, number: int) -> float:
-        position = self.state.progress(number, self.sampler.steps, self.recipe.epochs)
-        return (
-            self.recipe.learning_rate
-            * lr_schedule(self.recipe, position, self.steps)
-            * self.state.factor
-        )
+        factor = lr_schedule(self.recipe, self._position(number), self.steps)
+        return self.recipe.learning_rate * factor * self.state.factor
 
     def _replan(self) -> None:
-        """Change the number of epochs if the remaining ones exceed the budget by 2 %.
+        """Change the number of epochs if the planned ones would end clearly before or after time.
 
-        They are also changed if many more would fit.
+        Clearly is 3 % of the time that is left, and half a percent of the budget.
         """
         state, finished = self.state, self.state.epoch - 1
         if state.budget is None or finished >= self.epochs:
             return
-        each = sum(row["seconds"] for row in state.history[-3:]) / len(state.history[-3:])
-        left, seconds = self.epochs - finished, state.budget - sum(state.seconds.values())
-        fit = max(int(seconds / each), 0)
-        late = left * each > seconds + 0.02 * state.budget
-        fit = self.group.broadcast(fit if late or fit > 1.05 * left + 1 else left)
-        if fit == left:
+        steps = self.sampler.steps
+        rows = [row for row in state.history if row["steps"]][-3:]
+        if not rows:  # the only epoch was resumed when all its steps were done
+            return
+        validation = sum(row["validating"] for row in rows) / len(rows)
+        learning = sum(row["seconds"] - row["validating"] for row in rows)
+        largest = self.settings.side()
+        full = learning / sum(row["steps"] * (row["size"] / largest) ** 2 for row in rows)
+        step = full * self.settings.area(self._position(finished * steps) / self.steps)
+        seconds = state.budget - state.kept - sum(state.seconds.values())
+        planned = state.epochs(self.recipe.epochs) - finished
+        needed = planned * steps * step + math.ceil(planned) * validation
+        fit = min(epochs_that_fit(seconds, step, validation, steps), MOST_EPOCHS - finished)
+        clear = abs(needed - seconds) > max(0.03 * seconds, 0.005 * state.budget)
+        fit = self.group.broadcast(fit if clear else planned)
+        if fit == planned:
             return
         state.resumes.append(
-            f"Planned again after epoch {finished}: {finished + fit} instead of {self.epochs} "
-            f"epochs, because an epoch takes {each:.1f} s on this machine now."
+            f"Planned again after epoch {finished}: {finished + fit:.1f} instead of "
+            f"{finished + planned:.1f} epochs, because an epoch takes "
+            f"{steps * step + validation:.1f} s on this machine now."
         )
         state.replans.append((finished, finished + fit))
         self._line(state.resumes[-1])
@@ -274,6 +297,7 @@ class Trainer:
         problem, factor, used = self.group.broadcast(
             (problem, self.state.factor, self.state.retries)
         )
+        spent = self.state.seconds
         if self.writer:
             with self.clock.measure("checkpoints"), suppress(CheckpointError):
                 self.writer.flush()  # a checkpoint that contains NaN is not written
@@ -287,6 +311,7 @@ class Trainer:
             )
         self.restore(self.group.broadcast(self._newest()))
         self.state.retries, self.state.factor = used + 1, factor / 2
+        self.state.seconds = self.clock.seconds = spent  # what was lost is not given back
         self.state.resumes.append(
             f"{problem} Continued from epoch {self.state.epoch}, step {self.state.step}, with "
             f"{self.state.factor:g} of the rate."
@@ -484,6 +509,7 @@ class Trainer:
         self.train_step.scaler.load_state_dict(state.about["scaler"])
         self.dynamics.restore(state.part("dynamics"))
         self.state = TrainState(**state.about["position"])
+        self.clock.seconds = self.state.seconds
         self.losses.reset()
 
     def begin(self, head: Evaluation | None = None, time_plan: TimePlan | None = None) -> None:
@@ -496,7 +522,10 @@ class Trainer:
         """
         if time_plan is not None:
             self.state.budget = time_plan.end - time.monotonic()
-            self.state.choice = time_plan.choice
+            self.state.kept, self.state.choice = time_plan.kept, time_plan.choice
+            seconds, steps = self.state.budget - self.state.kept, self.sampler.steps
+            fit = epochs_that_fit(seconds, time_plan.step, time_plan.validation, steps)
+            self.state.replans.append((0, self.group.broadcast(max(fit, 1 / steps))))
         if head is not None:
             self._record_best(0, head, self.network, averaged=False)
             self._line(f"epoch   0  val accuracy {head.accuracy:.2%}, by the classifier alone")
@@ -505,7 +534,7 @@ class Trainer:
     def _log_epoch(self, metrics: dict[str, Any], took: dict[str, float], best: bool) -> None:
         self.progress.note(f"accuracy {metrics['val_accuracy']:.2%}")
         times = [row["seconds"] for row in (*self.state.history, metrics)]
-        left = sum(times) / len(times) * (self.epochs - self.state.epoch)
+        left = sum(times) / len(times) * (self.state.epochs(self.recipe.epochs) - self.state.epoch)
         self._line(epoch_line(metrics, took, epochs=self.epochs, left=left, best=best))
 
     def _line(self, text: str) -> None:
