@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from training_runs import QUICK, TINY, sha
 
 import resnext
@@ -339,6 +340,38 @@ def test_resume_keeps_the_choice(
         timed(photos, halves, 0.2, resume=True)
     timed(photos, halves, 0.15, resume=True)
     assert sha(whole) == sha(halves)
+
+
+def test_resume_keeps_the_threads(
+    machine: dict[str, float],
+    steady: dict[str, float],
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the process has its own number again at the end."""
+    before, used = torch.get_num_threads(), list[int]()
+    fewer, epoch = before + 1, trainer.Trainer._train_epoch
+
+    def choose(*_: Any) -> float:
+        torch.set_num_threads(fewer)
+        return 0.5
+
+    def train_epoch(self: Any) -> None:
+        used.append(torch.get_num_threads())
+        epoch(self)
+
+    monkeypatch.setattr(module, "fastest_threads", choose)
+    monkeypatch.setattr(trainer.Trainer, "_train_epoch", train_epoch)
+    monkeypatch.setattr(trainer.Trainer, "_choose_threads", lambda _: 1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_log_epoch", _interrupt_at(3))
+        with pytest.raises(KeyboardInterrupt):
+            timed(photos, tmp_path / "a.safetensors", 0.15)
+    assert torch.get_num_threads() == before
+    timed(photos, tmp_path / "a.safetensors", 0.15, resume=True)
+    assert set(used) == {fewer}
+    assert torch.get_num_threads() == before
 
 
 def _interrupt_at(epoch: int) -> Any:

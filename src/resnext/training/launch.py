@@ -59,6 +59,7 @@ from resnext.training.probe import probe_plan, run_probe, starting_classifier
 from resnext.training.recipe import Recipe
 from resnext.training.run_state import ExecutionConfig, RunSettings, TimePlan
 from resnext.training.teacher import open_teacher
+from resnext.training.threads import kept_threads
 from resnext.training.trainer import Trainer
 from resnext.weights.load import load_classifier
 
@@ -208,7 +209,8 @@ def train(
             if request.recipe == "probe":
                 _probe(request, context, splits, checkpoint)
             else:
-                plan = _train(request, context, splits, checkpoint, began)
+                with kept_threads():
+                    plan = _train(request, context, splits, checkpoint, began)
                 if dry_run:
                     return plan.network
     finally:

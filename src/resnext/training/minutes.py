@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
+
 from resnext.data.dataset import Splits
 from resnext.data.unlabelled import training_pool
 from resnext.errors import InputError
+from resnext.system.device import pick_precision
 from resnext.system.text import duration
 from resnext.training.defaults import choices, typical_side
 from resnext.training.forecast import (
@@ -30,6 +33,7 @@ from resnext.training.preparation import (
 )
 from resnext.training.report.image_map import ARRANGING, mappable
 from resnext.training.run_state import RunSettings, TimePlan
+from resnext.training.threads import changed_threads, fastest_threads
 
 PASSES, STEPS = 15, 2000
 """Epochs and steps from which a larger network is preferred to one that has time for more.
@@ -113,6 +117,13 @@ def fit_to_minutes(
     def left() -> float:
         return context.group.broadcast((1 - _MARGIN) * total - (time.monotonic() - began))
 
+    threads = None
+    if context.device.type == "cpu" and context.group.world == 1:
+        most, dtype = torch.get_num_threads(), pick_precision(request.precision, context.device)
+        change = fastest_threads(plan.network, plan.preprocessing.size, dtype, most)
+        threads = (torch.get_num_threads(), most)
+        if threads[0] < most:
+            context.progress.line(changed_threads(change))
     images = len(training_pool(plan.splits))
     enough = enough_epochs(images, plan.recipe.batch_size)
     measured: list[Candidate] = []
@@ -154,6 +165,7 @@ def fit_to_minutes(
             chosen.speed.validations(recipe),
             time.monotonic() + seconds - chosen.speed.ending(),
             chosen.extras(seconds),
+            threads,
             {"minutes": request.minutes, "chosen": best, "candidates": rows, "reason": reason},
         ),
     )

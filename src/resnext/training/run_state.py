@@ -97,6 +97,9 @@ class TimePlan(NamedTuple):
     """Time at which all epochs, the index and the map must be done, by `time.monotonic`."""
     kept: float
     """Seconds of it that are kept for the index and the map."""
+    threads: tuple[int, int] | None
+    """Threads that were measured, and those of a machine without other programs; None for a GPU,
+    or several processes."""
     choice: dict[str, Any]
     """The choice and its candidates, as the model's card states them."""
 
@@ -146,6 +149,8 @@ class TrainState:
         resumes: A line for each time the run was resumed or its number of epochs changed.
         budget: Seconds that all epochs, the index and the map may take; None for no limit.
         kept: Seconds of the budget that are kept for the index and the map.
+        threads: Threads that train, and those of a machine without other programs; None if no
+            budget decides.
         choice: Network, size and epochs that were chosen for the budget, and the candidates.
         replans: Each choice of a number of epochs to keep the budget: epochs finished before it,
             and epochs in total after it; the last one is shorter if that is no whole number.
@@ -164,6 +169,7 @@ class TrainState:
     resumes: list[str] = field(default_factory=list)
     budget: float | None = None
     kept: float = 0.0
+    threads: tuple[int, int] | None = None
     choice: dict[str, Any] | None = None
     replans: list[tuple[int, float]] = field(default_factory=list)
 

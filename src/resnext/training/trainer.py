@@ -42,6 +42,7 @@ from resnext.training.metrics_log import MetricsLog, epoch_line
 from resnext.training.optim import EMA, lr_schedule
 from resnext.training.run_state import Clock, RunSettings, TimePlan, TrainState
 from resnext.training.step import TrainStep
+from resnext.training.threads import CLEARLY, changed_threads, fastest_threads
 from resnext.training.validation import Validator
 from resnext.weights.save import save
 
@@ -233,6 +234,7 @@ class Trainer:
         learning = sum(row["seconds"] - row["validating"] for row in rows)
         largest = self.settings.side()
         full = learning / sum(row["steps"] * (row["size"] / largest) ** 2 for row in rows)
+        full *= self._choose_threads()
         step = full * self.settings.area(self._position(finished * steps) / self.steps)
         seconds = state.budget - state.kept - sum(state.seconds.values())
         planned = state.epochs(self.recipe.epochs) - finished
@@ -249,6 +251,29 @@ class Trainer:
         )
         state.replans.append((finished, finished + fit))
         self._line(state.resumes[-1])
+
+    def _choose_threads(self) -> float:
+        """Change the number of threads if another trains clearly faster now.
+
+        It is measured after an epoch that was clearly slower than the fastest one, and while fewer
+        threads are used than the machine has.
+
+        Returns:
+            Time of a step relative to that before.
+        """
+        if self.state.threads is None:
+            return 1.0
+        now, most = self.state.threads
+        rates = [row["images_per_second"] * row["size"] ** 2 for row in self.state.history]
+        if now == most and rates[-1] > max(rates) / CLEARLY:
+            return 1.0
+        dtype = getattr(torch, self.settings.execution.dtype)
+        change = fastest_threads(self.network, self.sampler.side, dtype, most)
+        if (count := torch.get_num_threads()) != now:
+            self.state.threads = (count, most)
+            self.state.resumes.append(changed_threads(change))
+            self._line(self.state.resumes[-1])
+        return change
 
     # -- what happens between steps -----------------------------------------------------------
 
@@ -510,6 +535,8 @@ class Trainer:
         self.dynamics.restore(state.part("dynamics"))
         self.state = TrainState(**state.about["position"])
         self.clock.seconds = self.state.seconds
+        if self.state.threads:
+            torch.set_num_threads(self.state.threads[0])
         self.losses.reset()
 
     def begin(self, head: Evaluation | None = None, time_plan: TimePlan | None = None) -> None:
@@ -523,6 +550,7 @@ class Trainer:
         if time_plan is not None:
             self.state.budget = time_plan.end - time.monotonic()
             self.state.kept, self.state.choice = time_plan.kept, time_plan.choice
+            self.state.threads = time_plan.threads
             seconds, steps = self.state.budget - self.state.kept, self.sampler.steps
             fit = epochs_that_fit(seconds, time_plan.step, time_plan.validation, steps)
             self.state.replans.append((0, self.group.broadcast(max(fit, 1 / steps))))
