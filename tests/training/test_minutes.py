@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from training_runs import QUICK, TINY, sha
+from training_runs import QUICK, TINY, sha, stop_after
 
 import resnext
 from resnext import ResNeXtConfig
@@ -18,13 +18,12 @@ from resnext.errors import CheckpointError, InputError
 from resnext.training import minutes as module
 from resnext.training import preparation, trainer
 from resnext.training.defaults import Choice
-from resnext.training.forecast import Speed
+from resnext.training.forecast import Speed, epochs_that_fit
 from resnext.training.minutes import (
     MOST_EPOCHS,
     PASSES,
     STEPS,
     enough_epochs,
-    epochs_that_fit,
 )
 from resnext.training.optim import lr_schedule
 from resnext.training.run_state import RunSettings, TrainState
@@ -331,7 +330,7 @@ def test_resume_keeps_the_choice(
     whole, halves = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     timed(photos, whole, 0.15)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_log_epoch", _interrupt_at(3))
+        stop_after(patch, 12)  # in the third epoch
         with pytest.raises(KeyboardInterrupt):
             timed(photos, halves, 0.15)
     machine["small"] = 4.0
@@ -339,14 +338,6 @@ def test_resume_keeps_the_choice(
         timed(photos, halves, 0.2, resume=True)
     timed(photos, halves, 0.15, resume=True)
     assert sha(whole) == sha(halves)
-
-
-def _interrupt_at(epoch: int) -> Any:
-    def log(self: trainer.Trainer, *_: Any, **__: Any) -> None:
-        if self.state.epoch == epoch:
-            raise KeyboardInterrupt
-
-    return log
 
 
 @pytest.mark.parametrize("replans", [[], [(2, 5)], [(1, 20), (4, 6)], [(3, 4)]])
