@@ -33,6 +33,11 @@ TUNED: dict[str, dict[str, Any]] = {
     "fine-tuned, frozen norms": {"frozen_norms": True},
     "fine-tuned, random classifier": {"probe": False},
     "fine-tuned, warm-up of a third": {"warmup": 0.33},
+    "fine-tuned, two stages frozen": {"frozen_stages": 2},
+    **{
+        f"the same, {views} cached views": {"frozen_stages": 2, "cached_views": views}
+        for views in (1, 2, 4, 8)
+    },
 }
 
 

@@ -124,6 +124,7 @@ RECIPE = {
     "probe": False,
     "frozen_norms": False,
     "frozen_stages": -1,
+    "cached_views": 0,
     "train_size": None,
     "first_size": 1.0,
     "distill_temperature": 1.0,

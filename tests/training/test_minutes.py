@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training_runs import QUICK, TINY, sha
+from training_runs import QUICK, TINY, sha, stop_after
 
 import resnext
 from resnext import ResNeXtConfig
@@ -19,13 +19,12 @@ from resnext.errors import CheckpointError, InputError
 from resnext.training import minutes as module
 from resnext.training import preparation, trainer
 from resnext.training.defaults import Choice
-from resnext.training.forecast import Speed
+from resnext.training.forecast import Speed, epochs_that_fit
 from resnext.training.minutes import (
     MOST_EPOCHS,
     PASSES,
     STEPS,
     enough_epochs,
-    epochs_that_fit,
 )
 from resnext.training.optim import lr_schedule
 from resnext.training.run_state import RunSettings, TrainState
@@ -50,6 +49,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     monkeypatch.setattr(module, "measure", measure)
     monkeypatch.setattr(module.time, "monotonic", lambda: 0.0)
     monkeypatch.setattr(preparation, "variant", variant)
+    for user in (module, trainer):
+        monkeypatch.setattr(user, "fastest_threads", lambda *_: 1.0)
     choices = [Choice("small", 16), Choice("large", 20)]
     monkeypatch.setattr(module, "choices", lambda *_: choices)
     monkeypatch.setattr(resnext.training.launch, "default_choice", lambda *_: choices[0])
@@ -332,7 +333,7 @@ def test_resume_keeps_the_choice(
     whole, halves = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     timed(photos, whole, 0.15)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_log_epoch", _interrupt_at(3))
+        stop_after(patch, 12)  # in the third epoch
         with pytest.raises(KeyboardInterrupt):
             timed(photos, halves, 0.15)
     machine["small"] = 4.0

@@ -260,6 +260,7 @@ def refused(message: str, **changes: Any) -> None:
         ("frozen_norms", (0, None)),
         ("train_size", (0, -1, 224.0, "224", True, 10**6)),
         ("frozen_stages", (-2, 0.5, True, None, 101)),
+        ("cached_views", (-1, 0.5, True, None, 1001)),
         ("first_size", (0, 0.2, 1.1, 16, None)),
         ("distill_temperature", (0, 0.0, 101, math.nan, None)),
     ],
@@ -530,3 +531,17 @@ def test_images_grow(size: int, train_size: int | None, smallest: int, sides: li
     got = [recipe.side(size, smallest, part) for part in parts]
     assert got == [side for side in sides for _ in range(2)]
     assert {PLAIN.side(31, 8, part) for part in parts} == {31}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frozen_stages": -1}, "cached_views needs frozen_stages"),
+        ({"mixup": 0.2}, "With cached_views, mixup must be 0.0"),
+        ({"policy": "trivial"}, "With cached_views, policy must be 'none'"),
+        ({"first_size": 0.5}, "With cached_views, first_size must be 1.0"),
+    ],
+)
+def test_cached_views_need_equal_views(changes: dict[str, Any], message: str) -> None:
+    """What changes the images after their view would be lost, or seen again and again."""
+    refused(message, **{"cached_views": 2, "frozen_stages": 1, **changes})

@@ -26,6 +26,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"balance": "weights", "head_epochs": 1, "layer_decay": 0.5, "padding": 2},
     {"first_size": 0.5, "epochs": 4},
     {"frozen_stages": 1, "ema": 0.9, "head_epochs": 1},
+    {"frozen_stages": 1, "cached_views": 1, "accumulate": 2, "balance": "sampling"},
 ]
 
 

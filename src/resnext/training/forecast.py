@@ -7,8 +7,10 @@ import time
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import replace
+from itertools import repeat
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -25,7 +27,7 @@ from resnext.training.distributed import ProcessGroup
 from resnext.training.optim import EMA
 from resnext.training.recipe import Recipe
 from resnext.training.run_state import RunSettings
-from resnext.training.step import TrainStep
+from resnext.training.step import TrainStep, keeps_maps
 from resnext.training.validation import Validator
 
 _WARM_UP = 2
@@ -45,6 +47,8 @@ class Speed(NamedTuple):
     """Seconds per validation of all validation images."""
     teacher: float = 0.0
     """Seconds to validate the teacher, for the comparison with it; 0 without a teacher."""
+    later: float | None = None
+    """Seconds per step after the first epochs, if these keep the maps of frozen stages."""
 
     def validations(self, recipe: Recipe) -> float:
         """Seconds for the validations after an epoch."""
@@ -54,13 +58,43 @@ class Speed(NamedTuple):
         """Seconds per epoch of `images` training images, with its validations."""
         return images // recipe.batch_size * self.step + self.validations(recipe)
 
+    def epochs(self, recipe: Recipe, seconds: float, steps: int) -> float:
+        """Epochs of so many steps that fit into a time, see `epochs_that_fit`."""
+        validation = self.validations(recipe)
+        fit = epochs_that_fit(seconds, self.step, validation, steps)
+        if self.later is None or fit <= recipe.cached_views:
+            return fit
+        seconds -= recipe.cached_views * (steps * self.step + validation)
+        fit = recipe.cached_views + epochs_that_fit(seconds, self.later, validation, steps)
+        return min(fit, MOST_EPOCHS)
+
     def ending(self) -> float:
         """Seconds from the last epoch to the written report."""
         return self.validation + self.teacher + _REPORT_SECONDS
 
     def run(self, recipe: Recipe, images: int) -> float:
         """Seconds of a whole run on `images` training images, with its report."""
-        return recipe.epochs * self.epoch(recipe, images) + self.ending()
+        seconds = recipe.epochs * self.epoch(recipe, images) + self.ending()
+        if self.later is not None:
+            later = max(recipe.epochs - recipe.cached_views, 0) * (images // recipe.batch_size)
+            seconds -= later * (self.step - self.later)
+        return seconds
+
+
+class TimePlan(NamedTuple):
+    """What was chosen for a time budget."""
+
+    speed: Speed
+    """As measured."""
+    end: float
+    """Time at which all epochs, the index and the map must be done, by `time.monotonic`."""
+    kept: float
+    """Seconds of it that are kept for the index and the map."""
+    threads: tuple[int, int] | None
+    """Threads that were measured, and those of a machine without other programs; None for a GPU,
+    or several processes."""
+    choice: dict[str, Any]
+    """The choice and its candidates, as the model's card states them."""
 
 
 def epochs_that_fit(seconds: float, step: float, validation: float, steps: int) -> float:
@@ -105,7 +139,10 @@ def measure(
     validation = _validation_seconds(network, splits, settings, group)
     if teacher is None:
         teacher = _teacher_seconds(splits, settings, group)
-    return group.broadcast(Speed(step, validation, teacher))
+    later = None
+    if keeps_maps(settings, group):
+        later = _step_seconds(network, splits, settings, group, seconds, settings.side(), kept=True)
+    return group.broadcast(Speed(step, validation, teacher, later))
 
 
 def _mean_step(
@@ -129,7 +166,10 @@ def _step_seconds(
     group: ProcessGroup,
     seconds: float,
     side: int,
+    *,
+    kept: bool = False,
 ) -> float:
+    """Seconds per step with images of a size, or with maps of frozen stages that are kept."""
     recipe, images = settings.recipe, training_pool(splits)
     sampler = TrainSampler(images, recipe, settings.seed, group)
     sampler.side = side
@@ -138,12 +178,19 @@ def _step_seconds(
     train_step.set_rate(0.0)
     average = EMA(network, recipe.ema) if recipe.ema else None
     model = train_step.model(recipe.head_epochs + 1)
+    train_step.epoch = 1  # which computes maps that are to be kept
     enough = 0.01 * recipe.epochs * sampler.steps  # short runs are not timed for long
     steps, began = -_WARM_UP, time.perf_counter()
+    places = np.asarray(sampler.places(0, 0))  # the images do not matter
     with closing(_endless(loader, sampler)) as batches:
+        if kept:
+            first = next(batches)
+            train_step.backward(model, first, 0, 0, places)
+            batches = repeat(first._replace(images=first.images[:0]))
+            train_step.epoch = recipe.cached_views + 1
         while True:
             losses = [
-                train_step.backward(model, next(batches), 0, part).loss
+                train_step.backward(model, next(batches), 0, part, places).loss
                 for part in range(recipe.accumulate)
             ]
             train_step.update()

@@ -22,6 +22,7 @@ _LATER_FIELDS = {
     "recipe.distill_temperature": 1.0,
     "recipe.first_size": 1.0,
     "recipe.frozen_stages": -1,
+    "recipe.cached_views": 0,
 }
 """What older checkpoints, which lack these fields, were trained with; None for all others."""
 

@@ -39,7 +39,7 @@ from resnext.training.distributed import (
     shutdown_distributed,
 )
 from resnext.training.finalize import finalize
-from resnext.training.forecast import forecast_lines, measure
+from resnext.training.forecast import TimePlan, forecast_lines, measure
 from resnext.training.given_model import read_model
 from resnext.training.identity import check_identity, chosen_before, run_identity
 from resnext.training.minutes import fit_to_minutes
@@ -57,7 +57,7 @@ from resnext.training.preparation import (
 )
 from resnext.training.probe import probe_plan, run_probe, starting_classifier
 from resnext.training.recipe import Recipe
-from resnext.training.run_state import ExecutionConfig, RunSettings, TimePlan
+from resnext.training.run_state import ExecutionConfig, RunSettings
 from resnext.training.teacher import open_teacher
 from resnext.training.threads import kept_threads
 from resnext.training.trainer import Trainer

@@ -19,7 +19,7 @@ from resnext.training.defaults import choices, typical_side
 from resnext.training.forecast import (
     MOST_EPOCHS,
     Speed,
-    epochs_that_fit,
+    TimePlan,
     forecast_lines,
     measure,
 )
@@ -32,7 +32,7 @@ from resnext.training.preparation import (
     run_settings,
 )
 from resnext.training.report.image_map import ARRANGING, mappable
-from resnext.training.run_state import RunSettings, TimePlan
+from resnext.training.run_state import RunSettings
 from resnext.training.threads import changed_threads, fastest_threads
 
 PASSES, STEPS = 15, 2000
@@ -67,9 +67,9 @@ class Candidate(NamedTuple):
 
     def epochs(self, seconds: float) -> float:
         """Epochs that fit into a time, with what comes before and after them."""
-        recipe, speed, seconds = self.plan.recipe, self.speed, self.learning(seconds)
+        recipe = self.plan.recipe
         steps = len(training_pool(self.plan.splits)) // recipe.batch_size
-        return epochs_that_fit(seconds, speed.step, speed.validations(recipe), steps)
+        return self.speed.epochs(recipe, self.learning(seconds), steps)
 
     def look(self) -> float:
         """Seconds to look once at each image, as for embeddings."""
@@ -161,8 +161,7 @@ def fit_to_minutes(
         replace(chosen.request, recipe=recipe, changes={}),
         replace(chosen.plan, recipe=recipe),
         TimePlan(
-            chosen.speed.step,
-            chosen.speed.validations(recipe),
+            chosen.speed,
             time.monotonic() + seconds - chosen.speed.ending(),
             chosen.extras(seconds),
             threads,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -84,24 +84,6 @@ class RunSettings:
 
 
 _SAMPLES = 200  # points of a run at which the size of its images is looked up
-
-
-class TimePlan(NamedTuple):
-    """What was chosen for a time budget."""
-
-    step: float
-    """Seconds per step, measured."""
-    validation: float
-    """Seconds for the validations after an epoch, measured."""
-    end: float
-    """Time at which all epochs, the index and the map must be done, by `time.monotonic`."""
-    kept: float
-    """Seconds of it that are kept for the index and the map."""
-    threads: tuple[int, int] | None
-    """Threads that were measured, and those of a machine without other programs; None for a GPU,
-    or several processes."""
-    choice: dict[str, Any]
-    """The choice and its candidates, as the model's card states them."""
 
 
 class Clock:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -36,11 +37,11 @@ from resnext.training.dataloader import Batch, TrainSampler, run_loader
 from resnext.training.distributed import ProcessGroup, synchronize_norms
 from resnext.training.divergence import Diverged, LossMonitor
 from resnext.training.dynamics import Dynamics
-from resnext.training.forecast import MOST_EPOCHS, epochs_that_fit
+from resnext.training.forecast import MOST_EPOCHS, TimePlan, epochs_that_fit
 from resnext.training.interrupts import Interrupts
 from resnext.training.metrics_log import MetricsLog, epoch_line
 from resnext.training.optim import EMA, lr_schedule
-from resnext.training.run_state import Clock, RunSettings, TimePlan, TrainState
+from resnext.training.run_state import Clock, RunSettings, TrainState
 from resnext.training.step import TrainStep
 from resnext.training.threads import CLEARLY, changed_threads, fastest_threads
 from resnext.training.validation import Validator
@@ -83,6 +84,8 @@ class Trainer:
             synchronize_norms(network)
         self.average = EMA(network, self.recipe.ema) if self.recipe.ema else None
         self.train_step = TrainStep(network, self.pool, settings, group)
+        if self.train_step.maps:
+            self.sampler.kept = self.train_step.maps.known
         self.validator = Validator(self.splits.val, settings, group, progress, self._check_stop)
         self.saved_at = time.monotonic()
         self.writer = CheckpointWriter(progress.line) if group.first else None
@@ -101,6 +104,7 @@ class Trainer:
         with self.interrupts.listen():
             try:
                 self._check_stop()
+                self._compute_maps_again()
                 while self.state.epoch <= self.epochs:
                     try:
                         self._epoch()
@@ -180,7 +184,8 @@ class Trainer:
         )
         total = round(state.epochs(recipe.epochs) * steps)
         self.sampler.stop = min(steps, total - (state.epoch - 1) * steps)
-        self.dynamics.start_epoch(self.sampler.whole(state.epoch))
+        order = self.sampler.whole(state.epoch)
+        self.dynamics.start_epoch(order)
         model = self.train_step.model(state.epoch)
         self.progress.start(
             f"Epoch {state.epoch}/{self.epochs}", self.sampler.stop * recipe.batch_size
@@ -197,10 +202,12 @@ class Trainer:
                     parts = self._next_parts(batches)
                 value = torch.zeros((), device=self.device)
                 for part, batch in enumerate(parts):
-                    outputs = self.train_step.backward(model, batch, number, part)
+                    places = self.sampler.places(step, part)
+                    images = order[[*places]]
+                    outputs = self.train_step.backward(model, batch, number, part, images)
                     value += outputs.loss
                     bad = (index for index, _ in batch.bad)
-                    self.dynamics.record(self.sampler.places(step, part), bad, outputs)
+                    self.dynamics.record(places, bad, outputs)
                 self.train_step.update()
                 if self.average:
                     self.average.update(self.network, number)
@@ -209,6 +216,25 @@ class Trainer:
                 self.progress.advance(recipe.batch_size)
                 self._after_step()
         self._sync_losses()
+
+    def _compute_maps_again(self) -> None:
+        """After a resume: the maps that the run had kept, each in the batch of its epoch."""
+        maps, state, sampler = self.train_step.maps, self.state, self.sampler
+        begun = (state.epoch, state.step) > (1, 0)
+        if maps is None or not begun or state.epoch > self.epochs:
+            return
+        epochs = range(1, min(state.epoch, maps.views) + 1)
+        self.progress.start("Computing the frozen stages again", len(epochs))
+        for epoch in epochs:
+            sampler.epoch, sampler.start, sampler.side = epoch, 0, self.settings.side()
+            sampler.stop = state.step if epoch == state.epoch else sampler.steps
+            self.train_step.model(epoch)
+            order, batches = sampler.whole(epoch), loaded_batches(self.loader)
+            for step, part in product(range(sampler.stop), range(self.recipe.accumulate)):
+                self._check_stop()
+                images = order[[*sampler.places(step, part)]]
+                self.train_step.known_or_new(maps, next(batches), images)
+            self.progress.advance(1)
 
     def _position(self, number: int) -> float:
         """Where a step is in the run as it was planned, in steps."""
@@ -226,9 +252,9 @@ class Trainer:
         state, finished = self.state, self.state.epoch - 1
         if state.budget is None or finished >= self.epochs:
             return
-        steps = self.sampler.steps
-        rows = [row for row in state.history if row["steps"]][-3:]
-        if not rows:  # the only epoch was resumed when all its steps were done
+        early, steps = self.recipe.cached_views, self.sampler.steps
+        rows = [row for row in state.history[early:] if row["steps"]][-3:]
+        if not rows:  # the first epochs compute the maps that later ones take from memory
             return
         validation = sum(row["validating"] for row in rows) / len(rows)
         learning = sum(row["seconds"] - row["validating"] for row in rows)
@@ -552,7 +578,7 @@ class Trainer:
             self.state.kept, self.state.choice = time_plan.kept, time_plan.choice
             self.state.threads = time_plan.threads
             seconds, steps = self.state.budget - self.state.kept, self.sampler.steps
-            fit = epochs_that_fit(seconds, time_plan.step, time_plan.validation, steps)
+            fit = time_plan.speed.epochs(self.recipe, seconds, steps)
             self.state.replans.append((0, self.group.broadcast(max(fit, 1 / steps))))
         if head is not None:
             self._record_best(0, head, self.network, averaged=False)
