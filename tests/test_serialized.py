@@ -123,7 +123,10 @@ RECIPE = {
     "head_epochs": 0,
     "probe": False,
     "frozen_norms": False,
+    "frozen_stages": -1,
+    "cached_views": 0,
     "train_size": None,
+    "first_size": 1.0,
     "distill_temperature": 1.0,
 }
 ROW = [  # of metrics.jsonl, and of the history in a checkpoint
@@ -134,7 +137,10 @@ ROW = [  # of metrics.jsonl, and of the history in a checkpoint
     "ema_accuracy",
     "rate",
     "images_per_second",
+    "size",
+    "steps",
     "seconds",
+    "validating",
     "waiting_data",
     "waiting_checkpoint",
 ]
@@ -372,6 +378,7 @@ def test_checkpoint(run: Run) -> None:
         "bad": {},
         "resumes": [],
         "budget": None,
+        "kept": 0.0,
         "choice": None,
         "replans": [],
     }

@@ -103,17 +103,25 @@ def test_many_validation_images(
     assert now[0] < 5 * 3 + 0.5 * 200  # not all images were needed
 
 
+def test_smaller_images_at_first(
+    photos: Path, settings: RunSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step counts as the mean of the run: here 8, 12, 12 and 16 pixels, for a quarter each."""
+    monkeypatch.setattr(forecast, "_step_seconds", lambda *given: given[-1] ** 2)
+    settings = replace(settings, recipe=replace(settings.recipe, first_size=0.5))
+    speed = measure(ResNeXt(TINY), open_splits(photos), settings, launch.init_distributed("cpu"))
+    assert speed.step == pytest.approx((8**2 + 12**2 + 12**2 + 16**2) / 4)
+
+
 def test_line(settings: RunSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Above an hour on a processor, the alternative is named."""
     monkeypatch.setattr(forecast, "clock_time", lambda _: "14:20")
     monkeypatch.setattr(forecast.torch, "get_num_threads", lambda: 2)
-    ending = Speed(0.0, 0.0).ending()
-    speed = Speed(step=(38 * 60 - ending) / (2 * 5), validation=0.0)
-    assert forecast_lines(settings, 20, speed) == [
+    assert forecast_lines(settings, 20, 38 * 60) == [
         "ResNeXt(1, 1), 2×8d at 16 pixels, 2 epochs of 20 images: "
         "done at about 14:20 (38 min on 2 cores)."
     ]
-    (_, advice) = forecast_lines(settings, 20, speed._replace(step=400.0))
+    (_, advice) = forecast_lines(settings, 20, 4000)
     assert "--minutes 30" in advice
 
 

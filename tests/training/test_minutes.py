@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from training_runs import QUICK, TINY, sha
+import torch
+from training_runs import QUICK, TINY, sha, stop_after
 
 import resnext
 from resnext import ResNeXtConfig
@@ -18,8 +19,13 @@ from resnext.errors import CheckpointError, InputError
 from resnext.training import minutes as module
 from resnext.training import preparation, trainer
 from resnext.training.defaults import Choice
-from resnext.training.forecast import Speed
-from resnext.training.minutes import MOST_EPOCHS, PASSES, STEPS, enough_epochs
+from resnext.training.forecast import Speed, epochs_that_fit
+from resnext.training.minutes import (
+    MOST_EPOCHS,
+    PASSES,
+    STEPS,
+    enough_epochs,
+)
 from resnext.training.optim import lr_schedule
 from resnext.training.run_state import RunSettings, TrainState
 
@@ -43,6 +49,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     monkeypatch.setattr(module, "measure", measure)
     monkeypatch.setattr(module.time, "monotonic", lambda: 0.0)
     monkeypatch.setattr(preparation, "variant", variant)
+    for user in (module, trainer):
+        monkeypatch.setattr(user, "fastest_threads", lambda *_: 1.0)
     choices = [Choice("small", 16), Choice("large", 20)]
     monkeypatch.setattr(module, "choices", lambda *_: choices)
     monkeypatch.setattr(resnext.training.launch, "default_choice", lambda *_: choices[0])
@@ -176,13 +184,26 @@ def test_refused(photos: Path, tmp_path: Path, arguments: dict[str, Any], messag
 
 @pytest.fixture
 def steady(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """The seconds of each epoch, by the trainer's clock."""
-    each = {"seconds": 1.0}
+    """The seconds of a whole epoch, five steps and a validation, by the trainer's clock.
+
+    After `turn` seconds, it is `then`. Steps with smaller images take less.
+    """
+    each, load = {"seconds": 1.0, "turn": math.inf, "then": 1.0}, trainer.Trainer._next_parts
+
+    def add(clock: trainer.Clock, part: str, area: float = 1.0) -> None:
+        late = sum(clock.seconds.values()) > each["turn"]
+        clock.seconds[part] += area * each["then" if late else "seconds"] / 6
 
     def seconds(self: Any, part: str) -> Any:
         if part == "validating":
-            self.seconds[part] += each["seconds"]
+            add(self, part)
         return trainer.suppress()
+
+    def parts(self: Any, batches: Any) -> Any:
+        add(self.clock, "training", (self.sampler.side / self.settings.side()) ** 2)
+        return load(self, batches)
+
+    monkeypatch.setattr(trainer.Trainer, "_next_parts", parts)
 
     monkeypatch.setattr(trainer.Clock, "measure", seconds)
     return each
@@ -205,6 +226,106 @@ def test_a_slower_machine(
     assert choice["candidates"][choice["chosen"]]["network"] == "small"
 
 
+@pytest.mark.parametrize("first_size", [1.0, 0.5])
+@pytest.mark.parametrize(
+    ("first", "then"), [(1.0, 1.0), (0.7, 0.7), (1.4, 1.4), (0.8, 1.5), (1.5, 0.8)]
+)
+def test_the_time_is_used(
+    machine: dict[str, float],
+    steady: dict[str, float],
+    photos: Path,
+    tmp_path: Path,
+    first: float,
+    then: float,
+    first_size: float,
+) -> None:
+    """At any speed the last epoch, which may be a shorter one, ends when the time is over.
+
+    A run of three minutes ended 8 % early: whole epochs were counted, and only twice as many as
+    were left would have been more.
+    """
+    machine["large"] = 1e9
+    budget = 20.4
+    steady.update(seconds=first, turn=budget / 2, then=then)
+    ending = Speed(0.0, 0.0).ending()
+    minutes = (budget + ending) / 60 / (1 - module._MARGIN)
+    timed(photos, tmp_path / "a.safetensors", minutes, first_size=first_size)
+    lines = (tmp_path / "a.run" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert 0.97 * budget <= sum(row["seconds"] for row in rows) <= 1.02 * budget
+    assert [row["steps"] for row in rows[:-1]] == [5] * (len(rows) - 1)
+    assert rows[-1]["rate"] < 0.1 * QUICK.learning_rate  # the schedule ends
+
+
+@pytest.mark.parametrize("seconds", [0.9, 1.0, 5.2, 5.99, 8.0])
+def test_epochs_that_fit(seconds: float) -> None:
+    """They need the time at most, and less than a step would be left."""
+    step, validation, steps = 0.02, 0.1, 40  # 0.9 s a whole epoch
+    epochs = epochs_that_fit(seconds, step, validation, steps)
+    needed = round(epochs * steps) * step + math.ceil(epochs) * validation
+    assert needed <= seconds + 1e-9
+    assert seconds - needed < step + validation
+
+
+def test_no_time_no_epochs() -> None:
+    """A run that is late ends; a small folder is not repeated without end."""
+    assert epochs_that_fit(-3.0, 0.1, 1.0, 5) == 0
+    assert epochs_that_fit(1e9, 0.1, 1.0, 5) == MOST_EPOCHS
+
+
+@pytest.mark.parametrize(
+    ("minutes", "kept"), [(1, 0.0), (3, 4.0), (30, 4.0)], ids=["short", "long", "longer"]
+)
+def test_time_is_kept_for_the_index(
+    machine: dict[str, float], photos: Path, tmp_path: Path, minutes: float, kept: float
+) -> None:
+    """Where it takes a small part of the time; 20 + 4 images at a second for the 4."""
+    plans: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "measure", lambda *_, **__: Speed(0.1, 4 / 6))
+        patch.setattr(resnext.training.launch, "_run", lambda *given: plans.append(given[-1]))
+        patch.setattr(resnext.training.launch, "load_classifier", lambda *_, **__: None)
+        timed(photos, tmp_path / "a.safetensors", minutes)
+        timed(photos, tmp_path / "b.safetensors", minutes, index=False)
+    assert [plan.kept for plan in plans] == pytest.approx([kept, 0.0])
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(3.5, 1), (50.5, 4), (300.5, 25)])
+def test_probe_then_fine_tuning(
+    machine: dict[str, float],
+    steady: dict[str, float],
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    steps: int,
+) -> None:
+    """With weights: the classifier, then fine-tuning for the seconds that are left."""
+    speed, now = Speed(10.0, 10.0), [0.0]
+    looking = speed.validation * 24 / 4  # four of the 24 images are for validation
+    fit = resnext.training.launch.starting_classifier
+
+    def fitted(*given: Any) -> Any:
+        now[0] += looking
+        return fit(*given)
+
+    monkeypatch.setattr(resnext.training.launch, "starting_classifier", fitted)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module, "measure", lambda *_, **__: speed)
+    steady["seconds"] = 60.0
+    network = resnext.ResNeXt(TINY.replace(num_classes=3))
+    network.card = resnext.Card(("a", "b", "c"), resnext.Preprocessing(16, 16))
+    weights, out = tmp_path / "weights.safetensors", tmp_path / "a.safetensors"
+    resnext.save(network, weights)
+    given = {"probe": True, "weights": weights, "index": False, "learning_rate": 1e-6}
+    minutes = (looking + seconds + speed.ending()) / 60 / (1 - module._MARGIN)
+    timed(photos, out, minutes, **given)
+    rows = (tmp_path / "a.run" / "metrics.jsonl").read_text().splitlines()
+    assert sum(json.loads(row)["steps"] for row in rows) == steps
+    with pytest.raises(InputError, match="minutes are too short"):
+        timed(photos, out, 0.9 * looking / 60, overwrite=True, **given)
+
+
 def test_resume_keeps_the_choice(
     machine: dict[str, float], steady: dict[str, float], photos: Path, tmp_path: Path
 ) -> None:
@@ -212,7 +333,7 @@ def test_resume_keeps_the_choice(
     whole, halves = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     timed(photos, whole, 0.15)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_log_epoch", _interrupt_at(3))
+        stop_after(patch, 12)  # in the third epoch
         with pytest.raises(KeyboardInterrupt):
             timed(photos, halves, 0.15)
     machine["small"] = 4.0
@@ -220,6 +341,38 @@ def test_resume_keeps_the_choice(
         timed(photos, halves, 0.2, resume=True)
     timed(photos, halves, 0.15, resume=True)
     assert sha(whole) == sha(halves)
+
+
+def test_resume_keeps_the_threads(
+    machine: dict[str, float],
+    steady: dict[str, float],
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the process has its own number again at the end."""
+    before, used = torch.get_num_threads(), list[int]()
+    fewer, epoch = before + 1, trainer.Trainer._train_epoch
+
+    def choose(*_: Any) -> float:
+        torch.set_num_threads(fewer)
+        return 0.5
+
+    def train_epoch(self: Any) -> None:
+        used.append(torch.get_num_threads())
+        epoch(self)
+
+    monkeypatch.setattr(module, "fastest_threads", choose)
+    monkeypatch.setattr(trainer.Trainer, "_train_epoch", train_epoch)
+    monkeypatch.setattr(trainer.Trainer, "_choose_threads", lambda _: 1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_log_epoch", _interrupt_at(3))
+        with pytest.raises(KeyboardInterrupt):
+            timed(photos, tmp_path / "a.safetensors", 0.15)
+    assert torch.get_num_threads() == before
+    timed(photos, tmp_path / "a.safetensors", 0.15, resume=True)
+    assert set(used) == {fewer}
+    assert torch.get_num_threads() == before
 
 
 def _interrupt_at(epoch: int) -> Any:

@@ -259,6 +259,9 @@ def refused(message: str, **changes: Any) -> None:
         ("probe", (1, "yes", None)),
         ("frozen_norms", (0, None)),
         ("train_size", (0, -1, 224.0, "224", True, 10**6)),
+        ("frozen_stages", (-2, 0.5, True, None, 101)),
+        ("cached_views", (-1, 0.5, True, None, 1001)),
+        ("first_size", (0, 0.2, 1.1, 16, None)),
         ("distill_temperature", (0, 0.0, 101, math.nan, None)),
     ],
 )
@@ -510,3 +513,35 @@ def test_numpys_numbers() -> None:
     recipe = Recipe(learning_rate=0.1, **given)
     assert (recipe.batch_size, recipe.epochs, recipe.mixup) == (8, 2, 0.0)
     assert {type(recipe.batch_size), type(recipe.epochs), type(recipe.mixup)} == {int, float}
+
+
+@pytest.mark.parametrize(
+    ("size", "train_size", "smallest", "sides"),
+    [
+        (32, None, 8, [16, 20, 28, 32]),
+        (32, None, 24, [24, 24, 28, 32]),
+        (224, 190, 32, [96, 128, 160, 190]),
+        (32, 6, 8, [6, 6, 6, 6]),
+    ],
+)
+def test_images_grow(size: int, train_size: int | None, smallest: int, sides: list[int]) -> None:
+    """A quarter of the run each, never below what the network can take, in the end in full."""
+    recipe = PLAIN.changed(first_size=0.5, train_size=train_size)
+    parts = [0.0, 0.249, 0.25, 0.499, 0.5, 0.749, 0.75, 1.0]
+    got = [recipe.side(size, smallest, part) for part in parts]
+    assert got == [side for side in sides for _ in range(2)]
+    assert {PLAIN.side(31, 8, part) for part in parts} == {31}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frozen_stages": -1}, "cached_views needs frozen_stages"),
+        ({"mixup": 0.2}, "With cached_views, mixup must be 0.0"),
+        ({"policy": "trivial"}, "With cached_views, policy must be 'none'"),
+        ({"first_size": 0.5}, "With cached_views, first_size must be 1.0"),
+    ],
+)
+def test_cached_views_need_equal_views(changes: dict[str, Any], message: str) -> None:
+    """What changes the images after their view would be lost, or seen again and again."""
+    refused(message, **{"cached_views": 2, "frozen_stages": 1, **changes})

@@ -24,6 +24,9 @@ OPTIONS: list[dict[str, Any]] = [
     {"ema": 0.9, "mixup": 0.3, "cutmix": 1.0, "policy": "trivial", "erasing": 0.5},
     {"accumulate": 2, "balance": "sampling", "schedule": "step", "milestones": (0.5,)},
     {"balance": "weights", "head_epochs": 1, "layer_decay": 0.5, "padding": 2},
+    {"first_size": 0.5, "epochs": 4},
+    {"frozen_stages": 1, "ema": 0.9, "head_epochs": 1},
+    {"frozen_stages": 1, "cached_views": 1, "accumulate": 2, "balance": "sampling"},
 ]
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_runs import quick, scripted
+from training_runs import QUICK, TINY, quick, scripted
 
 import resnext
+from resnext.errors import ConfigError
 from resnext.evaluation.metrics import Evaluation
+from resnext.training.step import TrainStep
 from resnext.training.trainer import Trainer
 
 
@@ -59,3 +62,52 @@ def test_only_the_head_learns_at_first(
     assert all(torch.equal(first[name], second[name]) for name in body)
     assert not torch.equal(first["fc.weight"], second["fc.weight"])
     assert not torch.equal(second["layer1.0.conv2.weight"], third["layer1.0.conv2.weight"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_grow(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """Workers live as long as the run, so the size must come with each sample."""
+    seen: list[int] = []
+    original = TrainStep.backward
+
+    def backward(self: TrainStep, model: Any, batch: Any, *given: Any) -> Any:
+        seen.append(batch.images.shape[1])
+        return original(self, model, batch, *given)
+
+    monkeypatch.setattr(TrainStep, "backward", backward)
+    quick(photos, tmp_path / "a.safetensors", first_size=0.5, epochs=4, workers=workers)
+    assert seen == [8] * 5 + [12] * 10 + [16] * 5
+    rows = (tmp_path / "a.run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["size"] for row in rows] == [8, 12, 12, 16]
+
+
+@pytest.mark.parametrize(
+    ("stages", "frozen"), [(-1, ()), (0, ("conv1", "bn1")), (1, ("conv1", "bn1", "layer1"))]
+)
+@pytest.mark.parametrize("head_epochs", [0, 1])
+def test_frozen_stages_stay(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stages: int,
+    frozen: tuple[str, ...],
+    head_epochs: int,
+) -> None:
+    """Weights, and statistics of the norms; all others learn."""
+    scripted(monkeypatch, [0.1, 0.2, 0.2])  # the last epoch is kept
+    network = resnext.ResNeXt(TINY)
+    before = network.state_dict()
+    given: dict[str, Any] = {"recipe": QUICK, "size": 16, "workers": 0, "progress": False}
+    given |= {"frozen_stages": stages, "head_epochs": head_epochs, "weight_decay": 0.1}
+    after = resnext.train(photos, network, out=tmp_path / "a.safetensors", **given).state_dict()
+    same = {name for name, x in before.items() if torch.equal(x, after[name])}
+    assert same == {name for name in before if name.partition(".")[0] in frozen}
+
+
+def test_more_stages_than_there_are(photos: Path, tmp_path: Path) -> None:
+    """Refused in one line, before anything is written."""
+    with pytest.raises(ConfigError, match=r"from -1 \(none\) to 2, the stages of .* not 3"):
+        quick(photos, tmp_path / "a.safetensors", frozen_stages=3)
+    assert list(tmp_path.glob("a.*")) == []

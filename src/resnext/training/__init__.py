@@ -9,8 +9,10 @@ forecast.py      how long a run will take, from timing real steps
 minutes.py       network, size and epochs for a time budget
 trainer.py       the loop over epochs and steps
 teacher.py       a trained network that gives the targets: distillation
+threads.py       fewer threads while other programs run, for runs with a budget
 dynamics.py      what a run says about the label of each training image
 step.py          one optimizer step: augmentation, forward, backward, update
+frozen.py        maps of frozen stages, computed once for a few views of each image
 run_state.py     settings and state of a run, and its clock
 memory.py        in how many parts a batch fits into memory
 divergence.py    when a loss counts as diverged, and the message about it

@@ -133,7 +133,7 @@ class Augment:
         self._check(images, targets, seed)
         rng = np.random.default_rng(seed)
         images = images.to(self.device, non_blocking=True)
-        soft = self._soft(targets.to(self.device, torch.int64, non_blocking=True))
+        soft = self.soft(targets)
         with torch.autocast(self.device.type, enabled=False):
             x = _unit(images)
             if self._policy is not None:
@@ -161,8 +161,9 @@ class Augment:
         if not isinstance(seed, int) or seed < 0:
             raise InputError(f"seed must be a whole number from 0 upward, not {seed!r}.")
 
-    def _soft(self, targets: Tensor) -> Tensor:
+    def soft(self, targets: Integer[Tensor, " n"]) -> Float[Tensor, "n k"]:
         """Smoothed one-hot rows."""
+        targets = targets.to(self.device, torch.int64, non_blocking=True)
         smoothing = self.augmentation.label_smoothing
         off = smoothing / self.num_classes
         shape = (len(targets), self.num_classes)

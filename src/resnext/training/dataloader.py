@@ -34,10 +34,17 @@ class SampleKey(NamedTuple):
     epoch: int
     place: int
     image: int
+    side: int | None = None
+    """Size of the view, pixels; None for that of the data set's preprocessing."""
+    kept: bool = False
+    """Whether the map of the view is kept, so that nothing is read."""
 
 
 class Batch(NamedTuple):
-    """A worker's batch: bytes `(n, s, s, c)`, classes `(n,)`, unreadable images and reasons."""
+    """A worker's batch: bytes `(n, s, s, c)`, classes `(n,)`, unreadable images and reasons.
+
+    Images whose maps are kept are left out of the bytes, and have class 0.
+    """
 
     images: Tensor
     targets: Tensor
@@ -52,11 +59,20 @@ class TrainSampler(Sampler[list[SampleKey]]):
         recipe: Batch size, repeats and class balance.
         seed: Random seed for the order.
         group: Each process gets every `world`-th image of each batch.
+
+    Attributes:
+        epoch: The epoch, from 1.
+        start: Its first step that is not done yet.
+        stop: Its number of steps: fewer than `steps` in a shorter last epoch.
+        side: Size of its views, pixels; None for that of the data set.
+        kept: Which maps are kept, by view and image; None if none are.
     """
 
     def __init__(self, images: ImageSet, recipe: Recipe, seed: int, group: ProcessGroup) -> None:
         self.count, self.recipe, self.seed, self.group = len(images), recipe, seed, group
-        self.epoch, self.start = 1, 0
+        self.epoch, self.start, self.stop = 1, 0, self.steps
+        self.side: int | None = None
+        self.kept: np.ndarray | None = None
         self.probabilities: np.ndarray | None = None
         if recipe.balance == "sampling":
             targets = np.asarray(images.targets)
@@ -69,7 +85,7 @@ class TrainSampler(Sampler[list[SampleKey]]):
         return self.count // self.recipe.batch_size
 
     def __len__(self) -> int:
-        return (self.steps - self.start) * self.recipe.accumulate
+        return (self.stop - self.start) * self.recipe.accumulate
 
     def whole(self, epoch: int) -> np.ndarray:
         """Image indices of an epoch in order, for all processes."""
@@ -83,16 +99,29 @@ class TrainSampler(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order = self.whole(self.epoch)
-        for step in range(self.start, self.steps):
+        for step in range(self.start, self.stop):
             for part in range(self.recipe.accumulate):
                 places = self.places(step, part)
-                yield [SampleKey(self.epoch, place, int(order[place])) for place in places]
+                yield [self._key(place, int(order[place])) for place in places]
+
+    def _key(self, place: int, image: int) -> SampleKey:
+        """A new view, or one of a few that depend on the image only."""
+        if not self.recipe.cached_views:
+            return SampleKey(self.epoch, place, image, self.side)
+        view = view_number(self.recipe, self.epoch)
+        kept = self.kept is not None and self.epoch > len(self.kept) and self.kept[view, image]
+        return SampleKey(view + 1, image, image, self.side, bool(kept))
 
     def places(self, step: int, part: int) -> range:
         """Positions in the epoch of this process's images in one part of a batch."""
         size = self.recipe.batch_size // self.recipe.accumulate
         first = step * self.recipe.batch_size + part * size
         return range(first + self.group.rank, first + size, self.group.world)
+
+
+def view_number(recipe: Recipe, epoch: int) -> int:
+    """Which of the cached views an epoch shows."""
+    return (epoch - 1) % recipe.cached_views
 
 
 class TrainDataset(Dataset[tuple[Tensor, int, list[tuple[int, str]]]]):
@@ -125,7 +154,11 @@ class TrainDataset(Dataset[tuple[Tensor, int, list[tuple[int, str]]]]):
             DataError: Ten images in a row cannot be read.
         """
         bad: list[tuple[int, str]] = []
+        if key.kept:
+            return torch.empty(0, dtype=torch.uint8), 0, bad
         index = key.image
+        if key.side not in (None, self.preprocessing.size):
+            self.preprocessing = replace(self.preprocessing, size=key.side)
         for attempt in range(_TRIES):
             rng = np.random.default_rng((_VIEW, self.seed, key.epoch, key.place, attempt))
             if attempt:
@@ -151,7 +184,12 @@ class TrainDataset(Dataset[tuple[Tensor, int, list[tuple[int, str]]]]):
 def collate(samples: list[tuple[Tensor, int, list[tuple[int, str]]]]) -> Batch:
     """Join samples into one batch."""
     views, targets, bad = zip(*samples, strict=True)
-    return Batch(stacked(views), torch.tensor(targets), [x for each in bad for x in each])
+    read = [view for view in views if view.numel()]
+    return Batch(
+        stacked(read) if read else views[0],
+        torch.tensor(targets),
+        [x for each in bad for x in each],
+    )
 
 
 def run_loader(images: ImageSet, settings: RunSettings, sampler: TrainSampler) -> DataLoader[Any]:
@@ -159,7 +197,7 @@ def run_loader(images: ImageSet, settings: RunSettings, sampler: TrainSampler) -
     recipe, preprocessing = settings.recipe, settings.preprocessing
     views = TrainDataset(
         images,
-        replace(preprocessing, size=_side(settings)),
+        replace(preprocessing, size=settings.side()),
         recipe,
         settings.seed,
         fast=settings.execution.fast_jpeg,
@@ -173,7 +211,7 @@ def training_workers(settings: RunSettings, group: ProcessGroup) -> Loading:
     recipe = settings.recipe
     images = recipe.batch_size // recipe.accumulate // group.world
     channels = 1 if settings.preprocessing.colour == "L" else 3
-    batch_bytes = images * channels * _side(settings) ** 2
+    batch_bytes = images * channels * settings.side() ** 2
     return fitting(settings.workers, 4, batch_bytes, held=2 * recipe.accumulate)
 
 
@@ -189,8 +227,3 @@ def training_loader(
         pin_memory=device.type == "cuda",
         persistent_workers=loading.workers > 0,
     )
-
-
-def _side(settings: RunSettings) -> int:
-    """Size of the random views, pixels."""
-    return settings.recipe.train_size or settings.preprocessing.size

@@ -7,8 +7,10 @@ import time
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import replace
+from itertools import repeat
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -25,11 +27,13 @@ from resnext.training.distributed import ProcessGroup
 from resnext.training.optim import EMA
 from resnext.training.recipe import Recipe
 from resnext.training.run_state import RunSettings
-from resnext.training.step import TrainStep
+from resnext.training.step import TrainStep, keeps_maps
 from resnext.training.validation import Validator
 
 _WARM_UP = 2
 """Steps that are not counted: workers start, and the first steps of a network are slower."""
+MOST_EPOCHS = 300
+"""Epochs that a time budget is used for at most."""
 _REPORT_SECONDS = 3.0
 """Calibration, charts and the explained mistakes of the report."""
 
@@ -38,16 +42,31 @@ class Speed(NamedTuple):
     """Measured speed of a network on some images, on this machine."""
 
     step: float
-    """Seconds per step, including the loading of its images."""
+    """Seconds per step, including the loading of its images: the mean of the run."""
     validation: float
     """Seconds per validation of all validation images."""
     teacher: float = 0.0
     """Seconds to validate the teacher, for the comparison with it; 0 without a teacher."""
+    later: float | None = None
+    """Seconds per step after the first epochs, if these keep the maps of frozen stages."""
+
+    def validations(self, recipe: Recipe) -> float:
+        """Seconds for the validations after an epoch."""
+        return (2 if recipe.ema else 1) * self.validation
 
     def epoch(self, recipe: Recipe, images: int) -> float:
         """Seconds per epoch of `images` training images, with its validations."""
-        validations = 2 if recipe.ema else 1
-        return images // recipe.batch_size * self.step + validations * self.validation
+        return images // recipe.batch_size * self.step + self.validations(recipe)
+
+    def epochs(self, recipe: Recipe, seconds: float, steps: int) -> float:
+        """Epochs of so many steps that fit into a time, see `epochs_that_fit`."""
+        validation = self.validations(recipe)
+        fit = epochs_that_fit(seconds, self.step, validation, steps)
+        if self.later is None or fit <= recipe.cached_views:
+            return fit
+        seconds -= recipe.cached_views * (steps * self.step + validation)
+        fit = recipe.cached_views + epochs_that_fit(seconds, self.later, validation, steps)
+        return min(fit, MOST_EPOCHS)
 
     def ending(self) -> float:
         """Seconds from the last epoch to the written report."""
@@ -55,7 +74,42 @@ class Speed(NamedTuple):
 
     def run(self, recipe: Recipe, images: int) -> float:
         """Seconds of a whole run on `images` training images, with its report."""
-        return recipe.epochs * self.epoch(recipe, images) + self.ending()
+        seconds = recipe.epochs * self.epoch(recipe, images) + self.ending()
+        if self.later is not None:
+            later = max(recipe.epochs - recipe.cached_views, 0) * (images // recipe.batch_size)
+            seconds -= later * (self.step - self.later)
+        return seconds
+
+
+class TimePlan(NamedTuple):
+    """What was chosen for a time budget."""
+
+    speed: Speed
+    """As measured."""
+    end: float
+    """Time at which all epochs, the index and the map must be done, by `time.monotonic`."""
+    kept: float
+    """Seconds of it that are kept for the index and the map."""
+    threads: tuple[int, int] | None
+    """Threads that were measured, and those of a machine without other programs; None for a GPU,
+    or several processes."""
+    choice: dict[str, Any]
+    """The choice and its candidates, as the model's card states them."""
+
+
+def epochs_that_fit(seconds: float, step: float, validation: float, steps: int) -> float:
+    """Epochs that fit into a time; the last one is shorter if this is not a whole number.
+
+    Args:
+        seconds: The time.
+        step: Seconds per step.
+        validation: Seconds for the validations after each epoch.
+        steps: Steps of a whole epoch.
+    """
+    seconds, each = max(seconds, 0.0), max(steps * step + validation, 1e-9)
+    whole = int(seconds / each)
+    rest = int((seconds - whole * each - validation) / max(step, 1e-9))
+    return min(whole + min(max(rest / steps, 0.0), 1.0), MOST_EPOCHS)
 
 
 def measure(
@@ -81,29 +135,62 @@ def measure(
     settings = replace(settings, execution=replace(settings.execution, compiled=False))
     network = copy.deepcopy(network)
     merge_groups(network, settings.execution.merged)
-    step = _step_seconds(network, splits, settings, group, seconds)
+    step = _mean_step(network, splits, settings, group, seconds)
     validation = _validation_seconds(network, splits, settings, group)
     if teacher is None:
         teacher = _teacher_seconds(splits, settings, group)
-    return group.broadcast(Speed(step, validation, teacher))
+    later = None
+    if keeps_maps(settings, group):
+        later = _step_seconds(network, splits, settings, group, seconds, settings.side(), kept=True)
+    return group.broadcast(Speed(step, validation, teacher, later))
+
+
+def _mean_step(
+    network: ResNeXt, splits: Splits, settings: RunSettings, group: ProcessGroup, seconds: float
+) -> float:
+    """Seconds per step; of images that grow, the smallest and the largest are timed."""
+    first, last = settings.side(0.0), settings.side()
+    if first == last:
+        return _step_seconds(network, splits, settings, group, seconds, last)
+    small, large = (
+        _step_seconds(network, splits, settings, group, seconds / 2, side) for side in (first, last)
+    )
+    least = (first / last) ** 2
+    return small + (large - small) * (settings.area() - least) / (1 - least)
 
 
 def _step_seconds(
-    network: ResNeXt, splits: Splits, settings: RunSettings, group: ProcessGroup, seconds: float
+    network: ResNeXt,
+    splits: Splits,
+    settings: RunSettings,
+    group: ProcessGroup,
+    seconds: float,
+    side: int,
+    *,
+    kept: bool = False,
 ) -> float:
+    """Seconds per step with images of a size, or with maps of frozen stages that are kept."""
     recipe, images = settings.recipe, training_pool(splits)
     sampler = TrainSampler(images, recipe, settings.seed, group)
+    sampler.side = side
     loader = run_loader(images, settings, sampler)
     train_step = TrainStep(network, images, settings, group)
     train_step.set_rate(0.0)
     average = EMA(network, recipe.ema) if recipe.ema else None
     model = train_step.model(recipe.head_epochs + 1)
+    train_step.epoch = 1  # which computes maps that are to be kept
     enough = 0.01 * recipe.epochs * sampler.steps  # short runs are not timed for long
     steps, began = -_WARM_UP, time.perf_counter()
+    places = np.asarray(sampler.places(0, 0))  # the images do not matter
     with closing(_endless(loader, sampler)) as batches:
+        if kept:
+            first = next(batches)
+            train_step.backward(model, first, 0, 0, places)
+            batches = repeat(first._replace(images=first.images[:0]))
+            train_step.epoch = recipe.cached_views + 1
         while True:
             losses = [
-                train_step.backward(model, next(batches), 0, part).loss
+                train_step.backward(model, next(batches), 0, part, places).loss
                 for part in range(recipe.accumulate)
             ]
             train_step.update()
@@ -157,17 +244,16 @@ def _teacher_seconds(splits: Splits, settings: RunSettings, group: ProcessGroup)
     return _validation_seconds(teacher.network, splits, settings, group)
 
 
-def forecast_lines(settings: RunSettings, images: int, speed: Speed) -> list[str]:
+def forecast_lines(settings: RunSettings, images: int, seconds: float) -> list[str]:
     """Network, size, epochs and the time at which the run will be done.
 
     Args:
         settings: Title of the network, recipe, preprocessing and device.
         images: Number of training images.
-        speed: As measured.
+        seconds: Seconds until it will be done.
     """
     recipe, size = settings.recipe, settings.preprocessing.size
     epochs = counted(recipe.epochs, "epoch")
-    seconds = speed.run(recipe, images)
     machine = (
         counted(torch.get_num_threads(), "core")
         if settings.device.type == "cpu"

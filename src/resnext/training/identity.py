@@ -17,7 +17,13 @@ from resnext.training.recipe import Recipe
 if TYPE_CHECKING:
     from resnext.training.preparation import ProbePlan, Request, RunPlan
 
-_LATER_FIELDS = {"recipe.probe": False, "recipe.distill_temperature": 1.0}
+_LATER_FIELDS = {
+    "recipe.probe": False,
+    "recipe.distill_temperature": 1.0,
+    "recipe.first_size": 1.0,
+    "recipe.frozen_stages": -1,
+    "recipe.cached_views": 0,
+}
 """What older checkpoints, which lack these fields, were trained with; None for all others."""
 
 

@@ -69,7 +69,7 @@ def _limit(state: TrainState) -> float:
     """Seconds that the index may take: a small share of the run, and of what is left of it."""
     spent = sum(state.seconds.values())
     limit = max(_FREE, _SHARE * spent)
-    return limit if state.budget is None else min(limit, max(state.budget - spent, 0.0))
+    return limit if state.budget is None else min(limit, max(state.budget - spent, state.kept))
 
 
 def _seconds(runner: TorchRunner, images: ImageSet, count: int) -> float:

@@ -39,7 +39,7 @@ from resnext.training.distributed import (
     shutdown_distributed,
 )
 from resnext.training.finalize import finalize
-from resnext.training.forecast import forecast_lines, measure
+from resnext.training.forecast import TimePlan, forecast_lines, measure
 from resnext.training.given_model import read_model
 from resnext.training.identity import check_identity, chosen_before, run_identity
 from resnext.training.minutes import fit_to_minutes
@@ -57,8 +57,9 @@ from resnext.training.preparation import (
 )
 from resnext.training.probe import probe_plan, run_probe, starting_classifier
 from resnext.training.recipe import Recipe
-from resnext.training.run_state import ExecutionConfig, RunSettings, TimePlan
+from resnext.training.run_state import ExecutionConfig, RunSettings
 from resnext.training.teacher import open_teacher
+from resnext.training.threads import kept_threads
 from resnext.training.trainer import Trainer
 from resnext.weights.load import load_classifier
 
@@ -208,7 +209,8 @@ def train(
             if request.recipe == "probe":
                 _probe(request, context, splits, checkpoint)
             else:
-                plan = _train(request, context, splits, checkpoint, began)
+                with kept_threads():
+                    plan = _train(request, context, splits, checkpoint, began)
                 if dry_run:
                     return plan.network
     finally:
@@ -441,7 +443,8 @@ def _run(
 
 def _show_forecast(plan: RunPlan, settings: RunSettings, context: Context) -> None:
     speed = measure(plan.network, plan.splits, settings, context.group)
-    for line in forecast_lines(settings, len(training_pool(plan.splits)), speed):
+    images = len(training_pool(plan.splits))
+    for line in forecast_lines(settings, images, speed.run(settings.recipe, images)):
         context.progress.line(line)
 
 

@@ -8,12 +8,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
+
 from resnext.data.dataset import Splits
 from resnext.data.unlabelled import training_pool
 from resnext.errors import InputError
-from resnext.system.text import counted, duration
+from resnext.system.device import pick_precision
+from resnext.system.text import duration
 from resnext.training.defaults import choices, typical_side
-from resnext.training.forecast import Speed, forecast_lines, measure
+from resnext.training.forecast import (
+    MOST_EPOCHS,
+    Speed,
+    TimePlan,
+    forecast_lines,
+    measure,
+)
 from resnext.training.preparation import (
     Context,
     Request,
@@ -22,7 +31,9 @@ from resnext.training.preparation import (
     make_plan,
     run_settings,
 )
-from resnext.training.run_state import RunSettings, TimePlan
+from resnext.training.report.image_map import ARRANGING, mappable
+from resnext.training.run_state import RunSettings
+from resnext.training.threads import changed_threads, fastest_threads
 
 PASSES, STEPS = 15, 2000
 """Epochs and steps from which a larger network is preferred to one that has time for more.
@@ -30,9 +41,10 @@ PASSES, STEPS = 15, 2000
 On 1,320 photos, four minutes of resnext_tiny at 64 pixels, 3,000 steps, are better than eight of
 resnext_small at 128 pixels, 1,100 steps: 99.7 % and 98.5 %.
 """
-MOST_EPOCHS = 300
-_MARGIN = 0.02
+_MARGIN = 0.01
 """Fraction of the time that is kept for what a forecast does not see."""
+_EXTRA = 0.03
+"""Fraction of the time that the index may take, and the report's map."""
 
 
 class Candidate(NamedTuple):
@@ -43,21 +55,41 @@ class Candidate(NamedTuple):
     settings: RunSettings
     speed: Speed
 
-    def epochs(self, seconds: float) -> int:
-        """Epochs that fit into a time, with what comes before and after them."""
-        images, val = len(training_pool(self.plan.splits)), len(self.plan.splits.val)
-        seconds -= self.speed.ending()
-        if self.plan.recipe.probe:  # embeddings of all images, for the first classifier
-            seconds -= self.speed.validation * (images + val) / val
-        return int(seconds / self.speed.epoch(self.plan.recipe, images))
+    def learning(self, seconds: float) -> float:
+        """Seconds of a time that are left for epochs; negative if it is too short."""
+        seconds -= self.speed.ending() + self.extras(seconds)
+        return seconds - self.look() if self.probes else seconds
 
-    def row(self, epochs: int) -> dict[str, Any]:
+    @property
+    def probes(self) -> bool:
+        """Whether its first classifier is fitted to embeddings."""
+        return self.plan.recipe.probe and self.request.weights is not None
+
+    def epochs(self, seconds: float) -> float:
+        """Epochs that fit into a time, with what comes before and after them."""
+        recipe = self.plan.recipe
+        steps = len(training_pool(self.plan.splits)) // recipe.batch_size
+        return self.speed.epochs(recipe, self.learning(seconds), steps)
+
+    def look(self) -> float:
+        """Seconds to look once at each image, as for embeddings."""
+        images, val = len(training_pool(self.plan.splits)), len(self.plan.splits.val)
+        return self.speed.validation * (images + val) / val
+
+    def extras(self, seconds: float) -> float:
+        """Seconds for the index and the report's map, each if that is a small part of the time."""
+        costs, splits = [self.look()] if self.request.index else [], self.plan.splits
+        if mappable(len(splits.train) + len(splits.val)):
+            costs.append(self.look() + ARRANGING)
+        return sum(cost for cost in costs if cost < _EXTRA * seconds)
+
+    def row(self, epochs: float) -> dict[str, Any]:
         """The candidate as a row of the table of choices."""
         return {
             "network": self.settings.title,
             "size": self.plan.preprocessing.size,
             "images_per_second": round(self.plan.recipe.batch_size / self.speed.step),
-            "epochs": epochs,
+            "epochs": round(epochs, 1),
         }
 
 
@@ -77,7 +109,7 @@ def fit_to_minutes(
         began: When the run began, by `time.monotonic`.
 
     Raises:
-        InputError: The time is too short for one epoch.
+        InputError: The time is too short for one epoch, or for the first classifier of weights.
     """
     assert request.minutes is not None, "called for runs with a time budget"
     total = 60 * request.minutes
@@ -85,6 +117,13 @@ def fit_to_minutes(
     def left() -> float:
         return context.group.broadcast((1 - _MARGIN) * total - (time.monotonic() - began))
 
+    threads = None
+    if context.device.type == "cpu" and context.group.world == 1:
+        most, dtype = torch.get_num_threads(), pick_precision(request.precision, context.device)
+        change = fastest_threads(plan.network, plan.preprocessing.size, dtype, most)
+        threads = (torch.get_num_threads(), most)
+        if threads[0] < most:
+            context.progress.line(changed_threads(change))
     images = len(training_pool(plan.splits))
     enough = enough_epochs(images, plan.recipe.batch_size)
     measured: list[Candidate] = []
@@ -96,10 +135,10 @@ def fit_to_minutes(
         if measured[-1].epochs(left()) < enough / 2:
             break  # the next ones are slower
     seconds = left()
-    epochs = [min(candidate.epochs(seconds), MOST_EPOCHS) for candidate in measured]
+    epochs = [candidate.epochs(seconds) for candidate in measured]
     best = _best(epochs, enough)
     chosen, most = measured[best], epochs[best]
-    if most < 1:
+    if most < 1 and not (chosen.probes and chosen.learning(seconds) > 0):
         each = chosen.speed.epoch(chosen.plan.recipe, images)
         raise InputError(
             f"{request.minutes:g} minutes are too short: an epoch of {images:,} images "
@@ -107,20 +146,25 @@ def fit_to_minutes(
             f"{chosen.plan.preprocessing.size} pixels. Give more --minutes, or fewer images."
         )
     recipe = chosen.plan.recipe
-    recipe = recipe.changed(epochs=most, head_epochs=min(recipe.head_epochs, most - 1))
+    whole = max(math.ceil(most), 1)
+    recipe = recipe.changed(epochs=whole, head_epochs=min(recipe.head_epochs, whole - 1))
     reason = "network and size were given" if len(requests) == 1 else _reason(most, enough)
     rows = [candidate.row(count) for candidate, count in zip(measured, epochs, strict=True)]
     settings = replace(chosen.settings, recipe=recipe)
+    until_done = min(total - (time.monotonic() - began), chosen.speed.run(recipe, images))
     for line in (
         *_table(rows, best, reason, request.minutes),
-        *forecast_lines(settings, images, chosen.speed),
+        *forecast_lines(settings, images, until_done),
     ):
         context.progress.line(line)
     return (
         replace(chosen.request, recipe=recipe, changes={}),
         replace(chosen.plan, recipe=recipe),
         TimePlan(
+            chosen.speed,
             time.monotonic() + seconds - chosen.speed.ending(),
+            chosen.extras(seconds),
+            threads,
             {"minutes": request.minutes, "chosen": best, "candidates": rows, "reason": reason},
         ),
     )
@@ -154,13 +198,13 @@ def enough_epochs(images: int, batch_size: int) -> int:
     return min(max(PASSES, math.ceil(STEPS / steps)), MOST_EPOCHS)
 
 
-def _best(epochs: Sequence[int], enough: int) -> int:
+def _best(epochs: Sequence[float], enough: int) -> int:
     """The last candidate with enough epochs, else the one with the most."""
     able = [i for i, count in enumerate(epochs) if count >= enough]
     return able[-1] if able else max(range(len(epochs)), key=lambda i: epochs[i])
 
 
-def _reason(epochs: int, enough: int) -> str:
+def _reason(epochs: float, enough: int) -> str:
     if epochs >= enough:
         return f"the largest one with time for {enough} epochs or more"
     return "the fastest one, because the time is short for these images"
@@ -173,7 +217,7 @@ def _table(rows: Sequence[dict[str, Any]], best: int, reason: str, minutes: floa
     for i, row in enumerate(rows):
         lines.append(
             f"{'>' if i == best else ' '} {row['network']:<{width}}  {row['size']:>3} pixels  "
-            f"{row['images_per_second']:>6,} images/s  {counted(row['epochs'], 'epoch'):>10}"
+            f"{row['images_per_second']:>6,} images/s  {row['epochs']:>5,.1f} epochs"
         )
     chosen = rows[best]
     return [*lines, f"Chosen: {chosen['network']} at {chosen['size']} pixels, {reason}."]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,18 +17,24 @@ from resnext.training.recipe import Recipe
 
 
 def parameter_groups(
-    network: nn.Module, weight_decay: float, layer_decay: float = 1.0
+    network: nn.Module,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    frozen: Iterable[nn.Module] = (),
 ) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer, without weight decay on norms and biases.
 
     Each group has a `scale` for its learning rate: 1 for the classifier, `layer_decay` for the last
     stage, its square for the one before, and so on down to the stem. With a `layer_decay` of 1
-    there are two groups.
+    there are two groups. Parameters of `frozen` modules are left out.
     """
     stages = sorted({name.split(".")[0] for name, _ in network.named_children()} & _STAGES)
     depth = {stage: len(stages) - i for i, stage in enumerate(stages)} | {"fc": 0}
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    kept = {id(parameter) for module in frozen for parameter in module.parameters()}
     for name, parameter in network.named_parameters():
+        if id(parameter) in kept:
+            continue
         below = depth.get(name.split(".")[0], len(stages) + 1)  # the stem has no stage name
         scale, decayed = layer_decay**below, parameter.ndim > 1
         group = groups.setdefault(
@@ -47,7 +54,8 @@ def optimizer(network: ResNeXt, recipe: Recipe) -> torch.optim.Optimizer:
     Raises:
         ConfigError: The optimizer needs a package that is not installed.
     """
-    groups = parameter_groups(network, recipe.weight_decay, recipe.layer_decay)
+    frozen = frozen_parts(network, recipe.frozen_stages)
+    groups = parameter_groups(network, recipe.weight_decay, recipe.layer_decay, frozen)
     fused = not recipe.head_epochs  # fused optimizers need all parameters of a group to have state
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
@@ -133,6 +141,13 @@ def loss(
         ) / len(logits)
     each = -targets * logits.log_softmax(1)
     return (each if weights is None else each * weights).sum(1).mean()
+
+
+def frozen_parts(network: ResNeXt, stages: int) -> list[nn.Module]:
+    """The stem's modules and the first stages, those that `frozen_stages` of a recipe freezes."""
+    if stages < 0:
+        return []
+    return [network.conv1, network.bn1, *network.stages[:stages]]
 
 
 def freeze_norms(network: nn.Module) -> None:

@@ -148,6 +148,11 @@ def make_plan(request: Request, splits: Splits, context: Context) -> RunPlan:
     if teacher is not None:
         check_distillation(recipe, teacher, preprocessing.size)
     check_packages(recipe)
+    if recipe.frozen_stages > network.config.num_stages:
+        raise ConfigError(
+            f"frozen_stages must be from -1 (none) to {network.config.num_stages}, the stages of "
+            f"this network, not {recipe.frozen_stages}."
+        )
     network = network.to(context.device)
     context.group.broadcast_tensors(list(network.state_dict().values()))  # a given network's differ
     network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -204,7 +209,7 @@ def chosen_preprocessing(
         default = Preprocessing(32, 32)
     if size is None:
         size = splits.defaults.size
-    smallest = max(config.stride, config.min_size)
+    smallest = _smallest(config, None)
     chosen = default.size if size is None else size
     if type(chosen) is not int or chosen < smallest:
         raise ConfigError(
@@ -219,6 +224,12 @@ def chosen_preprocessing(
     if grey and default.colour != "L":
         return replace(default, size=chosen, resize=resize, mean=(0.5,), std=(0.25,), colour="L")
     return replace(default, size=chosen, resize=resize)
+
+
+def _smallest(config: ResNeXtConfig, teacher: Teacher | None) -> int:
+    """The smallest image size for a network, and its teacher, pixels."""
+    configs = [config] if teacher is None else [config, teacher.network.config]
+    return max(max(each.stride, each.min_size) for each in configs)
 
 
 def build_network(request: Request, splits: Splits, recipe: Recipe, progress: bool) -> ResNeXt:
@@ -410,6 +421,7 @@ def run_settings(
         retries=request.retries,
         checkpoint_seconds=60 * request.checkpoint_minutes,
         sync_norms=request.sync_norms,
+        smallest=_smallest(plan.network.config, request.teacher),
         teacher=request.teacher,
     )
 

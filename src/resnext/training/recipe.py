@@ -64,7 +64,13 @@ class Recipe:
         probe: Whether the new classifier of `weights` starts as the recipe `probe` fits it, which
             counts as epoch 0 (arXiv:2202.10054).
         frozen_norms: Whether batch norms keep their initial statistics and weights.
+        frozen_stages: Keep the stem and the first stages as they are, norms included, as in
+            `Backbone`: -1 for none, 0 for the stem, i for the stem and i stages.
+        cached_views: With frozen stages: views of each image, whose maps are computed once and kept
+            in memory. 0 draws a new view, and computes its map, in each epoch.
         train_size: Image size in training, pixels; by default the run's image size.
+        first_size: Image size of the first quarter of the run, as a fraction of that in training,
+            which the last quarter has (arXiv:2104.00298).
         distill_temperature: With a teacher: divisor of the logits of teacher and student.
 
     Raises:
@@ -102,7 +108,10 @@ class Recipe:
     head_epochs: int = 0
     probe: bool = False
     frozen_norms: bool = False
+    frozen_stages: int = -1
+    cached_views: int = 0
     train_size: int | None = None
+    first_size: float = 1.0
     distill_temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -138,11 +147,41 @@ class Recipe:
                 f"A batch of {self.batch_size} in {self.accumulate} parts leaves less than two "
                 f"images per part, and batch norm needs two. Lower accumulate."
             )
+        self._check_cached_views()
         if self.head_epochs >= self.epochs:
             raise ConfigError(
                 f"head_epochs must be less than epochs, which is {self.epochs}, not "
                 f"{self.head_epochs}. Lower it (--set head_epochs=0), or raise epochs."
             )
+
+    def _check_cached_views(self) -> None:
+        if not self.cached_views:
+            return
+        if self.frozen_stages < 0:
+            raise ConfigError(
+                "cached_views needs frozen_stages, whose maps are kept. Set both, or neither."
+            )
+        for name in ("policy", "erasing", "mixup", "cutmix", "first_size"):
+            usual = next(field.default for field in fields(self) if field.name == name)
+            if getattr(self, name) != usual:
+                raise ConfigError(
+                    f"With cached_views, {name} must be {usual!r}: it would change what the frozen "
+                    f"stages see. Set {name}={usual}, or cached_views=0."
+                )
+
+    def side(self, size: int, smallest: int, part: float) -> int:
+        """Size of the training images, pixels: a multiple of four while it grows.
+
+        Args:
+            size: Image size of the run.
+            smallest: Smallest size for the network.
+            part: Fraction of the run that is done.
+        """
+        full, stage = self.train_size or size, min(int(_STAGES * part), _STAGES - 1)
+        if self.first_size == 1 or stage == _STAGES - 1:
+            return full
+        share = self.first_size + (1 - self.first_size) * stage / (_STAGES - 1)
+        return min(max(4 * round(share * full / 4), smallest), full)
 
     def augmentation(self) -> Augmentation:
         """The fields that augment whole batches."""
@@ -244,6 +283,8 @@ def _choices(kind: Any) -> list[str]:
     return [choice for choice in get_args(kind) if isinstance(choice, str)]
 
 
+_STAGES = 4  # image sizes of a run that starts with smaller ones
+
 _RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 1_000_000),
     "batch_size": (2, 1_000_000),  # batch norm needs two images
@@ -259,6 +300,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "cutmix": (0, 100),
     "layer_decay": (0.01, 1.0),
     "head_epochs": (0, 1_000_000),
+    "frozen_stages": (-1, 100),
+    "cached_views": (0, 1000),
     "train_size": (1, 10_000),
+    "first_size": (0.25, 1.0),
     "distill_temperature": (0.1, 100),
 }

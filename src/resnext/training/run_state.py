@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -51,8 +51,8 @@ class RunSettings:
         identity: Everything that must be equal for a run to resume from a checkpoint.
         retries: How many times to continue with half the learning rate after the loss diverged.
         checkpoint_seconds: Seconds between checkpoints.
-        budget: Seconds that all epochs together may take; None for no limit.
         sync_norms: Whether batch norms see the images of all processes.
+        smallest: Smallest image size for the network, and the teacher, pixels.
         teacher: Gives the targets instead of the labels; None to train on labels.
     """
 
@@ -70,16 +70,20 @@ class RunSettings:
     retries: int
     checkpoint_seconds: float
     sync_norms: bool
+    smallest: int
     teacher: Teacher | None = None
 
+    def side(self, part: float = 1.0) -> int:
+        """Size of the training images after a part of the run, pixels."""
+        return self.recipe.side(self.preprocessing.size, self.smallest, part)
 
-class TimePlan(NamedTuple):
-    """What was chosen for a time budget."""
+    def area(self, since: float = 0.0) -> float:
+        """Mean area of the training images in the rest of a run, as a part of the largest."""
+        parts = [since + (1 - since) * (i + 0.5) / _SAMPLES for i in range(_SAMPLES)]
+        return sum((self.side(part) / self.side()) ** 2 for part in parts) / _SAMPLES
 
-    end: float
-    """Time at which all epochs must be done, by `time.monotonic`."""
-    choice: dict[str, Any]
-    """The choice and its candidates, as the model's card states them."""
+
+_SAMPLES = 200  # points of a run at which the size of its images is looked up
 
 
 class Clock:
@@ -122,13 +126,16 @@ class TrainState:
         first: Mean loss of the first steps of the run, the reference for divergence.
         best: Epoch, accuracy and negative log-likelihood of the saved model.
         history: Metrics of each finished epoch.
-        seconds: Time of the finished epochs, by part.
+        seconds: Time of the run, by part.
         bad: Images that became unreadable during training: reason by index.
         resumes: A line for each time the run was resumed or its number of epochs changed.
-        budget: Seconds that all epochs together may take; None for no limit.
+        budget: Seconds that all epochs, the index and the map may take; None for no limit.
+        kept: Seconds of the budget that are kept for the index and the map.
+        threads: Threads that train, and those of a machine without other programs; None if no
+            budget decides.
         choice: Network, size and epochs that were chosen for the budget, and the candidates.
-        replans: Each change of the number of epochs to keep the budget: epochs finished before it,
-            and epochs in total after it.
+        replans: Each choice of a number of epochs to keep the budget: epochs finished before it,
+            and epochs in total after it; the last one is shorter if that is no whole number.
     """
 
     epoch: int = 1
@@ -143,10 +150,12 @@ class TrainState:
     bad: dict[str, str] = field(default_factory=dict)
     resumes: list[str] = field(default_factory=list)
     budget: float | None = None
+    kept: float = 0.0
+    threads: tuple[int, int] | None = None
     choice: dict[str, Any] | None = None
-    replans: list[tuple[int, int]] = field(default_factory=list)
+    replans: list[tuple[int, float]] = field(default_factory=list)
 
-    def epochs(self, planned: int) -> int:
+    def epochs(self, planned: int) -> float:
         """Epochs of the run: as planned, or as replanned."""
         return self.replans[-1][1] if self.replans else planned
 
@@ -164,11 +173,11 @@ class TrainState:
         Returns:
             A number from 0 to `steps * planned`, in steps.
         """
-        end, total = steps * planned, planned
+        end = total = steps * planned
         position, since = 0.0, 0
         for finished, changed in self.replans:
             if number < finished * steps:
                 break
-            position += (finished * steps - since) * (end - position) / (total * steps - since)
-            since, total = finished * steps, changed
-        return position + (number - since) * (end - position) / (total * steps - since)
+            position += (finished * steps - since) * (end - position) / (total - since)
+            since, total = finished * steps, round(changed * steps)
+        return position + (number - since) * (end - position) / (total - since)

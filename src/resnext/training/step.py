@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -14,12 +15,22 @@ from resnext.data.dataset import ImageSet, class_weights
 from resnext.inference.fused import quick_classifier
 from resnext.network import ResNeXt
 from resnext.training.augmentation import Augment
-from resnext.training.dataloader import BATCH, Batch
+from resnext.training.dataloader import BATCH, Batch, view_number
 from resnext.training.distributed import ProcessGroup
 from resnext.training.dynamics import StepOutputs
-from resnext.training.optim import freeze_norms, loss, optimizer
+from resnext.training.frozen import FrozenMaps, LearningPart, frozen_maps
+from resnext.training.optim import freeze_norms, frozen_parts, loss, optimizer
 from resnext.training.run_state import RunSettings
 from resnext.training.teacher import distillation_loss
+
+
+def keeps_maps(settings: RunSettings, group: ProcessGroup) -> bool:
+    """Whether maps of frozen stages are kept.
+
+    They are not with several processes, of which each sees other images in every epoch, and not
+    with a teacher, which needs the images.
+    """
+    return settings.recipe.cached_views > 0 and group.world == 1 and settings.teacher is None
 
 
 class TrainStep:
@@ -51,6 +62,10 @@ class TrainStep:
             weights = class_weights(np.asarray(images.targets), classes)
             self.class_weights = torch.tensor(weights, dtype=torch.float32, device=self.device)
         self.optimizer = optimizer(network, self.recipe)
+        self.maps: FrozenMaps | None = None
+        if keeps_maps(settings, group):
+            self.maps = FrozenMaps(self.recipe.cached_views, len(images))
+        self.epoch = 1
         self.dtype = getattr(torch, settings.execution.dtype)
         self.ask: Callable[[Tensor], Tensor] | None = None
         if teacher := settings.teacher:
@@ -60,13 +75,18 @@ class TrainStep:
 
     def model(self, epoch: int) -> nn.Module:
         """The network as this epoch trains it: frozen parts, all processes, compiled."""
+        self.epoch = epoch
         network = self.network.train().requires_grad_(True)
         if epoch <= self.recipe.head_epochs:
             network.eval().requires_grad_(False)
             network.fc.train().requires_grad_(True)
         elif self.recipe.frozen_norms:
             freeze_norms(network)
+        for part in frozen_parts(network, self.recipe.frozen_stages):
+            part.eval().requires_grad_(False)
         model: nn.Module = network
+        if self.maps:
+            model = LearningPart(network, self.recipe.frozen_stages)
         if self.group.world > 1:
             model = DistributedDataParallel(network)
         if self.settings.execution.compiled:
@@ -78,7 +98,14 @@ class TrainStep:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
 
-    def backward(self, model: nn.Module, batch: Batch, number: int, part: int) -> StepOutputs:
+    def backward(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        number: int,
+        part: int,
+        images: Int[np.ndarray, " n"],
+    ) -> StepOutputs:
         """Add the gradients of one part of a batch.
 
         Args:
@@ -86,6 +113,7 @@ class TrainStep:
             batch: The part's images.
             number: Number of the step in the run.
             part: Number of the part in the batch; processes exchange gradients in the last one.
+            images: The images of the batch, for the maps that are kept.
 
         Returns:
             The part's share of the mean loss, with logits and targets.
@@ -94,14 +122,15 @@ class TrainStep:
             (BATCH, self.settings.seed, number, part, self.group.rank)
         ).generate_state(2)
         torch.manual_seed(int(seeds[1]))  # for dropout and stochastic depth
-        x, targets = self.augment(batch.images, batch.targets, int(seeds[0]))
+        if self.maps:
+            x, targets = self.known_or_new(self.maps, batch, images)
+        else:
+            x, targets = self.augment(batch.images, batch.targets, int(seeds[0]))
         exchange = nullcontext()
         if isinstance(model, DistributedDataParallel) and part < self.recipe.accumulate - 1:
             exchange = model.no_sync()
         with exchange:
-            with torch.autocast(
-                self.device.type, self.dtype, enabled=self.dtype is not torch.float32
-            ):
+            with self._autocast():
                 logits = model(x).float()
             answers = self.ask(x) if self.ask else None
             if answers is None:
@@ -111,6 +140,27 @@ class TrainStep:
             value = value / self.recipe.accumulate
             self.scaler.scale(value).backward()
         return StepOutputs(value.detach(), logits.detach(), targets)
+
+    def known_or_new(
+        self, maps: FrozenMaps, batch: Batch, images: Int[np.ndarray, " n"]
+    ) -> tuple[Tensor, Tensor]:
+        """The maps of a batch, and the probability of each class; the first epochs keep them."""
+        view, new = view_number(self.recipe, self.epoch), None
+        if len(batch.images):
+            x, _ = self.augment(batch.images, torch.zeros(len(batch.images), dtype=torch.int64), 0)
+            with self._autocast():
+                new = frozen_maps(self.network, self.recipe.frozen_stages, x)
+        if self.epoch > self.recipe.cached_views:
+            x, targets = maps.join(view, images, new, batch.targets)
+            return x.to(self.device), self.augment.soft(targets)
+        assert new is not None, "the first epochs read all images"
+        bad = [index for index, _ in batch.bad]
+        maps.store(view, images, new, batch.targets, bad)
+        return new, self.augment.soft(batch.targets)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.dtype is not torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=enabled)
 
     def update(self) -> None:
         """Clip the gradients, update the weights, clear the gradients."""

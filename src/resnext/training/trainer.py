@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -35,11 +37,13 @@ from resnext.training.dataloader import Batch, TrainSampler, run_loader
 from resnext.training.distributed import ProcessGroup, synchronize_norms
 from resnext.training.divergence import Diverged, LossMonitor
 from resnext.training.dynamics import Dynamics
+from resnext.training.forecast import MOST_EPOCHS, TimePlan, epochs_that_fit
 from resnext.training.interrupts import Interrupts
 from resnext.training.metrics_log import MetricsLog, epoch_line
 from resnext.training.optim import EMA, lr_schedule
-from resnext.training.run_state import Clock, RunSettings, TimePlan, TrainState
+from resnext.training.run_state import Clock, RunSettings, TrainState
 from resnext.training.step import TrainStep
+from resnext.training.threads import CLEARLY, changed_threads, fastest_threads
 from resnext.training.validation import Validator
 from resnext.weights.save import save
 
@@ -68,6 +72,7 @@ class Trainer:
         self.group, self.progress = group, progress
         self.recipe, self.device = settings.recipe, settings.device
         self.state, self.clock, self.interrupts = TrainState(), Clock(), Interrupts()
+        self.state.seconds = self.clock.seconds
         self.pool = training_pool(self.splits)
         self.losses = LossMonitor(len(self.splits.train.labels))
         self.dynamics = Dynamics(np.asarray(self.splits.train.targets), self.device)
@@ -79,6 +84,8 @@ class Trainer:
             synchronize_norms(network)
         self.average = EMA(network, self.recipe.ema) if self.recipe.ema else None
         self.train_step = TrainStep(network, self.pool, settings, group)
+        if self.train_step.maps:
+            self.sampler.kept = self.train_step.maps.known
         self.validator = Validator(self.splits.val, settings, group, progress, self._check_stop)
         self.saved_at = time.monotonic()
         self.writer = CheckpointWriter(progress.line) if group.first else None
@@ -97,6 +104,7 @@ class Trainer:
         with self.interrupts.listen():
             try:
                 self._check_stop()
+                self._compute_maps_again()
                 while self.state.epoch <= self.epochs:
                     try:
                         self._epoch()
@@ -122,8 +130,8 @@ class Trainer:
 
     @property
     def epochs(self) -> int:
-        """Epochs of the run, as it is planned now."""
-        return self.state.epochs(self.recipe.epochs)
+        """Epochs of the run, as it is planned now, with a shorter last one."""
+        return math.ceil(self.state.epochs(self.recipe.epochs))
 
     def close(self) -> None:
         """Stop worker processes and background writes."""
@@ -140,25 +148,27 @@ class Trainer:
             result = self._validate(self.network)
             averaged = self._validate(self.average.network) if self.average else None
         took = {part: seconds - before[part] for part, seconds in self.clock.seconds.items()}
-        images = (self.sampler.steps - done) * self.recipe.batch_size
+        steps = self.sampler.stop - done
         learning = took["training"] + took["waiting for images"]
         totals = self.group.gather(self.state.total)
         row = {
             "epoch": self.state.epoch,
-            "loss": round(sum(totals) / len(totals) / max(self.sampler.steps, 1), 6),
+            "loss": round(sum(totals) / len(totals) / max(self.sampler.stop, 1), 6),
             "val_accuracy": result.accuracy,
             "val_nll": round(result.nll, 6),
             "ema_accuracy": averaged.accuracy if averaged else None,
-            "rate": self._rate(self.state.epoch * self.sampler.steps - 1),
-            "images_per_second": round(images / max(learning, 1e-9), 1),
+            "rate": self._rate((self.state.epoch - 1) * self.sampler.steps + self.sampler.stop - 1),
+            "images_per_second": round(steps * self.recipe.batch_size / max(learning, 1e-9), 1),
+            "size": self.sampler.side,
+            "steps": steps,
             "seconds": round(sum(took.values()), 3),
+            "validating": round(took["validating"], 3),
             "waiting_data": round(took["waiting for images"], 3),
             "waiting_checkpoint": round(took["checkpoints"], 3),
         }
         self._log_epoch(row, took, best=self._keep_best(result, averaged))
         self.state.history.append(row)
         self.state.epoch, self.state.step, self.state.total = self.state.epoch + 1, 0, 0.0
-        self.state.seconds = {k: self.state.seconds[k] + took[k] for k in took}
         self._replan()
         self.dynamics.merge(self.group)
         self._save_checkpoint()
@@ -169,13 +179,21 @@ class Trainer:
         """Train the remaining steps of the running epoch."""
         state, recipe, steps = self.state, self.recipe, self.sampler.steps
         self.sampler.epoch, self.sampler.start = state.epoch, state.step
-        self.dynamics.start_epoch(self.sampler.whole(state.epoch))
+        self.sampler.side = self.settings.side(
+            self._position((state.epoch - 1) * steps) / self.steps
+        )
+        total = round(state.epochs(recipe.epochs) * steps)
+        self.sampler.stop = min(steps, total - (state.epoch - 1) * steps)
+        order = self.sampler.whole(state.epoch)
+        self.dynamics.start_epoch(order)
         model = self.train_step.model(state.epoch)
-        self.progress.start(f"Epoch {state.epoch}/{self.epochs}", steps * recipe.batch_size)
+        self.progress.start(
+            f"Epoch {state.epoch}/{self.epochs}", self.sampler.stop * recipe.batch_size
+        )
         self.progress.advance(state.step * recipe.batch_size)
         with self.clock.measure("training"):
             batches = loaded_batches(self.loader) if len(self.sampler) else iter(())
-            for step in range(state.step, steps):
+            for step in range(state.step, self.sampler.stop):
                 number = (state.epoch - 1) * steps + step
                 self.train_step.set_rate(self._rate(number))
                 with self.clock.measure(
@@ -184,10 +202,12 @@ class Trainer:
                     parts = self._next_parts(batches)
                 value = torch.zeros((), device=self.device)
                 for part, batch in enumerate(parts):
-                    outputs = self.train_step.backward(model, batch, number, part)
+                    places = self.sampler.places(step, part)
+                    images = order[[*places]]
+                    outputs = self.train_step.backward(model, batch, number, part, images)
                     value += outputs.loss
                     bad = (index for index, _ in batch.bad)
-                    self.dynamics.record(self.sampler.places(step, part), bad, outputs)
+                    self.dynamics.record(places, bad, outputs)
                 self.train_step.update()
                 if self.average:
                     self.average.update(self.network, number)
@@ -197,35 +217,89 @@ class Trainer:
                 self._after_step()
         self._sync_losses()
 
+    def _compute_maps_again(self) -> None:
+        """After a resume: the maps that the run had kept, each in the batch of its epoch."""
+        maps, state, sampler = self.train_step.maps, self.state, self.sampler
+        begun = (state.epoch, state.step) > (1, 0)
+        if maps is None or not begun or state.epoch > self.epochs:
+            return
+        epochs = range(1, min(state.epoch, maps.views) + 1)
+        self.progress.start("Computing the frozen stages again", len(epochs))
+        for epoch in epochs:
+            sampler.epoch, sampler.start, sampler.side = epoch, 0, self.settings.side()
+            sampler.stop = state.step if epoch == state.epoch else sampler.steps
+            self.train_step.model(epoch)
+            order, batches = sampler.whole(epoch), loaded_batches(self.loader)
+            for step, part in product(range(sampler.stop), range(self.recipe.accumulate)):
+                self._check_stop()
+                images = order[[*sampler.places(step, part)]]
+                self.train_step.known_or_new(maps, next(batches), images)
+            self.progress.advance(1)
+
+    def _position(self, number: int) -> float:
+        """Where a step is in the run as it was planned, in steps."""
+        return self.state.progress(number, self.sampler.steps, self.recipe.epochs)
+
     def _rate(self, number: int) -> float:
-        position = self.state.progress(number, self.sampler.steps, self.recipe.epochs)
-        return (
-            self.recipe.learning_rate
-            * lr_schedule(self.recipe, position, self.steps)
-            * self.state.factor
-        )
+        factor = lr_schedule(self.recipe, self._position(number), self.steps)
+        return self.recipe.learning_rate * factor * self.state.factor
 
     def _replan(self) -> None:
-        """Change the number of epochs if the remaining ones exceed the budget by 2 %.
+        """Change the number of epochs if the planned ones would end clearly before or after time.
 
-        They are also changed if many more would fit.
+        Clearly is 3 % of the time that is left, and half a percent of the budget.
         """
         state, finished = self.state, self.state.epoch - 1
         if state.budget is None or finished >= self.epochs:
             return
-        each = sum(row["seconds"] for row in state.history[-3:]) / len(state.history[-3:])
-        left, seconds = self.epochs - finished, state.budget - sum(state.seconds.values())
-        fit = max(int(seconds / each), 0)
-        late = left * each > seconds + 0.02 * state.budget
-        fit = self.group.broadcast(fit if late or fit > 1.05 * left + 1 else left)
-        if fit == left:
+        early, steps = self.recipe.cached_views, self.sampler.steps
+        rows = [row for row in state.history[early:] if row["steps"]][-3:]
+        if not rows:  # the first epochs compute the maps that later ones take from memory
+            return
+        validation = sum(row["validating"] for row in rows) / len(rows)
+        learning = sum(row["seconds"] - row["validating"] for row in rows)
+        largest = self.settings.side()
+        full = learning / sum(row["steps"] * (row["size"] / largest) ** 2 for row in rows)
+        full *= self._choose_threads()
+        step = full * self.settings.area(self._position(finished * steps) / self.steps)
+        seconds = state.budget - state.kept - sum(state.seconds.values())
+        planned = state.epochs(self.recipe.epochs) - finished
+        needed = planned * steps * step + math.ceil(planned) * validation
+        fit = min(epochs_that_fit(seconds, step, validation, steps), MOST_EPOCHS - finished)
+        clear = abs(needed - seconds) > max(0.03 * seconds, 0.005 * state.budget)
+        fit = self.group.broadcast(fit if clear else planned)
+        if fit == planned:
             return
         state.resumes.append(
-            f"Planned again after epoch {finished}: {finished + fit} instead of {self.epochs} "
-            f"epochs, because an epoch takes {each:.1f} s on this machine now."
+            f"Planned again after epoch {finished}: {finished + fit:.1f} instead of "
+            f"{finished + planned:.1f} epochs, because an epoch takes "
+            f"{steps * step + validation:.1f} s on this machine now."
         )
         state.replans.append((finished, finished + fit))
         self._line(state.resumes[-1])
+
+    def _choose_threads(self) -> float:
+        """Change the number of threads if another trains clearly faster now.
+
+        It is measured after an epoch that was clearly slower than the fastest one, and while fewer
+        threads are used than the machine has.
+
+        Returns:
+            Time of a step relative to that before.
+        """
+        if self.state.threads is None:
+            return 1.0
+        now, most = self.state.threads
+        rates = [row["images_per_second"] * row["size"] ** 2 for row in self.state.history]
+        if now == most and rates[-1] > max(rates) / CLEARLY:
+            return 1.0
+        dtype = getattr(torch, self.settings.execution.dtype)
+        change = fastest_threads(self.network, self.sampler.side, dtype, most)
+        if (count := torch.get_num_threads()) != now:
+            self.state.threads = (count, most)
+            self.state.resumes.append(changed_threads(change))
+            self._line(self.state.resumes[-1])
+        return change
 
     # -- what happens between steps -----------------------------------------------------------
 
@@ -274,6 +348,7 @@ class Trainer:
         problem, factor, used = self.group.broadcast(
             (problem, self.state.factor, self.state.retries)
         )
+        spent = self.state.seconds
         if self.writer:
             with self.clock.measure("checkpoints"), suppress(CheckpointError):
                 self.writer.flush()  # a checkpoint that contains NaN is not written
@@ -287,6 +362,7 @@ class Trainer:
             )
         self.restore(self.group.broadcast(self._newest()))
         self.state.retries, self.state.factor = used + 1, factor / 2
+        self.state.seconds = self.clock.seconds = spent  # what was lost is not given back
         self.state.resumes.append(
             f"{problem} Continued from epoch {self.state.epoch}, step {self.state.step}, with "
             f"{self.state.factor:g} of the rate."
@@ -486,6 +562,9 @@ class Trainer:
         self.train_step.scaler.load_state_dict(state.about["scaler"])
         self.dynamics.restore(state.part("dynamics"))
         self.state = TrainState(**state.about["position"])
+        self.clock.seconds = self.state.seconds
+        if self.state.threads:
+            torch.set_num_threads(self.state.threads[0])
         self.losses.reset()
 
     def begin(self, head: Evaluation | None = None, time_plan: TimePlan | None = None) -> None:
@@ -498,7 +577,11 @@ class Trainer:
         """
         if time_plan is not None:
             self.state.budget = time_plan.end - time.monotonic()
-            self.state.choice = time_plan.choice
+            self.state.kept, self.state.choice = time_plan.kept, time_plan.choice
+            self.state.threads = time_plan.threads
+            seconds, steps = self.state.budget - self.state.kept, self.sampler.steps
+            fit = time_plan.speed.epochs(self.recipe, seconds, steps)
+            self.state.replans.append((0, self.group.broadcast(max(fit, 1 / steps))))
         if head is not None:
             self._record_best(0, head, self.network, averaged=False)
             self._line(f"epoch   0  val accuracy {head.accuracy:.2%}, by the classifier alone")
@@ -507,7 +590,7 @@ class Trainer:
     def _log_epoch(self, metrics: dict[str, Any], took: dict[str, float], best: bool) -> None:
         self.progress.note(f"accuracy {metrics['val_accuracy']:.2%}")
         times = [row["seconds"] for row in (*self.state.history, metrics)]
-        left = sum(times) / len(times) * (self.epochs - self.state.epoch)
+        left = sum(times) / len(times) * (self.state.epochs(self.recipe.epochs) - self.state.epoch)
         self._line(epoch_line(metrics, took, epochs=self.epochs, left=left, best=best))
 
     def _line(self, text: str) -> None:

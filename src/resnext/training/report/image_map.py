@@ -21,19 +21,24 @@ from resnext.training.run_state import TrainState
 _FEWEST, _MOST = 100, 5_000  # images on a map
 _LANDMARKS = 1_000  # images that t-SNE arranges, in a few seconds
 _SHORT = 60.0  # seconds of a run below which the map would take a large part of the time
-_ARRANGING = 20.0  # seconds to arrange points and thumbnails
+ARRANGING = 20.0  # seconds to arrange points and thumbnails
 
 
 def worthwhile(parts: Mapping[str, ImageSet], state: TrainState) -> bool:
     """Whether the report has a map: for few enough images, if there is time for it."""
     count, seconds = sum(map(len, parts.values())), sum(state.seconds.values())
-    if not (_FEWEST <= count <= _MOST and seconds >= _SHORT and installed()):
+    if not mappable(count) or seconds < _SHORT:
         return False
     if state.budget is None:
         return True
     passes = max(len(state.history), 1)
     look = state.seconds["validating"] / passes / max(len(parts["val"]), 1)  # at one image
-    return state.budget - seconds > count * look + _ARRANGING
+    return max(state.budget - seconds, state.kept) > count * look + ARRANGING
+
+
+def mappable(count: int) -> bool:
+    """Whether so many images can have a map, if there is time for it."""
+    return _FEWEST <= count <= _MOST and installed()
 
 
 @torch.no_grad()
