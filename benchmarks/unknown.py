@@ -224,13 +224,32 @@ def scores(bank: Seen, targets: np.ndarray, val: Seen, classifier: Classifier) -
     own = standard(lambda x: class_distance(x, 1))
     weak = standard(energy)
     virtual = standard(vim)
-    chosen = UnknownScore(units[bank_rows(*units.shape)])
+    chosen = UnknownScore(units[bank_rows(*units.shape)]).fitted(val.logits, val.embeddings)
+    assert chosen is not None
+    cap = np.quantile(bank.embeddings, 0.9)
+    usual = [softmax(bank.logits, axis=1)[bank.logits.argmax(1) == i] for i in range(len(bias))]
+
+    def matching(x: Seen) -> np.ndarray:
+        """KL-matching (arXiv:1911.11132)."""
+        p = softmax(x.logits, axis=1)
+        logs = [np.log(p + 1e-12) - np.log(some.mean(0) + 1e-12) for some in usual if len(some)]
+        return np.min([(p * each).sum(1) for each in logs], axis=0)
+
+    def rectified(x: Seen) -> np.ndarray:
+        """ReAct (arXiv:2111.12797)."""
+        logits = np.minimum(x.embeddings, cap) @ weight.T + bias
+        return energy(Seen(logits, x.embeddings))
+
     return {
         "maximum softmax": lambda x: -softmax(x.logits, axis=1).max(1),
         "maximum logit": lambda x: -x.logits.max(1),
         "energy": energy,
         "kNN, k = 1": lambda x: distance(x, 1),
-        "kNN, k = 5 (ours)": lambda x: chosen(x.embeddings),
+        "KL-matching": matching,
+        "ReAct, energy": rectified,
+        "deviation of the logits": lambda x: -x.logits.std(1),
+        "kNN, k = 5": lambda x: distance(x, 5),
+        "energy + kNN, k = 50 (ours)": lambda x: chosen(x.logits, x.embeddings),
         "kNN, k = 50": lambda x: distance(x, 50),
         "kNN of the class, k = 1": lambda x: class_distance(x, 1),
         "kNN of the class, k = 5": lambda x: class_distance(x, 5),

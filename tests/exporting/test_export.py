@@ -339,7 +339,7 @@ def test_the_command(
         (("optimize", "pets.onnx"), 2, ("exported file",)),
         (("explain", "pets.onnx", "photos", "--how", "ig"), 2, ("pets.onnx is not known",)),
         (("explain", "pets.onnx", "photos", "--sanity"), 2, ("pets.onnx is not known",)),
-        (("explain", "pets.onnx", "photos", "--html"), 0, ("explanation.html: 1 image",)),
+        (("explain", "pets.onnx", "photos", "--html"), 0, ("explanation.html: 4 images",)),
     ):
         found, text = run(*arguments)
         assert found == code, text

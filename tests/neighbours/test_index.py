@@ -288,7 +288,7 @@ def test_damaged_and_foreign_files_are_refused(file: Path, photos: Path) -> None
         (b"", "is damaged, or not an index"),
         (b"x" * 1000, "is damaged, or not an index"),
         (file.read_bytes(), "is not an index of images"),
-        (whole.replace(b'\\"version\\": 1', b'\\"version\\": 2'), "another version of resnext"),
+        (whole.replace(b'\\"version\\": 2', b'\\"version\\": 1'), "another version of resnext"),
     ):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=problem) as caught:

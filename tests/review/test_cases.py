@@ -43,7 +43,8 @@ def cases(photos: Path, p: Any, **options: Any) -> list[Case]:
     """The cases of a review, with probabilities of cat and dog for each image."""
     collection = open_collection(photos, LABELS)
     probabilities = np.asarray(p, np.float32)
-    answers = Answers(probabilities, np.zeros((len(probabilities), 1), np.float32))
+    embeddings = np.zeros((len(probabilities), 1), np.float32)
+    answers = Answers(np.log(probabilities), probabilities, embeddings)
     labels = {path: label for path, _, label in collection.classes()}
     usual: dict[str, Any] = {"threshold": None, "doubts": None, "progress": SilentReporter()}
     return find_cases(collection, answers, labels, **usual | options)

@@ -111,10 +111,12 @@ class Answers:
     """What a model says about images; rows of unreadable images are NaN.
 
     Args:
+        logits: Logits of each class.
         probabilities: Calibrated probability of each class.
         embeddings: What the classifier sees.
     """
 
+    logits: Float[np.ndarray, "n k"]
     probabilities: Float[np.ndarray, "n k"]
     embeddings: Float[np.ndarray, "n d"]
 
@@ -133,7 +135,7 @@ def ask(model: Runner, paths: Sequence[str], progress: Reporter) -> Answers:
         except DataError:
             return None
 
-    probabilities = np.full((len(paths), len(card.labels)), np.nan, np.float32)
+    logits = np.full((len(paths), len(card.labels)), np.nan, np.float32)
     embeddings = np.full((len(paths), model.config.stages[-1].out_channels), np.nan, np.float32)
     progress.start("Looking at the images", len(paths))
     with ThreadPoolExecutor(min(available_cores(), 8)) as pool:
@@ -142,14 +144,14 @@ def ask(model: Runner, paths: Sequence[str], progress: Reporter) -> Answers:
             decoded = [*pool.map(decode, batch)]
             rows = [i for i, x in enumerate(decoded) if x is not None]
             if rows:
-                logits, found = model.pixels(np.stack([x for x in decoded if x is not None]))
-                check_finite(logits, lambda i, rows=rows, batch=batch: batch[rows[i]])
-                scaled = logits.astype(np.float64) / card.temperature
-                p = np.exp(scaled - scaled.max(1, keepdims=True))
-                probabilities[[start + i for i in rows]] = p / p.sum(1, keepdims=True)
+                some, found = model.pixels(np.stack([x for x in decoded if x is not None]))
+                check_finite(some, lambda i, rows=rows, batch=batch: batch[rows[i]])
+                logits[[start + i for i in rows]] = some
                 embeddings[[start + i for i in rows]] = found
             progress.advance(len(batch))
-    return Answers(probabilities, embeddings)
+    scaled = logits / np.float32(card.temperature)
+    p = np.exp(scaled - scaled.max(1, keepdims=True))
+    return Answers(logits, p / p.sum(1, keepdims=True), embeddings)
 
 
 def find_cases(
@@ -225,7 +227,8 @@ def unlike_all(
         return {}
     rows = np.flatnonzero(np.isfinite(answers.embeddings).all(1))
     parts = np.array_split(rows, max(len(rows) // _SCORED, 1))
-    values = np.concatenate([score(answers.embeddings[part]) for part in parts])
+    some = ((answers.logits[part], answers.embeddings[part]) for part in parts)
+    values = np.concatenate([score(*each) for each in some])
     above = np.flatnonzero(values > score.threshold)
     return {collection.paths[rows[i]]: float(values[i]) for i in above}
 

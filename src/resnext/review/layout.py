@@ -46,7 +46,8 @@ def arrange(
         from umap import UMAP  # pyright: ignore[reportMissingImports]
 
         neighbours = min(15, len(x) - 1)
-        points = np.asarray(UMAP(n_neighbors=neighbours, random_state=0).fit_transform(x))
+        options = {"n_neighbors": neighbours, "random_state": 0, "n_jobs": 1}  # else it warns
+        points = np.asarray(UMAP(**options).fit_transform(x))
     else:
         points = _tsne(x, landmarks)
     low, high = points.min(0), points.max(0)
