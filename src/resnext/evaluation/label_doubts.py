@@ -168,6 +168,10 @@ def read_doubts(path: Path) -> list[tuple[str, str, str, float]]:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = [*csv.DictReader(file)]
             return [(r["path"], r["label"], r["suggestion"], float(r["score"])) for r in rows]
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path} does not exist. Training writes it into its run folder."
+        ) from error
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{path} is not a list of doubts ({error}). Wanted the columns {', '.join(COLUMNS)}; "
