@@ -109,7 +109,7 @@ def test_the_list_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_another_file_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     """A traceback of the csv module says nothing about what to do."""
     file = tmp_path / "label_doubts.csv"
-    with pytest.raises(DataError, match="label_doubts.csv does not exist"):
+    with pytest.raises(DataError, match=r"label_doubts\.csv does not exist"):
         read_doubts(file)
     file.write_bytes(content)
     with pytest.raises(DataError, match=r"not a list of doubts .*Wanted the columns path, label"):
