@@ -1,6 +1,7 @@
 """How many flipped labels training finds: 5 % of Fashion-MNIST's, replaced by random other classes.
 
-Prints the precision of the list of doubts down to a recall of 0.7, and of the whole list.
+Prints the precision of the list of doubts down to a recall of 0.7, and of the whole list; or why
+there is none.
 
     python benchmarks/label_doubts.py /usr/share/datasets/fashion-mnist --images 20000 --epochs 8
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -63,6 +65,10 @@ def measure(options: Any, seed: int, folder: Path) -> None:
     )
     seconds = time.perf_counter() - began
     doubts = read_doubts(folder / "m.run" / "label_doubts.csv")
+    if reason := re.search(r"There is no list[^<]*", (folder / "m.run/report.html").read_text()):
+        print(f"seed {seed}, {options.epochs} epochs: {reason[0].strip()}")
+    if not doubts:
+        return
     found = np.array([int(path.rpartition(" ")[2]) for path, *_ in doubts])
     hits = flipped[found]
     names = resnext.load(folder / "m.safetensors").card.labels  # pyright: ignore

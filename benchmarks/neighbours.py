@@ -56,10 +56,11 @@ def main() -> None:
             del index
     for width in (128, 512, 2048):
         bank = unit(rng.random((len(bank_rows(10**9, width)), width), np.float32))
-        score = UnknownScore(bank)
-        rows = rng.random((50, width), np.float32)
-        alone = statistics.median(timed(score, row[None]) for row in rows)
-        together = timed(score, rows) / len(rows)
+        score = UnknownScore(bank, weight=0.1)
+        rows, logits = rng.random((50, width), np.float32), rng.random((50, 1000), np.float32)
+        pairs = zip(logits[:, None], rows[:, None], strict=True)
+        alone = statistics.median(timed(score, *pair) for pair in pairs)
+        together = timed(score, logits, rows) / len(rows)
         print(
             f"unknown score against {len(bank):,} x {width}: {1000 * alone:.2f} ms for one image, "
             f"{1000 * together:.2f} ms an image for {len(rows)} at once"
@@ -76,10 +77,10 @@ def write(path: Path, count: int, width: int, rng: np.random.Generator) -> None:
     unfinished.finish(names, [-1] * len(names), {})
 
 
-def timed(function: Callable[[np.ndarray], object], query: np.ndarray) -> float:
+def timed(function: Callable[..., object], *query: np.ndarray) -> float:
     """Seconds of a call."""
     began = time.perf_counter()
-    function(query)
+    function(*query)
     return time.perf_counter() - began
 
 

@@ -4,8 +4,9 @@
 
 NETWORKS holds `fashion.safetensors`, `cifar10.safetensors` and `without-CLASS.safetensors` for each
 class of CIFAR-10: networks of Fashion-MNIST, CIFAR-10 and CIFAR-10 without a class. Those that are
-missing are trained first, for `--epochs` each, or left out with `--epochs 0`. Of the CIFAR-10
-folder, `train` is trained on and `test` measured on; Fashion-MNIST is the folder of its idx files.
+missing are trained first, for `--epochs` each, or left out with `--epochs 0`; `--only` names some.
+The same command continues after an interruption. Of the CIFAR-10 folder, `train` is trained on and
+`test` measured on; Fashion-MNIST is the folder of its idx files.
 
 The table has the AUROC of each score: the probability that an image of none of the classes gets a
 higher one than a test image of the classes. The digits are scikit-learn's, resized.
@@ -58,13 +59,14 @@ def main() -> None:
     parser.add_argument("--fashion", type=Path, required=True)
     parser.add_argument("--model", default="resnext_nano_32px")
     parser.add_argument("--epochs", type=int, default=0)
+    parser.add_argument("--only", nargs="+", help="names of networks, such as without-cat")
     given = parser.parse_args()
     print(f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     classes = sorted(path.name for path in (given.cifar / "train").iterdir())
     names = ["fashion", "cifar10", *(f"without-{name}" for name in classes)]
-    if given.epochs:
-        for name in names:
-            train(name, given)
+    names = given.only or names
+    for name in names if given.epochs else ():
+        train(name, given)
     tests = {name: folder_images(given.cifar / "test" / name) for name in classes}
     clothes = find_source(given.fashion).splits["test"](None).images
     garments = [Image.fromarray(np.asarray(clothes.images[i])) for i in spread(len(clothes), COUNT)]
@@ -98,9 +100,11 @@ def main() -> None:
 
 
 def train(name: str, given: argparse.Namespace) -> None:
-    """One network, if it is missing."""
+    """One network, if it is missing or unfinished."""
     out = given.networks / f"{name}.safetensors"
-    if out.exists():
+    if out.exists() and not out.with_suffix(".run").exists():
+        return  # trained elsewhere
+    if (out.with_suffix(".run") / "report.html").exists():
         return
     given.networks.mkdir(parents=True, exist_ok=True)
     data = given.fashion if name == "fashion" else given.cifar / "train"
@@ -108,9 +112,11 @@ def train(name: str, given: argparse.Namespace) -> None:
         data = given.networks / name
         data.mkdir(exist_ok=True)
         for folder in (given.cifar / "train").iterdir():
-            if folder.name != name.removeprefix("without-"):
-                (data / folder.name).symlink_to(folder.absolute())
+            link = data / folder.name
+            if folder.name != name.removeprefix("without-") and not link.exists():
+                link.symlink_to(folder.absolute())
     options: dict[str, Any] = {"size": 32, "epochs": given.epochs, "val_fraction": 0.1}
+    options |= {"resume": True, "workers": 0}
     resnext.train(data, given.model, out=out, recipe="quick", **options)
 
 
@@ -218,13 +224,32 @@ def scores(bank: Seen, targets: np.ndarray, val: Seen, classifier: Classifier) -
     own = standard(lambda x: class_distance(x, 1))
     weak = standard(energy)
     virtual = standard(vim)
-    chosen = UnknownScore(units[bank_rows(*units.shape)])
+    chosen = UnknownScore(units[bank_rows(*units.shape)]).fitted(val.logits, val.embeddings)
+    assert chosen is not None
+    cap = np.quantile(bank.embeddings, 0.9)
+    usual = [softmax(bank.logits, axis=1)[bank.logits.argmax(1) == i] for i in range(len(bias))]
+
+    def matching(x: Seen) -> np.ndarray:
+        """KL-matching (arXiv:1911.11132)."""
+        p = softmax(x.logits, axis=1)
+        logs = [np.log(p + 1e-12) - np.log(some.mean(0) + 1e-12) for some in usual if len(some)]
+        return np.min([(p * each).sum(1) for each in logs], axis=0)
+
+    def rectified(x: Seen) -> np.ndarray:
+        """ReAct (arXiv:2111.12797)."""
+        logits = np.minimum(x.embeddings, cap) @ weight.T + bias
+        return energy(Seen(logits, x.embeddings))
+
     return {
         "maximum softmax": lambda x: -softmax(x.logits, axis=1).max(1),
         "maximum logit": lambda x: -x.logits.max(1),
         "energy": energy,
         "kNN, k = 1": lambda x: distance(x, 1),
-        "kNN, k = 5 (ours)": lambda x: chosen(x.embeddings),
+        "KL-matching": matching,
+        "ReAct, energy": rectified,
+        "deviation of the logits": lambda x: -x.logits.std(1),
+        "kNN, k = 5": lambda x: distance(x, 5),
+        "energy + kNN, k = 50 (ours)": lambda x: chosen(x.logits, x.embeddings),
         "kNN, k = 50": lambda x: distance(x, 50),
         "kNN of the class, k = 1": lambda x: class_distance(x, 1),
         "kNN of the class, k = 5": lambda x: class_distance(x, 5),

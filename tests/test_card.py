@@ -51,7 +51,8 @@ cards = st.builds(
     licence=text,
     temperature=positive,
     threshold=st.none() | st.floats(0, 1),
-    unknown_threshold=st.none() | st.floats(0, 2),
+    unknown_threshold=st.none() | st.floats(-100, 2),
+    unknown_weight=st.floats(0, 10),
 )
 
 
@@ -153,8 +154,10 @@ def test_dictionary_round_trip(card: Card) -> None:
     """A field that `from_dict` forgets comes back as its default."""
     values = card.to_dict()
     own = {f.name for f in fields(Card)}
-    if card.unknown_threshold is None:  # older versions do not know the field
+    if card.unknown_threshold is None:  # older versions do not know these fields
         own.remove("unknown_threshold")
+    if not card.unknown_weight:
+        own.remove("unknown_weight")
     assert set(values) == own
     names = {f.name for f in fields(Preprocessing)}
     if card.preprocessing.value_range is None:  # older versions do not know the field
@@ -190,7 +193,9 @@ def test_the_dictionary_is_a_copy() -> None:
 @pytest.mark.parametrize("missing", [f.name for f in fields(Card)])
 def test_what_is_missing_takes_its_default(missing: str) -> None:
     """Files of earlier versions lack fields that were added later."""
-    values = Card(("a",), Preprocessing(7, 7), {"x": 1.0}, {"y": 2}, "MIT", 2.0, 0.5, 1.5).to_dict()
+    values = Card(
+        ("a",), Preprocessing(7, 7), {"x": 1.0}, {"y": 2}, "MIT", 2.0, 0.5, 1.5, 0.1
+    ).to_dict()
     del values[missing]
     assert getattr(Card.from_dict(values), missing) == getattr(Card(), missing)
     rest = Card.from_dict(values).to_dict()

@@ -95,8 +95,9 @@ class Card:
         temperature: Divisor of the logits before softmax, so that confidences are calibrated:
             of the predictions with confidence p, a fraction p is right. 1 changes nothing.
         threshold: Lowest confidence of a prediction that counts as certain; None if unknown.
-        unknown_threshold: Cosine distance to the fifth nearest training image above which an image
-            is like none of the classes; None if unknown.
+        unknown_threshold: Score above which an image is like none of the classes
+            (`neighbours/unknown.py`); None if unknown.
+        unknown_weight: Weight of the energy in that score, beside a cosine distance.
 
     Raises:
         ConfigError: A value is out of range or of the wrong type.
@@ -110,6 +111,7 @@ class Card:
     temperature: float = 1.0
     threshold: float | None = None
     unknown_threshold: float | None = None
+    unknown_weight: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the types of all fields."""
@@ -132,18 +134,20 @@ class Card:
         if self.threshold is not None:
             number("threshold", self.threshold, lambda x: 0 <= x <= 1, "from 0 to 1 or None")
         if self.unknown_threshold is not None:
-            limit = self.unknown_threshold
-            number("unknown_threshold", limit, lambda x: 0 <= x <= 2, "from 0 to 2 or None")
+            number("unknown_threshold", self.unknown_threshold, lambda x: True, "finite or None")
+        number("unknown_weight", self.unknown_weight, lambda x: x >= 0, "at least 0")
 
     def without_classes(self) -> Card:
         """The card for another classifier: without labels, metrics, temperature and threshold."""
         return replace(self, labels=(), metrics={}, temperature=1.0, threshold=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON values; `unknown_threshold` only if there is one."""
+        """All fields as JSON values; threshold and weight of unknown images if there are any."""
         values = asdict(self) | {"preprocessing": self.preprocessing.to_dict()}
         if self.unknown_threshold is None:
             del values["unknown_threshold"]
+        if not self.unknown_weight:
+            del values["unknown_weight"]
         return values
 
     @classmethod

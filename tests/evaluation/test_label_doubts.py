@@ -11,6 +11,7 @@ from resnext.data.dataset import ImageSet
 from resnext.errors import DataError
 from resnext.evaluation.label_doubts import (
     Doubt,
+    Doubts,
     Opinions,
     find_doubts,
     read_doubts,
@@ -30,8 +31,19 @@ def doubts(rows: list[tuple[int, list[float]]]) -> list[tuple[int, str, float]]:
     """Index, suggestion and score of each doubt about rows of target and probabilities."""
     targets = [target for target, _ in rows]
     opinions = Opinions.of(np.array([p for _, p in rows]), np.array(targets))
-    found = find_doubts("train", images(targets), opinions)
+    found = find_doubts("train", images(targets), opinions).found
     return [(d.index, d.suggestion, round(d.score, 6)) for d in found]
+
+
+def reason(clear: int, unclear: int, wrong: int) -> str:
+    """Why there is no list, with this many images of each kind, half of them of each class."""
+    kinds = [(clear, 0.9), (unclear, 0.5), (wrong, 0.02)]
+    given = np.concatenate([np.full(2 * count, p) for count, p in kinds])
+    targets = np.tile([0, 1], clear + unclear + wrong)
+    opinions = Opinions(given, 1 - given, 1 - targets)
+    doubts = find_doubts("train", images(targets.tolist()), opinions)
+    assert len(doubts.found) == (0 if doubts.why_none else 2 * wrong)
+    return doubts.why_none
 
 
 def test_wrong_labels_come_first_with_their_class() -> None:
@@ -56,9 +68,32 @@ def test_images_and_classes_that_are_unknown_raise_no_doubt() -> None:
 
 def test_opinions_about_some_images_name_these() -> None:
     """Unreadable images are left out of an evaluation, so positions move."""
-    opinions = Opinions(np.array([0.9, 0.9, 0.0]), np.array([0.1, 0.1, 1.0]), np.array([1, 0, 1]))
-    (doubt,) = find_doubts("val", images([0, 0, 0, 1, 0]), opinions, np.array([0, 3, 4]))
+    given, rival = np.array([0.9, 0.9, 0.9, 0.9, 0.0]), np.array([1, 0, 1, 0, 1])
+    opinions, indices = Opinions(given, 1 - given, rival), np.array([0, 3, 1, 5, 4])
+    (doubt,) = find_doubts("val", images([0, 0, 0, 1, 0, 1]), opinions, indices).found
     assert (doubt.index, doubt.path, doubt.label, doubt.suggestion) == (4, "4.png", "cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("clear", "unclear", "wrong", "none"),
+    [(40, 50, 10, False), (39, 51, 10, True), (25, 74, 1, False), (24, 75, 1, True)],
+)
+def test_a_network_that_has_not_learned_doubts_nothing(
+    clear: int, unclear: int, wrong: int, none: bool
+) -> None:
+    """After one epoch, hundreds of labels were in doubt, and nearly all of them were right."""
+    why = reason(clear, unclear, wrong)
+    assert bool(why) == none
+    if none:
+        assert why.startswith(
+            f"The network is clear about {clear}% of the labels and contradicts {wrong}%. "
+        )
+
+
+def test_without_opinions_nothing_is_said() -> None:
+    """Of a run of an older version, nothing was recorded."""
+    unknown = Opinions(np.full(3, np.nan), np.full(3, np.nan), np.zeros(3, int))
+    assert find_doubts("train", images([0, 1, 2]), unknown) == Doubts([])
 
 
 def test_the_list_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -74,6 +109,8 @@ def test_the_list_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_another_file_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     """A traceback of the csv module says nothing about what to do."""
     file = tmp_path / "label_doubts.csv"
+    with pytest.raises(DataError, match=r"label_doubts\.csv does not exist"):
+        read_doubts(file)
     file.write_bytes(content)
     with pytest.raises(DataError, match=r"not a list of doubts .*Wanted the columns path, label"):
         read_doubts(file)

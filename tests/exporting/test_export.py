@@ -270,16 +270,47 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert subprocess.run(command, env=env).returncode == code
 
 
-def test_predict_on_an_exported_file_loads_no_torch(folder: Path, tmp_path: Path) -> None:
+def test_an_exported_file_answers_without_torch(folder: Path, tmp_path: Path) -> None:
     """ONNX and OpenVINO files are for machines without torch."""
     photos = pictures(tmp_path / "photos", 1)
     program = (
         "import sys, resnext; resnext.predict(sys.argv[1], sys.argv[2]); "
         "assert 'torch' not in sys.modules"
     )
+    explained = program.replace("predict(", "explain(")
     for name in ("net.onnx", "net.xml"):
-        command = [sys.executable, "-c", program, str(folder / name), str(photos)]
-        subprocess.run(command, check=True)
+        for source, given in ((program, photos), (explained, next(photos.rglob("*.png")))):
+            command = [sys.executable, "-c", source, str(folder / name), str(given)]
+            subprocess.run(command, check=True)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES.values())
+def test_explain_takes_an_exported_file(
+    suffix: str, folder: Path, network: ResNeXt, tmp_path: Path
+) -> None:
+    """The exact map needs weights that are no output of the file; it was refused."""
+    photo = next(pictures(tmp_path / "photos", 1).rglob("*.png"))
+    options: dict[str, Any] = {"label": "c", "against": "a cat"}
+    wanted = resnext.explain(network, photo, **options)
+    for output, precision, tolerance in (
+        ("probabilities", "fp32", 1e-4),
+        ("logits", "fp32", 1e-4),
+        ("probabilities", "fp16", 1e-2),
+    ):
+        path = tmp_path / f"{output}-{precision}{suffix}"
+        export(network, path, output=output, precision=precision)
+        found = resnext.explain(path, photo, check=True, **options)
+        assert np.abs(found.map - wanted.map).max() <= tolerance * np.abs(wanted.map).max()
+        assert found.bias == pytest.approx(wanted.bias, abs=tolerance)
+        assert found.probability == pytest.approx(wanted.probability, abs=tolerance)
+        assert found.completeness_error is not None
+        assert found.completeness_error <= tolerance
+    path = folder / f"net{suffix}"
+    assert resnext.explain(path, photo, how="occlusion").how == "occlusion"
+    refused: list[dict[str, Any]] = [{"how": "layercam"}, {"how": "ig"}, {"fine": True}]
+    for other in refused:
+        with pytest.raises(InputError, match=rf"behind .*net\{suffix} is not known.* model file"):
+            resnext.explain(path, photo, **other)
 
 
 def test_the_command(
@@ -288,6 +319,7 @@ def test_the_command(
     """It writes beside the user, says what it did, and `doctor` and `info` read it."""
     monkeypatch.chdir(tmp_path)
     resnext.save(network, tmp_path / "pets.safetensors")
+    pictures(tmp_path / "photos", 1)
 
     def run(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["resnext", *arguments])
@@ -305,6 +337,9 @@ def test_the_command(
         (("doctor", "pets.onnx"), 0, ("written by resnext export", "Löwe")),
         (("info", "pets.onnx"), 0, ("32×32",)),
         (("optimize", "pets.onnx"), 2, ("exported file",)),
+        (("explain", "pets.onnx", "photos", "--how", "ig"), 2, ("pets.onnx is not known",)),
+        (("explain", "pets.onnx", "photos", "--sanity"), 2, ("pets.onnx is not known",)),
+        (("explain", "pets.onnx", "photos", "--html"), 0, ("explanation.html: 4 images",)),
     ):
         found, text = run(*arguments)
         assert found == code, text

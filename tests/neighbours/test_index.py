@@ -288,7 +288,7 @@ def test_damaged_and_foreign_files_are_refused(file: Path, photos: Path) -> None
         (b"", "is damaged, or not an index"),
         (b"x" * 1000, "is damaged, or not an index"),
         (file.read_bytes(), "is not an index of images"),
-        (whole.replace(b'\\"version\\": 1', b'\\"version\\": 2'), "another version of resnext"),
+        (whole.replace(b'\\"version\\": 2', b'\\"version\\": 1'), "another version of resnext"),
     ):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=problem) as caught:
@@ -342,3 +342,17 @@ def test_a_folder_without_images_is_refused(file: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no image"):
         build(file, tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("file", "index"),
+    [
+        ("a/m.safetensors", "a/m.index"),
+        ("a/m.pth", "a/m.index"),
+        ("a/m.onnx", "a/m.onnx.index"),
+        ("a/m.xml", "a/m.xml.index"),
+    ],
+)
+def test_an_exported_file_has_its_own_index(file: str, index: str) -> None:
+    """It lies beside the model: it was told to overwrite the model's index with its own."""
+    assert index_path(Path(file)) == Path(index)

@@ -40,24 +40,42 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "m.safetensors"
 
 
-def test_the_score_is_the_distance_to_the_fifth_nearest() -> None:
-    """Against a loop in double precision."""
+@pytest.mark.parametrize(("images", "classes", "k"), [(30, 2, 5), (80, 2, 6), (700, 2, 50)])
+def test_the_score_is_a_distance_and_the_energy(images: int, classes: int, k: int) -> None:
+    """Against a loop in double precision; both parts vary equally over the images it is fitted to.
+
+    The nearest images that are passed over must belong to the same class, so they are fewer in
+    small sets.
+    """
     rng = np.random.default_rng(0)
-    bank = rng.standard_normal((30, 8)).astype(np.float32)
+    bank = rng.standard_normal((images, 8)).astype(np.float32)
     bank /= np.linalg.norm(bank, axis=1, keepdims=True)
-    rows = rng.random((200, 8), np.float32) * 7
+    rows, logits = rng.random((200, 8), np.float32) * 7, rng.random((200, classes), np.float32)
     cosines = [[float(x @ y) / np.linalg.norm(x) for y in bank.astype(float)] for x in rows]
-    wanted = [1 - sorted(some)[-5] for some in cosines]
-    score = UnknownScore(bank).fitted(rows)
+    distances = [1 - sorted(some)[-k] for some in cosines]
+    np.testing.assert_allclose(UnknownScore(bank)(logits, rows), distances, atol=1e-5)
+    energies = [-np.log(np.exp(some.astype(float)).sum()) for some in logits]
+    wanted = np.array(distances) + np.std(distances) / np.std(energies) * np.array(energies)
+    score = UnknownScore(bank).fitted(logits, rows)
     assert score is not None
-    np.testing.assert_allclose(score(rows), wanted, atol=1e-5)
-    assert (score(rows) > score.threshold).sum() == 10
-    assert UnknownScore(bank[:2])(rows).shape == (200,)  # fewer than five images
+    np.testing.assert_allclose(score(logits, rows), wanted, atol=1e-4)
+    assert (score(logits, rows) > score.threshold).sum() == 10
+    assert UnknownScore(bank[:2])(logits, rows).shape == (200,)  # fewer than five images
+
+
+def test_constant_logits_have_no_weight() -> None:
+    """A classifier that was never trained gives the same logits to all images."""
+    rng = np.random.default_rng(0)
+    bank, rows = np.eye(8, dtype=np.float32), rng.random((30, 8), np.float32)
+    score = UnknownScore(bank).fitted(np.zeros((30, 3), np.float32), rows)
+    assert score is not None
+    assert score.weight == 0
 
 
 def test_few_images_fit_no_threshold() -> None:
     """The 95 % quantile of three images says nothing."""
-    assert UnknownScore(np.eye(3, dtype=np.float32)).fitted(np.ones((19, 3), np.float32)) is None
+    few = np.ones((19, 3), np.float32)
+    assert UnknownScore(np.eye(3, dtype=np.float32)).fitted(few, few) is None
 
 
 def test_the_bank_is_spread_over_the_index() -> None:
@@ -76,7 +94,8 @@ def test_training_fits_the_threshold(trained: Path) -> None:
     assert card is not None
     score = open_index(trained).unknown_score(card)
     assert score is not None
-    assert card.unknown_threshold == score.threshold
+    assert (card.unknown_threshold, card.unknown_weight) == (score.threshold, score.weight)
+    assert score.weight > 0
     assert len(open_index(trained)) == 72
     val = resnext.data.open_splits(trained.parent / "photos", val_fraction=0.4).val
     known = resnext.predict(trained, [str(x) for x in val.images])
@@ -89,13 +108,13 @@ def test_the_threshold_of_the_card_comes_first(trained: Path, tmp_path: Path) ->
     network = resnext.load(trained)
     assert isinstance(network, resnext.ResNeXt)
     assert network.card is not None
-    values = {**network.card.to_dict(), "unknown_threshold": 0.0}
+    values = {**network.card.to_dict(), "unknown_threshold": -1e9}
     network.card = Card.from_dict(values)
     resnext.save(network, tmp_path / "m.safetensors")
     index_path(tmp_path / "m.safetensors").write_bytes(index_path(trained).read_bytes())
     photo = trained.parent / "photos" / "red" / "000.jpg"
     assert resnext.predict(tmp_path / "m.safetensors", photo)[0].unknown is True
-    with pytest.raises(ConfigError, match="unknown_threshold must be from 0 to 2"):
+    with pytest.raises(ConfigError, match="unknown_threshold must be finite"):
         Card(unknown_threshold=float("nan"))
 
 

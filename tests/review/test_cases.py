@@ -19,7 +19,7 @@ from resnext.inference import open_runner
 from resnext.review.cases import Answers, Case, ask, find_cases, open_collection
 from resnext.review.server import ReviewServer
 from resnext.review.session import Session
-from resnext.system.progress import SilentReporter
+from resnext.system.progress import PlainReporter, SilentReporter
 
 LABELS = ("cat", "dog")
 
@@ -43,7 +43,8 @@ def cases(photos: Path, p: Any, **options: Any) -> list[Case]:
     """The cases of a review, with probabilities of cat and dog for each image."""
     collection = open_collection(photos, LABELS)
     probabilities = np.asarray(p, np.float32)
-    answers = Answers(probabilities, np.zeros((len(probabilities), 1), np.float32))
+    embeddings = np.zeros((len(probabilities), 1), np.float32)
+    answers = Answers(np.log(probabilities), probabilities, embeddings)
     labels = {path: label for path, _, label in collection.classes()}
     usual: dict[str, Any] = {"threshold": None, "doubts": None, "progress": SilentReporter()}
     return find_cases(collection, answers, labels, **usual | options)
@@ -77,6 +78,19 @@ def test_doubts_come_before_unsure_ones(photos: Path, tmp_path: Path) -> None:
     write_doubts(tmp_path / "doubts.csv", doubts)
     found = cases(photos, SURE, doubts=tmp_path / "doubts.csv")
     assert names(found) == [("doubt", "dog/2.png", "cat")]
+
+
+def test_a_network_that_has_not_learned_says_so(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With or without an empty list of training; else one looks for a list in vain."""
+    p = [[0.1, 0.9]] * 4 + [[0.2, 0.8]] * 4
+    write_doubts(tmp_path / "doubts.csv", [])
+    for doubts in (None, tmp_path / "doubts.csv"):
+        assert cases(photos, p, threshold=0.0, doubts=doubts, progress=PlainReporter()) == []
+        assert (
+            "No label is shown as doubtful. The network is clear about" in capsys.readouterr().err
+        )
 
 
 def test_a_list_of_other_images_is_refused(photos: Path, tmp_path: Path) -> None:

@@ -532,6 +532,18 @@ def test_the_picture_is_what_was_seen(colour: Any) -> None:
     assert np.array_equal(np.asarray(shown), np.asarray(wanted))  # small ones are not compressed
 
 
+def test_no_list_of_doubts_has_a_reason() -> None:
+    """Of a network that knows nothing, the page said that no label is in doubt."""
+    nothing: dict[str, Any] = {"doubts": (), "doubt_count": 0, "examples": ()}
+    assert "No label is in doubt." in render(facts(**nothing))
+    why = {"training": "The network is clear about 9% of the labels."}
+    page = render(facts(**nothing, undoubted=why))
+    assert "No label is in doubt" not in page
+    assert "no list of doubtful labels of training images. The network is clear about 9%" in page
+    assert "1,234 labels may be wrong" in (page := render(facts(undoubted=why)))
+    assert "no list of doubtful labels of training images." in page
+
+
 def test_a_map_of_one_pixel_points_nowhere() -> None:
     """It would colour the whole picture and say nothing."""
     network = ResNeXt(TINY)

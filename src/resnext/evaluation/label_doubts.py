@@ -19,6 +19,9 @@ COLUMNS = ("path", "label", "suggestion", "score")
 """Columns of the list of doubts."""
 _DOUBTFUL = 0.75  # least score: the suggestion is three times as probable as the label
 _FLOOR = 1e-3  # below this, probabilities say nothing
+_LEARNED = 0.25
+"""Least share of labels that a network must be clear about, and largest number of doubts for each
+of these: a network whose doubts are mostly wrong labels reaches both well before the end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,15 +69,33 @@ class Doubt:
     score: float
 
 
+@dataclass(frozen=True)
+class Doubts:
+    """The labels of a split that are probably wrong.
+
+    Args:
+        found: They, the most doubtful first; empty if the network has not learned enough.
+        why_none: Then, why there is no list, as sentences; otherwise empty.
+    """
+
+    found: list[Doubt]
+    why_none: str = ""
+
+
 def find_doubts(
     split: str, images: ImageSet, opinions: Opinions, indices: Int[np.ndarray, " n"] | None = None
-) -> list[Doubt]:
-    """The images whose label is probably wrong, the most doubtful first.
+) -> Doubts:
+    """The images whose label is probably wrong.
 
     A label is in doubt if another class is more than three times as probable, also in comparison
     with how probable each of the two is on average for the images labelled with it: what is usual
     for a class raises no doubt. Ratios find more flipped labels than differences
     (`benchmarks/label_doubts.py`): an unclear image has several likely classes, a wrong label none.
+
+    There is no list before the network has learned enough. It must be clear about at least a
+    quarter of the labels: give them three times the probability of any other class. And there must
+    be four of these for each doubt, so that where the network is clear, it contradicts at most a
+    fifth of the labels: the noise rate that confident learning estimates.
 
     Args:
         split: Name of the split.
@@ -95,8 +116,17 @@ def find_doubts(
     score = other / (given + other)
     usual_ratio = usual[opinions.rival[rows]] / (usual[targets[rows]] + _FLOOR)
     doubtful = (score > _DOUBTFUL) & (other / given > usual_ratio)
+    clear, doubts = np.count_nonzero(score < 1 - _DOUBTFUL), np.count_nonzero(doubtful)
+    if clear < max(_LEARNED * len(rows), doubts / _LEARNED):
+        return Doubts(
+            [],
+            f"The network is clear about {clear / len(rows):.0%} of the labels and contradicts "
+            f"{doubts / len(rows):.0%}. A list needs at least {_LEARNED:.0%}, and four times as "
+            f"many as it contradicts: a network that has learned less says little about labels. "
+            f"Train for longer, with more images or from weights.",
+        )
     rows, score = rows[doubtful], score[doubtful]
-    return [
+    found = [
         Doubt(
             split,
             int(indices[rows[i]]),
@@ -107,6 +137,7 @@ def find_doubts(
         )
         for i in np.argsort(-score, kind="stable")
     ]
+    return Doubts(found)
 
 
 def ranked(doubts: Iterable[Doubt]) -> list[Doubt]:
@@ -137,6 +168,10 @@ def read_doubts(path: Path) -> list[tuple[str, str, str, float]]:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = [*csv.DictReader(file)]
             return [(r["path"], r["label"], r["suggestion"], float(r["score"])) for r in rows]
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path} does not exist. Training writes it into its run folder."
+        ) from error
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{path} is not a list of doubts ({error}). Wanted the columns {', '.join(COLUMNS)}; "

@@ -280,9 +280,10 @@ def _torch_runner(runner: Runner, device: str) -> TorchRunner:
         network.card = network.card or runner.card
         return TorchRunner(network)
     if not isinstance(runner, TorchRunner):
+        name = getattr(runner, "path", type(runner).__name__)
         raise InputError(
-            f"The network behind {type(runner).__name__} is not known. Use the method map or "
-            "occlusion, at the usual size."
+            f"The network behind {name} is not known, only its answers. Give the model file that "
+            f"it was made from, or use the method map or occlusion at the usual size."
         )
     return runner
 

@@ -12,6 +12,7 @@ search.py      times engines and forms, and keeps those that agree with the netw
 frontier.py    smaller images and int8 within a bound on the loss of accuracy
 optimized.py   a classifier that runs as its plan says
 exported.py    files that `export` wrote, as runners
+exported_classifier.py  the last layer of such a file
 """
 
 from resnext.inference.opener import open_runner

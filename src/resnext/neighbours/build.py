@@ -90,7 +90,8 @@ def build_index(
             bank = unfinished.vectors(bank_rows(readable, width))
             score = _fitted(runner, UnknownScore(bank), val, progress, check_stop)
         written = {"model": model, "labels": list(images.labels), "data": images.name}
-        written |= {"unknown_threshold": None if score is None else score.threshold}
+        if score is not None:
+            written |= {"unknown_threshold": score.threshold, "unknown_weight": score.weight}
         unfinished.finish(names, images.targets, written)
         return score
     finally:
@@ -108,17 +109,16 @@ def _fitted(
     count = min(len(val), _MOST_VAL)
     some = val.select([i * len(val) // count for i in range(count)], val.name)
     preprocessing, batch = card_of(runner).preprocessing, max(runner.batch, 1)
-    embeddings: list[np.ndarray] = []
+    outputs: list[tuple[np.ndarray, np.ndarray]] = []
     progress.start("Fitting the unknown score", count)
     with closing(decoded(some, preprocessing, 0, batch)) as batches:
         for done in batches:
             check_stop()
             if good := [one[0] for one in done if one is not None]:
-                logits, rows = runner.pixels(np.stack(good))
-                check_finite(logits, lambda i: f"an image of {val.name}")
-                embeddings.append(rows)
+                outputs.append(runner.pixels(np.stack(good)))
+                check_finite(outputs[-1][0], lambda i: f"an image of {val.name}")
             progress.advance(len(done))
-    return score.fitted(np.concatenate(embeddings)) if embeddings else None
+    return score.fitted(*map(np.concatenate, zip(*outputs, strict=True))) if outputs else None
 
 
 def unit(embeddings: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from resnext.errors import CheckpointError, MissingFileError
 from resnext.system.atomic import write_atomically
 
-_VERSION = 1
+_VERSION = 2
 _KEY = "resnext_index"
 _HEAD = struct.Struct("<II")  # of a record: checksum, bytes of the thumbnail
 _BLOCK = 1 << 20  # bytes that are read at once: what is computed of them stays in the cache
@@ -253,6 +253,7 @@ class IndexFile:
                 )
             threshold = self.description.get("unknown_threshold")
             self.unknown_threshold = None if threshold is None else float(threshold)
+            self.unknown_weight = float(self.description.get("unknown_weight", 0.0))
             self.targets: Int64[np.ndarray, " n"] = self._tensor("targets").astype(np.int64)
             self._ends = {name: self._tensor(f"{name}_ends") for name in ("name", "thumbnail")}
             self.width = int(self._file.get_slice("embeddings").get_shape()[1])

@@ -256,13 +256,13 @@ class Index:
         Args:
             card: The model's card, whose threshold comes first.
         """
-        threshold = card.unknown_threshold
+        threshold, weight = card.unknown_threshold, card.unknown_weight
         if threshold is None:
-            threshold = self.file.unknown_threshold
+            threshold, weight = self.file.unknown_threshold, self.file.unknown_weight
         if threshold is None:
             return None
         rows = bank_rows(len(self), self.file.width)
-        return UnknownScore(self.file.some_vectors(rows), threshold)
+        return UnknownScore(self.file.some_vectors(rows), threshold, weight)
 
     @cached_property
     def _runner(self) -> Runner:

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from resnext.errors import CheckpointError
+from resnext.inference.exported import is_exported
 from resnext.system.digest import file_sha256
 from resnext.weights.header import read_header
 
@@ -37,5 +38,5 @@ def model_digest(file: Path) -> str:
 
 
 def index_path(file: Path) -> Path:
-    """The index of a model file, next to it."""
-    return file.with_suffix(".index")
+    """The index of a model file, next to it; an exported file does not share that of the model."""
+    return file.with_name(f"{file.name}.index") if is_exported(file) else file.with_suffix(".index")

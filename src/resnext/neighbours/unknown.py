@@ -1,20 +1,25 @@
 """Whether an image is like none that a model was trained on.
 
-The score is the cosine distance to the fifth nearest embedding of the training images
-(arXiv:2204.06507). benchmarks/unknown.py compares it with others.
+The score is the cosine distance to one of the nearest embeddings of the training images
+(arXiv:2204.06507), the 50th if there are many, plus the energy of the logits (arXiv:2010.03759),
+weighted so that both vary equally over validation images. The distance finds images of another
+kind, the energy those of a new class that resembles a known one. benchmarks/unknown.py compares
+the sum with its parts and with other scores.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float32
 
 FALSE_ALARMS = 0.05
 """Share of the validation images above the threshold."""
-_NEAREST = 5  # one image may be mislabelled, or a copy
+_NEAREST = (5, 50)  # least: one image may be mislabelled, or a copy
+_SHARE = 6  # of the images of a class, one in so many is nearer than the one that counts
 _NUMBERS = 2_000_000  # of the embeddings that are compared: well below 1 ms an image
+_FLAT = 1e-5  # deviation of energies that is only rounding
 _FEWEST = 20  # validation images that a threshold is fitted to
 
 
@@ -36,30 +41,50 @@ class UnknownScore:
     Args:
         bank: Embeddings of training images, of length 1.
         threshold: Highest score of an image that counts as one of the classes.
+        weight: Cosine distance that counts as much as one unit of energy.
     """
 
     bank: Float32[np.ndarray, "m d"] = field(repr=False)
     threshold: float = np.inf
+    weight: float = 0.0
 
-    def __call__(self, embeddings: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, " n"]:
-        """The score of each embedding, from 0 to 2."""
-        k = min(_NEAREST, len(self.bank))
+    def __call__(
+        self, logits: Float32[np.ndarray, "n k"], embeddings: Float32[np.ndarray, "n d"]
+    ) -> Float32[np.ndarray, " n"]:
+        """The score of each image."""
+        most = len(self.bank)
+        least, usual = _NEAREST
+        k = min(max(min(most // (_SHARE * logits.shape[1]), usual), least), most)
         similarity = embeddings @ self.bank.T
         nearest = np.partition(similarity, -k, axis=1)[:, -k]
-        return 1 - nearest / np.linalg.norm(embeddings, axis=1).clip(1e-30)
+        distance = 1 - nearest / np.linalg.norm(embeddings, axis=1).clip(1e-30)
+        return distance + self.weight * _energy(logits)
 
-    def fitted(self, embeddings: Float32[np.ndarray, "n d"]) -> UnknownScore | None:
-        """The score with the threshold that `FALSE_ALARMS` of the images are above.
+    def fitted(
+        self, logits: Float32[np.ndarray, "n k"], embeddings: Float32[np.ndarray, "n d"]
+    ) -> UnknownScore | None:
+        """The score with the weight, and with the threshold that `FALSE_ALARMS` of images exceed.
 
         Args:
-            embeddings: Of validation images.
+            logits: Of validation images.
+            embeddings: Of the same images.
 
         Returns:
             None if there are too few.
         """
         if len(embeddings) < _FEWEST:
             return None
-        values = np.sort(self(embeddings))
+        deviation = float(_energy(logits).std())
+        distance = replace(self, weight=0.0)(logits, embeddings)
+        weight = float(distance.std()) / deviation if deviation > _FLAT else 0.0
+        fitted = replace(self, weight=weight)
+        values = np.sort(fitted(logits, embeddings))
         alarms = int(FALSE_ALARMS * len(values))
         threshold = float(values[-alarms - 1 :][:2].mean())  # between two, as sums are not exact
-        return UnknownScore(self.bank, threshold)
+        return replace(fitted, threshold=threshold)
+
+
+def _energy(logits: Float32[np.ndarray, "n k"]) -> Float32[np.ndarray, " n"]:
+    """High if the network expects no class."""
+    top = logits.max(1)
+    return -top - np.log(np.exp(logits - top[:, None]).sum(1))

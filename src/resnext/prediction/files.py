@@ -187,7 +187,7 @@ def predict_table(
             "embeddings": embeddings and str(embeddings.absolute()),
         }
         if unknown is not None:
-            settings["unknown"] = unknown.threshold
+            settings["unknown"] = [unknown.threshold, unknown.weight]
         width = model.config.stages[-1].out_channels
         journal = Journal(out, settings, embeddings, width, step, overwrite)
         shown, resumed, working = reporter(progress), journal.done, time.monotonic()
@@ -377,7 +377,7 @@ def _answered(
         readable = [names[i] for i in np.flatnonzero(good)]
         ranked = rank(readable, outputs[0][finite], card, top)
         if unknown is not None:
-            ranked = with_scores(ranked, outputs[1][finite], unknown)
+            ranked = with_scores(ranked, *(x[finite] for x in outputs), unknown)
         predictions = iter(ranked)
     for name, problem in zip(names, problems, strict=True):
         row: dict[str, Any] = {"path": _escaped(name)}

@@ -52,7 +52,7 @@ class Prediction(NamedTuple):
     like: tuple[Neighbour, ...] = ()
     """The nearest images of the index, of each of the two most likely classes."""
     unknown_score: float | None = None
-    """Cosine distance to the fifth nearest training image; None without index or threshold."""
+    """How unlike the training images it is; None without index or threshold."""
     unknown_threshold: float | None = None
     """Highest score of an image that counts as one of the classes."""
 
@@ -144,7 +144,7 @@ def predict(
                 logits, embeddings = runner.pixels(x)
                 ranked = rank([name for name, _ in batch], logits, card, top)
                 if unknown is not None:
-                    ranked = with_scores(ranked, embeddings, unknown)
+                    ranked = with_scores(ranked, logits, embeddings, unknown)
                 if like and index is not None:
                     ranked = with_neighbours(ranked, logits, embeddings, index, card, like)
                 predictions += ranked
@@ -250,11 +250,12 @@ def rank(
 
 def with_scores(
     predictions: Sequence[Prediction],
+    logits: Float32[np.ndarray, "n k"],
     embeddings: Float32[np.ndarray, "n d"],
     unknown: UnknownScore,
 ) -> list[Prediction]:
     """Predictions that say whether the image is like none of the classes."""
-    scores = unknown(embeddings).tolist()
+    scores = unknown(logits, embeddings).tolist()
     return [
         one._replace(unknown_score=score, unknown_threshold=unknown.threshold)
         for one, score in zip(predictions, scores, strict=True)

@@ -13,15 +13,17 @@ from jaxtyping import Float
 
 from resnext.card import card_of
 from resnext.data.dataset import ImageSet
+from resnext.data.decoding import open_image
 from resnext.data.duplicates import ImageIndex
 from resnext.data.open import find_source
 from resnext.data.scan import read_records
 from resnext.errors import DataError
-from resnext.evaluation.label_doubts import Doubt, Opinions, find_doubts, read_doubts
+from resnext.evaluation.label_doubts import Doubts, Opinions, find_doubts, read_doubts
 from resnext.inference.runner import Runner, check_finite
 from resnext.neighbours.index import Index, Neighbour
 from resnext.neighbours.unknown import UnknownScore
 from resnext.prediction.images import to_pixels
+from resnext.review.copies import find_copies, in_groups
 from resnext.review.decisions import LabelList
 from resnext.review.layout import MOST, arrange
 from resnext.review.map import Points
@@ -30,6 +32,7 @@ from resnext.system.progress import Reporter
 
 _TOP = 9  # classes with a number key
 _LIKE = 3  # similar images of each of two classes
+_SMALLEST = 48  # shorter side, pixels, below which only equal files count as copies
 _SCORED = 512  # images that are compared with the training images at once
 
 
@@ -43,6 +46,7 @@ class Case:
         note: Why it is shown, as a sentence.
         suggestion: The class that is probably right; None if there is no better one.
         classes: The likely classes of the first image with their probabilities.
+        sizes: Pixels and bytes of each image, if there are two.
     """
 
     kind: str
@@ -50,6 +54,7 @@ class Case:
     note: str
     suggestion: str | None = None
     classes: tuple[tuple[str, float], ...] = ()
+    sizes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,10 +111,12 @@ class Answers:
     """What a model says about images; rows of unreadable images are NaN.
 
     Args:
+        logits: Logits of each class.
         probabilities: Calibrated probability of each class.
         embeddings: What the classifier sees.
     """
 
+    logits: Float[np.ndarray, "n k"]
     probabilities: Float[np.ndarray, "n k"]
     embeddings: Float[np.ndarray, "n d"]
 
@@ -128,7 +135,7 @@ def ask(model: Runner, paths: Sequence[str], progress: Reporter) -> Answers:
         except DataError:
             return None
 
-    probabilities = np.full((len(paths), len(card.labels)), np.nan, np.float32)
+    logits = np.full((len(paths), len(card.labels)), np.nan, np.float32)
     embeddings = np.full((len(paths), model.config.stages[-1].out_channels), np.nan, np.float32)
     progress.start("Looking at the images", len(paths))
     with ThreadPoolExecutor(min(available_cores(), 8)) as pool:
@@ -137,14 +144,14 @@ def ask(model: Runner, paths: Sequence[str], progress: Reporter) -> Answers:
             decoded = [*pool.map(decode, batch)]
             rows = [i for i, x in enumerate(decoded) if x is not None]
             if rows:
-                logits, found = model.pixels(np.stack([x for x in decoded if x is not None]))
-                check_finite(logits, lambda i, rows=rows, batch=batch: batch[rows[i]])
-                scaled = logits.astype(np.float64) / card.temperature
-                p = np.exp(scaled - scaled.max(1, keepdims=True))
-                probabilities[[start + i for i in rows]] = p / p.sum(1, keepdims=True)
+                some, found = model.pixels(np.stack([x for x in decoded if x is not None]))
+                check_finite(some, lambda i, rows=rows, batch=batch: batch[rows[i]])
+                logits[[start + i for i in rows]] = some
                 embeddings[[start + i for i in rows]] = found
             progress.advance(len(batch))
-    return Answers(probabilities, embeddings)
+    scaled = logits / np.float32(card.temperature)
+    p = np.exp(scaled - scaled.max(1, keepdims=True))
+    return Answers(logits, p / p.sum(1, keepdims=True), embeddings)
 
 
 def find_cases(
@@ -179,17 +186,20 @@ def find_cases(
             return ()
         return tuple((collection.labels[i], float(p[i])) for i in np.argsort(-p)[:_TOP])
 
-    if doubts is None:
-        found = [(d.path, d.suggestion, d.score) for d in _judged(collection, answers, labels)]
-    else:
-        found = _listed(doubts, labels, collection)
+    found = [] if doubts is None else _listed(doubts, labels, collection)
+    if not found:
+        judged = _judged(collection, answers, labels)
+        if doubts is None:
+            found = [(d.path, d.suggestion, d.score) for d in judged.found]
+        if judged.why_none:
+            progress.line(f"No label is shown as doubtful. {judged.why_none}")
     cases = [Case("doubt", (p,), f"score {score:.2f}", new, classes(p)) for p, new, score in found]
     seen = {case.paths[0] for case in cases}
-    for pair, exact in _alike(collection, progress):
+    for pair, sizes, exact in _alike(collection, answers, progress):
         same = labels[pair[0]] == labels[pair[1]]
         note = "Equal files" if exact else "Nearly the same picture"
         note += "" if same else " in two classes"
-        cases.append(Case("duplicate", pair, note, None, classes(pair[0])))
+        cases.append(Case("duplicate", pair, note, None, classes(pair[0]), sizes))
     scores = sorted((unknown or {}).items(), key=lambda item: -item[1])
     cases += [Case("unknown", (p,), "Unlike every class", None, classes(p)) for p, _ in scores]
     seen |= {path for path, _ in scores}
@@ -217,7 +227,8 @@ def unlike_all(
         return {}
     rows = np.flatnonzero(np.isfinite(answers.embeddings).all(1))
     parts = np.array_split(rows, max(len(rows) // _SCORED, 1))
-    values = np.concatenate([score(answers.embeddings[part]) for part in parts])
+    some = ((answers.logits[part], answers.embeddings[part]) for part in parts)
+    values = np.concatenate([score(*each) for each in some])
     above = np.flatnonzero(values > score.threshold)
     return {collection.paths[rows[i]]: float(values[i]) for i in above}
 
@@ -274,7 +285,7 @@ def map_of(collection: Collection, answers: Answers, labels: LabelList) -> Point
     )
 
 
-def _judged(collection: Collection, answers: Answers, labels: Mapping[str, str]) -> list[Doubt]:
+def _judged(collection: Collection, answers: Answers, labels: Mapping[str, str]) -> Doubts:
     """Doubts by a model that may have been trained on the images."""
     targets = np.array([collection.labels.index(labels[path]) for path in collection.paths])
     files = [Path(path) for path in collection.paths]
@@ -301,9 +312,14 @@ def _listed(
     ]
 
 
-def _alike(collection: Collection, progress: Reporter) -> Iterator[tuple[tuple[str, str], bool]]:
-    """Pairs of images that are equal or look alike, and whether they are equal."""
-    parts = collection.parts.items()
+def _alike(
+    collection: Collection, answers: Answers, progress: Reporter
+) -> Iterator[tuple[tuple[str, str], tuple[str, ...], bool]]:
+    """Pairs of images that are equal or show the same picture, sizes, and whether they are equal.
+
+    Of many that are alike, each is paired with the one of most pixels, if it is like that one.
+    """
+    parts, paths = collection.parts.items(), collection.paths
     read = {name: read_records(images, "RGB", progress) for name, images in parts}
     index = ImageIndex(
         collection.parts,
@@ -312,6 +328,27 @@ def _alike(collection: Collection, progress: Reporter) -> Iterator[tuple[tuple[s
     )
     ends = np.cumsum([*map(len, collection.parts.values())])
     starts = {n: int(e) - len(x) for (n, x), e in zip(collection.parts.items(), ends, strict=True)}
-    for (split_a, a), (split_b, b), exact in index.alike():
-        paths = collection.paths[starts[split_a] + a], collection.paths[starts[split_b] + b]
-        yield paths, exact
+    pairs = [(starts[a.a[0]] + a.a[1], starts[a.b[0]] + a.b[1]) for a in index.alike()]
+    records = np.concatenate([r for r, _ in read.values()])
+    shorter = np.minimum(records["width"], records["height"])
+    rows = np.flatnonzero((shorter >= _SMALLEST) & np.isfinite(answers.embeddings).all(1))
+    progress.start("Comparing similar images", len(rows))
+    found = find_copies(
+        answers.embeddings[rows],
+        records["look"][rows],
+        lambda i: open_image(Path(paths[rows[i]]), "L"),
+        progress,
+    )
+    pairs += [(int(rows[a]), int(rows[b])) for a, b in found]
+    pixels = records["width"].astype(np.int64) * records["height"]
+    for pair in in_groups(pairs, pixels):
+        a, b = (paths[i] for i in pair)
+        sizes = (
+            f"{records['width'][i]}×{records['height'][i]}, {_kilobytes(paths[i])}" for i in pair
+        )
+        yield (a, b), tuple(sizes), len({*records["content"][[*pair]].tolist()}) == 1
+
+
+def _kilobytes(path: str) -> str:
+    """Size of a file."""
+    return f"{max(Path(path).stat().st_size // 1000, 1):,} kB"

@@ -39,21 +39,22 @@ def arrange(
     """
     if not len(embeddings):
         return np.zeros((0, 2))
-    x = _components(np.asarray(embeddings, np.float64))
+    x = components(np.asarray(embeddings, np.float64))
     if len(x) < _FEWEST:
         points = np.pad(x, ((0, 0), (0, 2)))[:, :2]
     elif find_spec("umap") is not None:
         from umap import UMAP  # pyright: ignore[reportMissingImports]
 
         neighbours = min(15, len(x) - 1)
-        points = np.asarray(UMAP(n_neighbors=neighbours, random_state=0).fit_transform(x))
+        options = {"n_neighbors": neighbours, "random_state": 0, "n_jobs": 1}  # else it warns
+        points = np.asarray(UMAP(**options).fit_transform(x))
     else:
         points = _tsne(x, landmarks)
     low, high = points.min(0), points.max(0)
     return (points - low) / np.maximum(high - low, 1e-12).max()
 
 
-def _components(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:
+def components(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:
     """The principal components of rows scaled to length one, as the cosine compares them."""
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     x = x - x.mean(0)

@@ -3,6 +3,7 @@
 A network learns what its images have in common before it memorizes single ones. So an image whose
 label is wrong is given its true class for some epochs (arXiv:2001.10528). This is recorded from the
 logits of the training steps, without another pass: a few numbers per image, however many classes.
+Fine-tuning that starts from a fitted classifier also has the probabilities of its cross-validation.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 from resnext.evaluation.label_doubts import Opinions
 from resnext.training.distributed import ProcessGroup
 
+_NONE = -1.0  # in place of a probability
 _CLEAR = 0.75  # least share of an image's own label in its target; below, it is mixed with another
 
 
@@ -52,9 +54,19 @@ class Dynamics:
             "other": torch.zeros(n, device=device),  # largest probability of another class
             "rival": torch.zeros(n, dtype=torch.int32, device=device),  # leader of the votes for it
             "votes": torch.zeros(n, device=device),  # its lead
+            "unseen_given": torch.full((n,), _NONE, device=device),  # by cross-validation
+            "unseen_other": torch.full((n,), _NONE, device=device),
+            "unseen_rival": torch.zeros(n, dtype=torch.int32, device=device),
         }
         self._order = np.zeros(0, np.int64)
         self._counted = np.zeros(0, bool)
+
+    def hold_out(self, opinions: Opinions) -> None:
+        """Keep what cross-validation says; NaN for images that were never held out."""
+        for name in ("given", "other", "rival"):
+            values = np.nan_to_num(getattr(opinions, name), nan=_NONE)
+            held = self.tensors[f"unseen_{name}"]
+            held.copy_(torch.from_numpy(values))
 
     def start_epoch(self, order: Int[np.ndarray, " n"]) -> None:
         """Take over the order of an epoch; only the first view of each image counts.
@@ -107,12 +119,20 @@ class Dynamics:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Continue from the tensors of a checkpoint; older checkpoints have none."""
         for name, x in self.tensors.items():
-            x.copy_(tensors[name]) if tensors else x.zero_()
+            if name in tensors:
+                x.copy_(tensors[name])
+            else:
+                x.fill_(_NONE if name in ("unseen_given", "unseen_other") else 0)
 
-    def opinions(self) -> Opinions:
-        """The mean of what was recorded."""
+    def opinions(self) -> list[Opinions]:
+        """What cross-validation says, if there was one, and the mean of what was recorded."""
+        given, other, rival = (
+            self.tensors[f"unseen_{name}"].cpu().numpy() for name in ("given", "other", "rival")
+        )
+        given, other = (np.where(x == _NONE, np.nan, x) for x in (given, other))
+        unseen = [] if np.isnan(given).all() else [Opinions(given, other, rival)]
         count, given, other, rival = (
             self.tensors[name].cpu().numpy() for name in ("count", "given", "other", "rival")
         )
         with np.errstate(invalid="ignore"):
-            return Opinions(given / count, other / count, rival)
+            return [*unseen, Opinions(given / count, other / count, rival)]

@@ -16,7 +16,7 @@ import torch
 from resnext.calibration import cross_fit_temperatures, fit_temperature, recommend_threshold
 from resnext.card import Preprocessing
 from resnext.data.scan import Scan
-from resnext.evaluation.label_doubts import Opinions, find_doubts, ranked, write_doubts
+from resnext.evaluation.label_doubts import Doubts, Opinions, find_doubts, ranked, write_doubts
 from resnext.evaluation.metrics import EvalOutputs, score
 from resnext.network import ResNeXt
 from resnext.summary import summarize
@@ -59,7 +59,7 @@ class Finished:
         precision: Name of the precision.
         processes: Number of processes.
         command: Command that repeats the run.
-        opinions: What is known about the labels of the training images.
+        opinions: What is known about the labels of the training images, the best first.
         strengths: For the recipe `probe`: each strength that was tried, with its log loss.
             None for recipes with epochs.
     """
@@ -75,7 +75,7 @@ class Finished:
     precision: str
     processes: int
     command: str
-    opinions: Opinions
+    opinions: Sequence[Opinions]
     strengths: Sequence[tuple[float, float]] | None = None
 
 
@@ -152,12 +152,11 @@ def calibrate_and_report(
         index = index_run(network, run.out, run.scan.splits, run.state, indexing)
     p = (outputs.logits / temperature).softmax(1).numpy()
     unseen_opinions = Opinions.of(p, outputs.targets.numpy())
-    doubts = ranked(
-        [
-            *find_doubts("train", train, run.opinions),
-            *find_doubts("val", val, unseen_opinions, outputs.indices.numpy()),
-        ]
-    )
+    judged = {
+        "training": _training_doubts(run),
+        "validation": find_doubts("val", val, unseen_opinions, outputs.indices.numpy()),
+    }
+    doubts = ranked(doubt for part in judged.values() for doubt in part.found)
     write_doubts(run.folder / "label_doubts.csv", doubts)
     parts = {"train": train, "val": val}
     pictures = Pictures(network, parts, run.preprocessing, index)
@@ -194,6 +193,7 @@ def calibrate_and_report(
         examples=class_examples(pictures, result, doubts),
         doubts=doubtful_labels(pictures, doubts[:_SHOWN]),
         doubt_count=len(doubts),
+        undoubted={name: part.why_none for name, part in judged.items() if part.why_none},
         review=shlex.join(["resnext", "review", train.name, "--model", str(run.out)]),
         map=image_map(network, parts, run.preprocessing, temperature)
         if worthwhile(parts, run.state)
@@ -205,6 +205,12 @@ def calibrate_and_report(
         else "",
     )
     write_report(facts, run.folder / "report.html")
+
+
+def _training_doubts(run: Finished) -> Doubts:
+    """The doubts about training images by the best opinions that tell wrong labels."""
+    judged = [find_doubts("train", run.scan.splits.train, x) for x in run.opinions]
+    return next((doubts for doubts in judged if not doubts.why_none), judged[-1])
 
 
 def _accuracy(teacher: Teacher, validator: Validator) -> float:

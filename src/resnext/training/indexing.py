@@ -55,9 +55,8 @@ def index_run(
             runner, train, index_path(out), model=digest, progress=progress, val=val
         )
         assert network.card is not None  # every run gives its model one
-        network.card = replace(
-            network.card, unknown_threshold=None if score is None else score.threshold
-        )
+        limit = (None, 0.0) if score is None else (score.threshold, score.weight)
+        network.card = replace(network.card, unknown_threshold=limit[0], unknown_weight=limit[1])
         save(network, out)
         return open_index(out, runner=runner)
     except ResNeXtError as error:

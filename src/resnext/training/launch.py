@@ -21,6 +21,7 @@ from resnext.data.scan import Scan, scan
 from resnext.data.unlabelled import open_unlabelled, scan_unlabelled, training_pool
 from resnext.data.workers import check_workers, shared_memory_line
 from resnext.errors import CheckpointError, InputError
+from resnext.evaluation.label_doubts import Opinions
 from resnext.evaluation.metrics import Evaluation
 from resnext.foreign_names import answering_call
 from resnext.network import ResNeXt
@@ -451,7 +452,7 @@ def _show_forecast(plan: RunPlan, settings: RunSettings, context: Context) -> No
 def _start(
     trainer: Trainer,
     checkpoint: Checkpoint | None,
-    head: Evaluation | None,
+    head: tuple[Evaluation, Opinions] | None,
     time_plan: TimePlan | None,
 ) -> None:
     """Restore the checkpoint, or write the first one, with the result of the first classifier."""

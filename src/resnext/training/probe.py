@@ -134,19 +134,21 @@ def run_probe(
         processes=1,
         command=command,
         strengths=fitted.head.tried,
-        opinions=Opinions.of(fitted.head.unseen, np.asarray(splits.train.targets)),
+        opinions=[fitted.opinions(splits.train)],
     )
     indexing = context.progress if request.index else None
     calibrate_and_report(network, fitted.outputs, finished, indexing)
 
 
-def starting_classifier(request: Request, context: Context, plan: RunPlan) -> Evaluation | None:
+def starting_classifier(
+    request: Request, context: Context, plan: RunPlan
+) -> tuple[Evaluation, Opinions] | None:
     """Start fine-tuning from the classifier that `probe` fits (arXiv:2202.10054).
 
     Returns:
-        Its result on the validation images. None if the recipe or the weights do not ask for it:
-        if there are no weights, if they have the same classes, so that their classifier was kept,
-        or if a class has no training image.
+        Its result on the validation images, and what its folds say about the training images.
+        None if the recipe or the weights do not ask for it: if there are no weights, if they have
+        the same classes, so that their classifier was kept, or if a class has no training image.
     """
     card, train = plan.network.card, plan.splits.train
     kept = card is not None and card.labels == train.labels
@@ -155,7 +157,7 @@ def starting_classifier(request: Request, context: Context, plan: RunPlan) -> Ev
     fitted = fit_classifier(request, context, plan) if context.group.first else None
     fitted = context.group.broadcast(fitted)
     install(fitted.head, plan.network)
-    return score(fitted.outputs, plan.splits.val)
+    return score(fitted.outputs, plan.splits.val), fitted.opinions(train)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +175,10 @@ class Fitted:
     outputs: EvalOutputs
     precision: str
     seconds: dict[str, float]
+
+    def opinions(self, train: ImageSet) -> Opinions:
+        """What classifiers that were not fitted to a training image say about it."""
+        return Opinions.of(self.head.unseen, np.asarray(train.targets))
 
 
 def fit_classifier(request: Request, context: Context, plan: RunPlan | ProbePlan) -> Fitted:

@@ -20,6 +20,7 @@ from resnext.data.scan import Scan, add_to_quarantine, too_many
 from resnext.data.unlabelled import training_pool
 from resnext.data.workers import loaded_batches, stop_workers
 from resnext.errors import CheckpointError, DataError, ResNeXtError, ResourceError
+from resnext.evaluation.label_doubts import Opinions
 from resnext.evaluation.metrics import Evaluation
 from resnext.grouped_conv import merge_groups
 from resnext.network import ResNeXt
@@ -567,12 +568,16 @@ class Trainer:
             torch.set_num_threads(self.state.threads[0])
         self.losses.reset()
 
-    def begin(self, head: Evaluation | None = None, time_plan: TimePlan | None = None) -> None:
+    def begin(
+        self,
+        head: tuple[Evaluation, Opinions] | None = None,
+        time_plan: TimePlan | None = None,
+    ) -> None:
         """Write the first checkpoint, to which a run returns if it diverges in its first epoch.
 
         Args:
             head: Result of a network whose classifier was fitted before the first step; it is the
-                best model until an epoch is better.
+                best model until an epoch is better. Also what cross-validation says about labels.
             time_plan: Limit for the epochs, and what was chosen for it.
         """
         if time_plan is not None:
@@ -583,8 +588,10 @@ class Trainer:
             fit = time_plan.speed.epochs(self.recipe, seconds, steps)
             self.state.replans.append((0, self.group.broadcast(max(fit, 1 / steps))))
         if head is not None:
-            self._record_best(0, head, self.network, averaged=False)
-            self._line(f"epoch   0  val accuracy {head.accuracy:.2%}, by the classifier alone")
+            result, opinions = head
+            self.dynamics.hold_out(opinions)
+            self._record_best(0, result, self.network, averaged=False)
+            self._line(f"epoch   0  val accuracy {result.accuracy:.2%}, by the classifier alone")
         self._save_checkpoint()
 
     def _log_epoch(self, metrics: dict[str, Any], took: dict[str, float], best: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -60,6 +60,8 @@ class Facts:
         examples: Typical, doubtful and wrong images of each class.
         doubts: The most doubtful labels; `predicted` is the suggestion, `confidence` the score.
         doubt_count: Number of doubtful labels.
+        undoubted: Why there is no list of doubtful labels, for the images of which this holds:
+            "training" or "validation".
         review: Command that shows all doubts.
         map: Map of the images, as HTML; empty without one.
         events: Interruptions and retries of the run, one line each.
@@ -94,6 +96,7 @@ class Facts:
     examples: Sequence[ClassExamples] = ()
     doubts: Sequence[Mistake] = ()
     doubt_count: int = 0
+    undoubted: Mapping[str, str] = field(default_factory=dict)
     review: str = ""
     map: str = ""
     events: Sequence[str] = ()
