@@ -31,6 +31,7 @@ from resnext.system.allocator import few_arenas
 if TYPE_CHECKING:
     from resnext.network import ResNeXt
 
+_KEEP_ALIVE = 30  # seconds between two requests on a connection
 _POLL = 2.0  # seconds between looks at the model file
 
 
@@ -147,6 +148,7 @@ def new_server(service: Service) -> Server:
             access_log=False,
             proxy_headers=False,
             server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=int(settings.drain),
         )
     )
@@ -196,13 +198,15 @@ async def run(
     if hasattr(signal, "SIGHUP"):
         handlers[signal.SIGHUP] = begin_reload
     for number, handler in handlers.items():
-        loop.add_signal_handler(number, handler)
+        with contextlib.suppress(NotImplementedError):  # on Windows, where Ctrl-C cancels
+            loop.add_signal_handler(number, handler)
     serving = loop.create_task(server.serve([*sockets]))
     try:
         model = await asyncio.to_thread(service.load, loop)
-        for line in start_lines(model, settings, sockets):
-            report(line)
-        notify("READY=1")
+        if not server.should_exit:
+            for line in start_lines(model, settings, sockets):
+                report(line)
+            notify("READY=1")
         if settings.watch and isinstance(service.source, str | Path):
             watching = loop.create_task(_watch(Path(service.source), begin_reload))
             tasks.add(watching)
@@ -213,7 +217,8 @@ async def run(
             task.cancel()
         await asyncio.gather(serving, *tasks, return_exceptions=True)
         for number in handlers:
-            loop.remove_signal_handler(number)
+            with contextlib.suppress(NotImplementedError):
+                loop.remove_signal_handler(number)
 
 
 def start_lines(

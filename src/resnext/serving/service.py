@@ -100,7 +100,7 @@ class Service:
             ResNeXtError: The model cannot be used, or must not replace the present one, which then
                 stays.
         """
-        from resnext.serving.replace import check_replacement
+        from resnext.serving.replace import check_replacement, open_gate
 
         settings = self.settings
         with self._changing:
@@ -114,6 +114,8 @@ class Service:
             old = self._batcher
             if old is not None:
                 check_replacement(old.model, model, settings.gate)
+            elif settings.gate is not None:
+                open_gate(model, settings.gate)
             self._batcher = Batcher(model, loop, self.metrics, self.admission)
             if old is not None:
                 old.close()
