@@ -116,11 +116,13 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         InputError: The address cannot be used.
     """
+    if not 0 <= port < 1 << 16:
+        raise InputError(f"--port must be from 0 to 65535, not {port}.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (")[0]
         raise InputError(
             f"{host}, port {port} cannot be used: {reason}. Give others with --host and --port."
         ) from error
