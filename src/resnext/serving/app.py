@@ -37,16 +37,15 @@ def build_app(service: Service, settings: Settings) -> Starlette:
         await run_in_threadpool(service.close)
 
     middleware = [Middleware(Guard, service=service, settings=settings)]
-    if settings.origins:
-        middleware.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=settings.origins,
-                allow_methods=("GET", "POST"),
-                allow_headers=("Authorization", "Content-Type"),
-                max_age=600,
-            )
+    if settings.origins:  # outermost: these pages may also read what the guard refuses
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("Authorization", "Content-Type"),
+            max_age=600,
         )
+        middleware.insert(0, cors)
     return Starlette(
         routes=[*routes.routes(service)],
         middleware=middleware,

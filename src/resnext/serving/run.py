@@ -196,9 +196,17 @@ async def run(
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
+    terminal = sys.stdout.isatty()
+
+    def hang_up() -> None:
+        if terminal and not sys.stdout.isatty():  # the terminal was closed
+            end()
+        elif not server.should_exit:
+            begin_reload()
+
     handlers = {signal.SIGTERM: end, signal.SIGINT: end}
     if hasattr(signal, "SIGHUP"):
-        handlers[signal.SIGHUP] = begin_reload
+        handlers[signal.SIGHUP] = hang_up
     for number, handler in handlers.items():
         with contextlib.suppress(NotImplementedError):  # on Windows, where Ctrl-C cancels
             loop.add_signal_handler(number, handler)
