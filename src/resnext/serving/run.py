@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -140,6 +141,9 @@ class Server(uvicorn.Server):
 def new_server(service: Service) -> Server:
     """A server of a service with its limits, not started yet."""
     settings = service.settings
+    for parser in ("python_multipart", "PIL"):  # they would quote what clients send
+        logging.getLogger(parser).setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", module=parser)
     return Server(
         uvicorn.Config(
             build_app(service, settings),
