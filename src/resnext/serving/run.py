@@ -251,7 +251,7 @@ def url(listening: socket.socket) -> str:
     if listening.family not in (socket.AF_INET, socket.AF_INET6):
         return ""
     host, port = listening.getsockname()[:2]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    shown: str = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host) or host
     return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
