@@ -1468,6 +1468,9 @@ def test_public_names() -> None:
     [
         "resnext.benchmark.bench",
         "resnext.prediction.predict_files",
+        "resnext.prediction.drift.DriftMonitor",
+        "resnext.prediction.drift.find_drift",
+        "resnext.prediction.drift.read_answers",
         "resnext.data.open_splits",
         "resnext.evaluation.compare",
         "resnext.weights.hub.push",
@@ -1521,6 +1524,7 @@ OPTIONS = {  # choices stand behind a colon
     "--plan,--no-plan",
     "predict": "FILE IMAGES --top --out,-o --embeddings --sheet --limit --batch-size --workers "
     "--device --plan,--no-plan --like --similar --index --ray --overwrite",
+    "drift": "ANSWERS --reference,-r --alpha --json",
     "explain": "FILE IMAGES --class --against --how --stage --fine "
     "--check,--no-check --sanity --html --out,-o --json --limit --like --device --plan,--no-plan",
     "index": "PHOTOS --model,-m --out,-o --device --plan,--no-plan",
