@@ -1,10 +1,11 @@
 """How often tests of a classifier's answers raise a false alarm, and find a new class.
 
-    python benchmarks/drift.py NETWORKS DATA... [--leave-out 4] [--epochs 8]
+    python benchmarks/drift.py NETWORKS DATA... [--without CLASS...] [--epochs 8]
 
 Each DATA is a folder of class folders, such as Fashion-MNIST or CIFAR-10 as images. Of every class,
-half of the images are trained on and the other half measured. For each class left out, a network of
-the other classes is trained (once: it stays in NETWORKS), and answers all measured images.
+half of the images are trained on and the other half measured. For each class, or those of
+`--without`, a network of the other classes is trained (once: it stays in NETWORKS), and answers all
+measured images.
 
 Then, `--rounds` times: the answers to the known classes are split at random into a reference and
 1,000 new ones. A false alarm is drift found in those; for the other table, a tenth of them is
@@ -39,14 +40,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("networks", type=Path)
     parser.add_argument("data", type=Path, nargs="+")
-    parser.add_argument("--leave-out", type=int, default=4)
+    parser.add_argument("--without", nargs="*")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=400)
     given = parser.parse_args()
     print(f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
     for data in given.data:
         classes = sorted(path.name for path in data.iterdir() if path.is_dir())
-        for hidden in classes[:: max(1, len(classes) // given.leave_out)][: given.leave_out]:
+        for hidden in (x for x in classes if not given.without or x in given.without):
             known, new = answers(data, hidden, given)
             measure(f"{data.parent.name} without {hidden}", known, new, given.rounds)
 

@@ -1,0 +1,18 @@
+"""`resnext serve`: a model over HTTP. Importing this package loads no torch.
+
+run.py        `serve`: sockets, signals, start and end of the server
+app.py        the routes of all modules and the middleware around them, as a Starlette application
+routes.py     the routes /v1/…, health and metrics
+bodies.py     request bodies: one image, or several as multipart, in memory
+guard.py      middleware: deadlines, errors, security, headers and the log line of each request
+connection.py the HTTP protocol of a connection: its timers and limits
+problems.py   errors as application/problem+json
+service.py    what the routes call: admission, batches, replacing the model. No HTTP
+admission.py  how many images and bytes are let in, and when to come again
+batcher.py    threads that decode images and compute batches, oldest first
+model.py      an opened model: from images to answers
+replace.py    a new version of the model file: loaded, checked, compared
+metrics.py    counters and histograms for Prometheus
+systemd.py    socket activation and sd_notify
+settings.py   all limits and options
+"""
