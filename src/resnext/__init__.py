@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from resnext.inference.optimize import optimize
     from resnext.network import ResNeXt, create
     from resnext.prediction.images import predict
+    from resnext.serving.run import serve
     from resnext.training import distill, train
     from resnext.weights.catalog import catalog
     from resnext.weights.conversion import convert
@@ -50,6 +51,7 @@ _MODULE = {  # public name → module that defines it
     "optimize": "inference.optimize",
     "predict": "prediction.images",
     "save": "weights.save",
+    "serve": "serving.run",
     "train": "training.launch",
     "variant": "architectures",
     "variants": "architectures",
@@ -82,6 +84,7 @@ __all__ = [
     "optimize",
     "predict",
     "save",
+    "serve",
     "train",
     "variant",
     "variants",

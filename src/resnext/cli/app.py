@@ -25,6 +25,7 @@ from resnext.cli.index import index
 from resnext.cli.info import info
 from resnext.cli.options import Flag, complete_optional, with_standard_input
 from resnext.cli.review import review
+from resnext.cli.serve import serve
 from resnext.cli.speed import bench, optimize
 from resnext.cli.train import distill, train
 from resnext.errors import ResNeXtError, ResNeXtWarning, Terminated
@@ -53,6 +54,7 @@ for _command in (
     explain,
     index,
     review,
+    serve,
     export,
     optimize,
     bench,

@@ -63,7 +63,9 @@ def open_image(path: Path, colour: str, values: ValueRange = None) -> Image.Imag
     return _decode(path, str(path), colour, values)
 
 
-def decode_image(data: bytes, name: str, colour: str, values: ValueRange = None) -> Image.Image:
+def decode_image(
+    data: bytes, name: str, colour: str, values: ValueRange = None, most: int = MAX_PIXELS
+) -> Image.Image:
     """Decode the content of an image file completely, upright, in mode "RGB" or "L".
 
     Args:
@@ -71,16 +73,19 @@ def decode_image(data: bytes, name: str, colour: str, values: ValueRange = None)
         name: Name of the image in messages.
         colour: "L" for grey; otherwise the result is "RGB" (also for "BGR").
         values: As in a card's `value_range`.
+        most: Pixels of the largest image that is decoded.
 
     Raises:
         DataError: The content is damaged, not an image or unreasonably large.
     """
-    return _decode(io.BytesIO(data), name, colour, values)
+    return _decode(io.BytesIO(data), name, colour, values, most)
 
 
-def _decode(source: Path | io.BytesIO, name: str, colour: str, values: ValueRange) -> Image.Image:
+def _decode(
+    source: Path | io.BytesIO, name: str, colour: str, values: ValueRange, most: int = MAX_PIXELS
+) -> Image.Image:
     def read(source: Path | io.BytesIO) -> Image.Image:
-        with open_lazily(source, name) as image:
+        with open_lazily(source, name, most) as image:
             load_pixels(image, values)
             return convert(ImageOps.exif_transpose(image), colour, values)
 
@@ -123,8 +128,13 @@ def _without_metadata(png: bytes) -> bytes:
     return b"".join(kept)
 
 
-def open_lazily(source: Path | io.BytesIO, name: str) -> Image.Image:
+def open_lazily(source: Path | io.BytesIO, name: str, most: int = MAX_PIXELS) -> Image.Image:
     """Open an image: its header is read, its pixels are not decoded yet.
+
+    Args:
+        source: The file, or its content.
+        name: Name of the image in messages.
+        most: Pixels of the largest image that is opened.
 
     Raises:
         DataError: The image has too many pixels.
@@ -132,11 +142,11 @@ def open_lazily(source: Path | io.BytesIO, name: str) -> Image.Image:
     """
     Image.init()
     image = Image.open(source, formats=[kind for kind in FORMATS if kind in Image.OPEN])
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height > most:
         image.close()
         raise DataError(
             f"{name}: {image.width}×{image.height} pixels are more than "
-            f"{MAX_PIXELS:,}; such files are refused as decompression bombs."
+            f"{most:,}; such files are refused as decompression bombs."
         )
     return image
 

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from resnext.card import Card, Described, Preprocessing, card_of
 from resnext.checks import at_least
 from resnext.data.decoding import (
+    MAX_PIXELS,
     convert,
     load_pixels,
     open_lazily,
@@ -202,23 +203,29 @@ def to_pixels(
 
 
 def read_pixels(
-    file: str | os.PathLike[str],
+    file: str | os.PathLike[str] | BytesIO,
     preprocessing: Preprocessing,
     reserve: Callable[[int], AbstractContextManager[object]] = nullcontext,
+    *,
+    name: str | None = None,
+    most: int = MAX_PIXELS,
 ) -> UInt8[np.ndarray, "h w c"]:
     """An image file as a runner takes it.
 
     Args:
-        file: The image file.
+        file: The image file, or its content.
         preprocessing: Size, crop and colours.
         reserve: Called with the number of pixels once it is known; they are decoded inside.
+        name: Name of the image in messages; None for the file's.
+        most: Pixels of the largest image that is decoded.
 
     Raises:
         DataError: The file does not exist, is damaged, not an image or unreasonably large.
     """
+    title = str(file) if name is None else name
 
     def read(source: Path | BytesIO) -> UInt8[np.ndarray, "h w c"]:
-        with open_lazily(source, str(file)) as image:
+        with open_lazily(source, title, most) as image:
             resized = preprocessing.resize**2 * max(image.size) // max(min(image.size), 1)
             with reserve(image.width * image.height + resized), closing(image):
                 load_pixels(image, preprocessing.value_range)
@@ -228,7 +235,7 @@ def read_pixels(
                 converted = image if ready else convert(image, colour, values)
                 return _network_input(converted, preprocessing)
 
-    return read_source(Path(file), str(file), read)
+    return read_source(file if isinstance(file, BytesIO) else Path(file), title, read)
 
 
 def rank(

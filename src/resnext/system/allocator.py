@@ -12,7 +12,7 @@ import functools
 import os
 import platform
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # numbers of mallopt(3)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # numbers of mallopt(3)
 _SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 _KEPT = 2**30  # bytes; larger blocks, and free memory above it, are still returned
 
@@ -30,3 +30,17 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_MMAP_THRESHOLD, _KEPT) and mallopt(_TRIM_THRESHOLD, _KEPT))
+
+
+@functools.cache
+def few_arenas(count: int = 2) -> bool:
+    """Make glibc's threads share a few heaps; whether it was done.
+
+    By default each thread gets a heap of its own, up to eight per core, and what one of them has
+    freed is of no use to the others: a server that decodes in several threads grows for hours.
+    A number that the user has set stays as it is.
+    """
+    own = "MALLOC_ARENA_MAX" in os.environ or "arena_max" in os.environ.get("GLIBC_TUNABLES", "")
+    if own or platform.libc_ver()[0] != "glibc":
+        return False
+    return bool(ctypes.CDLL(None).mallopt(_ARENA_MAX, count))

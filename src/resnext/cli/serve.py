@@ -1,0 +1,87 @@
+"""`resnext serve`: a model over HTTP."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from resnext.cli.options import Flag, Several
+from resnext.errors import InputError
+
+
+def serve(
+    file: str,
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token_file: Path | None = None,
+    no_token: Flag = False,
+    allow_host: Annotated[tuple[str, ...], Several] = (),
+    allow_origin: Annotated[tuple[str, ...], Several] = (),
+    watch: Flag = False,
+    gate: Path | None = None,
+    device: str = "auto",
+    plan: bool = True,
+) -> None:
+    """Answer requests over HTTP, and show a page for photos in the browser.
+
+    SIGTERM or Ctrl-C ends it once everything that was let in is answered. SIGHUP loads the file
+    again and replaces the model without a gap.
+
+    Args:
+        file: A model file from any library that contains the class names, a file that
+            `resnext export` wrote, or a catalog name.
+        host: Address to listen on. Other machines can reach 0.0.0.0.
+        port: Port to listen on; 0 for any free one.
+        token_file: File with the secret that clients must send as "Authorization: Bearer …".
+            Default: the variable RESNEXT_TOKEN.
+        no_token: Let other machines use the model without a secret.
+        allow_host: Name of this server in requests, besides IP addresses, localhost and the name of
+            the machine. Can be repeated.
+        allow_origin: Origin of a page of another server that may call this one, such as
+            https://example.org. Can be repeated.
+        watch: Load the file again when it changes.
+        gate: Labelled images, as for compare. A new version of the file that is worse on them does
+            not replace the old one.
+        device: auto, cpu, cuda, cuda:1, …
+        plan: Use the plan that `resnext optimize` saved next to the model file.
+    """
+    from importlib.util import find_spec
+
+    missing = [name for name in ("starlette", "uvicorn", "python_multipart") if not find_spec(name)]
+    if missing:
+        raise InputError('resnext serve needs pip install "resnext[serve]".')
+    from resnext.serving.run import serve
+
+    serve(
+        file,
+        host=host,
+        port=port,
+        token=None if no_token else _token(token_file),
+        allow_hosts=allow_host,
+        allow_origins=allow_origin,
+        open_to_all=no_token,
+        gate=gate,
+        watch=watch,
+        device=device,
+        plan=plan,
+    )
+
+
+def _token(file: Path | None) -> str | None:
+    """The secret in a file, else in RESNEXT_TOKEN; None without one.
+
+    Raises:
+        InputError: The file cannot be read, or is empty.
+    """
+    if file is None:
+        return os.environ.get("RESNEXT_TOKEN", "").strip() or None
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--token-file {file} cannot be read: {error}") from error
+    if not token:
+        raise InputError(f"--token-file {file} is empty. Write a long random text into it.")
+    return token

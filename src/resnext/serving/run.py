@@ -1,0 +1,269 @@
+"""`serve`: sockets, signals, and the life of the server from start to end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from resnext.errors import InputError
+from resnext.inference.runner import Runner
+from resnext.serving.app import build_app
+from resnext.serving.connection import Connection
+from resnext.serving.guard import LOG
+from resnext.serving.model import Model
+from resnext.serving.service import Service
+from resnext.serving.settings import Settings
+from resnext.serving.systemd import notify, passed_sockets
+from resnext.system.allocator import few_arenas
+
+if TYPE_CHECKING:
+    from resnext.network import ResNeXt
+
+_POLL = 2.0  # seconds between looks at the model file
+
+
+def serve(
+    model: ResNeXt | Runner | str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+    allow_hosts: Sequence[str] = (),
+    allow_origins: Sequence[str] = (),
+    open_to_all: bool = False,
+    gate: str | Path | None = None,
+    watch: bool = False,
+    device: str = "auto",
+    plan: bool = True,
+) -> None:
+    """Serve a model over HTTP until the process is asked to end (SIGTERM or Ctrl-C).
+
+    Args:
+        model: A network with a card, the result of `resnext.optimize`, a model file or a catalog
+            name.
+        host: Address to listen on.
+        port: Port to listen on; 0 for any free one.
+        token: Secret that clients must send as `Authorization: Bearer TOKEN`; None for none.
+        allow_hosts: Names of the server in the header Host, besides IP addresses, localhost and
+            the machine's name.
+        allow_origins: Origins of pages of other servers that may call this one.
+        open_to_all: Whether other machines may use it without a token.
+        gate: Labelled images on which a new version of the model file must not be worse.
+        watch: Whether to load the model file again when it changes; SIGHUP does so at any time.
+        device: "auto", or a torch device.
+        plan: Whether to use the plan that `resnext optimize` saved next to the model file.
+
+    Raises:
+        CheckpointError: The file holds no usable model.
+        InputError: The model has no labels, another machine could use it without a token, or the
+            address cannot be used.
+    """
+    settings = Settings(
+        host=host,
+        port=port,
+        token=token,
+        hosts=tuple(allow_hosts),
+        origins=tuple(allow_origins),
+        gate=None if gate is None else Path(gate),
+        watch=watch,
+        device=device,
+        plan=plan,
+    )
+    if not (is_loopback(host) or token or open_to_all):
+        raise InputError(
+            f"Other machines can reach {host}. Give a secret that clients must send (--token-file "
+            f"or RESNEXT_TOKEN), or --no-token to let everybody use the model."
+        )
+    few_arenas()
+    sockets = passed_sockets() or [listen(host, port)]
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(run(Service(model, settings), sockets))
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's event loop where it exists, else Python's."""
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        InputError: The address cannot be used.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise InputError(
+            f"{host}, port {port} cannot be used: {reason}. Give others with --host and --port."
+        ) from error
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, whose signals are ours."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave all signals as they are."""
+        yield
+
+
+async def run(
+    service: Service,
+    sockets: Sequence[socket.socket],
+    report: Callable[[str], object] = lambda line: print(line, flush=True),
+) -> None:
+    """Serve until a signal asks to end. Everything that was let in is answered.
+
+    Args:
+        service: The service, not loaded yet.
+        sockets: Where to listen.
+        report: Takes lines for the terminal.
+
+    Raises:
+        ResNeXtError: The model cannot be used.
+    """
+    settings, loop = service.settings, asyncio.get_running_loop()
+    logging_to_stderr()
+
+    class Limited(Connection):
+        pass
+
+    Limited.settings = settings
+    server = Server(
+        uvicorn.Config(
+            build_app(service, settings),
+            http=Limited,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(settings.drain),
+        )
+    )
+    reloading = asyncio.Lock()
+
+    async def reload() -> None:
+        async with reloading:
+            notify("RELOADING=1")
+            report(await asyncio.to_thread(service.reload, loop))
+            notify("READY=1")
+
+    def end() -> None:
+        if server.should_exit:
+            os._exit(128 + signal.SIGTERM)
+        notify("STOPPING=1")
+        service.drain()
+        server.should_exit = True
+
+    tasks: set[asyncio.Task[None]] = set()
+
+    def begin_reload() -> None:
+        task = loop.create_task(reload())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    handlers = {signal.SIGTERM: end, signal.SIGINT: end}
+    if hasattr(signal, "SIGHUP"):
+        handlers[signal.SIGHUP] = begin_reload
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    serving = loop.create_task(server.serve([*sockets]))
+    try:
+        model = await asyncio.to_thread(service.load, loop)
+        for line in start_lines(model, settings, sockets):
+            report(line)
+        notify("READY=1")
+        if settings.watch and isinstance(service.source, str | Path):
+            watching = loop.create_task(_watch(Path(service.source), begin_reload))
+            tasks.add(watching)
+        await serving
+    finally:
+        server.should_exit = True
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(serving, *tasks, return_exceptions=True)
+        for number in handlers:
+            loop.remove_signal_handler(number)
+
+
+def start_lines(
+    model: Model, settings: Settings, sockets: Sequence[socket.socket]
+) -> Iterator[str]:
+    """What a person at the terminal wants to know: what runs where, and how to try it."""
+    address = next((at for at in map(url, sockets) if at), "a Unix socket")
+    token = "" if settings.token is None else ' -H "Authorization: Bearer $RESNEXT_TOKEN"'
+    yield f"{model.name} ({len(model.labels)} classes) on {model.engine}: {address}"
+    yield f"  curl{token} --data-binary @photo.jpg {address}/v1/predict"
+    yield "Ctrl-C ends"
+
+
+def url(listening: socket.socket) -> str:
+    """The address of a socket; empty if it is none of IP."""
+    if listening.family not in (socket.AF_INET, socket.AF_INET6):
+        return ""
+    host, port = listening.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+
+
+def logging_to_stderr() -> None:
+    """One line for each request on standard error, and uvicorn's own errors."""
+    if LOG.handlers:
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+    errors = logging.getLogger("uvicorn.error")
+    errors.addHandler(handler)
+    errors.setLevel(logging.ERROR)
+    errors.propagate = False
+
+
+async def _watch(file: Path, changed: Callable[[], object]) -> None:
+    """Call a function whenever a file has changed and rests."""
+    seen = used = _stamp(file)
+    while True:
+        await asyncio.sleep(_POLL)
+        now = _stamp(file)
+        if now == seen and now not in (used, None):
+            used = now
+            changed()
+        seen = now
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    try:
+        state = file.stat()
+    except OSError:
+        return None
+    return state.st_mtime_ns, state.st_size, state.st_ino
