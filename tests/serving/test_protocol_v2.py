@@ -30,7 +30,6 @@ from resnext.prediction.images import to_pixels
 pytest.importorskip("starlette")
 from resnext.serving.app import build_app
 from resnext.serving.service import Service
-
 from resnext.serving.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -28,6 +28,7 @@ ALPHA = 0.05
 WINDOW = 1000
 """Newest answers that a monitor looks at."""
 
+_DIGITS = 4  # of a probability
 _ROUNDS = 1999  # tables drawn for a p-value
 _PARTS = 50  # a monitor computes again when one of so many parts of its window is new
 
@@ -247,7 +248,9 @@ def _same_probabilities(
     """Statistic and p-value of the two-sample Kolmogorov–Smirnov test; both sorted.
 
     The p-value is that of large samples with Stephens's correction; equal values make it larger.
+    Digits that differ between engines and formats do not count.
     """
+    a, b = a.round(_DIGITS), b.round(_DIGITS)
     both = np.concatenate([a, b])
     steps = [np.searchsorted(x, both, side="right") / len(x) for x in (a, b)]
     distance = float(np.abs(steps[0] - steps[1]).max())

@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from resnext import __version__
+from resnext.serving.protocol_v2 import OUTPUTS
 from resnext.serving.settings import Settings
 
 Json = dict[str, Any]
@@ -339,7 +340,7 @@ def _schemas() -> Json:
                 "parameters": _object({}, {"binary_data_output": flag}),
                 "outputs": {
                     "type": "array",
-                    "items": _object({"name": {"enum": [*_OUTPUTS]}}, {"parameters": binary}),
+                    "items": _object({"name": {"enum": [*OUTPUTS]}}, {"parameters": binary}),
                 },
             },
         ),
@@ -362,17 +363,6 @@ def _schemas() -> Json:
             {"id": text},
         ),
     }
-
-
-_OUTPUTS = (
-    "label",
-    "probability",
-    "unsure",
-    "unknown",
-    "probabilities",
-    "logits",
-    "embedding",
-)
 
 
 def _ref(name: str) -> Json:
