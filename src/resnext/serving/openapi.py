@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -26,6 +27,18 @@ _PROBLEMS = {
     422: "No image can be read, there are too many of them, or a parameter is out of range.",
     429: "The server is full; Retry-After says when to come again.",
     503: "The model is being loaded, the server ends, or the image was not computed in time.",
+}
+_PREDICTIONS: Json = {
+    "model": {"name": "pets", "version": "9140339eae5d"},
+    "results": [
+        {
+            "label": "cat",
+            "probability": 0.973,
+            "unsure": False,
+            "unknown": False,
+            "top": [{"label": "cat", "probability": 0.973}, {"label": "dog", "probability": 0.021}],
+        }
+    ],
 }
 _GUARDED = 401, 403, 503
 _WITH_BODY = 400, 401, 403, 406, 408, 413, 415, 422, 429, 503
@@ -92,7 +105,9 @@ def document(settings: Settings, labels: Sequence[str] = (), name: str | None = 
         "parameters": [top, embedding, neighbours],
         "requestBody": body,
         "responses": {
-            "200": _json("The answers, in the order of the images.", _ref("Predictions")),
+            "200": _json(
+                "The answers, in the order of the images.", _ref("Predictions"), _PREDICTIONS
+            ),
             **_problems(*_WITH_BODY),
         },
     }
@@ -392,8 +407,9 @@ def _header(text: str) -> Json:
     return {"description": text, "schema": {"type": "string"}}
 
 
-def _json(text: str, schema: Json) -> Json:
-    return {"description": text, "content": {"application/json": {"schema": schema}}}
+def _json(text: str, schema: Json, example: Json | None = None) -> Json:
+    content = {"schema": schema, **({"example": example} if example else {})}
+    return {"description": text, "content": {"application/json": content}}
 
 
 def _problem(code: int) -> Json:
@@ -483,6 +499,10 @@ def _article(described: Json, path: str, method: str, one: Json, address: str) -
     for code, response in one["responses"].items():
         if "$ref" in response:
             response = described["components"]["responses"][code]
+        example = response["content"].get("application/json", {}).get("example")
+        if example is not None:
+            text = escape(json.dumps(example, indent=2))
+            parts.append(f'<h4>Answer</h4><pre tabindex="0">{text}</pre>')
         rows.append((code, f"{response['description']} ({', '.join(response['content'])})"))
     parts.append(f"<details><summary>Answers</summary>{_list(rows)}</details>")
     return f"<article>{''.join(parts)}</article>"
