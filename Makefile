@@ -42,7 +42,7 @@ $(LINTED): .venv/dev
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[digits]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[digits,serve]"
 	@touch $@
 
 .venv/dev: .venv/installed

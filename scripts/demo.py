@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -27,6 +28,8 @@ def main() -> None:
     run(f"resnext evaluate {model} digits")
     run(f"resnext predict {model} digits --limit 10 --sheet {sheet}")
     print(f"\nThe model is in {model}, ten test digits with predictions in {sheet}.")
+    tool = os.path.relpath(Path(sys.executable).with_name("resnext"))
+    print(f"To give it pictures in the browser, or over HTTP:\n\n  {tool} serve {model}")
 
 
 if __name__ == "__main__":

@@ -1437,8 +1437,8 @@ FUNCTIONS = {  # a star stands before what is given by name only
     "optimize": "model *precision *engine *batch *data *max_loss *device *again *progress",
     "predict": "model images *top *batch_size *device *plan *like *index *progress",
     "save": "model path",
-    "serve": "model *host *port *token *allow_hosts *allow_origins *open_to_all *gate *watch "
-    "*device *plan",
+    "serve": "model *host *port *token *allow_hosts *allow_origins *open_to_all *gate *reference "
+    "*watch *device *plan",
     "distill": "teacher data model *unlabelled options",
     "train": "data model *weights *teacher *unlabelled *out *recipe *size *seed *val_fraction "
     "*workers *device *precision *compile *sync_norms *resume *retries *checkpoint_minutes "
@@ -1477,6 +1477,9 @@ def test_public_names() -> None:
     [
         "resnext.benchmark.bench",
         "resnext.prediction.predict_files",
+        "resnext.prediction.drift.DriftMonitor",
+        "resnext.prediction.drift.find_drift",
+        "resnext.prediction.drift.read_answers",
         "resnext.data.open_splits",
         "resnext.evaluation.compare",
         "resnext.weights.hub.push",
@@ -1530,13 +1533,15 @@ OPTIONS = {  # choices stand behind a colon
     "--plan,--no-plan",
     "predict": "FILE IMAGES --top --out,-o --embeddings --sheet --limit --batch-size --workers "
     "--device --plan,--no-plan --like --similar --index --ray --overwrite",
+    "drift": "ANSWERS --reference,-r --alpha --json",
     "explain": "FILE IMAGES --class --against --how --stage --fine "
     "--check,--no-check --sanity --html --out,-o --json --limit --like --device --plan,--no-plan",
     "index": "PHOTOS --model,-m --out,-o --device --plan,--no-plan",
     "review": "DATA --model,-m --out,-o --doubts --apply --undo --map --port "
     "--browser,--no-browser --device --plan,--no-plan",
     "serve": "FILE --host --port --token-file --no-token --allow-host --allow-origin --watch "
-    "--gate --device --plan,--no-plan",
+    "--gate --reference --device --plan,--no-plan "
+    "--example",
     "export": "FILE --to:onnx|openvino|torch|page --out,-o --input "
     "--output --precision --overwrite",
     "optimize": "FILE --precision:auto|fp32|bf16|fp16|int8 "

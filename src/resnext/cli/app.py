@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from resnext.cli.checkpoints import catalog, convert, doctor, push
 from resnext.cli.classify import evaluate, predict
 from resnext.cli.compare import compare
+from resnext.cli.drift import drift
 from resnext.cli.explain import explain
 from resnext.cli.export import export
 from resnext.cli.index import index
@@ -49,6 +50,7 @@ for _command in (
     evaluate,
     compare,
     predict,
+    drift,
     explain,
     index,
     review,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from resnext.cli.options import Flag, Several
 from resnext.errors import InputError
@@ -22,8 +22,10 @@ def serve(
     allow_origin: Annotated[tuple[str, ...], Several] = (),
     watch: Flag = False,
     gate: Path | None = None,
+    reference: Path | None = None,
     device: str = "auto",
     plan: bool = True,
+    example: Literal["systemd", "docker", "compose", "kubernetes", "nginx"] | None = None,
 ) -> None:
     """Answer requests over HTTP, and show a page for photos in the browser.
 
@@ -45,9 +47,17 @@ def serve(
         watch: Load the file again when it changes.
         gate: Labelled images, as for compare. A new version of the file that is worse on them does
             not replace the old one.
+        reference: Table that `predict --out` wrote for images as they should be, as for drift. The
+            metrics then say whether the answers have changed.
         device: auto, cpu, cuda, cuda:1, …
         plan: Use the plan that `resnext optimize` saved next to the model file.
+        example: Serve nothing; print files that run this server elsewhere.
     """
+    if example is not None:
+        from resnext.serving.examples import example as text
+
+        print(text(example, file), end="")
+        return
     from importlib.util import find_spec
 
     if not all(map(find_spec, ("starlette", "uvicorn", "httptools", "python_multipart"))):
@@ -63,6 +73,7 @@ def serve(
         allow_origins=allow_origin,
         open_to_all=no_token,
         gate=gate,
+        reference=reference,
         watch=watch,
         device=device,
         plan=plan,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from resnext.evaluation.metrics import Evaluation
     from resnext.explanation import Explanation
     from resnext.neighbours.index import Neighbour
+    from resnext.prediction.drift import Drift
     from resnext.prediction.images import Prediction
     from resnext.summary import Summary
     from resnext.weights.catalog import CatalogEntry
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _ALL_CLASSES = 40  # with more classes, only the worst are printed
 _WORST_CLASSES = 20
 _FLIPS = 10  # flipped images that are printed
+_CHANGED = 3.0  # standard deviations of chance
 _NARROW = 90  # in a terminal with fewer columns, the catalog omits one
 
 
@@ -114,6 +116,34 @@ def _classes_table(result: Evaluation) -> tuple[Table, int]:
         numbers = ["–" if math.isnan(x) else f"{x:.1%}" for x in scores[i]]
         table.add_row(plain(result.labels[i]), f"{confusion[i].sum():,}", *numbers, other)
     return table, len(shown)
+
+
+def print_drift(drift: Drift) -> None:
+    """Print both tests, and the classes whose share changed by more than chance."""
+    console = Console()
+    tests = _table("", *_right("Reference", "Answers", "Difference", "p"))
+    for name, before, now, distance, p in (
+        ("Answers", f"{drift.reference:,}", f"{drift.count:,}", "", ""),
+        ("Classes", "", "", f"{drift.label_distance:.1%}", f"{drift.label_p:.2g}"),
+        (
+            "Mean probability",
+            f"{drift.probability_before:.1%}",
+            f"{drift.probability_now:.1%}",
+            f"{drift.probability_distance:.1%}",
+            f"{drift.probability_p:.2g}",
+        ),
+    ):
+        tests.add_row(name, before, now, distance, p)
+    console.print(tests, highlight=False)
+    changed = [row for row in drift.classes if abs(row.z) > _CHANGED]
+    if not drift.drifted or not changed:
+        return
+    classes = _table("Class", *_right("Reference", "Answers", "Change"))
+    for row in changed:
+        shares = f"{row.before:.1%}", f"{row.now:.1%}", f"{100 * (row.now - row.before):+.1f}"
+        classes.add_row(plain(row.label), *shares)
+    console.print("\nClasses whose share changed, those that grew most first", style="bold")
+    console.print(classes, highlight=False)
 
 
 def print_comparison(result: Comparison, megabytes: Sequence[float | None]) -> None:

@@ -13,8 +13,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from resnext.serving import routes
+from resnext.serving import protocol_v2, routes
 from resnext.serving.guard import Guard
+from resnext.serving.pages import page_routes
 from resnext.serving.problems import Problem
 from resnext.serving.service import Service
 from resnext.serving.settings import Settings
@@ -46,8 +47,9 @@ def build_app(service: Service, settings: Settings) -> Starlette:
             max_age=600,
         )
         middleware.insert(0, cors)
+    pages = page_routes(settings, lambda: service.model if service.state == "ready" else None)
     return Starlette(
-        routes=[*routes.routes(service)],
+        routes=[*routes.routes(service), *protocol_v2.routes(service), *pages],
         middleware=middleware,
         exception_handlers={HTTPException: _http_problem},
         lifespan=lifespan,

@@ -237,7 +237,7 @@ class Batcher:
 
     def _count(self, answer: Answer) -> None:
         self._metrics.count("resnext_images_total", outcome="answered")
-        self._metrics.predicted(answer.top[0][0])
+        self._metrics.predicted(*answer.top[0])
         if answer.unsure:
             self._metrics.count("resnext_unsure_total")
         if answer.unknown:

@@ -9,6 +9,8 @@ from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
 
+from resnext.prediction.drift import Drift, DriftMonitor
+
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -39,6 +41,7 @@ class Metrics:
         self._counts: dict[str, dict[Labels, float]] = {name: {} for name in COUNTERS}
         self._buckets: dict[str, dict[Labels, list[float]]] = {name: {} for name in HISTOGRAMS}
         self._gauges: dict[str, tuple[str, Callable[[], dict[Labels, float]]]] = {}
+        self._monitor: DriftMonitor | None = None
         self.gauge("process_resident_memory_bytes", "Memory in use.", _memory)
         self.gauge("process_cpu_seconds_total", "Time of all cores together.", time.process_time)
         self.gauge("process_open_fds", "Open files and sockets.", _descriptors)
@@ -60,8 +63,10 @@ class Metrics:
             buckets[bisect_left(bounds, value)] += 1
             buckets[-1] += value
 
-    def predicted(self, label: str) -> None:
+    def predicted(self, label: str, probability: float) -> None:
         """Count an answer by its class."""
+        if self._monitor is not None:
+            self._monitor.add(label, probability)
         with self._lock:
             counts = self._counts["resnext_predictions_total"]
             key = (("label", label),)
@@ -83,6 +88,30 @@ class Metrics:
             return found if isinstance(found, dict) else {(): found}
 
         self._gauges[name] = help, values
+
+    def watch_drift(self, monitor: DriftMonitor) -> None:
+        """Compare the newest answers with those of a reference."""
+        self._monitor = monitor
+
+        def told(values: Callable[[Drift], dict[Labels, float]]) -> dict[Labels, float]:
+            drift = monitor.drift()
+            return {} if drift is None else values(drift)
+
+        self.gauge(
+            "resnext_drift_p",
+            "Probability of answers this unlike the reference without drift.",
+            lambda: told(lambda drift: {(): drift.p}),
+        )
+        self.gauge(
+            "resnext_drift_distance",
+            "How far the newest answers are from the reference, from 0 to 1.",
+            lambda: told(
+                lambda drift: {
+                    (("of", "classes"),): drift.label_distance,
+                    (("of", "probabilities"),): drift.probability_distance,
+                }
+            ),
+        )
 
     def text(self) -> str:
         """All metrics, as Prometheus reads them."""

@@ -46,6 +46,7 @@ def serve(
     allow_origins: Sequence[str] = (),
     open_to_all: bool = False,
     gate: str | Path | None = None,
+    reference: str | Path | None = None,
     watch: bool = False,
     device: str = "auto",
     plan: bool = True,
@@ -63,6 +64,8 @@ def serve(
         allow_origins: Origins of pages of other servers that may call this one.
         open_to_all: Whether other machines may use it without a token.
         gate: Labelled images on which a new version of the model file must not be worse.
+        reference: Table that `predict --out` wrote for images as they should be. Metrics then say
+            whether the answers have drifted from it.
         watch: Whether to load the model file again when it changes; SIGHUP does so at any time.
         device: "auto", or a torch device.
         plan: Whether to use the plan that `resnext optimize` saved next to the model file.
@@ -79,6 +82,7 @@ def serve(
         hosts=tuple(allow_hosts),
         origins=tuple(allow_origins),
         gate=None if gate is None else Path(gate),
+        reference=None if reference is None else Path(reference),
         watch=watch,
         device=device,
         plan=plan,

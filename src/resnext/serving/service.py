@@ -17,6 +17,7 @@ import numpy as np
 from resnext.errors import CheckpointError, ResNeXtError
 from resnext.explanation.explanation import Explanation
 from resnext.inference.runner import Runner
+from resnext.prediction.drift import DriftMonitor, read_answers
 from resnext.serving.admission import Admission
 from resnext.serving.batcher import Batcher, Job
 from resnext.serving.metrics import Metrics
@@ -52,6 +53,8 @@ class Service:
     ) -> None:
         self.source, self.settings = source, settings or Settings()
         self.metrics = Metrics()
+        if self.settings.reference is not None:
+            self.metrics.watch_drift(DriftMonitor(read_answers(self.settings.reference)))
         self.admission = Admission(self.settings.images, self.settings.queue_bytes)
         self.last_bytes = math.inf
         self._receiving: set[asyncio.Timeout] = set()

@@ -18,6 +18,7 @@ class Settings:
             machine's name.
         origins: Origins of other pages that may call the server (CORS).
         gate: Labelled images on which a new version of the model must not be worse.
+        reference: Answers to images as they should be, that the model's answers are compared with.
         watch: Whether to load the model file again when it changes.
         device: "auto", or a torch device.
         plan: Whether to use the plan next to the model file.
@@ -41,6 +42,7 @@ class Settings:
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     gate: Path | None = None
+    reference: Path | None = None
     watch: bool = False
     device: str = "auto"
     plan: bool = True
