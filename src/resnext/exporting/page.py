@@ -170,7 +170,9 @@ def _page(own: str, card: Card, parts: dict[str, str]) -> bytes:
     scripts = [
         f'<script id="{name}" type="text/plain">{text}</script>' for name, text in parts.items()
     ]
+    promise = "This page needs no network." if parts else "Later visits need no network."
     values = {
+        "promise": promise,
         "policy": _policy(style, script, whole=bool(parts)),
         "title": escape(_title(card.labels)),
         "licence": escape(card.licence or "not stated"),
