@@ -150,7 +150,9 @@ def test_which_index_is_taken(model: Path, tmp_path: Path) -> None:
         content(model, tmp_path / "none.index")
     wide = tiny_network(replace(CONFIG, channels=(32,), num_classes=2), Card(CLASSES))
     assert index_of_page(wide, wide, Card(CLASSES), "auto") == b""
-    with pytest.raises(InputError, match=r"index of another model: it has .* length 16, not 2 and"):
+    with pytest.raises(
+        InputError, match=r"index of another model: it has .* length 64, not 2 and 128"
+    ):
         index_of_page(wide, wide, Card(CLASSES), index_path(model))
     with pytest.raises(InputError, match="Only a page holds an index, not --to onnx"):
         export(model, tmp_path / "a.onnx", index=index_path(model))
@@ -167,7 +169,7 @@ def test_the_pictures_are_bounded(model: Path, monkeypatch: Any) -> None:
     assert 2 <= (sizes > 0).sum() < 20
     assert sizes.sum() < 30_000 < len(whole)
     assert {header["targets"][i] for i in np.flatnonzero(sizes)} == {0, 1}
-    assert len(part) == 4 + length + 30 * 16 * 2 + sizes.sum()
+    assert len(part) == 4 + length + 30 * 64 * 2 + sizes.sum()
 
 
 @pytest.mark.slow
@@ -196,7 +198,7 @@ def test_the_page_says_none_of_these(model: Path, browser: Any, tmp_path: Path) 
     assert page.errors == []
     page.click("#strip li:nth-child(3) button")
     page.wait_for_selector("#similar canvas")
-    shown = page.eval_on_selector_all("#similar .of", "nodes => nodes.map((x) => x.textContent)")
+    shown = page.eval_on_selector_all("#similar bdi", "nodes => nodes.map((x) => x.textContent)")
     assert shown == [*dict.fromkeys(one.label for one in wanted[2].like)]
     assert page.eval_on_selector_all("#similar canvas", "all => all.length") == 6
     assert page.errors == []

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import photo_folder, run_cli, tiny_network
 from page_cases import give, needs_browser, opened
 
@@ -59,7 +60,10 @@ def test_what_cannot_become_a_page(tmp_path: Path, capsys: Any, monkeypatch: Any
     monkeypatch.setattr("resnext.exporting.targets.runtime", page_module.runtime)
     card = Card(("cat", "dog"), Preprocessing(16, 16))
     resnext.save(tiny_network(card=card), "pets.safetensors")
-    resnext.save(tiny_network(card=card, seed=1), "other.safetensors")
+    other_network = tiny_network(card=card)
+    with torch.no_grad():
+        other_network.fc.weight.add_(1)
+    resnext.save(other_network, "other.safetensors")
     resnext.save(tiny_network(), "bare.safetensors")
     deep = Card(("cat", "dog"), Preprocessing(16, 16, value_range=(0, 4095)))
     resnext.save(tiny_network(card=deep), "deep.safetensors")
