@@ -1427,7 +1427,7 @@ FUNCTIONS = {  # a star stands before what is given by name only
     "create": "name *output_stride *dilation_convention overrides",
     "diagnose": "path",
     "evaluate": "model data *batch_size *workers *device *views *keep_logits *plan *progress",
-    "export": "model path *to *input *output *precision *overwrite",
+    "export": "model path *to *input *output *precision *index *overwrite",
     "explain": "model image *label *against *how *stage *fine *gamma *check *like *index *device "
     "*plan",
     "load": "source *num_classes *in_channels *config *output_stride *dilation_convention *device "
@@ -1543,7 +1543,7 @@ OPTIONS = {  # choices stand behind a colon
     "--gate --reference --device --plan,--no-plan "
     "--example",
     "export": "FILE --to:onnx|openvino|torch|page --out,-o --input "
-    "--output --precision --overwrite",
+    "--output --precision --index --no-index --overwrite",
     "optimize": "FILE --precision:auto|fp32|bf16|fp16|int8 "
     "--engine:auto|torch|compile|tensorrt|onnxruntime|openvino --batch-size,-b --data --max-loss "
     "--device --again",

@@ -25,9 +25,12 @@ class ExportedModule(nn.Module):
         card: Normalization and temperature.
         inputs: "images", normalized `(n, c, h, w)`, or "pixels", `(n, h, w, c)` of 8 bits.
         output: "logits", or "probabilities": the softmax of logits over temperature.
-        extras: Names of the outputs after the first: "embedding", "map", or "maps", one per class,
-            whose means over their places are the logits without bias.
+        extras: Names of the outputs after the first: "embedding", and "map" or "maps", one per
+            class, whose means over their places are the logits without bias.
         half: Whether weights are stored in half precision. All is computed in single precision.
+
+    Attributes:
+        index: What a page shows beside the answer; see `page_index`.
     """
 
     mean: Tensor
@@ -49,6 +52,7 @@ class ExportedModule(nn.Module):
         self.inputs: InputKind = inputs
         self.extras = extras
         self.halved = half
+        self.index = b""
         self.temperature = card.temperature if output == "probabilities" else None
         for name in ("mean", "std"):
             values = 255 * torch.tensor(getattr(card.preprocessing, name), dtype=torch.float32)
@@ -61,10 +65,10 @@ class ExportedModule(nn.Module):
         if self.inputs == "pixels":
             x = (x.permute(0, 3, 1, 2).float() - self.mean) / self.std
         last = self.network.features(x)[-1]
-        if self.extras == ("maps",):
-            maps = class_maps(self.network, last)
-            return maps.mean((2, 3)) + self.network.fc.bias, maps
         embedding = self.network.avgpool(last).flatten(1)
+        if "maps" in self.extras:
+            maps = class_maps(self.network, last)
+            return maps.mean((2, 3)) + self.network.fc.bias, embedding, maps
         logits = self.network.fc(embedding)
         if self.temperature is not None:
             logits = (logits / self.temperature).softmax(1)

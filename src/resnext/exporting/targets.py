@@ -13,7 +13,14 @@ import torch
 from resnext.errors import InputError
 from resnext.exporting.graph import ExportedModule
 from resnext.exporting.metadata import onnx_metadata, openvino_metadata
-from resnext.exporting.page import check_node, runtime, write_page
+from resnext.exporting.page import (
+    MOST_BYTES,
+    SUFFIX,
+    check_node,
+    page_files,
+    runtime,
+    write_page,
+)
 from resnext.inference.engines.base import load_package, silenced
 from resnext.inference.engines.openvino import openvino_core
 from resnext.inference.exported import METADATA_KEY
@@ -34,6 +41,7 @@ class Target(ABC):
         settings: What `export` accepts for each of its arguments; the first is the default.
         extras: Names of the outputs after the first.
         batches: The batches in which the gate runs the pictures.
+        takes_index: Whether a file may hold an index of images.
     """
 
     name: str
@@ -48,6 +56,7 @@ class Target(ABC):
     }
     extras: tuple[str, ...] = ("embedding", "map")
     batches = "1, 2, 17 and 44"
+    takes_index = False
 
     def check_packages(self) -> None:
         """Refuse to begin without the packages.
@@ -82,6 +91,10 @@ class Target(ABC):
     def files(self, path: Path) -> list[Path]:
         """All files that `write` makes."""
         return [path]
+
+    def default(self, name: str, module: ExportedModule) -> Path:
+        """Where a model is written to if nothing else is said."""
+        return Path(f"{name}{self.suffix}")
 
 
 class Onnx(Target):
@@ -177,7 +190,7 @@ class Torch(Target):
 class Page(Target):
     """One HTML file that classifies in the browser, without a network."""
 
-    name, title, suffix = "page", "page for browsers", ".html"
+    name, title, suffix = "page", "page for browsers", SUFFIX
     packages = ("onnx", "onnxscript")
     install_hint = '"resnext[onnx]"'
     settings: Mapping[str, tuple[str, ...]] = {
@@ -185,8 +198,9 @@ class Page(Target):
         "output": ("logits",),
         "precision": ("fp16", "fp32"),
     }
-    extras = ("maps",)
+    extras = ("embedding", "maps")
     batches = "1"
+    takes_index = True
 
     def check_packages(self) -> None:
         """Also Node.js and ONNX Runtime Web."""
@@ -209,7 +223,18 @@ class Page(Target):
 
     def write(self, built: Any, path: Path, own: str, module: ExportedModule) -> None:
         """Write the page around the graph."""
-        write_page(path, built.SerializeToString(deterministic=True), own, module.card)
+        graph = built.SerializeToString(deterministic=True)
+        write_page(path, graph, own, module.card, module.index)
+
+    def files(self, path: Path) -> list[Path]:
+        """The file, or the files of a folder."""
+        return page_files(path)
+
+    def default(self, name: str, module: ExportedModule) -> Path:
+        """A file, or a folder if that would be too large."""
+        weights = sum(x.numel() * x.element_size() for x in module.network.state_dict().values())
+        packed = 1.25 * (weights + len(module.index)) + sum(map(len, runtime()))  # about
+        return Path(f"{name}-page" if packed > MOST_BYTES else f"{name}{self.suffix}")
 
 
 class _Named(torch.nn.Module):
