@@ -60,8 +60,11 @@ def build_app(service: Service, settings: Settings) -> Starlette:
 def _http_problem(_: Request, error: Exception) -> Response:
     """What the router refuses: an unknown path (404), or a known one's wrong method (405)."""
     assert isinstance(error, HTTPException)
-    detail = {
-        404: "There is nothing at this address. /docs lists what there is.",
-        405: f"This address takes {(error.headers or {}).get('Allow', 'other methods')}.",
-    }.get(error.status_code, error.detail)
-    return Problem(error.status_code, detail, headers=error.headers).response()
+    headers = dict(error.headers or {})
+    detail = error.detail
+    if error.status_code == 404:
+        detail = "There is nothing at this address. /docs lists what there is."
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
+        detail = f"This address takes {headers['Allow']}."
+    return Problem(error.status_code, detail, headers=headers).response()

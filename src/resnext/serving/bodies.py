@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from resnext.checks import brief
@@ -101,9 +103,6 @@ async def read_images(request: Request, ticket: Ticket, settings: Settings) -> S
 
 def _parts(kind: str, body: bytes, most: int) -> list[bytes]:
     """The parts of a multipart body that are called images."""
-    from python_multipart import MultipartParser, parse_options_header
-    from python_multipart.exceptions import FormParserError
-
     boundary = parse_options_header(kind)[1].get(b"boundary")
     if not boundary:
         raise Problem(400, "multipart/form-data needs a boundary in Content-Type.", "multipart")
@@ -137,19 +136,19 @@ def _parts(kind: str, body: bytes, most: int) -> list[bytes]:
         nonlocal ended
         ended = True
 
-    parser = MultipartParser(
-        boundary,
-        {
-            "on_header_field": lambda data, start, end: name.extend(data[start:end]),
-            "on_header_value": lambda data, start, end: value.extend(data[start:end]),
-            "on_header_end": end_header,
-            "on_headers_finished": begin_data,
-            "on_part_data": lambda data, start, end: spans.append(data[start:end]),
-            "on_part_end": end_part,
-            "on_end": end,
-        },
-    )
     try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_header_field": lambda data, start, end: name.extend(data[start:end]),
+                "on_header_value": lambda data, start, end: value.extend(data[start:end]),
+                "on_header_end": end_header,
+                "on_headers_finished": begin_data,
+                "on_part_data": lambda data, start, end: spans.append(data[start:end]),
+                "on_part_end": end_part,
+                "on_end": end,
+            },
+        )
         parser.write(body)
         parser.finalize()
     except FormParserError as error:

@@ -16,12 +16,17 @@ _MOST_HEADER = 64 * 1024  # bytes
 
 
 class Connection(HttpToolsProtocol):
-    """A connection that ends when a header does not come, or a response is not taken."""
+    """A connection that ends when a header does not come, or a response is not taken.
 
-    settings = Settings()
+    Args:
+        settings: Limits.
+        *args: Those of uvicorn's protocol.
+        **options: Those of uvicorn's protocol.
+    """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, settings: Settings, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.settings = settings
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,6 +138,24 @@ class Server(uvicorn.Server):
         yield
 
 
+def new_server(service: Service) -> Server:
+    """A server of a service with its limits, not started yet."""
+    settings = service.settings
+    return Server(
+        uvicorn.Config(
+            build_app(service, settings),
+            http=partial(Connection, settings),  # pyright: ignore[reportArgumentType]
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(settings.drain),
+        )
+    )
+
+
 async def run(
     service: Service,
     sockets: Sequence[socket.socket],
@@ -154,24 +173,7 @@ async def run(
     """
     settings, loop = service.settings, asyncio.get_running_loop()
     logging_to_stderr()
-
-    class Limited(Connection):
-        pass
-
-    Limited.settings = settings
-    server = Server(
-        uvicorn.Config(
-            build_app(service, settings),
-            http=Limited,
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=int(settings.drain),
-        )
-    )
+    server = new_server(service)
     reloading = asyncio.Lock()
 
     async def reload() -> None:
