@@ -17,7 +17,7 @@ from fakes import CARD, Fake
 from PIL import Image
 
 from resnext.card import Card
-from resnext.serving.run import Server, listen, new_event_loop, new_server
+from resnext.serving.run import listen, new_event_loop, new_server
 from resnext.serving.service import Service
 from resnext.serving.settings import Settings
 
@@ -52,8 +52,9 @@ class Gated(Fake):
 class Served:
     """A running server and what tests ask of it."""
 
-    def __init__(self, service: Service, server: Server, port: int) -> None:
-        self.service, self.server, self.port = service, server, port
+    def __init__(self, service: Service, listening: socket.socket) -> None:
+        self.service, self.server, self.listening = service, new_server(service), listening
+        self.port: int = listening.getsockname()[1]
         self.loop: asyncio.AbstractEventLoop | None = None
 
     def connect(self) -> socket.socket:
@@ -85,7 +86,9 @@ class Served:
     def metric(self, line: str) -> float:
         """A metric by its name with labels; 0 if there is none."""
         _, _, content = self.send("/metrics")
-        found = dict(text.rsplit(" ", 1) for text in content.decode().splitlines() if text[0] != "#")
+        found = dict(
+            text.rsplit(" ", 1) for text in content.decode().splitlines() if text[0] != "#"
+        )
         return float(found.get(line, 0))
 
     def call(self, function: Any, *args: Any) -> None:
@@ -106,7 +109,7 @@ def served(model: Any = None, *, load: bool = True, **settings: Any) -> Iterator
     """A server in a thread; it ends as after SIGTERM."""
     listening = listen("127.0.0.1", 0)
     service = Service(model or Gated(), Settings(**settings))
-    one = Served(service, new_server(service), listening.getsockname()[1])
+    one = Served(service, listening)
     ready, failure = threading.Event(), list[BaseException]()
 
     async def main() -> None:

@@ -1,23 +1,26 @@
-"""Calibration of confidences, and the uncertainty of a measured accuracy."""
+"""Calibration of confidences, and the uncertainty of a measured accuracy. Loads no torch."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from resnext.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _BOUNDS = 0.05, 20.0  # lowest and highest fitted temperature
 _ROWS = 4096  # rows of logits converted to double precision at once
 _FOLDS = 5
 _MANY = 2000
 
-Logits = Float[Tensor, "n k"] | Float[np.ndarray, "n k"]
-Targets = Int[Tensor, " n"] | Int[np.ndarray, " n"]
+Logits = Float[Any, "n k"]  # tensors or arrays
+Targets = Int[Any, " n"]
 Numbers = Float[np.ndarray, " n"]
 Right = Bool[np.ndarray, " n"]
 
@@ -314,7 +317,7 @@ def _finite(logits: Logits, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _array(values: Tensor | np.ndarray) -> np.ndarray:
-    if isinstance(values, Tensor):
+    if hasattr(values, "detach"):
         values = values.detach().cpu()
         return (values.float() if values.dtype.itemsize == 2 else values).numpy()
     return np.asarray(values)

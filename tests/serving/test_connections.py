@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
+from contextlib import suppress
 
 import pytest
 from helpers import wait_until
@@ -84,7 +86,9 @@ def test_a_body_that_comes_in_drops() -> None:
         assert answer == b"HTTP/1.1 408"
 
 
-@pytest.mark.parametrize("start", [b"", b"POST /v1/pre", b"GET / HTTP/1.1\r\nHost: x\r\nA", b"\r\n"])
+@pytest.mark.parametrize(
+    "start", [b"", b"POST /v1/pre", b"GET / HTTP/1.1\r\nHost: x\r\nA", b"\r\n"]
+)
 def test_a_header_that_does_not_come(start: bytes) -> None:
     """uvicorn has no limit for it: a few thousand such connections used up all descriptors."""
     with served(header=0.2) as server, server.connect() as connection:
@@ -150,15 +154,16 @@ def test_forms_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_client_that_reads_nothing() -> None:
     """It asks for more and more: its connection ends, and with it what is kept for it."""
-    with served(whole=0.3) as server, server.connect() as connection:
+    with served(whole=0.3) as server:
+        server.listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        connection = server.connect()
         connection.settimeout(0.1)
         request = b"GET /v1/model HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100
-        with pytest.raises(OSError, match=r"reset|Broken"):
-            while True:
-                try:
-                    connection.sendall(request)
-                except TimeoutError:
-                    wait_until(lambda: not server.server.server_state.connections)
+        with suppress(TimeoutError):
+            for _ in range(1000):
+                connection.sendall(request)
+        wait_until(lambda: not server.server.server_state.connections)
+        connection.close()
         assert server.send("/healthz")[0] == 200
 
 
@@ -207,7 +212,14 @@ def test_names_of_the_server() -> None:
     with served(hosts=("photos.example.org",)) as server:
         for host in ("localhost", "127.0.0.1:1", "[::1]:8000", "10.0.0.7", "photos.example.org:80"):
             assert_refused(server, 200, Host=host)
-        for host in ("evil.example", "localhost.evil.example", "", "127.0.0.1.evil.example", "[", "a b"):
+        for host in (
+            "evil.example",
+            "localhost.evil.example",
+            "",
+            "127.0.0.1.evil.example",
+            "[",
+            "a b",
+        ):
             assert_refused(server, 403, Host=host)
 
 

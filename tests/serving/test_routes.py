@@ -130,7 +130,13 @@ BIG = png_that_claims(10_000, 5_001)
         ("/v1/predict", BIG, {}, 422, "urn:resnext:damaged-image"),
         ("/v1/predict", photo(kind="PNG")[:70], {}, 422, "urn:resnext:damaged-image"),
         ("/v1/predict", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", {}, 422, None),
-        ("/v1/predict", b"x", {"Content-Type": "multipart/form-data"}, 400, "urn:resnext:multipart"),
+        (
+            "/v1/predict",
+            b"x",
+            {"Content-Type": "multipart/form-data"},
+            400,
+            "urn:resnext:multipart",
+        ),
     ],
 )
 def test_errors(

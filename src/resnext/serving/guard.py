@@ -89,7 +89,7 @@ class Guard:
                 "host",
             )
         origin = headers.get("origin")
-        own = origin is None or urlsplit(origin).netloc.lower() == host.lower()
+        own = origin is None or origin.partition("://")[2].lower() == host.lower()
         if not own and origin not in self.settings.origins:
             raise Problem(
                 403, "Another page may not use this server without --allow-origin.", "origin"
@@ -107,12 +107,10 @@ class Guard:
 
     def _is_own(self, host: str) -> bool:
         """Whether a header Host names this server. Addresses do: rebinding needs a name."""
-        name = urlsplit(f"//{host}").hostname if host else None
-        if name is None:
-            return False
-        if name in self._names or "*" in self._names:
-            return True
         try:
+            name = urlsplit(f"//{host}").hostname
+            if name is None or name in self._names:
+                return name is not None
             ipaddress.ip_address(name)
         except ValueError:
             return False
@@ -186,15 +184,15 @@ class _Exchange:
             self._closing = self._must_close()
             if self._closing:
                 headers["connection"] = "close"
-            await self._send(message)
+            await self._write(message)
             return
         last = not message.get("more_body", False)
         if not (last and self._closing):
-            await self._send(message)
+            await self._write(message)
             return
-        await self._send({**message, "more_body": True})
+        await self._write({**message, "more_body": True})
         await self._linger()
-        await self._send({"type": "http.response.body", "body": b""})
+        await self._write({"type": "http.response.body", "body": b""})
 
     async def refuse(self, problem: Problem) -> None:
         """Answer with a problem, if nothing was answered yet."""
@@ -202,6 +200,14 @@ class _Exchange:
             raise problem  # uvicorn closes the connection
         response = problem.response()
         await response(self._scope, self._receive, self.send)
+
+    async def _write(self, message: Message) -> None:
+        try:
+            await self._send(message)
+        except RuntimeError as error:
+            if "is closed" not in str(error):  # as uvloop says of a connection that was aborted
+                raise
+            raise ClientDisconnect from error
 
     def _must_close(self) -> bool:
         """Whether the rest of the body is too large, or may never come."""
