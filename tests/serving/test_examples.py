@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from helpers import run_cli
 
 from resnext.serving.examples import EXAMPLES, Example, example
 
@@ -29,6 +30,17 @@ def test_all_examples_have_a_name() -> None:
     assert get_args(Example) == EXAMPLES
     for kind in get_args(Example):
         assert example(kind, FILE).endswith("\n")
+
+
+def test_the_command_prints_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And serves nothing; the file need not be there."""
+    code, out, _ = run_cli(capsys, monkeypatch, "serve", FILE, "--example", "nginx")
+    assert (code, out) == (0, example("nginx", FILE))
+    code, _, err = run_cli(capsys, monkeypatch, "serve", FILE, "--example", "windows")
+    assert code == 2
+    assert "systemd" in err
 
 
 def test_systemd_starts_the_file_given() -> None:

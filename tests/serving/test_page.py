@@ -10,16 +10,24 @@ import io
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import tiny_network
+from inference_cases import CONFIG
 from PIL import Image
+
+import resnext
+from resnext import Card, Preprocessing
 
 pytest.importorskip("starlette")
 uvicorn: Any = pytest.importorskip("uvicorn")
@@ -164,14 +172,14 @@ def chromium() -> Iterator[Any]:
         opened.close()
 
 
-def opened(chromium: Any, server: FakeServer, path: str = "", **options: Any) -> Any:
+def opened(chromium: Any, address: str, **options: Any) -> Any:
     """The page, ready; what it requests and complains about is kept."""
     page = chromium.new_context(**options).new_page()
     page.errors, page.requests = [], []
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     page.on("console", lambda message: page.errors.append(message.text))
     page.on("request", lambda request: page.requests.append(request.url))
-    page.goto(server.address + path)
+    page.goto(address)
     page.wait_for_selector("body[data-ready]")
     return page
 
@@ -210,7 +218,7 @@ def titles(page: Any) -> list[str]:
 
 def test_every_answer_is_told(chromium: Any, server: FakeServer) -> None:
     """Sure, not sure, none of these, an error; nothing is requested from anywhere else."""
-    page = opened(chromium, server)
+    page = opened(chromium, server.address)
     assert page.inner_text("h1") == "Which of 6 classes?"
     give(page, "sure", "unsure", "unknown", "damaged")
     assert titles(page) == ["a cat", "Not sure", "None of these", "No answer"]
@@ -239,7 +247,7 @@ def test_every_answer_is_told(chromium: Any, server: FakeServer) -> None:
 
 def test_why_and_why_not_another(chromium: Any, server: FakeServer) -> None:
     """The map of a class, of a class instead of another, its strength; each is asked for once."""
-    page = opened(chromium, server)
+    page = opened(chromium, server.address)
     give(page, "sure")
     page.check("#why")
     until(page, "!document.getElementById('map').hidden")
@@ -267,7 +275,7 @@ def test_why_and_why_not_another(chromium: Any, server: FakeServer) -> None:
 
 def test_the_history_stays_in_the_browser(chromium: Any, server: FakeServer) -> None:
     """It is there after a reload without asking again, and gone after the button."""
-    page = opened(chromium, server)
+    page = opened(chromium, server.address)
     give(page, "unsure", "sure")
     give(page, "unknown")
     page.focus("#strip li:nth-child(2) button")
@@ -301,7 +309,7 @@ def test_the_history_stays_in_the_browser(chromium: Any, server: FakeServer) -> 
 
 def test_drop_paste_camera_and_no_picture(chromium: Any, server: FakeServer) -> None:
     """Every way in gives an answer; what is no picture gives the server's line."""
-    page = opened(chromium, server, permissions=["camera"])
+    page = opened(chromium, server.address, permissions=["camera"])
     give_event = """([kind, bytes]) => {
       const data = new DataTransfer();
       data.items.add(new File([new Uint8Array(bytes)], `${kind}.png`, { type: "image/png" }));
@@ -334,7 +342,7 @@ def test_drop_paste_camera_and_no_picture(chromium: Any, server: FakeServer) -> 
 
 def test_a_busy_server_and_large_pictures(chromium: Any, server: FakeServer) -> None:
     """It waits as long as the server says, and converts what the server does not take."""
-    page = opened(chromium, server)
+    page = opened(chromium, server.address)
     give(page, "busy")
     assert server.refusals == 2
     assert titles(page)[0] == "a cat"
@@ -346,7 +354,7 @@ def test_a_busy_server_and_large_pictures(chromium: Any, server: FakeServer) -> 
 def test_a_server_with_a_token(chromium: Any, server: FakeServer) -> None:
     """The page asks for it, or takes it from its address and removes it from there."""
     server.token = "a secret"
-    page = opened(chromium, server)
+    page = opened(chromium, server.address)
     assert page.inner_text("#status") == "This server wants a token."
     give(page, "sure")
     page.fill("#token", "wrong")
@@ -357,18 +365,49 @@ def test_a_server_with_a_token(chromium: Any, server: FakeServer) -> None:
     page.wait_for_selector("#ask", state="hidden")
     until(page, "pictures.every((x) => x.answer)")
     assert page.inner_text("#label") == "a cat"
-    other = opened(chromium, server, "#token=a%20secret")
+    other = opened(chromium, f"{server.address}#token=a%20secret")
     assert other.locator("#ask").is_hidden()
     assert other.url == server.address
 
 
 def test_a_server_that_is_gone(chromium: Any, server: FakeServer) -> None:
     """One line, not silence."""
-    page = opened(chromium, server)
+    page = opened(chromium, server.address)
     server.stop()
     give(page, "sure")
     page.wait_for_selector("#status.bad")
     assert "The server cannot be reached" in page.inner_text("#status")
+
+
+def test_the_command_and_the_page(chromium: Any, tmp_path: Path) -> None:
+    """What the page asks for and what the server answers are written apart and can drift."""
+    card = Card(tuple(LABELS[:4]), Preprocessing(size=64, resize=72), temperature=1.3)
+    network = tiny_network(replace(CONFIG, num_classes=4), card)
+    resnext.save(network, tmp_path / "pets.safetensors")
+    command = [sys.executable, "-m", "resnext", "serve", tmp_path / "pets.safetensors"]
+    process = subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    address = re.findall(r"http://\S+", process.stdout.readline())[0]
+    try:
+        page = opened(chromium, address + "/")
+        give(page, "sure")
+        (wanted,) = resnext.predict(network, picture("sure"), top=4)
+        assert page.inner_text("#label") == wanted.label
+        found = page.eval_on_selector_all("#bars span", "all => all.map((x) => x.textContent)")
+        assert found == list(wanted.labels)
+        page.check("#why")
+        until(page, "!document.getElementById('map').hidden")
+        assert "this is exactly the score" in page.inner_text("#legend")
+        page.select_option("#against", wanted.labels[1])
+        until(page, "document.getElementById('legend').textContent.includes('instead of')")
+        assert page.errors == []
+        response = page.goto(f"{address}/docs")
+        assert response.status == 200
+        assert page.errors == []
+    finally:
+        process.terminate()
+        process.communicate()
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -382,7 +421,7 @@ def test_everybody_can_use_it(
     axe = Axe()
     options: dict[str, Any] = {"viewport": {"width": width, "height": 900}, "bypass_csp": True}
     options |= {"color_scheme": scheme, "permissions": ["camera"], "reduced_motion": "reduce"}
-    page = opened(chromium, server, **options)
+    page = opened(chromium, server.address, **options)
 
     def check(state: str) -> None:
         page.screenshot(path=tmp_path / f"{state}-{scheme}-{width}.png", full_page=True)
@@ -410,6 +449,9 @@ def test_everybody_can_use_it(
     page.reload()
     page.wait_for_selector("#ask:not([hidden])")
     check("token")
+    page.goto(f"{server.address}docs")
+    page.click("article:first-of-type summary")
+    check("docs")
 
 
 def test_the_page_is_small_and_asks_nobody() -> None:

@@ -22,7 +22,16 @@ from resnext.serving.pages import content_policy, page_routes
 from resnext.serving.service import Service
 from resnext.serving.settings import Settings
 
-LABELS = ("cat", "<dog>")
+LABELS = ("zebra", "<mule>")
+
+
+class Stable:
+    """What the document tells of a model."""
+
+    name, version, labels, unknown = "stable", "abc", LABELS, None
+
+
+MODEL: Any = Stable()
 
 
 def references(value: Any) -> Iterator[str]:
@@ -55,7 +64,7 @@ def test_every_route_is_described() -> None:
 
 def test_the_document_holds_together() -> None:
     """References resolve, names of operations are unique, path parameters are declared."""
-    described = document(Settings(), LABELS, "pets")
+    described = document(Settings(), MODEL)
     assert json.loads(json.dumps(described)) == described
     for reference in references(described):
         value = described
@@ -75,22 +84,18 @@ def test_the_document_holds_together() -> None:
 
 def test_the_classes_are_described_unless_there_is_a_token() -> None:
     """The document needs no token, so it must not tell what the token protects."""
-    described = document(Settings(), LABELS, "pets")
+    described = document(Settings(), MODEL)
     parameters = described["paths"]["/v1/explain"]["post"]["parameters"]
     assert parameters[0]["schema"]["enum"] == [*LABELS]
     top = described["paths"]["/v1/predict"]["post"]["parameters"][0]
     assert top["schema"] == {"type": "integer", "minimum": 1, "maximum": 2}
     assert "security" not in described
 
-    class Model:
-        labels, name = LABELS, "pets"
-
-    model: Any = Model()
     for token, secret in ((None, False), ("a secret", True)):
-        routes = {x.path: x for x in page_routes(Settings(token=token), lambda: model)}
+        routes = {x.path: x for x in page_routes(Settings(token=token), lambda: MODEL)}
         bodies = [answer(routes[path]) for path in ("/openapi.json", "/docs", "/")]
-        assert ('"cat"' not in bodies[0]) is secret
-        assert ("pets" not in bodies[0]) is secret
+        assert ('"zebra"' not in bodies[0]) is secret
+        assert ("stable" not in bodies[0]) is secret
 
 
 def answer(route: Route) -> str:
@@ -118,7 +123,7 @@ def answer(route: Route) -> str:
 
 def test_the_page_for_people_has_everything() -> None:
     """Every path, parameter and status; nothing that a class's name could break."""
-    described = document(Settings(), LABELS, "pets")
+    described = document(Settings(), MODEL)
     page = docs_page(described, "http://localhost:8000")
     for path, methods in described["paths"].items():
         for method in methods:

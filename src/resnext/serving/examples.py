@@ -88,7 +88,7 @@ WantedBy=multi-user.target
 
 
 def _docker(file: str) -> str:
-    name = _name(file)
+    name, stem = Path(file).name, Path(file).stem
     return f"""\
 # Dockerfile, beside {name}
 #   docker build -t resnext-serve .
@@ -97,6 +97,7 @@ def _docker(file: str) -> str:
 #     -v "$PWD/token.txt:/run/secrets/token:ro" resnext-serve
 FROM python:3.12-slim
 RUN pip install --no-cache-dir "resnext[serve,onnx]"
+# an index or a plan beside the model is used if it is copied too: {stem}.index, {stem}.plan.json
 COPY [{_json_word(name)}, "/models/"]
 ENV RESNEXT_HOME=/tmp/resnext
 USER 65534:65534
@@ -259,10 +260,6 @@ server {{
     }}
 }}
 """
-
-
-def _name(file: str) -> str:
-    return Path(file).name
 
 
 def _json_word(text: str) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resnext import __version__
-from resnext.serving.protocol_v2 import OUTPUTS
+from resnext.serving.protocol_v2 import INPUT, OUTPUTS, offered
 from resnext.serving.settings import Settings
+
+if TYPE_CHECKING:
+    from resnext.serving.model import Model
 
 Json = dict[str, Any]
 
@@ -27,19 +31,30 @@ _PROBLEMS = {
     429: "The server is full; Retry-After says when to come again.",
     503: "The model is being loaded, the server ends, or the image was not computed in time.",
 }
+_PREDICTIONS: Json = {
+    "model": {"name": "pets", "version": "9140339eae5d"},
+    "results": [
+        {
+            "label": "cat",
+            "probability": 0.973,
+            "unsure": False,
+            "unknown": False,
+            "top": [{"label": "cat", "probability": 0.973}, {"label": "dog", "probability": 0.021}],
+        }
+    ],
+}
 _GUARDED = 401, 403, 503
 _WITH_BODY = 400, 401, 403, 406, 408, 413, 415, 422, 429, 503
 
 
-def document(settings: Settings, labels: Sequence[str] = (), name: str | None = None) -> Json:
+def document(settings: Settings, model: Model | None = None) -> Json:
     """The OpenAPI document.
 
     Args:
         settings: Limits of the server.
-        labels: Classes of the model; empty to leave them out.
-        name: Name of the model; None to leave it out.
+        model: The model; None to say nothing of it.
     """
-    most = len(labels) or None
+    most = len(model.labels) if model else None
     top = _query("top", "How many classes to report.", _whole(1, most))
     neighbours = _query(
         "neighbours",
@@ -49,7 +64,7 @@ def document(settings: Settings, labels: Sequence[str] = (), name: str | None = 
     embedding = _query(
         "embedding", "Whether to report the embedding.", {"type": "boolean", "default": False}
     )
-    label = {"type": "string", **({"enum": [*labels]} if labels else {})}
+    label = {"type": "string", **({"enum": [*model.labels]} if model else {})}
     picture: Json = {"type": "string", "format": "binary"}
     body = {
         "required": True,
@@ -92,7 +107,9 @@ def document(settings: Settings, labels: Sequence[str] = (), name: str | None = 
         "parameters": [top, embedding, neighbours],
         "requestBody": body,
         "responses": {
-            "200": _json("The answers, in the order of the images.", _ref("Predictions")),
+            "200": _json(
+                "The answers, in the order of the images.", _ref("Predictions"), _PREDICTIONS
+            ),
             **_problems(*_WITH_BODY),
         },
     }
@@ -166,7 +183,7 @@ def document(settings: Settings, labels: Sequence[str] = (), name: str | None = 
         "/healthz": _probe("healthz", "Whether the process lives", 403),
         "/readyz": _probe("readyz", "Whether requests are answered", 403, 503),
         "/metrics": _probe("metrics", "All numbers, for Prometheus", 401, 403),
-        **_v2(name, settings),
+        **_v2(model),
     }
     return {
         "openapi": "3.1.0",
@@ -183,7 +200,7 @@ def document(settings: Settings, labels: Sequence[str] = (), name: str | None = 
         ],
         "paths": paths,
         "components": {
-            "schemas": _schemas(),
+            "schemas": _schemas(settings.per_request, [*(offered(model) if model else OUTPUTS)]),
             "responses": {str(code): _problem(code) for code in _PROBLEMS},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
@@ -191,17 +208,21 @@ def document(settings: Settings, labels: Sequence[str] = (), name: str | None = 
     }
 
 
-def _v2(name: str | None, settings: Settings) -> Json:
+def _v2(model: Model | None) -> Json:
     """The routes of the Open Inference Protocol."""
     tag = {"tags": ["Open Inference Protocol"]}
-    known = {"enum": [name]} if name else {}
+    known = {"enum": [model.name]} if model else {}
     parameters = [_path("name", "Name of the model.", known)]
-    versions = [*parameters, _path("version", "Version of the model.", {})]
+    versions = [
+        *parameters,
+        _path("version", "Version of the model.", {"enum": [model.version]} if model else {}),
+    ]
     infer = {
         "summary": "Classify images as tensors",
-        "description": "One input, `images`: BYTES `[n]` with encoded images (in JSON as base64), "
-        "UINT8 `[n, h, w, c]` or FP32 `[n, c, h, w]` of the model's size, RGB, from 0 to 255 or 0 "
-        "to 1. Tensors may stand as bytes behind the JSON (binary data extension).",
+        "description": "One input, `images`: BYTES `[n]` with encoded images, in JSON as base64. "
+        "Pixels of the model's size are taken too: UINT8 `[n, h, w, c]` from 0 to 255, or FP32 "
+        "`[n, c, h, w]` from 0 to 1, red, green, blue. Tensors may stand as bytes behind the JSON, "
+        "whose length `Inference-Header-Content-Length` then tells.",
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": _ref("InferRequest")}},
@@ -242,7 +263,7 @@ def _v2(name: str | None, settings: Settings) -> Json:
     }
 
 
-def _schemas() -> Json:
+def _schemas(images: int, outputs: list[str]) -> Json:
     text, number, flag = {"type": "string"}, {"type": "number"}, {"type": "boolean"}
     numbers = {"type": "array", "items": number}
     chance = {"type": "number", "minimum": 0, "maximum": 1}
@@ -325,14 +346,7 @@ def _schemas() -> Json:
                     "type": "array",
                     "minItems": 1,
                     "maxItems": 1,
-                    "items": _object(
-                        {
-                            "name": {"const": "images"},
-                            "datatype": {"enum": ["BYTES", "UINT8", "FP32"]},
-                            "shape": {**shape, "minItems": 1, "maxItems": 4},
-                            "data": {"type": "array"},
-                        },
-                    ),
+                    "items": {"oneOf": [_encoded(count) for count in range(1, images + 1)]},
                 }
             },
             {
@@ -340,7 +354,7 @@ def _schemas() -> Json:
                 "parameters": _object({}, {"binary_data_output": flag}),
                 "outputs": {
                     "type": "array",
-                    "items": _object({"name": {"enum": [*OUTPUTS]}}, {"parameters": binary}),
+                    "items": _object({"name": {"enum": outputs}}, {"parameters": binary}),
                 },
             },
         ),
@@ -363,6 +377,23 @@ def _schemas() -> Json:
             {"id": text},
         ),
     }
+
+
+def _encoded(count: int) -> Json:
+    """The input of the Open Inference Protocol with so many encoded images."""
+    return _object(
+        {
+            "name": {"const": INPUT},
+            "datatype": {"const": "BYTES"},
+            "shape": {"const": [count]},
+            "data": {
+                "type": "array",
+                "items": {"type": "string", "format": "byte", "contentEncoding": "base64"},
+                "minItems": count,
+                "maxItems": count,
+            },
+        }
+    )
 
 
 def _ref(name: str) -> Json:
@@ -392,8 +423,9 @@ def _header(text: str) -> Json:
     return {"description": text, "schema": {"type": "string"}}
 
 
-def _json(text: str, schema: Json) -> Json:
-    return {"description": text, "content": {"application/json": {"schema": schema}}}
+def _json(text: str, schema: Json, example: Json | None = None) -> Json:
+    content = {"schema": schema, **({"example": example} if example else {})}
+    return {"description": text, "content": {"application/json": content}}
 
 
 def _problem(code: int) -> Json:
@@ -483,6 +515,10 @@ def _article(described: Json, path: str, method: str, one: Json, address: str) -
     for code, response in one["responses"].items():
         if "$ref" in response:
             response = described["components"]["responses"][code]
+        example = response["content"].get("application/json", {}).get("example")
+        if example is not None:
+            text = escape(json.dumps(example, indent=2))
+            parts.append(f'<h4>Answer</h4><pre tabindex="0">{text}</pre>')
         rows.append((code, f"{response['description']} ({', '.join(response['content'])})"))
     parts.append(f"<details><summary>Answers</summary>{_list(rows)}</details>")
     return f"<article>{''.join(parts)}</article>"

@@ -50,8 +50,7 @@ def page_routes(
     page = files("resnext.serving").joinpath("page.html").read_text(encoding="utf-8")
 
     def described() -> Json:
-        now = None if settings.token is not None else model()
-        return document(settings) if now is None else document(settings, now.labels, now.name)
+        return document(settings, None if settings.token is not None else model())
 
     async def index(request: Request) -> Response:
         return _html(page)

@@ -98,7 +98,7 @@ async def _metadata(service: Service, request: Request) -> Response:
     model = _named(service, request)
     outputs = [
         {"name": name, "datatype": one.datatype, "shape": [-1, *one.width(model)]}
-        for name, one in _offered(model).items()
+        for name, one in offered(model).items()
     ]
     rule = model.card.preprocessing
     channels = model.runner.config.in_channels
@@ -310,7 +310,7 @@ def _pixels(
     return list(np.ascontiguousarray(x, np.uint8))
 
 
-def _offered(model: Model) -> dict[str, Output]:
+def offered(model: Model) -> dict[str, Output]:
     """The outputs that a model has."""
     names = (name for name in OUTPUTS if name != "unknown" or model.unknown is not None)
     return {name: OUTPUTS[name] for name in names}
@@ -322,21 +322,21 @@ def _wanted(content: dict[str, Any], model: Model) -> dict[str, bool]:
     if not isinstance(parameters, dict):
         raise _wrong("parameters must be an object")
     usual = _flag(parameters, "binary_data_output", False)
-    offered = _offered(model)
+    known = offered(model)
     outputs = content.get("outputs")
     if outputs is None:
-        return dict.fromkeys(offered, usual)
+        return dict.fromkeys(known, usual)
     if not (isinstance(outputs, list) and all(isinstance(one, dict) for one in outputs)):
         raise _wrong("outputs must be a list of objects with a name")
     found: dict[str, bool] = {}
     for one in outputs:
         name, own = one.get("name"), one.get("parameters", {})
-        if not isinstance(name, str) or name not in offered:
-            raise _wrong(f"The outputs are {', '.join(offered)}, not {brief(name)}")
+        if not isinstance(name, str) or name not in known:
+            raise _wrong(f"The outputs are {', '.join(known)}, not {brief(name)}")
         if not isinstance(own, dict):
             raise _wrong("parameters must be an object")
         found[name] = _flag(own, "binary_data", usual)
-    return found or dict.fromkeys(offered, usual)
+    return found or dict.fromkeys(known, usual)
 
 
 def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
