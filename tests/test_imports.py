@@ -71,7 +71,8 @@ MODULES = (
     "resnext.weights.classifier",
 )
 PACKAGES = tuple(
-    f"resnext.{name}" for name in ("data", "explanation", "neighbours", "prediction", "system")
+    f"resnext.{name}"
+    for name in ("data", "explanation", "neighbours", "prediction", "serving", "system")
 )
 
 

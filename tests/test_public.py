@@ -36,6 +36,7 @@ PUBLIC = [
     "optimize",
     "predict",
     "save",
+    "serve",
     "train",
     "variant",
     "variants",

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -237,14 +238,12 @@ class Service:
         return self.admission.images
 
     def _build(self) -> dict[tuple[tuple[str, str], ...], float]:
-        from resnext import __version__
-
         if self._batcher is None:
             return {}
         model = self._batcher.model
         return {
             (
-                ("version", __version__),
+                ("version", metadata.version("resnext")),
                 ("model", model.name),
                 ("model_version", model.version),
                 ("engine", model.engine),
