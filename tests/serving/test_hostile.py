@@ -102,7 +102,7 @@ def test_fuzzed_bodies(server: Served, count: int) -> None:
 
 
 def test_long_images_need_no_more_memory_than_large_ones() -> None:
-    """A hundred bytes must not become hundreds of megabytes: shorter side 1, resized to 9 here."""
+    """A hundred bytes became half a gigabyte where the shorter side, 1 here, was enlarged."""
     with served(pixels=100_000) as server:
         for length, status in ((100, 200), (1_000, 200), (3_000, 422)):
             line = png(1, length, zlib.compress(bytes(2 * length), 9))
