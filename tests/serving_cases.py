@@ -108,7 +108,8 @@ class Served:
 def served(model: Any = None, *, load: bool = True, **settings: Any) -> Iterator[Served]:
     """A server in a thread; it ends as after SIGTERM."""
     listening = listen("127.0.0.1", 0)
-    service = Service(model or Gated(), Settings(**settings))
+    model = Gated() if model is None else model
+    service = Service(model, Settings(**settings))
     one = Served(service, listening)
     ready, failure = threading.Event(), list[BaseException]()
 
@@ -116,7 +117,8 @@ def served(model: Any = None, *, load: bool = True, **settings: Any) -> Iterator
         one.loop = asyncio.get_running_loop()
         if load:
             await asyncio.to_thread(service.load, one.loop)
-            service.source.start()
+            if isinstance(model, Gated):
+                model.start()
         serving = one.loop.create_task(one.server.serve([listening]))
         while not one.server.started:
             await asyncio.sleep(0.001)

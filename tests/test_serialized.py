@@ -1430,8 +1430,8 @@ FUNCTIONS = {  # a star stands before what is given by name only
     "optimize": "model *precision *engine *batch *data *max_loss *device *again *progress",
     "predict": "model images *top *batch_size *device *plan *like *index *progress",
     "save": "model path",
-    "serve": "model *host *port *token *allow_hosts *allow_origins *open_to_all *gate *watch "
-    "*device *plan",
+    "serve": "model *host *port *token *allow_hosts *allow_origins *open_to_all *gate *reference "
+    "*watch *device *plan",
     "distill": "teacher data model *unlabelled options",
     "train": "data model *weights *teacher *unlabelled *out *recipe *size *seed *val_fraction "
     "*workers *device *precision *compile *sync_norms *resume *retries *checkpoint_minutes "
@@ -1533,7 +1533,8 @@ OPTIONS = {  # choices stand behind a colon
     "review": "DATA --model,-m --out,-o --doubts --apply --undo --map --port "
     "--browser,--no-browser --device --plan,--no-plan",
     "serve": "FILE --host --port --token-file --no-token --allow-host --allow-origin --watch "
-    "--gate --device --plan,--no-plan",
+    "--gate --reference --device --plan,--no-plan "
+    "--example",
     "export": "FILE --to:onnx|openvino|torch|page --out,-o --input "
     "--output --precision --overwrite",
     "optimize": "FILE --precision:auto|fp32|bf16|fp16|int8 "

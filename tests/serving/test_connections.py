@@ -192,6 +192,20 @@ def test_what_was_let_in_is_answered_at_the_end() -> None:
             connection.close()
 
 
+def test_an_engine_that_hangs_does_not_stop_the_end() -> None:
+    """Who still waits when the time is over is told; uvicorn said 500."""
+    model = Gated(shut=True)
+    with served(model, drain=1.0) as server, server.connect() as connection:
+        body = photo()
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        assert model.entered.acquire(timeout=WAIT)
+        server.call(server.service.drain)
+        server.server.should_exit = True
+        status, _, content = read_response(connection)
+        assert (status, b"had to end" in content) == (503, True)
+    model.opened.set()
+
+
 def assert_refused(server: Served, status: int, **headers: str) -> None:
     assert server.ask("/v1/model", **headers)[0] == status
 
@@ -231,6 +245,8 @@ def test_pages_of_other_servers() -> None:
         assert_refused(server, 403, Origin="https://evil.example")
         assert_refused(server, 403, Origin="http://[")
         _, headers, _ = server.send("/v1/model", Origin="https://good.example")
+        assert headers["access-control-allow-origin"] == "https://good.example"
+        _, headers, _ = server.send("/nowhere", Origin="https://good.example")
         assert headers["access-control-allow-origin"] == "https://good.example"
         asked = {"Origin": "https://good.example", "Access-Control-Request-Method": "POST"}
         assert server.send("/v1/predict", method="OPTIONS", **asked)[0] == 200

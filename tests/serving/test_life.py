@@ -210,6 +210,25 @@ def test_a_socket_of_systemd(tmp_path: Path) -> None:
             early.close()
 
 
+def test_a_terminal_that_is_closed_ends_it(tmp_path: Path) -> None:
+    """Its SIGHUP must not leave a server behind that nobody sees."""
+    (tmp_path / "model.safetensors").write_text("first")
+    ours, theirs = os.openpty()
+    command = [sys.executable, str(PROGRAM), str(tmp_path / "model.safetensors"), "{}"]
+    env = {**os.environ, "PYTHONPATH": str(PROGRAM.parent.parent)}
+    with subprocess.Popen(command, env=env, stdout=theirs, stderr=subprocess.DEVNULL) as process:
+        try:
+            os.close(theirs)
+            text = b""
+            while b"Ctrl-C" not in text:
+                text += os.read(ours, 1000)
+            os.close(ours)
+            process.send_signal(signal.SIGHUP)
+            process.wait(WAIT)
+        finally:
+            process.kill()
+
+
 def fill_classes(folder: Path) -> Path:
     """Images of the brightness of each class."""
     for i, label in enumerate(LABELS):

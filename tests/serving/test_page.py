@@ -229,7 +229,7 @@ def test_every_answer_is_told(chromium: Any, server: FakeServer) -> None:
     assert page.locator("#neighbours li").count() == 2
     wanted = {
         2: ("Not sure", "Perhaps a cat, but 52 % is below this model's limit of 60 %."),
-        3: ("None of these", "It is unlike all pictures that the model has learnt from."),
+        3: ("None of these", "It is unlike all pictures that the model was trained on."),
     }
     for i, (label, verdict) in wanted.items():
         page.click(f"#strip li:nth-child({i}) button")

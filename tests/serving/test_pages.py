@@ -17,7 +17,8 @@ pytest.importorskip("starlette")
 from starlette.routing import Route
 
 from resnext.serving.app import build_app
-from resnext.serving.openapi import docs_page, document
+from resnext.serving.docs import docs_page
+from resnext.serving.openapi import document
 from resnext.serving.pages import content_policy, page_routes
 from resnext.serving.service import Service
 from resnext.serving.settings import Settings

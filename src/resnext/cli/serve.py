@@ -60,8 +60,7 @@ def serve(
         return
     from importlib.util import find_spec
 
-    missing = [name for name in ("starlette", "uvicorn", "python_multipart") if not find_spec(name)]
-    if missing:
+    if not all(map(find_spec, ("starlette", "uvicorn", "httptools", "python_multipart"))):
         raise InputError('resnext serve needs pip install "resnext[serve]".')
     from resnext.serving.run import serve
 
@@ -92,7 +91,9 @@ def _token(file: Path | None) -> str | None:
     try:
         token = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--token-file {file} cannot be read: {error}") from error
+        raise InputError(
+            f"--token-file {file} cannot be read: {getattr(error, 'strerror', error)}."
+        ) from error
     if not token:
         raise InputError(f"--token-file {file} is empty. Write a long random text into it.")
     return token

@@ -6,8 +6,9 @@ routes.py     the routes /v1/…, health and metrics
 protocol_v2.py  the routes of the Open Inference Protocol, /v2/…
 pages.py      the pages: /, /docs and /openapi.json
 page.html     the page at /
-openapi.py    the description of all routes, for machines and people
-docs.html     the template of /docs
+openapi.py    the description of all routes, for machines
+docs.py       the same for people
+docs.html     its template
 bodies.py     request bodies: one image, or several as multipart, in memory
 guard.py      middleware: deadlines, errors, security, headers and the log line of each request
 connection.py the HTTP protocol of a connection: its timers and limits

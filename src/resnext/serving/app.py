@@ -38,16 +38,15 @@ def build_app(service: Service, settings: Settings) -> Starlette:
         await run_in_threadpool(service.close)
 
     middleware = [Middleware(Guard, service=service, settings=settings)]
-    if settings.origins:
-        middleware.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=settings.origins,
-                allow_methods=("GET", "POST"),
-                allow_headers=("Authorization", "Content-Type"),
-                max_age=600,
-            )
+    if settings.origins:  # outermost: these pages may also read what the guard refuses
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("Authorization", "Content-Type"),
+            max_age=600,
         )
+        middleware.insert(0, cors)
     pages = page_routes(settings, lambda: service.model if service.state == "ready" else None)
     return Starlette(
         routes=[*routes.routes(service), *protocol_v2.routes(service), *pages],

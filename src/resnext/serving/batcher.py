@@ -97,14 +97,19 @@ class Batcher:
             self._room.notify(len(jobs))
         return True
 
-    def close(self) -> None:
-        """End the threads once everything is computed; wait for them."""
+    def close(self, seconds: float) -> None:
+        """End the threads once everything is computed; wait for them.
+
+        Args:
+            seconds: How long to wait, if the engine hangs.
+        """
+        end = time.monotonic() + seconds
         with self._room:
             self._closed = True
             self._room.notify_all()
             self._ready.notify_all()
         for thread in self._threads:
-            thread.join()
+            thread.join(max(end - time.monotonic(), 0))
 
     @property
     def waiting(self) -> int:

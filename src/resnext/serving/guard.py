@@ -68,6 +68,8 @@ class Guard:
             exchange.status = _LEFT
         except Problem as problem:
             await exchange.refuse(problem)
+        except asyncio.CancelledError:  # by the server, whose time is over
+            await exchange.refuse(unavailable("The server had to end.", "draining"))
         except Exception:
             LOG.error("%s", traceback.format_exc())
             await exchange.refuse(unavailable("The server could not answer.", "internal"))
@@ -94,7 +96,7 @@ class Guard:
             raise Problem(
                 403, "Another page may not use this server without --allow-origin.", "origin"
             )
-        if self._token is not None and scope["path"] not in OPEN and scope["method"] != "OPTIONS":
+        if self._token is not None and scope["path"] not in OPEN:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             right = hmac.compare_digest(given.strip().encode(), self._token)
             if scheme.lower() != "bearer" or not right:

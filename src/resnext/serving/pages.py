@@ -13,7 +13,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from resnext.serving.openapi import Json, docs_page, document
+from resnext.serving.docs import docs_page
+from resnext.serving.openapi import Json, document
 from resnext.serving.settings import Settings
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from resnext.calibration import mcnemar
+from resnext.data.dataset import ImageSet
 from resnext.data.decoding import pixels, resize_and_crop
 from resnext.data.open import open_for_evaluation
 from resnext.errors import CheckpointError, DataError
@@ -38,7 +39,8 @@ def check_replacement(old: Model, new: Model, gate: Path | None) -> None:
         )
     if gate is None:
         return
-    before, after = (_right(model, gate, old) for model in (old, new))
+    data = open_gate(old, gate)
+    before, after = (_right(model, data) for model in (old, new))
     lost, gained, p = mcnemar(before, after)
     if lost > gained and p < _SIGNIFICANT:
         loss = 100 * (lost - gained) / len(before)
@@ -48,9 +50,21 @@ def check_replacement(old: Model, new: Model, gate: Path | None) -> None:
         )
 
 
-def _right(model: Model, gate: Path, old: Model) -> np.ndarray:
+def open_gate(model: Model, gate: Path) -> ImageSet:
+    """The labelled images that a new version is compared on.
+
+    Args:
+        model: The model in use. Images that it was trained on are left out.
+        gate: The images, as for `compare`.
+
+    Raises:
+        DataError: They cannot be used.
+    """
+    return open_for_evaluation(gate, model.labels, model.card.provenance)
+
+
+def _right(model: Model, data: ImageSet) -> np.ndarray:
     """Whether the model is right about each image."""
-    data = open_for_evaluation(gate, old.labels, old.card.provenance)
     rule, found = model.card.preprocessing, list[np.ndarray]()
 
     def images() -> Iterator[np.ndarray]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -129,7 +130,9 @@ async def explain(service: Service, request: Request) -> Response:
         if len(images) != 1:
             raise Problem(422, "Only one image can be explained at a time.", "too-many-images")
         model = service.model
-        why = await service.explain(images[0], label, against)
+        explaining = asyncio.create_task(service.explain(images[0], label, against))
+        async with cancelled_if_left(request, [explaining]):
+            why = await explaining
         if wanted == _PNG:
             png = await service.aside(lambda: _png(why))
             return Response(png, headers={"x-model-version": model.version}, media_type=_PNG)
@@ -196,17 +199,34 @@ async def answered(
     Raises:
         ClientDisconnect: The client left; the images are dropped.
     """
-    async with service.submitted(images, top) as (model, futures):
-        watcher = asyncio.create_task(_left(request.receive))
-        watcher.add_done_callback(lambda _: [future.cancel() for future in futures])
-        try:
-            return model, [await future for future in futures]
-        except asyncio.CancelledError:
-            if watcher.done():
-                raise ClientDisconnect from None
-            raise
-        finally:
-            watcher.cancel()
+    submitted = service.submitted(images, top)
+    async with submitted as (model, futures), cancelled_if_left(request, futures):
+        return model, [await future for future in futures]
+
+
+@asynccontextmanager
+async def cancelled_if_left(
+    request: Request, futures: Sequence[asyncio.Future[Any]]
+) -> AsyncIterator[None]:
+    """Cancel what is awaited in an `async with` block when the client leaves.
+
+    Args:
+        request: The request, whose body was read.
+        futures: What is awaited.
+
+    Raises:
+        ClientDisconnect: The client left.
+    """
+    watcher = asyncio.create_task(_left(request.receive))
+    watcher.add_done_callback(lambda _: [future.cancel() for future in futures])
+    try:
+        yield
+    except asyncio.CancelledError:
+        if watcher.done():
+            raise ClientDisconnect from None
+        raise
+    finally:
+        watcher.cancel()
 
 
 def check_some(answers: Sequence[Answer | Problem]) -> None:

@@ -31,6 +31,7 @@ from resnext.system.allocator import few_arenas
 if TYPE_CHECKING:
     from resnext.network import ResNeXt
 
+_KEEP_ALIVE = 30  # seconds between two requests on a connection
 _POLL = 2.0  # seconds between looks at the model file
 
 
@@ -119,11 +120,13 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         InputError: The address cannot be used.
     """
+    if not 0 <= port < 1 << 16:
+        raise InputError(f"--port must be from 0 to 65535, not {port}.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (")[0]
         raise InputError(
             f"{host}, port {port} cannot be used: {reason}. Give others with --host and --port."
         ) from error
@@ -151,6 +154,7 @@ def new_server(service: Service) -> Server:
             access_log=False,
             proxy_headers=False,
             server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=int(settings.drain),
         )
     )
@@ -196,17 +200,27 @@ async def run(
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
+    terminal = sys.stdout.isatty()
+
+    def hang_up() -> None:
+        if terminal and not sys.stdout.isatty():  # the terminal was closed
+            end()
+        elif not server.should_exit:
+            begin_reload()
+
     handlers = {signal.SIGTERM: end, signal.SIGINT: end}
     if hasattr(signal, "SIGHUP"):
-        handlers[signal.SIGHUP] = begin_reload
+        handlers[signal.SIGHUP] = hang_up
     for number, handler in handlers.items():
-        loop.add_signal_handler(number, handler)
+        with contextlib.suppress(NotImplementedError):  # on Windows, where Ctrl-C cancels
+            loop.add_signal_handler(number, handler)
     serving = loop.create_task(server.serve([*sockets]))
     try:
         model = await asyncio.to_thread(service.load, loop)
-        for line in start_lines(model, settings, sockets):
-            report(line)
-        notify("READY=1")
+        if not server.should_exit:
+            for line in start_lines(model, settings, sockets):
+                report(line)
+            notify("READY=1")
         if settings.watch and isinstance(service.source, str | Path):
             watching = loop.create_task(_watch(Path(service.source), begin_reload))
             tasks.add(watching)
@@ -217,7 +231,8 @@ async def run(
             task.cancel()
         await asyncio.gather(serving, *tasks, return_exceptions=True)
         for number in handlers:
-            loop.remove_signal_handler(number)
+            with contextlib.suppress(NotImplementedError):
+                loop.remove_signal_handler(number)
 
 
 def start_lines(

@@ -28,6 +28,7 @@ from resnext.serving.settings import Settings
 if TYPE_CHECKING:
     from resnext.network import ResNeXt
 
+_LAST = 3.0  # seconds that an engine has to end, when everybody has been answered
 State = Literal["loading", "ready", "draining"]
 T = TypeVar("T")
 
@@ -103,7 +104,7 @@ class Service:
             ResNeXtError: The model cannot be used, or must not replace the present one, which then
                 stays.
         """
-        from resnext.serving.replace import check_replacement
+        from resnext.serving.replace import check_replacement, open_gate
 
         settings = self.settings
         with self._changing:
@@ -117,9 +118,11 @@ class Service:
             old = self._batcher
             if old is not None:
                 check_replacement(old.model, model, settings.gate)
+            elif settings.gate is not None:
+                open_gate(model, settings.gate)
             self._batcher = Batcher(model, loop, self.metrics, self.admission)
             if old is not None:
-                old.close()
+                old.close(settings.deadline)
             return model
 
     def reload(self, loop: asyncio.AbstractEventLoop) -> str:
@@ -155,8 +158,8 @@ class Service:
     def close(self) -> None:
         """End the threads once everything that was let in is computed."""
         if self._batcher is not None:
-            self._batcher.close()
-        self._side.shutdown(cancel_futures=True)
+            self._batcher.close(_LAST)
+        self._side.shutdown(wait=False, cancel_futures=True)
 
     @asynccontextmanager
     async def submitted(
