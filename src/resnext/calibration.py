@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from resnext.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _BOUNDS = 0.05, 20.0  # lowest and highest fitted temperature
 _ROWS = 4096  # rows of logits converted to double precision at once
@@ -316,7 +313,7 @@ def _finite(logits: Logits, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
     return z, y
 
 
-def _array(values: Tensor | np.ndarray) -> np.ndarray:
+def _array(values: Any) -> np.ndarray:
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         return (values.float() if values.dtype.itemsize == 2 else values).numpy()

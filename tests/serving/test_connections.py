@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import tempfile
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from helpers import wait_until
@@ -61,7 +62,7 @@ def test_a_refused_request_keeps_its_connection() -> None:
 
 
 @pytest.mark.parametrize("limits", [{"idle": 0.2}, {"whole": 0.2}])
-def test_a_body_that_does_not_come(limits: dict[str, float]) -> None:
+def test_a_body_that_does_not_come(limits: dict[str, Any]) -> None:
     """uvicorn waited for it until the end of the server."""
     with served(**limits) as server, server.connect() as connection:
         connection.sendall(HEAD + b"Content-Length: 100\r\n\r\n12345")
@@ -206,7 +207,7 @@ def test_an_engine_that_hangs_does_not_stop_the_end() -> None:
     model.opened.set()
 
 
-def assert_refused(server: Served, status: int, **headers: str) -> None:
+def assert_refused(server: Served, status: int, **headers: Any) -> None:
     assert server.ask("/v1/model", **headers)[0] == status
 
 
@@ -248,7 +249,10 @@ def test_pages_of_other_servers() -> None:
         assert headers["access-control-allow-origin"] == "https://good.example"
         _, headers, _ = server.send("/nowhere", Origin="https://good.example")
         assert headers["access-control-allow-origin"] == "https://good.example"
-        asked = {"Origin": "https://good.example", "Access-Control-Request-Method": "POST"}
+        asked: dict[str, Any] = {
+            "Origin": "https://good.example",
+            "Access-Control-Request-Method": "POST",
+        }
         assert server.send("/v1/predict", method="OPTIONS", **asked)[0] == 200
     with served() as server:
         _, headers, _ = server.send("/v1/model")

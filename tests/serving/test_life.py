@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,10 @@ class Process:
         self.file = file
         command = [sys.executable, str(PROGRAM), str(file), json.dumps(settings)]
         env = {**os.environ, "PYTHONPATH": str(PROGRAM.parent.parent), **more.pop("env", {})}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, env=env, **pipes, **more)
+        self.log = file.with_name("log")
+        with self.log.open("w") as log:
+            pipes = {"stdout": subprocess.PIPE, "stderr": log, "text": True}
+            self.process = subprocess.Popen(command, env=env, **pipes, **more)
         assert self.process.stdout is not None
         self.output = self.process.stdout
         self.first = self.output.readline()
@@ -71,7 +74,9 @@ class Process:
 def ask(connection: Any) -> tuple[int, Any]:
     """Status and JSON of a response."""
     with connection.getresponse() as response:
-        return response.status, json.loads(response.read())
+        status, content = response.status, response.read()
+    connection.close()
+    return status, json.loads(content)
 
 
 @contextmanager
@@ -111,6 +116,31 @@ def test_the_end_answers_what_was_let_in(tmp_path: Path, number: int) -> None:
         (tmp_path / "gate").unlink()
         assert [ask(one)[0] for one in waiting] == [200] * 6
         assert (server.end(), server.line()) == (0, "ended False")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("round_", range(20))
+def test_the_end_under_load(tmp_path: Path, round_: int) -> None:
+    """Whatever the server has answered has arrived; it has answered all that it let in."""
+    with running(tmp_path) as server, ThreadPoolExecutor(8) as pool:
+
+        def work() -> int:
+            count = 0
+            while True:
+                try:
+                    status, _ = ask(server.open(photo()))
+                except (OSError, http.client.HTTPException):  # it no longer listens
+                    return count
+                count += status == 200
+
+        working = [pool.submit(work) for _ in range(8)]
+        wait_until(lambda: server.log.read_text().count("predict 200") > 20 * (round_ + 1))
+        server.send(signal.SIGTERM)
+        assert server.end() == 0
+        answered = sum(one.result() for one in working)
+        statuses = re.findall(r"POST /v1/predict (\d+)", server.log.read_text())
+        assert set(statuses) <= {"200", "503"}
+        assert statuses.count("200") == answered
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:

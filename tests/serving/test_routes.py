@@ -6,14 +6,18 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from fakes import CARD, DIM, LABELS, Fake
+from helpers import wait_until
 from PIL import Image
 from sample_images import png_that_claims
 from serving_cases import Gated, Served, form, photo, served
 
+from resnext.neighbours.index import Neighbour
+from resnext.neighbours.unknown import UnknownScore
 from resnext.prediction.images import predict
 
 
@@ -201,10 +205,38 @@ def test_one_line_in_the_log(server: Served, caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.INFO, "resnext.serving"):
         server.ask("/v1/predict?top=2&secret=name", body, Content_Type=kind)
         server.ask("/secret", None)
-    first, second = (record.getMessage() for record in caplog.records)
+        server.ask("/v1/predict", b"--edgy secret", Content_Type=kind)
+        wait_until(lambda: len(caplog.records) == 3)
+    first, second, third = (record.getMessage() for record in caplog.records)
+    assert third.startswith("POST /v1/predict 400 ")
     assert first.startswith("POST /v1/predict 200 ")
     assert second.startswith("GET other 404 ")
     assert "secret" not in first + second
+
+
+def test_images_like_none_and_like_others() -> None:
+    """With an index: whether an image is unknown, and its neighbours, of which no name is told."""
+
+    class Index:
+        def nearest(self, embeddings: np.ndarray, k: int) -> list[list[Neighbour]]:
+            assert embeddings.shape == (1, DIM)
+            one = Neighbour("/home/me/secret.jpg", "snow", 0.12345678, 3, b"\xff\xd8")
+            return [[one] * k]
+
+    with served() as server:
+        model: Any = server.service.model
+        embedding = Gated().pixels(np.full((1, 8, 8, 3), 200, np.uint8))[1][0]
+        bank = np.stack([embedding / np.linalg.norm(embedding)] * 5)
+        model.index, model.unknown = Index(), UnknownScore(bank, 1e-3)
+        body, kind = form([photo(200), b"bad", photo(0)])
+        _, got = server.ask("/v1/predict?neighbours=2", body, Content_Type=kind)
+        known, bad, new = got["results"]
+        assert (known["unknown"], new["unknown"]) == (False, True)
+        wanted = {"label": "snow", "distance": 0.123457, "jpeg": "/9g="}
+        assert known["neighbours"] == new["neighbours"] == [wanted, wanted]
+        assert set(bad) == {"error"}
+        assert server.metric("resnext_unknown_total") == 1
+        assert "neighbours" not in server.ask("/v1/predict", photo())[1]["results"][0]
 
 
 def test_metrics() -> None:

@@ -61,3 +61,36 @@ def test_the_users_thresholds_stay(setting: dict[str, str]) -> None:
 
 def test_another_setting_decides_nothing() -> None:
     assert printed(CALL, MALLOC_ARENA_MAX="2") == ["True"]
+
+
+# The heaps after eight threads have asked for memory at the same time.
+HEAPS = """
+import ctypes, threading
+from resnext.system.allocator import few_arenas
+print(few_arenas(), flush=True)
+libc = ctypes.CDLL(None)
+together = threading.Barrier(8)
+def work():
+    together.wait()
+    for _ in range(1000):
+        libc.malloc(5000)
+    together.wait()
+threads = [threading.Thread(target=work) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+libc.fflush(None)
+"""
+
+
+def test_threads_share_heaps() -> None:
+    """A server whose threads each had one grew for hours."""
+    done, *lines = printed(HEAPS)
+    assert done == "True"
+    assert lines.count("<heap") <= 2
+    usual = printed(HEAPS.replace("few_arenas()", "False"))
+    assert usual.count("<heap") > 2
+
+
+def test_the_users_number_of_heaps_stays() -> None:
+    assert printed(HEAPS, MALLOC_ARENA_MAX="3")[0] == "False"

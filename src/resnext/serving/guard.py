@@ -9,6 +9,7 @@ import logging
 import socket
 import time
 import traceback
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -200,8 +201,8 @@ class _Exchange:
         """Answer with a problem, if nothing was answered yet."""
         if self._begun:
             raise problem  # uvicorn closes the connection
-        response = problem.response()
-        await response(self._scope, self._receive, self.send)
+        with suppress(ClientDisconnect):
+            await problem.response()(self._scope, self._receive, self.send)
 
     async def _write(self, message: Message) -> None:
         try:

@@ -181,7 +181,7 @@ class Model:
             tops: Number of classes to report for each.
         """
         logits, embeddings = outputs
-        finite = np.isfinite(logits).all(1)
+        finite: np.ndarray = np.isfinite(logits).all(1)
         classes, probabilities = top_classes(
             np.where(finite[:, None], logits, 0), self.card.temperature, max(tops)
         )

@@ -75,7 +75,7 @@ async def predict(service: Service, request: Request) -> Response:
         images = await read_images(request, ticket, settings)
         model, answers = await answered(service, request, images, top)
         check_some(answers)
-        results = [
+        results: list[dict[str, Any]] = [
             one.to_dict(embedding=embedding)
             if isinstance(one, Answer)
             else {"error": one.to_dict()}

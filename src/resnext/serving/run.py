@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -153,6 +154,9 @@ class Server(uvicorn.Server):
 def new_server(service: Service) -> Server:
     """A server of a service with its limits, not started yet."""
     settings = service.settings
+    for parser in ("python_multipart", "PIL"):  # they would quote what clients send
+        logging.getLogger(parser).setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", module=parser)
     return Server(
         uvicorn.Config(
             build_app(service, settings),
@@ -260,7 +264,7 @@ def url(listening: socket.socket) -> str:
     if listening.family not in (socket.AF_INET, socket.AF_INET6):
         return ""
     host, port = listening.getsockname()[:2]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    shown: str = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host) or host
     return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
