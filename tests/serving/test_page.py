@@ -278,6 +278,10 @@ def test_the_history_stays_in_the_browser(chromium: Any, server: FakeServer) -> 
     page = opened(chromium, server.address)
     give(page, "unsure", "sure")
     give(page, "unknown")
+    assert titles(page) == ["None of these", "Not sure", "a cat"]
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    assert titles(page) == ["None of these", "Not sure", "a cat"]
     page.focus("#strip li:nth-child(2) button")
     page.keyboard.press("Delete")
     assert titles(page) == ["None of these", "a cat"]

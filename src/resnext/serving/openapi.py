@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from resnext import __version__
 from resnext.serving.protocol_v2 import INPUT, OUTPUTS, offered
 from resnext.serving.settings import Settings
 
@@ -189,7 +189,7 @@ def document(settings: Settings, model: Model | None = None) -> Json:
         "openapi": "3.1.0",
         "info": {
             "title": "resnext serve",
-            "version": __version__,
+            "version": metadata.version("resnext"),
             "summary": "An image classifier over HTTP.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },

@@ -10,6 +10,7 @@ import base64
 import json
 import struct
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
-from resnext import __version__
 from resnext.checks import brief
 from resnext.serving.bodies import check_length, read_body
 from resnext.serving.model import Answer, Model
@@ -76,7 +76,11 @@ def routes(service: Service) -> Sequence[BaseRoute]:
 
 async def _server(service: Service, request: Request) -> Response:
     return JSONResponse(
-        {"name": "resnext", "version": __version__, "extensions": ["binary_tensor_data"]}
+        {
+            "name": "resnext",
+            "version": metadata.version("resnext"),
+            "extensions": ["binary_tensor_data"],
+        }
     )
 
 
