@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import wait_until
@@ -25,7 +26,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarn
 
 WORST = {429, 503}
 WAIT = 60  # seconds after which a test that hangs fails
-SHORT = {"header": 0.3, "idle": 0.3, "whole": 0.8}  # deadlines of a server for slow clients
+SHORT: dict[str, Any] = {
+    "header": 0.3,
+    "idle": 0.3,
+    "whole": 0.8,
+}  # deadlines of a server for slow clients
 PNG = encoded(Image.fromarray(noise(30, 30)), "PNG")
 
 
