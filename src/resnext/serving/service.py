@@ -23,6 +23,7 @@ from resnext.serving.batcher import Batcher, Job
 from resnext.serving.metrics import Metrics
 from resnext.serving.model import Answer, Model
 from resnext.serving.problems import Problem, unavailable
+from resnext.serving.replace import check_replacement, open_gate
 from resnext.serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -104,8 +105,6 @@ class Service:
             ResNeXtError: The model cannot be used, or must not replace the present one, which then
                 stays.
         """
-        from resnext.serving.replace import check_replacement, open_gate
-
         settings = self.settings
         with self._changing:
             model = Model(
