@@ -30,7 +30,7 @@ class Api(litserve.LitAPI):
         self.runner = open_runner(self.file)
         self.card = card_of(self.runner)
 
-    def decode_request(self, request: Any) -> np.ndarray:
+    def decode_request(self, request):  # an annotation would become a parameter of the query
         """Pixels of an uploaded image."""
         return read_pixels(BytesIO(request["request"].file.read()), self.card.preprocessing)
 
