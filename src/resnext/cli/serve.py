@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
+from resnext.checks import at_least
 from resnext.cli.options import Flag, Several
 from resnext.errors import InputError
 
@@ -25,6 +26,8 @@ def serve(
     reference: Path | None = None,
     device: str = "auto",
     plan: bool = True,
+    ray: Flag = False,
+    replicas: int | None = None,
     example: Literal["systemd", "docker", "compose", "kubernetes", "nginx"] | None = None,
 ) -> None:
     """Answer requests over HTTP, and show a page for photos in the browser.
@@ -51,6 +54,9 @@ def serve(
             metrics then say whether the answers have changed.
         device: auto, cpu, cuda, cuda:1, …
         plan: Use the plan that `resnext optimize` saved next to the model file.
+        ray: Serve with Ray, on the cluster of RAY_ADDRESS or on this machine. All its machines need
+            the file at the same path.
+        replicas: With --ray, the number of processes that have the model. Default: 1.
         example: Serve nothing; print files that run this server elsewhere.
     """
     if example is not None:
@@ -77,7 +83,28 @@ def serve(
         watch=watch,
         device=device,
         plan=plan,
+        replicas=_replicas(ray, replicas, watch or gate is not None),
     )
+
+
+def _replicas(ray: bool, replicas: int | None, replaces: bool) -> int | None:
+    """The number of replicas on Ray; None without Ray.
+
+    Raises:
+        InputError: The options contradict each other.
+    """
+    if not ray:
+        if replicas is not None:
+            raise InputError("--replicas needs --ray: without it there is one process.")
+        return None
+    if replaces:
+        raise InputError(
+            "--ray cannot replace a model while it runs: leave out --watch and --gate."
+        )
+    if replicas is None:
+        return 1
+    at_least("--replicas", replicas, 1, error=InputError)
+    return replicas
 
 
 def _token(file: Path | None) -> str | None:

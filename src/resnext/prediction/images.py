@@ -227,6 +227,11 @@ def read_pixels(
     def read(source: Path | BytesIO) -> UInt8[np.ndarray, "h w c"]:
         with open_lazily(source, title, most) as image:
             resized = preprocessing.resize**2 * max(image.size) // max(min(image.size), 1)
+            if resized > most:
+                raise DataError(
+                    f"{title}: {image.width}×{image.height} pixels are too long: with its shorter "
+                    f"side resized to {preprocessing.resize} it would have {resized:,}."
+                )
             with reserve(image.width * image.height + resized), closing(image):
                 load_pixels(image, preprocessing.value_range)
                 ImageOps.exif_transpose(image, in_place=True)

@@ -20,6 +20,7 @@ model.py      an opened model: from images to answers
 replace.py    a new version of the model file: loaded, checked, compared
 metrics.py    counters and histograms for Prometheus
 systemd.py    socket activation and sd_notify
+ray.py        the same application behind Ray Serve: replicas on one machine or many
 examples.py   files that run it elsewhere: systemd, Docker, Kubernetes, nginx
 settings.py   all limits and options
 """

@@ -29,7 +29,8 @@ class Connection(HttpToolsProtocol):
         self.settings = settings
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
-        self._header_bytes = 0
+        self._header_bytes = 0  # of an incomplete header or trailer
+        self._in_body = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start waiting for a header."""
@@ -43,15 +44,36 @@ class Connection(HttpToolsProtocol):
         """Read a part of a request."""
         if self._header_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._await_header()
-        if self._header_timer is not None:
-            self._header_bytes += len(data)
+        self._header_bytes += len(data)
         super().data_received(data)
-        if self._header_timer is not None and self._header_bytes > _MOST_HEADER:
+        if self._header_bytes > _MOST_HEADER:
             self.send_400_response("The header is too large.")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header, but none that stands behind a body."""
+        if not self._in_body:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a part of a body."""
+        self._header_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End a request; one that was answered already leaves the connection idle."""
+        self._header_bytes, self._in_body = 0, False
+        super().on_message_complete()
+        if self.cycle.response_complete:
+            self._stop_timers()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def on_headers_complete(self) -> None:
         """Begin a request; refuse it if there are too many connections."""
         self._stop_timers()
+        self._unset_keepalive_if_required()
+        self._header_bytes, self._in_body = 0, True
         usual = self.app
         if len(self.connections) > self.settings.connections:
             self.app = _full  # type: ignore[assignment]
@@ -91,7 +113,6 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
     def _await_header(self) -> None:
-        self._header_bytes = 0
         self._header_timer = self.loop.call_later(self.settings.header, self.transport.abort)
 
     def _stop_timers(self) -> None:

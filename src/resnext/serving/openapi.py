@@ -60,7 +60,8 @@ def document(settings: Settings, model: Model | None = None) -> Json:
     embedding = _query(
         "embedding", "Whether to report the embedding.", {"type": "boolean", "default": False}
     )
-    label = {"type": "string", **({"enum": [*model.labels]} if model else {})}
+    name = {"type": "string", **({"enum": [*model.labels]} if model else {})}
+    label = {"anyOf": [name, _whole(0, most and most - 1)]}
     picture: Json = {"type": "string", "format": "binary"}
     body = {
         "required": True,
@@ -70,16 +71,19 @@ def document(settings: Settings, model: Model | None = None) -> Json:
             "image/*": {"schema": picture},
             "application/octet-stream": {"schema": picture},
             "multipart/form-data": {
-                "schema": _object(
-                    {
-                        "images": {
-                            "type": "array",
-                            "items": picture,
-                            "minItems": 1,
-                            "maxItems": settings.per_request,
-                        }
-                    },
-                ),
+                "schema": {
+                    **_object(
+                        {
+                            "images": {
+                                "type": "array",
+                                "items": picture,
+                                "minItems": 1,
+                                "maxItems": settings.per_request,
+                            }
+                        },
+                    ),
+                    "additionalProperties": False,
+                },
                 "encoding": {"images": {"contentType": "image/*"}},
             },
         },
@@ -149,7 +153,7 @@ def document(settings: Settings, model: Model | None = None) -> Json:
                 "`against` in what it has more than another class. With `Accept: image/png` the "
                 "image with the map over it.",
                 "parameters": [
-                    _query("class", "The class; by default the most likely one.", label),
+                    _query("class", "The class or its number; by default the most likely.", label),
                     _query("against", "Another class to compare it with.", label),
                 ],
                 "requestBody": single,
@@ -346,10 +350,10 @@ def _schemas(images: int, outputs: list[str]) -> Json:
                 }
             },
             {
-                "id": text,
+                "id": maybe,
                 "parameters": _object({}, {"binary_data_output": flag}),
                 "outputs": {
-                    "type": "array",
+                    "type": ["array", "null"],
                     "items": _object({"name": {"enum": outputs}}, {"parameters": binary}),
                 },
             },

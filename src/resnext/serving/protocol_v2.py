@@ -143,7 +143,7 @@ async def _inferred(service: Service, request: Request) -> Response:
         images = _images(content, tail, service.model, service.settings.per_request)
         wanted = _wanted(content, service.model)
         identifier = content.get("id")
-        if identifier is not None and not isinstance(identifier, str):
+        if identifier is not None and not _is_text(identifier):
             raise _wrong(f"id must be text, not {brief(identifier)}")
         ticket.add(images=len(images) - 1)
         model, answers = await answered(service, request, images, 1)
@@ -179,6 +179,11 @@ def _named(service: Service, request: Request) -> Model:
             "no-model",
         )
     return model
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is text that can be sent back; JSON may contain halves of characters."""
+    return isinstance(value, str) and value == value.encode(errors="ignore").decode()
 
 
 def _wrong(detail: str) -> Problem:
@@ -223,7 +228,7 @@ def _images(
         "UINT8": [rule.size, rule.size, channels],
         "FP32": [channels, rule.size, rule.size],
     }
-    if datatype not in shapes:
+    if not isinstance(datatype, str) or datatype not in shapes:
         raise _wrong(f"datatype must be {', '.join(shapes)}, not {brief(datatype)}")
     if shape[1:] != shapes[datatype] or not shape:
         sizes = ", ".join(("n", *map(str, shapes[datatype])))

@@ -50,6 +50,7 @@ def serve(
     watch: bool = False,
     device: str = "auto",
     plan: bool = True,
+    replicas: int | None = None,
 ) -> None:
     """Serve a model over HTTP until the process is asked to end (SIGTERM or Ctrl-C).
 
@@ -69,6 +70,7 @@ def serve(
         watch: Whether to load the model file again when it changes; SIGHUP does so at any time.
         device: "auto", or a torch device.
         plan: Whether to use the plan that `resnext optimize` saved next to the model file.
+        replicas: Number of processes that have the model, with Ray Serve; None for this process.
 
     Raises:
         CheckpointError: The file holds no usable model.
@@ -92,6 +94,13 @@ def serve(
             f"Other machines can reach {host}. Give a secret that clients must send (--token-file "
             f"or RESNEXT_TOKEN), or --no-token to let everybody use the model."
         )
+    if replicas is not None:
+        from resnext.serving.ray import serve_with_ray
+
+        if not isinstance(model, str | Path):
+            raise InputError("Ray needs a model file or a catalog name, which its machines open.")
+        serve_with_ray(str(model), settings, replicas)
+        return
     few_arenas()
     sockets = passed_sockets() or [listen(host, port)]
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
