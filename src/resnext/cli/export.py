@@ -16,8 +16,9 @@ def export(
     *,
     to: Literal["onnx", "openvino", "torch", "page"] = "onnx",
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
-    input: Literal["images", "pixels"] | None = None,
-    output: Literal["logits", "probabilities"] | None = None,
+    input: Literal["images", "pixels", "picture"] | None = None,
+    outputs: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
+    sizes: Literal["fixed", "dynamic"] | None = None,
     precision: Literal["fp32", "fp16"] | None = None,
     overwrite: Flag = False,
 ) -> None:
@@ -32,8 +33,12 @@ def export(
             (one .html file that classifies pictures in the browser, without a network).
         out: The file to write; by default the model's name with the suffix of the format.
         input: images (default): normalized floats (n, c, h, w); pixels: 8-bit values (n, h, w, c),
-            which the file normalizes itself. Not for a page.
-        output: First output: logits (default), or calibrated probabilities. Not for a page.
+            which the file normalizes itself; picture: the same of any size, which the file also
+            resizes and crops. Not for a page.
+        outputs: One or more of logits, probabilities (calibrated), embedding, map (the last feature
+            map), c2, c3, c4 and c5 (maps of the stages). Default: logits embedding; of a backbone,
+            its maps. Not for a page.
+        sizes: fixed (default); dynamic to accept images of other heights and widths.
         precision: fp32 (default); fp16 (default for a page) stores weights in half the space and
             computes in fp32.
         overwrite: Replace an existing file.
@@ -42,6 +47,15 @@ def export(
     from resnext.exporting.targets import TARGETS
 
     path = out or Path(Path(file).name).with_suffix(TARGETS[to].suffix)
-    export(file, path, to=to, input=input, output=output, precision=precision, overwrite=overwrite)
+    export(
+        file,
+        path,
+        to=to,
+        input=input,
+        outputs=outputs or None,
+        sizes=sizes,
+        precision=precision,
+        overwrite=overwrite,
+    )
     size = sum(part.stat().st_size for part in TARGETS[to].files(path)) / 1e6
     print(f"{path}: {TARGETS[to].title}, {size:.1f} MB; agrees with the network on 64 pictures")

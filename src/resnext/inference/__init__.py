@@ -11,7 +11,8 @@ optimize.py    `optimize`: checks arguments, reads the cache, searches, writes t
 search.py      times engines and forms, and keeps those that agree with the network
 frontier.py    smaller images and int8 within a bound on the loss of accuracy
 optimized.py   a classifier that runs as its plan says
-exported.py    files that `export` wrote, as runners
+exported.py    files of other runtimes, as runners
+foreign.py     classifiers that others exported: labels and preprocessing from metadata
 """
 
 from resnext.inference.opener import open_runner
