@@ -74,6 +74,24 @@ def test_predict_takes_an_exported_file(
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES.values())
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_explain_takes_an_exported_file(
+    suffix: str, precision: Any, network: ResNeXt, tmp_path: Path
+) -> None:
+    """The exact class map, from the output "map" and the file's own last layer."""
+    path = export(network, tmp_path / f"a{suffix}", outputs=["logits", "map"], precision=precision)
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    found = resnext.explain(path, image, label=1, check=False)
+    wanted = resnext.explain(network, image, label=1, check=False)
+    assert found.completeness_error is not None
+    assert found.completeness_error < 1e-4
+    assert np.allclose(found.map, wanted.map, atol=1e-2 * np.abs(wanted.map).max())
+    plain = export(network, tmp_path / f"b{suffix}")
+    with pytest.raises(InputError, match="--outputs logits embedding map"):
+        resnext.explain(plain, image)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES.values())
 def test_evaluate_takes_an_exported_file(
     suffix: str, folder: Path, network: ResNeXt, tmp_path: Path
 ) -> None:

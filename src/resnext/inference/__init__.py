@@ -12,6 +12,7 @@ search.py      times engines and forms, and keeps those that agree with the netw
 frontier.py    smaller images and int8 within a bound on the loss of accuracy
 optimized.py   a classifier that runs as its plan says
 exported.py    files of other runtimes, as runners
+last_layer.py  the last layer of a file of another runtime
 foreign.py     classifiers that others exported: labels and preprocessing from metadata
 """
 

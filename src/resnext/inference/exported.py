@@ -20,7 +20,8 @@ from resnext.errors import CheckpointError, InputError, MissingFileError, ResNeX
 from resnext.inference.engines.onnxruntime import OnnxSession
 from resnext.inference.engines.openvino import OpenVinoSession, openvino_core
 from resnext.inference.foreign import ForeignConfig, Given, Port, describe_foreign
-from resnext.inference.runner import MapOutputs, Outputs, Session
+from resnext.inference.last_layer import read_last_layer
+from resnext.inference.runner import Classifier, MapOutputs, Outputs, Session
 from resnext.system.cpu import core_count
 from resnext.system.digest import file_sha256
 from resnext.system.forks import change_after_fork, one_thread_after_fork
@@ -131,13 +132,26 @@ class Exported:
         Raises:
             InputError: The file has no output "map".
         """
+        self._check_map()
+        return self._run(x, self.outputs.index("map"))
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        """The last layer of the network.
+
+        Raises:
+            InputError: The file has no output "map", or it cannot be read.
+        """
+        self._check_map()
+        return read_last_layer(self.path, self._first)
+
+    def _check_map(self) -> None:
         if "map" not in self.outputs:
             again = "" if self.foreign else ", or export it with --outputs logits embedding map"
             raise InputError(
                 f"{self.path} has no output map, so no exact class map. Use the method "
                 f"occlusion{again}."
             )
-        return self._run(x, self.outputs.index("map"))
 
     def _run(self, x: UInt8[np.ndarray, "n h w c"], other: int) -> tuple[Any, Any]:
         """Logits, and the output at another position."""
