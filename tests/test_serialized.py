@@ -1420,7 +1420,7 @@ FUNCTIONS = {  # a star stands before what is given by name only
     "create": "name *output_stride *dilation_convention overrides",
     "diagnose": "path",
     "evaluate": "model data *batch_size *workers *device *views *keep_logits *plan *progress",
-    "export": "model path *to *input *outputs *sizes *precision *overwrite",
+    "export": "model path *to *input *outputs *sizes *precision *index *overwrite",
     "explain": "model image *label *against *how *stage *fine *gamma *check *like *index *device "
     "*plan",
     "load": "source *num_classes *in_channels *config *output_stride *dilation_convention *device "
@@ -1528,7 +1528,7 @@ OPTIONS = {  # choices stand behind a colon
     "review": "DATA --model,-m --out,-o --doubts --apply --undo --map --port "
     "--browser,--no-browser --device --plan,--no-plan",
     "export": "FILE --to:onnx|openvino|torch|page --out,-o --input --outputs --sizes --precision "
-    "--overwrite",
+    "--index --no-index --overwrite",
     "optimize": "FILE --precision:auto|fp32|bf16|fp16|int8 "
     "--engine:auto|torch|compile|tensorrt|onnxruntime|openvino --batch-size,-b --data --max-loss "
     "--device --again",

@@ -9,47 +9,32 @@ import io
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from helpers import tiny_network
-from inference_cases import CONFIG
+from page_cases import (
+    LABELS,
+    SIZES,
+    WORKER,
+    check_usable,
+    give,
+    needs_browser,
+    needs_node,
+    opened,
+    saved,
+    until,
+    wave,
+)
 from PIL import Image
 
 import resnext
-import resnext.exporting
-from resnext import Card, Preprocessing, ResNeXt
+from resnext import Preprocessing, ResNeXt
 from resnext.data.decoding import FILTERS, convert, pixels, resize_and_crop
-from resnext.data.transforms import prepare
 from resnext.errors import InputError, ResNeXtError
 from resnext.exporting import page as page_module
 from resnext.exporting.export import export
-
-CHROMIUM, NODE = shutil.which("chromium"), shutil.which("node")
-WORKER = Path(resnext.exporting.__path__[0]) / "page_worker.js"
-SIZES = ((200, 400), (290, 370), (380, 340), (470, 310), (560, 280), (40, 30))
-LABELS = ("a cat", "Löwe, der", "</script><b>&amp;", "d")
-
-needs_node = pytest.mark.skipif(NODE is None, reason="needs Node.js")
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None or NODE is None or shutil.which("npm") is None,
-    reason="needs Chromium, Node.js and npm",
-)
-
-
-def wave(width: int, height: int, seed: int = 0) -> Image.Image:
-    """A picture with soft and hard edges and noise."""
-    y, x = np.mgrid[:height, :width].astype(np.float64)
-    rng = np.random.default_rng(seed)
-    shades = [128 + 90 * np.sin(x / (3 + c) + y / (11 - c) + seed) for c in range(3)]
-    values = np.stack(shades, 2) + 25 * rng.standard_normal((height, width, 3))
-    values[height // 3 : height // 2, width // 4 : width // 2] = (255, 0, 20 * seed)
-    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
 
 @needs_node
@@ -107,13 +92,13 @@ def wanted_size(image: Image.Image, resize: int) -> tuple[int, int]:
     return (resize, long) if width <= height else (long, resize)
 
 
-def test_what_is_refused(network: ResNeXt, tmp_path: Path, monkeypatch: Any) -> None:
+def test_what_is_refused(page_network: ResNeXt, tmp_path: Path, monkeypatch: Any) -> None:
     """One line that says what to do, and no file."""
     path = tmp_path / "net.html"
     with pytest.raises(
         ResNeXtError, match=r"input of --to page must be one of pixels, not 'images'"
     ):
-        export(network, path, to="page", input="images")
+        export(page_network, path, to="page", input="images")
     monkeypatch.setenv("RESNEXT_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("RESNEXT_OFFLINE", "1")
     page_module.runtime.cache_clear()
@@ -125,7 +110,7 @@ def test_what_is_refused(network: ResNeXt, tmp_path: Path, monkeypatch: Any) -> 
         page_module.runtime()
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(InputError, match=r"Node\.js, which is not installed"):
-        export(network, path)
+        export(page_network, path)
     assert not path.exists()
 
 
@@ -135,81 +120,10 @@ def test_data_in_a_page_cannot_end_a_script() -> None:
         assert "<" not in page_module.packed(np.random.default_rng(seed).bytes(999 + seed))
 
 
-@pytest.fixture(scope="module")
-def network() -> ResNeXt:
-    """A network that sees differences between pictures, and is sure of half of them."""
-    card = Card(LABELS, Preprocessing(size=64, resize=72), temperature=1.3)
-    network = tiny_network(replace(CONFIG, num_classes=4), card).eval()
-    images = [prepare(wave(*size, i), card.preprocessing) for i, size in enumerate(SIZES)]
-    with torch.no_grad():
-        logits = network(torch.stack(images))
-        scale = 2 / logits.std(0)
-        network.fc.weight.mul_(scale[:, None])
-        network.fc.bias.sub_(logits.mean(0)).mul_(scale)
-        sure = ((logits - logits.mean(0)) * scale / card.temperature).softmax(1).amax(1)
-    network.card = replace(card, threshold=float(sure.median()) + 0.01)
-    return network
-
-
-@pytest.fixture(scope="module")
-def page_file(network: ResNeXt, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of it."""
-    return export(network, tmp_path_factory.mktemp("page") / "net.html")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium with a camera that shows a test picture."""
-    from playwright import sync_api as playwright
-
-    arguments = ["--no-sandbox", "--use-fake-device-for-media-stream"]
-    arguments.append("--use-fake-ui-for-media-stream")
-    with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield opened
-        opened.close()
-
-
-def opened(browser: Any, file: Path, **options: Any) -> Any:
-    """The page, ready; what it requests and complains about is kept."""
-    page = browser.new_context(**options).new_page()
-    page.errors, page.requests = [], []
-    page.on("pageerror", lambda error: page.errors.append(str(error)))
-    page.on("console", lambda message: page.errors.append(message.text))
-    page.on("request", lambda request: page.requests.append(request.url))
-    page.goto(file.as_uri())
-    until(page, "document.getElementById('status').textContent === 'Ready'")
-    return page
-
-
-def until(page: Any, condition: str) -> None:
-    """Wait for a condition; Playwright's own way needs `eval`, which the page forbids."""
-    for _ in range(600):
-        if page.evaluate(condition):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"{condition} did not come true; {page.inner_text('#status')}")
-
-
-def give(page: Any, *paths: Path) -> None:
-    """Choose files, and wait for the answer to all of them."""
-    page.set_input_files("#files", [str(path) for path in paths])
-    until(page, f"pictures.length >= {len(paths)}")
-    until(page, "queue.then(() => true)")
-
-
-def saved(folder: Path, suffix: str = ".jpg") -> list[Path]:
-    """Files of several sizes."""
-    paths = [folder / f"{i}{suffix}" for i in range(len(SIZES))]
-    for i, path in enumerate(paths):
-        wave(*SIZES[i], i).save(path, quality=92)
-    return paths
-
-
 @pytest.mark.slow
 @needs_browser
 def test_the_browser_answers_as_the_network_does(
-    browser: Any, page_file: Path, network: ResNeXt, tmp_path: Path
+    browser: Any, page_file: Path, page_network: ResNeXt, tmp_path: Path
 ) -> None:
     """From JPEG file to logit, and nothing is requested but the page itself."""
     paths = saved(tmp_path)
@@ -221,7 +135,7 @@ def test_the_browser_answers_as_the_network_does(
     give(page, *paths)
     found = page.evaluate("pictures.map((x) => [...x.answer.probabilities])")
     names = page.eval_on_selector_all("#strip span", "spans => spans.map((x) => x.textContent)")
-    wanted = list(resnext.predict(network, paths, top=4))
+    wanted = list(resnext.predict(page_network, paths, top=4))
     assert {x.sure for x in wanted} == {True, False}
     for row, prediction, name in zip(found, wanted, names, strict=True):
         by_label = dict(zip(prediction.labels, prediction.probabilities, strict=True))
@@ -236,7 +150,7 @@ def test_the_browser_answers_as_the_network_does(
 @pytest.mark.slow
 @needs_browser
 def test_logits_equal_those_of_onnx_runtime(
-    browser: Any, page_file: Path, network: ResNeXt, tmp_path: Path
+    browser: Any, page_file: Path, page_network: ResNeXt, tmp_path: Path
 ) -> None:
     """The same graph, from the same pixels; and the maps add up to them."""
     paths = saved(tmp_path, ".png")
@@ -244,15 +158,15 @@ def test_logits_equal_those_of_onnx_runtime(
     give(page, *paths)
     found = np.array(page.evaluate("pictures.map((x) => [...x.answer.logits])"))
     maps = np.array(page.evaluate("pictures.map((x) => [...x.answer.maps])"))
-    graph = export(network, tmp_path / "net.onnx", input="pixels", precision="fp16")
+    graph = export(page_network, tmp_path / "net.onnx", input="pixels", precision="fp16")
     import onnxruntime
 
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    rule = network.card.preprocessing if network.card else Preprocessing()
+    rule = page_network.card.preprocessing if page_network.card else Preprocessing()
     x = np.stack([pixels(resize_and_crop(Image.open(png), rule), rule) for png in paths])
     wanted = np.asarray(session.run(["logits"], {"pixels": x})[0])
     assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
-    bias = network.fc.bias.detach().numpy()
+    bias = page_network.fc.bias.detach().numpy()
     assert (
         np.abs(maps.reshape(*found.shape, -1).mean(2) + bias - found).max()
         < 1e-4 * np.abs(wanted).max()
@@ -266,27 +180,32 @@ def test_logits_equal_those_of_onnx_runtime(
 def test_everybody_can_use_it(
     browser: Any, page_file: Path, tmp_path: Path, scheme: str, width: int
 ) -> None:
-    """axe-core finds nothing before, with and after an answer, and nothing is too wide."""
-    from axe_playwright_python.sync_playwright import Axe
-
-    axe = Axe()
+    """axe-core finds nothing in any state, and nothing is too wide."""
     options: dict[str, Any] = {"viewport": {"width": width, "height": 800}, "bypass_csp": True}
     page = opened(browser, page_file, color_scheme=scheme, **options)
-
-    def check(state: str) -> None:
-        assert axe.run(page).response["violations"] == [], state
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, state
-
-    check("empty")
-    give(page, *saved(tmp_path))
-    check("answers")
+    check_usable(page, "empty")
+    (first, *others) = saved(tmp_path)
+    give(page, first)
+    check_usable(page, "one answer")
+    give(page, *others)
     for i in range(len(SIZES)):
         page.click(f"#strip li:nth-child({i + 1}) button")
         page.click("#bars li:nth-child(2) button")
         page.wait_for_selector("#legend:not([hidden])")
-        check("map")
+        check_usable(page, f"{page.inner_text('#label')}, with map")
     page.click("summary")
-    check("about")
+    check_usable(page, "about")
+    (tmp_path / "a.txt").write_text("hello")
+    page.set_input_files("#files", str(tmp_path / "a.txt"))
+    page.wait_for_selector("#status.bad")
+    check_usable(page, "no picture")
+    page.click("#camera")
+    until(page, "document.getElementById('status').textContent.includes('give this page')")
+    check_usable(page, "no camera")
+    page = opened(browser, page_file, color_scheme=scheme, permissions=["camera"], **options)
+    page.click("#camera")
+    until(page, "document.getElementById('name').textContent === 'Camera'")
+    check_usable(page, "camera")
 
 
 @pytest.mark.slow
@@ -307,29 +226,64 @@ def test_drop_paste_camera_and_no_picture(browser: Any, page_file: Path, tmp_pat
         page.evaluate(give_event, [kind, list(content.getvalue())])
         name = "document.getElementById('name').textContent"
         until(page, f"pictures.length === {count} && {name} === '{kind}.png'")
+    text = """(kind) => {
+      const data = new DataTransfer();
+      data.setData("text/plain", "hello");
+      document.dispatchEvent(kind === "drop" ? new DragEvent(kind, { dataTransfer: data })
+        : new ClipboardEvent(kind, { clipboardData: data }));
+    }"""
+    for kind in ("drop", "paste"):
+        page.evaluate(text, kind)
+        wanted = "That holds no picture file. Take a JPEG, PNG or WebP file."
+        assert page.inner_text("#status") == wanted
+        page.evaluate("say('')")
     page.click("#camera")
     until(page, "document.getElementById('name').textContent === 'Camera'")
     page.click("#camera")
     until(page, "pictures.length === 3")
     page.wait_for_selector("#view:not([hidden])")
     assert page.inner_text("#camera") == "Camera"
-    (tmp_path / "text.png").write_text("no picture")
-    page.set_input_files("#files", str(tmp_path / "text.png"))
-    page.wait_for_selector("#status.bad")
-    assert "text.png is not a picture that this browser can read" in page.inner_text("#status")
     assert page.errors == []
 
 
 @pytest.mark.slow
 @needs_browser
+def test_by_keyboard(browser: Any, page_file: Path, tmp_path: Path) -> None:
+    """Tab reaches everything in order, Enter and Space use it, arrows go through the pictures."""
+    page = opened(browser, page_file)
+    give(page, *saved(tmp_path))
+    page.evaluate("document.activeElement.blur()")
+    reached = []
+    for _ in range(14):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+    assert reached[:2] == ["choose", "camera"]
+    assert reached[2:] == [*["BUTTON"] * 4, "why", *["BUTTON"] * 6, "SUMMARY"]
+    name = "document.getElementById('name').textContent"
+    for key, wanted in (("Right", "1.jpg"), ("Right", "2.jpg"), ("Left", "1.jpg")):
+        page.keyboard.press(f"Arrow{key}")
+        until(page, f"{name} === '{wanted}'")
+    page.focus("#why")
+    page.keyboard.press("Space")
+    page.wait_for_selector("#legend:not([hidden])")
+    page.focus("#bars li:nth-child(3) button")
+    page.keyboard.press("Enter")
+    label = page.inner_text("#bars li:nth-child(3) span")
+    until(page, f"document.querySelector('#legend b').textContent === {json.dumps(label)}")
+    assert page.get_attribute("#bars li:nth-child(3) button", "aria-pressed") == "true"
+    assert page.evaluate("document.activeElement.textContent").startswith(label)
+
+
+@pytest.mark.slow
+@needs_browser
 def test_a_page_is_small_and_the_same_each_time(
-    network: ResNeXt, page_file: Path, tmp_path: Path, monkeypatch: Any
+    page_network: ResNeXt, page_file: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """At most 10 MB with a small network; beyond the bound it is refused."""
     assert page_file.stat().st_size < 10e6
-    again = export(network, tmp_path / "other.html")
+    again = export(page_network, tmp_path / "other.html")
     assert again.read_bytes() == page_file.read_bytes()
     monkeypatch.setattr(page_module, "MOST_BYTES", 4_000_000)
-    with pytest.raises(InputError, match="The page would have 5 MB; at most 4 MB"):
-        export(network, tmp_path / "large.html")
+    with pytest.raises(InputError, match=r"have 5 MB; .* at most 4 MB well.*--out large-page"):
+        export(page_network, tmp_path / "large.html")
     assert not (tmp_path / "large.html").exists()

@@ -20,6 +20,8 @@ def export(
     outputs: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
     sizes: Literal["fixed", "dynamic"] | None = None,
     precision: Literal["fp32", "fp16"] | None = None,
+    index: Path | None = None,
+    no_index: Flag = False,
     overwrite: Flag = False,
 ) -> None:
     """Write a model as a file of another runtime, and prove it there.
@@ -30,8 +32,10 @@ def export(
     Args:
         file: A model file or a catalog name.
         to: onnx; openvino (an .xml and a .bin file); torch (a .pt2 file of torch.export); or page
-            (one .html file that classifies pictures in the browser, without a network).
-        out: The file to write; by default the model's name with the suffix of the format.
+            (one .html file that classifies pictures in the browser, without a network; above 64 MB,
+            a folder for a web server).
+        out: The file to write; by default the model's name with the suffix of the format. For a
+            page, a name without suffix is a folder.
         input: images (default): normalized floats (n, c, h, w); pixels: 8-bit values (n, h, w, c),
             which the file normalizes itself; picture: the same of any size, which the file also
             resizes and crops. Not for a page.
@@ -41,20 +45,23 @@ def export(
         sizes: fixed (default); dynamic to accept images of other heights and widths.
         precision: fp32 (default); fp16 (default for a page) stores weights in half the space and
             computes in fp32.
+        index: For a page, an index whose images it shows as similar, and by which it says "none of
+            these"; by default the one next to the model file. The page holds small copies of them.
+        no_index: Leave the index out.
         overwrite: Replace an existing file.
     """
     from resnext.exporting.export import export
     from resnext.exporting.targets import TARGETS
 
-    path = out or Path(Path(file).name).with_suffix(TARGETS[to].suffix)
-    export(
+    path = export(
         file,
-        path,
+        out,
         to=to,
         input=input,
         outputs=outputs or None,
         sizes=sizes,
         precision=precision,
+        index=None if no_index else index or "auto",
         overwrite=overwrite,
     )
     size = sum(part.stat().st_size for part in TARGETS[to].files(path)) / 1e6

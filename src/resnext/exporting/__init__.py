@@ -4,8 +4,10 @@ export.py    `export`: checks arguments, writes the file, proves it
 graph.py     what a file computes: normalization, network, probabilities
 picture.py   pictures of any size in: resizing and cropping inside a file
 targets.py   the file formats: ONNX, OpenVINO, torch.export, a page for browsers
-page.py      the page: ONNX Runtime Web and everything else in one HTML file
+page.py      the page: ONNX Runtime Web and everything else in one HTML file, or a folder
 page.html    its template: style, markup, script
+page_index.py    what a page takes of an index: embeddings, classes, small pictures
+page_service.js  keeps the files of a folder for offline use
 page_worker.js   its network: resizing as Pillow does, and ONNX Runtime Web
 page_client.mjs  runs that worker in Node.js, for the gate
 metadata.py  what a file says about itself, in the conventions of others too

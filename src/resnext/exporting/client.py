@@ -72,7 +72,8 @@ def upright(path, mode):
 
 def answered_by_page(path, files):
     """Our metadata and the outputs, from the script of the page in Node.js."""
-    own = path.read_text(encoding="utf-8").partition('<script id="resnext"')[2]
+    html = (path / "index.html" if path.is_dir() else path).read_text(encoding="utf-8")
+    own = html.partition('<script id="resnext"')[2]
     own = own.partition(">")[2].partition("</script>")[0]
     pictures = [upright(file, "RGBA") for file in files]
     with tempfile.TemporaryDirectory() as name:
@@ -85,11 +86,12 @@ def answered_by_page(path, files):
         if done.returncode:
             sys.exit(done.stderr)
         shape = json.loads(done.stdout)
-        logits, maps = (
-            np.fromfile(folder / f"{output}.bin", np.float32) for output in ("logits", "maps")
+        logits, embedding, maps = (
+            np.fromfile(folder / f"{output}.bin", np.float32).reshape(len(files), -1)
+            for output in ("logits", "embedding", "maps")
         )
-    logits = logits.reshape(len(files), -1)
-    return own, {"logits": logits, "maps": maps.reshape(*logits.shape, *shape)}
+    maps = maps.reshape(*logits.shape, *shape)
+    return own, {"logits": logits, "embedding": embedding, "maps": maps}
 
 
 def resized(image, rule):

@@ -18,6 +18,7 @@ from resnext.errors import CheckpointError, InputError
 from resnext.exporting.gate import check, reference
 from resnext.exporting.graph import ExportedModule, FileInput, Network, check_outputs
 from resnext.exporting.metadata import own_metadata
+from resnext.exporting.page_index import index_of_page
 from resnext.exporting.picture import check_picture
 from resnext.exporting.targets import TARGETS, Target
 from resnext.network import ResNeXt
@@ -32,13 +33,14 @@ TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
 
 def export(
     model: Network | str | Path,
-    path: str | Path,
+    path: str | Path | None = None,
     *,
     to: str | None = None,
     input: FileInput | None = None,
     outputs: str | Sequence[str] | None = None,
     sizes: Literal["fixed", "dynamic"] | None = None,
     precision: Literal["fp32", "fp16"] | None = None,
+    index: str | Path | Literal["auto"] | None = "auto",
     overwrite: bool = False,
 ) -> Path:
     """Write a network as a file of another runtime, and prove it there.
@@ -50,7 +52,8 @@ def export(
     Args:
         model: A classifier or backbone with a card, or a model file or name as for `resnext.load`.
         path: File to write: `.onnx`, `.xml` (OpenVINO, with a `.bin` file beside it), `.pt2` or
-            `.html`.
+            `.html`; or for a page a name without suffix, a folder for a web server. By default, the
+            name of the model file in the current folder; a page above 64 MB becomes a folder.
         to: "onnx", "openvino", "torch" or "page"; by default it follows from the suffix. A page is
             one HTML file that classifies pictures in the browser, without a network.
         input: "images" (default): normalized `(n, c, h, w)` floats; "pixels": `(n, h, w, c)` of 8
@@ -64,6 +67,9 @@ def export(
             `input="images"`.
         precision: "fp32", or "fp16" to store weights in half the space; all is computed in fp32.
             Default: "fp16" for a page, otherwise "fp32".
+        index: For a page, the index of images that it shows as similar, and by which it says "none
+            of these"; "auto" for the one next to a model file, None for none. The page holds small
+            copies of these images.
         overwrite: Whether an existing file may be replaced.
 
     Returns:
@@ -73,8 +79,10 @@ def export(
         InputError: An argument is wrong, the model has no labels, or a package is missing.
         CheckpointError: The model cannot be loaded, or the file exists or cannot be written.
         ResNeXtError: The file does not answer as the network does.
+
+    Warns:
+        ResNeXtWarning: The index next to the model file is used for a page, or cannot be used.
     """
-    path = Path(path)
     target = _target(to, path)
     kind = _chosen("input", input, target.inputs, to)
     size_kind = _chosen("sizes", sizes, target.sizes, to)
@@ -83,10 +91,12 @@ def export(
         raise InputError(
             f"sizes can be dynamic for the input images, not for {kind}. A picture has any size."
         )
-    for file in target.files(path):
-        check_writable(file)
-        if file.exists() and not overwrite:
-            raise CheckpointError(f"{file} exists. Give another name, or overwrite (--overwrite).")
+    if index not in ("auto", None) and not target.takes_index:
+        raise InputError(f"Only a page holds an index, not --to {target.name}. Leave out --index.")
+    if path is None and isinstance(model, Network):
+        raise InputError("A network in memory has no name. Give the path of the file to write.")
+    if path is not None:
+        _check_free(target, Path(path), overwrite)
     target.check_packages()
     network, card = _network(model)
     if kind == "picture":
@@ -100,6 +110,13 @@ def export(
     else:
         raise InputError(f"A {target.title} needs a classifier; the model is a backbone.")
     module = ExportedModule(network, card, kind, names, half=stored == "fp16").eval()
+    if target.takes_index and isinstance(network, ResNeXt):
+        source = model if isinstance(model, str | Path) else network
+        module.index = index_of_page(source, network, card, index)
+    if path is None:
+        path = target.default(Path(str(model)).stem, module)
+        _check_free(target, path, overwrite)
+    path = Path(path)
     with TemporaryDirectory() as temporary:
         pictures = Path(temporary) / "pictures"
         pictures.mkdir()
@@ -111,7 +128,7 @@ def export(
         target.write(built, trial, told({}), module)
         proof = check(target, trial, wanted, card, TOLERANCES[stored])
         target.write(built, trial, told(proof), module)  # the same but for the proof
-        make_folder(path)
+        make_folder(target.files(path)[0])
         for made, file in zip(target.files(trial), target.files(path), strict=True):
             write_bytes_atomically(file, made.read_bytes())
     return path
@@ -147,7 +164,19 @@ def _chosen(name: str, given: T | None, known: tuple[T, ...], to: str | None) ->
     return value
 
 
-def _target(name: str | None, path: Path) -> Target:
+def _check_free(target: Target, path: Path, overwrite: bool) -> None:
+    """Refuse a path that cannot be written, or must not be.
+
+    Raises:
+        CheckpointError: A file exists or cannot be written.
+    """
+    for file in target.files(path):
+        check_writable(file)
+        if file.exists() and not overwrite:
+            raise CheckpointError(f"{file} exists. Give another name, or overwrite (--overwrite).")
+
+
+def _target(name: str | None, path: str | Path | None) -> Target:
     """The target of a name, or of a file's suffix.
 
     Raises:
@@ -155,9 +184,17 @@ def _target(name: str | None, path: Path) -> Target:
     """
     if name is not None and name not in TARGETS:
         raise InputError(f"to must be {', '.join(TARGETS)}, not {brief(name)}.")
+    if path is None:
+        return TARGETS[name or "onnx"]
+    suffix = Path(path).suffix.lower()
+    if name == "page" and not suffix:
+        return TARGETS[name]
     suffixes = {target.suffix: target for target in TARGETS.values()}
-    target = suffixes.get(path.suffix.lower()) if name is None else TARGETS[name]
-    if target is None or path.suffix.lower() != target.suffix:
+    target = suffixes.get(suffix) if name is None else TARGETS[name]
+    if target is None or suffix != target.suffix:
         known = ", ".join(f"{t.suffix} for {t.name}" for t in TARGETS.values())
-        raise InputError(f"{path}: the suffix must be one of {known}.")
+        raise InputError(
+            f"{path}: the suffix must be one of {known}; a page may also be a folder, without a "
+            f"suffix (--to page)."
+        )
     return target

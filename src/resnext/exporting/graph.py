@@ -95,6 +95,9 @@ class ExportedModule(nn.Module):
             is resized before this module.
         outputs: Names of the outputs, as for `named_outputs`.
         half: Whether weights are stored in half precision. All is computed in single precision.
+
+    Attributes:
+        index: What a page shows beside the answer; see `page_index`.
     """
 
     mean: Tensor
@@ -115,6 +118,7 @@ class ExportedModule(nn.Module):
         self.inputs: FileInput = inputs
         self.outputs = outputs
         self.halved = half
+        self.index = b""
         for name in ("mean", "std"):
             values = 255 * torch.tensor(getattr(card.preprocessing, name), dtype=torch.float32)
             self.register_buffer(name, values.view(-1, 1, 1))

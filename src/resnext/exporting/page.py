@@ -1,10 +1,14 @@
-"""The page of `--to page`: template, worker, ONNX Runtime Web and network in one HTML file."""
+"""The page of `--to page`: template, worker, ONNX Runtime Web and network in one HTML file.
+
+A large one is a folder for a web server, with a service worker that keeps it for offline use.
+"""
 
 from __future__ import annotations
 
 import base64
 import gzip
 import hashlib
+import json
 import shutil
 import subprocess
 import tarfile
@@ -23,8 +27,17 @@ from resnext.system.cache import cache_folder
 from resnext.system.digest import file_sha256
 from resnext.system.download import is_offline
 
+SUFFIX = ".html"
 MOST_BYTES = 64_000_000
-"""Largest page that is written."""
+"""Largest page that is one file."""
+
+FILES = {
+    "runtime.mjs": "script",
+    "runtime.wasm": "wasm",
+    "model.onnx": "model",
+    "index.bin": "index",
+}
+"""Files of a page that is a folder, and what the page calls them."""
 
 PACKAGE = "onnxruntime-web@1.30.0"
 _ARCHIVE = f"{PACKAGE.replace('@', '-')}.tgz"
@@ -33,10 +46,10 @@ _TO_TEXT = bytes.maketrans(b"<", b",")  # so that no data looks like the end of 
 
 
 class Runtime(NamedTuple):
-    """ONNX Runtime Web, packed as text."""
+    """ONNX Runtime Web."""
 
-    script: str
-    wasm: str
+    script: bytes
+    wasm: bytes
 
 
 def check_node() -> None:
@@ -72,7 +85,7 @@ def runtime() -> Runtime:
             _content(archive, f"package/dist/{name}")
             for name in ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
         )
-    return Runtime(packed(script), packed(wasm))
+    return Runtime(script, wasm)
 
 
 def _download(path: Path, by_hand: str) -> None:
@@ -105,65 +118,99 @@ def packed(content: bytes) -> str:
     return base64.b85encode(small).translate(_TO_TEXT).decode("ascii")
 
 
-def write_page(path: Path, graph: bytes, own: str, card: Card) -> None:
+def page_files(path: Path) -> list[Path]:
+    """The files of a page: itself, or those of a folder."""
+    if path.suffix.lower() == SUFFIX:
+        return [path]
+    return [path / name for name in ("index.html", "sw.js", *FILES)]
+
+
+def write_page(path: Path, graph: bytes, own: str, card: Card, index: bytes) -> None:
     """Write the page of a network.
 
     Args:
-        path: The file.
-        graph: The network as an ONNX file: "pixels" in, "logits" and "maps" out.
+        path: The file; without its suffix, a folder for a web server.
+        graph: The network as an ONNX file: "pixels" in, "logits", "embedding" and "maps" out.
         own: Our metadata.
         card: Labels and licence.
+        index: What `index_of_page` returns.
 
     Raises:
-        InputError: The page would be too large.
+        InputError: The page would be too large for one file.
     """
-    folder = files("resnext.exporting")
-    template, worker = (
-        folder.joinpath(name).read_text(encoding="utf-8")
-        for name in ("page.html", "page_worker.js")
-    )
+    parts = dict(zip(FILES.values(), (*runtime(), graph, index), strict=True))
+    if path.suffix.lower() == SUFFIX:
+        page = _page(own, card, {name: packed(content) for name, content in parts.items()})
+        if len(page) > MOST_BYTES:
+            raise InputError(
+                f"The page would have {len(page) / 1e6:.0f} MB; browsers open files of at most "
+                f"{MOST_BYTES / 1e6:.0f} MB well. Write a folder for a web server, with a name "
+                f"without a suffix: --out {path.stem}-page."
+            )
+        path.write_bytes(page)
+        return
+    content = {"index.html": _page(own, card, {})}
+    content |= {name: parts[part] for name, part in FILES.items()}
+    digest = hashlib.sha256(b"".join(content.values())).hexdigest()
+    shown = json.dumps(["./", *FILES])
+    service = _template("page_service.js").replace("{{ version }}", digest[:16])
+    content["sw.js"] = service.replace("{{ files }}", shown).encode()
+    path.mkdir(exist_ok=True)
+    for name, part in content.items():
+        (path / name).write_bytes(part)
+
+
+def _page(own: str, card: Card, parts: dict[str, str]) -> bytes:
+    """The HTML, with the packed parts in it; without them, that of a folder."""
+    template = _template("page.html")
     style, script = (
         _between(template, "<style>", "</style>"),
         _between(template, "<script>", "</script>"),
     )
-    parts = {
-        "policy": _policy(style, script),
+    scripts = [
+        f'<script id="{name}" type="text/plain">{text}</script>' for name, text in parts.items()
+    ]
+    values = {
+        "policy": _policy(style, script, whole=bool(parts)),
         "title": escape(_title(card.labels)),
         "licence": escape(card.licence or "not stated"),
         "version": PACKAGE.partition("@")[2],
         "resnext": own.replace("</", "<\\/"),
-        "worker": worker,
-        "model": packed(graph),
-        **runtime()._asdict(),
+        "files": json.dumps({part: name for name, part in FILES.items()}),
+        "worker": _template("page_worker.js"),
+        "parts": "\n".join(scripts),
     }
     pieces = template.split("{{ ")
     filled = [pieces[0]]
     for piece in pieces[1:]:
         name, _, rest = piece.partition(" }}")
-        filled += [parts[name], rest]
-    page = "".join(filled).encode()
-    if len(page) > MOST_BYTES:
-        raise InputError(
-            f"The page would have {len(page) / 1e6:.0f} MB; at most {MOST_BYTES / 1e6:.0f} MB are "
-            f"useful in a browser. Take a smaller network, or --to onnx and a server."
-        )
-    path.write_bytes(page)
+        filled += [values[name], rest]
+    return "".join(filled).encode()
+
+
+def _template(name: str) -> str:
+    return files("resnext.exporting").joinpath(name).read_text(encoding="utf-8")
 
 
 def _between(text: str, start: str, end: str) -> str:
     return text.partition(start)[2].partition(end)[0]
 
 
-def _policy(style: str, script: str) -> str:
-    """What the page may do: its own script and style, WebAssembly, and a worker from memory."""
+def _policy(style: str, script: str, *, whole: bool) -> str:
+    """What the page may do: its own script and style, WebAssembly, and a worker from memory.
+
+    Of a folder, also what makes it work offline: its own files.
+    """
     style_hash, script_hash = (
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         for text in (style, script)
     )
+    own = "" if whole else "'self' "
+    connect = "" if whole else "connect-src 'self'; "
     return (
         f"default-src 'none'; style-src 'sha256-{style_hash}'; "
-        f"script-src 'sha256-{script_hash}' 'wasm-unsafe-eval' blob:; worker-src blob:; "
-        f"img-src data:; base-uri 'none'; form-action 'none'"
+        f"script-src 'sha256-{script_hash}' 'wasm-unsafe-eval' blob:; worker-src {own}blob:; "
+        f"{connect}img-src data:; base-uri 'none'; form-action 'none'"
     )
 
 

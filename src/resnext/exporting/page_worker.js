@@ -4,6 +4,8 @@
 
 const DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;,=>?@^_`{|}~";
 const ONE = 1 << 22;  // Pillow's fixed point
+const NEAREST = 5;  // the neighbour whose distance says how unknown a picture is
+const SIMILAR = 3;  // pictures of a class that are shown
 
 const FILTERS = {  // by the distance in pixels, and the distance from which they are 0
   bilinear: [1, (x) => Math.max(1 - Math.abs(x), 0)],
@@ -19,8 +21,10 @@ function sinc(x) {
   return x === 0 ? 1 : Math.sin(Math.PI * x) / (Math.PI * x);
 }
 
+const plain = async (blob) => new Uint8Array(await blob.arrayBuffer());
+
 async function unpacked(blob) {
-  const text = new Uint8Array(await blob.arrayBuffer());
+  const text = await plain(blob);
   const values = new Uint8Array(128);
   for (let i = 0; i < 85; i++) values[DIGITS.charCodeAt(i)] = i;
   const groups = Math.ceil(text.length / 5);
@@ -38,16 +42,16 @@ async function unpacked(blob) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-// For each of `to` pixels the first pixel of `from` that it is made of, and the shares of these.
-function taps(from, to, filter) {
+// For each of `to` pixels, from `start` to `stop`, the first pixel of `from` that it is made of, and the shares of these.
+function taps(from, to, filter, start = 0, stop = to) {
   const scale = from / to, found = [];
   if (filter === "nearest") {
     let at = scale / 2;
-    for (let i = 0; i < to; i++, at += scale) found.push({ first: Math.floor(at), shares: [1] });
+    for (let i = 0; i < stop; i++, at += scale) if (i >= start) found.push({ first: Math.floor(at), shares: [1] });
     return found;
   }
   const [reach, weight] = FILTERS[filter], wide = Math.max(scale, 1);
-  for (let i = 0; i < to; i++) {
+  for (let i = start; i < stop; i++) {
     const centre = (i + 0.5) * scale;
     const first = Math.max(Math.trunc(centre - reach * wide + 0.5), 0);
     const end = Math.min(Math.trunc(centre + reach * wide + 0.5), from);
@@ -119,8 +123,8 @@ function prepared({ width, height, data }, rule) {
     step = channels = 1;
   }
   const across = span(w, size), down = span(h, size);
-  const columns = taps(width, w, rule.interpolation).slice(across.first, across.end).map(fixed);
-  const rows = taps(height, h, rule.interpolation).slice(down.first, down.end).map(fixed);
+  const columns = taps(width, w, rule.interpolation, across.first, across.end).map(fixed);
+  const rows = taps(height, h, rule.interpolation, down.first, down.end).map(fixed);
   const part = resized(data, step, channels, width, columns, rows);
   const pixels = new Uint8Array(size * size * channels);
   const line = columns.length * channels;
@@ -135,23 +139,70 @@ function prepared({ width, height, data }, rule) {
   return { pixels, channels, crop: [left, top, left + size / w, top + size / h] };
 }
 
-let ort, session, rule;
+// The index: embeddings of training images, their classes, and small pictures of some of them.
+function indexFrom(bytes) {
+  if (!bytes.length) return null;
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const start = 4 + view.getUint32(0, true);
+  const header = JSON.parse(new TextDecoder().decode(bytes.subarray(4, start)));
+  const { width, targets, ends } = header;
+  const singles = Float32Array.from({ length: 1 << 16 }, (_, half) => {
+    const exponent = half >> 10 & 31, fraction = half & 1023;
+    const size = exponent ? 2 ** (exponent - 25) * (1024 + fraction) : 2 ** -24 * fraction;
+    return half >> 15 ? -size : size;
+  });
+  const vectors = new Float32Array(width * targets.length);
+  for (let i = 0; i < vectors.length; i++) vectors[i] = singles[view.getUint16(start + 2 * i, true)];
+  const lengths = targets.map((_, row) => length(vectors.subarray(row * width, (row + 1) * width)));
+  const pictures = bytes.subarray(start + 2 * vectors.length);
+  const thumbnail = (row) => pictures.slice(row ? ends[row - 1] : 0, ends[row]);
+  const shown = [...targets.keys()].filter((row) => ends[row] > (row ? ends[row - 1] : 0));
+  return { ...header, vectors, lengths, thumbnail, shown };
+}
 
-async function open(parts, preprocessing, address) {
-  const names = ["script", "wasm", "model"];
-  const [script, wasm, model] = await Promise.all(names.map((name) => unpacked(parts[name])));
+const length = (vector) => Math.max(Math.sqrt(vector.reduce((sum, x) => sum + x * x, 0)), 1e-30);
+
+// How unlike the training images a picture is, and its nearest of the two most likely classes.
+function compared(embedding, logits) {
+  const { width, vectors, lengths, targets, threshold, shown } = index, own = length(embedding);
+  const products = targets.map((_, row) => {
+    let sum = 0;
+    for (let i = 0, at = row * width; i < width; i++, at++) sum += vectors[at] * embedding[i];
+    return sum / own;
+  });
+  const sorted = [...products].sort((a, b) => b - a);
+  const unknown = threshold === null ? null : 1 - sorted[Math.min(NEAREST, sorted.length) - 1];
+  const distance = (row) => Math.max(1 - products[row] / lengths[row], 0);
+  const nearest = (rows) => rows.map((row) => ({ row, target: targets[row], distance: distance(row) }))
+    .sort((a, b) => a.distance - b.distance).slice(0, SIMILAR);
+  const likely = [...logits.keys()].sort((a, b) => logits[b] - logits[a]).slice(0, 2);
+  const groups = targets.every((target) => target < 0) ? [shown]
+    : likely.map((label) => shown.filter((row) => targets[row] === label));
+  return { unknown, similar: groups.map(nearest) };
+}
+
+let ort, session, rule, index;
+
+// The parts are blobs: packed ones of a page that is one file, else the files of a folder.
+async function open({ packed, script, wasm, model, index: known }, preprocessing, address) {
+  const content = packed ? unpacked : plain;
+  [script, wasm, model, known] = await Promise.all([script, wasm, model, known].map(content));
   ort = await import(address(script));
   ort.env.wasm.numThreads = 1;  // more need a server that isolates the page
   ort.env.wasm.wasmBinary = wasm;
   rule = preprocessing;
+  index = indexFrom(known);
   session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"] });
+  return index && { images: index.images, shown: index.shown.length, threshold: index.threshold };
 }
 
 async function classify(picture) {
   const { pixels, channels, crop } = prepared(picture, rule);
   const x = new ort.Tensor("uint8", pixels, [1, rule.size, rule.size, channels]);
-  const { logits, maps } = await session.run({ pixels: x });
-  return { logits: logits.data, maps: maps.data, shape: maps.dims.slice(2), crop };
+  const { logits, embedding, maps } = await session.run({ pixels: x });
+  const found = { logits: logits.data, embedding: embedding.data, maps: maps.data };
+  const likeness = index ? compared(embedding.data, logits.data) : { unknown: null, similar: [] };
+  return { ...found, shape: maps.dims.slice(2), crop, ...likeness };
 }
 
 // A map at another size; the strongest value becomes 1 or -1.
@@ -175,7 +226,7 @@ function enlarge(values, [h, w], width, height) {
 }
 
 const blobAddress = (script) => URL.createObjectURL(new Blob([script], { type: "text/javascript" }));
-const JOBS = { open: (parts, preprocessing) => open(parts, preprocessing, blobAddress), classify, enlarge };
+const JOBS = { open: (parts, preprocessing) => open(parts, preprocessing, blobAddress), classify, enlarge, thumbnail: (row) => index.thumbnail(row) };
 
 self.onmessage = async ({ data: { id, job, values } }) => {
   try {

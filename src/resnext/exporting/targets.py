@@ -12,7 +12,14 @@ import torch
 from resnext.errors import InputError
 from resnext.exporting.graph import ExportedModule, FileInput
 from resnext.exporting.metadata import onnx_metadata, openvino_metadata
-from resnext.exporting.page import check_node, runtime, write_page
+from resnext.exporting.page import (
+    MOST_BYTES,
+    SUFFIX,
+    check_node,
+    page_files,
+    runtime,
+    write_page,
+)
 from resnext.exporting.picture import resized_and_cropped, with_picture_input
 from resnext.inference.engines.base import load_package, silenced
 from resnext.inference.engines.openvino import openvino_core
@@ -37,6 +44,7 @@ class Target(ABC):
         sizes: "dynamic" if files for images of other sizes can be made.
         outputs: Names of its outputs; None if they can be chosen.
         batches: The batches in which the gate runs the pictures.
+        takes_index: Whether a file may hold an index of images.
     """
 
     name: str
@@ -49,6 +57,7 @@ class Target(ABC):
     sizes: tuple[str, ...] = ("fixed", "dynamic")
     outputs: tuple[str, ...] | None = None
     batches: tuple[int, ...] = (1, 2, 17, 44)
+    takes_index = False
 
     def check_packages(self) -> None:
         """Refuse to begin without the packages.
@@ -82,6 +91,10 @@ class Target(ABC):
     def files(self, path: Path) -> list[Path]:
         """All files that `write` makes."""
         return [path]
+
+    def default(self, name: str, module: ExportedModule) -> Path:
+        """Where a model is written to if nothing else is said."""
+        return Path(f"{name}{self.suffix}")
 
 
 class Onnx(Target):
@@ -185,14 +198,15 @@ class Torch(Target):
 class Page(Target):
     """One HTML file that classifies in the browser, without a network."""
 
-    name, title, suffix = "page", "page for browsers", ".html"
+    name, title, suffix = "page", "page for browsers", SUFFIX
     packages = ("onnx", "onnxscript")
     install_hint = '"resnext[onnx]"'
     inputs: tuple[FileInput, ...] = ("pixels",)
     precisions = ("fp16", "fp32")
     sizes = ("fixed",)
-    outputs = ("logits", "maps")
+    outputs = ("logits", "embedding", "maps")
     batches = (1,)
+    takes_index = True
 
     def check_packages(self) -> None:
         """Also Node.js and ONNX Runtime Web."""
@@ -215,7 +229,18 @@ class Page(Target):
 
     def write(self, built: Any, path: Path, own: str, module: ExportedModule) -> None:
         """Write the page around the graph."""
-        write_page(path, built.SerializeToString(deterministic=True), own, module.card)
+        graph = built.SerializeToString(deterministic=True)
+        write_page(path, graph, own, module.card, module.index)
+
+    def files(self, path: Path) -> list[Path]:
+        """The file, or the files of a folder."""
+        return page_files(path)
+
+    def default(self, name: str, module: ExportedModule) -> Path:
+        """A file, or a folder if that would be too large."""
+        weights = sum(x.numel() * x.element_size() for x in module.network.state_dict().values())
+        packed = 1.25 * (weights + len(module.index)) + sum(map(len, runtime()))  # about
+        return Path(f"{name}-page" if packed > MOST_BYTES else f"{name}{self.suffix}")
 
 
 class _Named(torch.nn.Module):
