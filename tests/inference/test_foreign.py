@@ -17,6 +17,7 @@ from torch import nn
 import resnext
 from resnext.cli.app import main
 from resnext.errors import CheckpointError, InputError
+from resnext.inference.engines.base import silenced
 from resnext.inference.engines.openvino import openvino_core
 from resnext.inference.exported import Exported
 from resnext.inference.foreign import Given
@@ -46,16 +47,22 @@ class Net(nn.Module):
         return y.softmax(1) if self.softmax else y
 
 
+def exported(net: nn.Module, *x: torch.Tensor, shapes: Any = None) -> Any:
+    """What torch.onnx makes of a network."""
+    with silenced("torch.onnx"):
+        program = torch.onnx.export(
+            net.eval(), x, dynamo=True, dynamic_shapes=shapes, verbose=False, opset_version=18
+        )
+    assert program is not None
+    return program.model_proto
+
+
 def written(
     path: Path, net: nn.Module, x: torch.Tensor, *, fixed: bool = False, **metadata: str
 ) -> Path:
     """An ONNX file as other libraries write it, with metadata."""
     shapes = None if fixed else ({0: torch.export.Dim("batch")},)
-    program = torch.onnx.export(
-        net.eval(), (x,), dynamo=True, dynamic_shapes=shapes, verbose=False, opset_version=18
-    )
-    assert program is not None
-    model = program.model_proto
+    model = exported(net, x, shapes=shapes)
     onnx.helper.set_model_props(model, metadata)
     path.write_bytes(model.SerializeToString())
     return path
@@ -176,16 +183,10 @@ def test_refusals(tmp_path: Path) -> None:
     detector = written(tmp_path / "detector.onnx", Detector(), x)
     named = written(tmp_path / "named.onnx", Net(), x, task="detect", names="{0: 'a'}")
     two = tmp_path / "two.onnx"
-    program = torch.onnx.export(Two().eval(), (x, x), dynamo=True, verbose=False)
-    assert program is not None
-    program.save(two)
+    onnx.save(exported(Two(), x, x), two)
     free = tmp_path / "free.onnx"
-    shapes = ({2: torch.export.Dim("h", min=9), 3: torch.export.Dim("w", min=9)},)
-    program = torch.onnx.export(
-        Net().eval(), (x,), dynamo=True, dynamic_shapes=shapes, verbose=False
-    )
-    assert program is not None
-    program.save(free)
+    sides = {2: torch.export.Dim("h", min=9), 3: torch.export.Dim("w", min=9)}
+    onnx.save(exported(Net(), x, shapes=(sides,)), free)
     cases: list[tuple[type[Exception], str, Path, Given | None]] = [
         (InputError, "Give --labels FILE with 4 lines", plain, None),
         (InputError, "Give --mean and --std", plain, Given(LABELS)),

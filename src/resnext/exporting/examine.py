@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from resnext.data.labels import shortened
 from resnext.inference.exported import Exported
 from resnext.inference.foreign import ForeignConfig
 from resnext.weights.diagnosis import Diagnosis, nearest
@@ -13,7 +14,7 @@ def examine(exported: Exported) -> Diagnosis:
     """What a file holds, and what it was compared on when it was written."""
     path, proof = exported.path, exported.proof
     kind, advice = _FORMATS[path.suffix.lower()], (f"resnext predict {path} photos/",)
-    if isinstance(exported.config, ForeignConfig):
+    if isinstance(exported.config, ForeignConfig) and exported.card:
         return Diagnosis(
             path,
             path.stat().st_size,
@@ -21,7 +22,7 @@ def examine(exported: Exported) -> Diagnosis:
             dialect=f"{exported.input} in",
             classifier=True,
             card=exported.card,
-            notes=exported.notes,
+            notes=(f"It has {shortened(exported.card.labels)}.", *exported.notes),
             advice=advice,
         )
     largest = max(proof["difference"].values())

@@ -19,7 +19,7 @@ from resnext.config import ResNeXtConfig
 from resnext.errors import CheckpointError, InputError, MissingFileError, ResNeXtError
 from resnext.inference.engines.onnxruntime import OnnxSession
 from resnext.inference.engines.openvino import OpenVinoSession, openvino_core
-from resnext.inference.foreign import ForeignConfig, Given, Port, describe_foreign
+from resnext.inference.foreign import MODEL_INFO, ForeignConfig, Given, Port, describe_foreign
 from resnext.inference.last_layer import read_last_layer
 from resnext.inference.runner import Classifier, MapOutputs, Outputs, Session
 from resnext.system.cpu import core_count
@@ -250,10 +250,12 @@ class _OpenedOnnx(_Opened):
 class _OpenedOpenVino(_Opened):
     def __init__(self, path: Path) -> None:
         self._model = openvino_core().read_model(path)
-        known = (
-            self._model.rt_info["model_info"].value if "model_info" in self._model.rt_info else {}
-        )
-        self.metadata = {key: str(x.value) for key, x in known.items()}
+        keys = [["model_info", key] for key in (METADATA_KEY, *MODEL_INFO)]
+        self.metadata = {
+            key[1]: str(self._model.get_rt_info(key).value)
+            for key in keys
+            if self._model.has_rt_info(key)
+        }
         self.inputs, self.outputs = (
             [
                 Port(

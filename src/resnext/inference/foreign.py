@@ -19,6 +19,9 @@ _RANGES = {  # of ONNX's Image.NominalPixelRange: mean and deviation of values f
     "Normalized_1_1": (0.5, 0.5),
 }
 
+MODEL_INFO = ("model_type", "labels", "mean_values", "scale_values", "confidence_threshold")
+"""Entries of OpenVINO's `model_info` that are read."""
+
 
 class Port(NamedTuple):
     """An input or output of a file."""
