@@ -22,7 +22,7 @@ def examine(exported: Exported) -> Diagnosis:
             dialect=f"{exported.input} in",
             classifier=True,
             card=exported.card,
-            notes=(f"It has {shortened(exported.card.labels)}.", *exported.notes),
+            notes=(f"Classes: {shortened(exported.card.labels)}.", *exported.notes),
             advice=advice,
         )
     largest = max(proof["difference"].values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -57,19 +58,29 @@ def _from_onnx(path: Path, position: int) -> tuple[Any, Any] | None:
 def _from_openvino(path: Path, position: int) -> tuple[Any, Any] | None:
     model = openvino_core().read_model(path)
 
+    def sources(node: Any) -> list[Any]:
+        return [port.get_source_output().get_node() for port in node.inputs()]
+
     def constant(node: Any) -> Any:
-        while node.get_type_name() == "Convert":
-            node = node.input_value(0).get_node()
-        return node.get_data() if node.get_type_name() == "Constant" else None
+        """The values of a node that depends on no image."""
+        kind = node.get_type_name()
+        if kind == "Constant":
+            return node.get_data()
+        if kind not in ("Convert", "Multiply"):  # of fp16; by the factors of ONNX's Gemm
+            return None
+        parts = [constant(source) for source in sources(node)]
+        return None if any(part is None for part in parts) else prod(parts)
 
     node, bias = model.outputs[position].get_node(), None
     while node.get_type_name() != "MatMul":
         if not node.inputs():
             return None
-        if node.get_type_name() == "Add":
-            bias = constant(node.input_value(1).get_node())
-        node = node.input_value(0).get_node()
-    weight = constant(node.input_value(1).get_node())
+        values = [(source, constant(source)) for source in sources(node)]
+        constants = [value for _, value in values if value is not None]
+        if node.get_type_name() == "Add" and constants:
+            bias = constants[0]
+        node = next((source for source, value in values if value is None), values[0][0])
+    weight = constant(sources(node)[1])
     if weight is None or bias is None:
         return None
     transposed = node.get_attributes()["transpose_b"]
