@@ -62,7 +62,6 @@ PLAIN = (
 MODULES = (
     "resnext.cli.app",
     "resnext.inference.exported",
-    "resnext.inference.exported_classifier",
     "resnext.inference.opener",
     "resnext.inference.plan",
     "resnext.inference.plan_table",

@@ -1427,7 +1427,7 @@ FUNCTIONS = {  # a star stands before what is given by name only
     "create": "name *output_stride *dilation_convention overrides",
     "diagnose": "path",
     "evaluate": "model data *batch_size *workers *device *views *keep_logits *plan *progress",
-    "export": "model path *to *input *output *precision *index *overwrite",
+    "export": "model path *to *input *outputs *sizes *precision *index *overwrite",
     "explain": "model image *label *against *how *stage *fine *gamma *check *like *index *device "
     "*plan",
     "load": "source *num_classes *in_channels *config *output_stride *dilation_convention *device "
@@ -1518,7 +1518,7 @@ def test_names_people_type() -> None:
 
 
 OPTIONS = {  # choices stand behind a colon
-    "info": "NAME --size,-s",
+    "info": "NAME --size,-s --labels --mean --std",
     "train": "DATA --model,-m --config --weights,-w --out,-o --recipe,-r --epochs --batch-size "
     "--learning-rate,--lr --set --size --seed --val-fraction --workers --device "
     "--precision:auto|fp32|bf16|fp16 --compile,--no-compile --sync-norms --resume --retries "
@@ -1528,11 +1528,12 @@ OPTIONS = {  # choices stand behind a colon
     "--device --precision:auto|fp32|bf16|fp16 --compile,--no-compile --sync-norms --resume "
     "--retries --checkpoint-minutes --minutes --dry-run --overwrite --index,--no-index",
     "evaluate": "FILE DATA --views:1|2|10 --against --json --batch-size --workers --device "
-    "--plan,--no-plan",
+    "--plan,--no-plan --labels --size --mean --std",
     "compare": "A B DATA --max-loss --sheet --views:1|2|10 --json --batch-size --workers --device "
     "--plan,--no-plan",
     "predict": "FILE IMAGES --top --out,-o --embeddings --sheet --limit --batch-size --workers "
-    "--device --plan,--no-plan --like --similar --index --ray --overwrite",
+    "--device --plan,--no-plan --like --similar --index --ray --overwrite --labels --size --mean "
+    "--std",
     "drift": "ANSWERS --reference,-r --alpha --json",
     "explain": "FILE IMAGES --class --against --how --stage --fine "
     "--check,--no-check --sanity --html --out,-o --json --limit --like --device --plan,--no-plan",
@@ -1540,10 +1541,9 @@ OPTIONS = {  # choices stand behind a colon
     "review": "DATA --model,-m --out,-o --doubts --apply --undo --map --port "
     "--browser,--no-browser --device --plan,--no-plan",
     "serve": "FILE --host --port --token-file --no-token --allow-host --allow-origin --watch "
-    "--gate --reference --device --plan,--no-plan "
-    "--example",
-    "export": "FILE --to:onnx|openvino|torch|page --out,-o --input "
-    "--output --precision --index --no-index --overwrite",
+    "--gate --reference --device --plan,--no-plan --example --ray --replicas",
+    "export": "FILE --to:onnx|openvino|torch|page --out,-o --input --outputs --sizes --precision "
+    "--index --no-index --overwrite",
     "optimize": "FILE --precision:auto|fp32|bf16|fp16|int8 "
     "--engine:auto|torch|compile|tensorrt|onnxruntime|openvino --batch-size,-b --data --max-loss "
     "--device --again",

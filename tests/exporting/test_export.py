@@ -17,16 +17,23 @@ import pytest
 import torch
 from helpers import photo_folder, tiny_network
 from inference_cases import CONFIG, pictures
+from PIL import Image
 
 import resnext
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig
 from resnext.cli.app import main
+from resnext.data.decoding import resize_and_crop
 from resnext.errors import CheckpointError, InputError, ResNeXtError
 from resnext.exporting import targets
 from resnext.exporting.export import export
+from resnext.exporting.gate import check, reference
 from resnext.exporting.graph import ExportedModule
+from resnext.exporting.picture import resized_and_cropped, with_picture_input
+from resnext.inference.engines.openvino import openvino_core
 from resnext.inference.exported import Exported
+from resnext.inference.optimize import patterns
 
+OUTPUTS = "probabilities", "embedding", "map"
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 
 
@@ -48,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, network: ResNeXt) -> Path:
     """One file of each format, of pixels and with probabilities."""
     folder = tmp_path_factory.mktemp("exported")
     for suffix in SUFFIXES.values():
-        export(network, folder / f"net{suffix}", input="pixels", output="probabilities")
+        export(network, folder / f"net{suffix}", input="pixels", outputs=OUTPUTS)
     return folder
 
 
@@ -83,7 +90,7 @@ def test_the_same_model_gives_the_same_bytes(
 ) -> None:
     """Also under another name, and nothing in them tells where they were made."""
     path = folder / f"net{SUFFIXES[to]}"
-    other = export(network, tmp_path / f"b{SUFFIXES[to]}", input="pixels", output="probabilities")
+    other = export(network, tmp_path / f"b{SUFFIXES[to]}", input="pixels", outputs=OUTPUTS)
     for one, two in zip(
         targets.TARGETS[to].files(path), targets.TARGETS[to].files(other), strict=True
     ):
@@ -193,7 +200,14 @@ def test_refusals(network: ResNeXt, tmp_path: Path) -> None:
         (InputError, "the suffix must be one of .onnx", {"path": tmp_path / "net.engine"}),
         (InputError, "the suffix must be", {"path": tmp_path / "net.onnx", "to": "torch"}),
         (InputError, "to must be onnx", {"path": tmp_path / "net.onnx", "to": "tensorrt"}),
-        (ResNeXtError, "input must be", {"path": tmp_path / "net.onnx", "input": "picture"}),
+        (ResNeXtError, "input must be", {"path": tmp_path / "net.onnx", "input": "photo"}),
+        (InputError, "outputs must be some of", {"path": tmp_path / "a.onnx", "outputs": ["c9"]}),
+        (InputError, "each once", {"path": tmp_path / "a.onnx", "outputs": ["map", "map"]}),
+        (
+            InputError,
+            "not for pixels",
+            {"path": tmp_path / "a.onnx", "sizes": "dynamic", "input": "pixels"},
+        ),
         (CheckpointError, "is a folder", {"path": tmp_path}),
     ]
     for kind, message, arguments in cases:
@@ -208,19 +222,138 @@ def test_refusals(network: ResNeXt, tmp_path: Path) -> None:
         export(tiny_network(CONFIG, None), tmp_path / "other.onnx")
 
 
-def test_files_that_export_did_not_write(tmp_path: Path, folder: Path) -> None:
-    """A foreign graph, a damaged one and a missing one: one line each."""
-    import onnx
+@pytest.mark.parametrize("to", SUFFIXES)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_pictures_of_any_size(to: str, interpolation: Any, tmp_path: Path) -> None:
+    """Resized inside within one level of Pillow; OpenVINO ignores `antialias` of ONNX's Resize."""
+    rule = Preprocessing(size=33, resize=36, interpolation=interpolation)
+    rng = np.random.default_rng(0)
+    waves = patterns(1, 3, 400)[0].transpose(1, 2, 0)
+    source = Image.fromarray(np.clip(128 + 60 * waves, 0, 255).astype(np.uint8))
+    run = cropper(to, rule, tmp_path)
+    sizes = [(1, 1), (2, 3), (36, 36), (36, 91), (35, 37), (100, 61), (311, 400), (700, 20)]
+    for size in [*sizes, *rng.integers(1, 300, (8, 2)).tolist()]:
+        image = source.resize(size)
+        wanted = np.asarray(resize_and_crop(image, rule)).astype(int)
+        found = run(np.array(image)[None]).astype(int)[0]
+        assert found.shape == wanted.shape
+        assert np.abs(found - wanted).max() <= (1 if to != "torch" else 3), size
+    two = np.array(source.resize((50, 70)))[None].repeat(2, 0)
+    two[1] = 255 - two[1]
+    assert np.array_equal(run(two)[1], run(two[1:])[0])
 
-    graph = onnx.load(folder / "net.onnx")
-    del graph.metadata_props[:]
-    onnx.save(graph, tmp_path / "foreign.onnx")
+
+def cropper(to: str, rule: Preprocessing, folder: Path) -> Any:
+    """What stands before the network in a file of pictures, in its runtime."""
+    if to == "torch":
+        return lambda x: resized_and_cropped(torch.from_numpy(x), rule).numpy()
+    from onnx import TensorProto, helper
+
+    shape = ["n", rule.size, rule.size, 3]
+    ends = (
+        [helper.make_tensor_value_info(name, TensorProto.UINT8, shape)]
+        for name in ("pixels", "out")
+    )
+    same = helper.make_node("Identity", ["pixels"], ["out"])
+    graph = helper.make_graph([same], "same", *ends)
+    opset = helper.make_opsetid("", targets.OPSET)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    content = with_picture_input(model, rule, 3).SerializeToString()
+    if to == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        return lambda x: session.run(None, {"picture": x})[0]
+    core = openvino_core()
+    precise = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(core.read_model(content), "CPU", precise)
+    return lambda x: compiled(x)[0]
+
+
+@pytest.mark.parametrize("to", SUFFIXES)
+def test_predict_takes_a_file_for_pictures(to: str, network: ResNeXt, tmp_path: Path) -> None:
+    """It must not resize what is resized already."""
+    photos = pictures(tmp_path / "photos", 2)
+    path = export(network, tmp_path / f"net{SUFFIXES[to]}", input="picture")
+    wanted, found = resnext.predict(network, photos, top=3), resnext.predict(path, photos, top=3)
+    for mine, theirs in zip(wanted, found, strict=True):
+        assert mine.labels == theirs.labels
+        assert mine.probabilities == pytest.approx(theirs.probabilities, abs=1e-5)
+
+
+@pytest.mark.parametrize("to", SUFFIXES)
+def test_images_of_other_sizes(to: str, network: ResNeXt, tmp_path: Path) -> None:
+    """The batch is called n, heights h and widths w; predict takes such files too."""
+    path = export(network, tmp_path / f"net{SUFFIXES[to]}", sizes="dynamic")
+    photos = pictures(tmp_path / "photos", 1)
+    assert [x.label for x in resnext.predict(path, photos)] == [
+        x.label for x in resnext.predict(network, photos)
+    ]
+    if to == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path)
+        assert session.get_inputs()[0].shape == ["n", 3, "h", "w"]
+        x = torch.rand(3, 3, 40, 57)
+        logits = session.run(["logits"], {"images": x.numpy()})[0]
+        with torch.inference_mode():
+            assert np.allclose(logits, network(x), atol=1e-4)
+
+
+@pytest.mark.parametrize("to", SUFFIXES)
+def test_backbones(to: str, network: ResNeXt, tmp_path: Path) -> None:
+    """Their maps are called c2 to c5; no labels are needed."""
+    backbone = resnext.Backbone(network.config, with_stem=True).eval()
+    backbone.card = Card(preprocessing=Preprocessing(size=32, resize=36))
+    path = export(backbone, tmp_path / f"net{SUFFIXES[to]}")
+    exported = Exported(path)
+    assert exported.outputs == ("c1", "c2")
+    assert max(exported.proof["difference"].values()) <= 1e-4
+    with pytest.raises(InputError, match="no labels"):
+        resnext.predict(path, np.zeros((40, 40, 3), np.uint8))
+
+
+def test_outputs_that_are_asked_for(network: ResNeXt, tmp_path: Path) -> None:
+    """Only these, in this order."""
+    import onnxruntime
+
+    asked = ["map", "probabilities", "logits", "c2"]
+    path = export(network, tmp_path / "net.onnx", outputs=asked)
+    session = onnxruntime.InferenceSession(path)
+    assert [x.name for x in session.get_outputs()] == asked
+    x = torch.rand(2, 3, 32, 32)
+    found = dict(zip(asked, session.run(None, {"images": x.numpy()}), strict=True))
+    with torch.inference_mode():
+        logits = network(x)
+    assert np.allclose(found["logits"], logits, atol=1e-4)
+    assert np.allclose(found["probabilities"], (logits / 1.7).softmax(1), atol=1e-5)
+    assert np.array_equal(found["map"], found["c2"])
+    assert exported_without_embedding(path)
+
+
+def exported_without_embedding(path: Path) -> bool:
+    """Whether the file predicts all the same, without embeddings."""
+    logits, embeddings = Exported(path).pixels(np.zeros((3, 32, 32, 3), np.uint8))
+    return logits.shape == (3, 3) and embeddings.shape == (3, 0)
+
+
+def test_the_kept_file_passes_too(folder: Path, network: ResNeXt, tmp_path: Path) -> None:
+    """What was measured is written into it after the proof."""
+    card, asked = network.card, {"input": "pixels", "sizes": "fixed", "batches": [1, 2, 17, 44]}
+    assert card is not None
+    wanted = reference(network, card, OUTPUTS, asked, tmp_path)
+    for to, suffix in SUFFIXES.items():
+        proof = check(targets.TARGETS[to], folder / f"net{suffix}", wanted, card, 1e-4)
+        assert proof == Exported(folder / f"net{suffix}").proof
+
+
+def test_files_that_export_did_not_write(tmp_path: Path, folder: Path) -> None:
+    """A damaged one and a missing one: one line each."""
     (tmp_path / "cut.onnx").write_bytes((folder / "net.onnx").read_bytes()[:1000])
     (tmp_path / "cut.xml").write_bytes((folder / "net.xml").read_bytes()[:1000])
     (tmp_path / "cut.pt2").write_bytes((folder / "net.pt2").read_bytes()[:1000])
     pictures(tmp_path, 1)
     for name, message in (
-        ("foreign.onnx", "was not written by resnext export"),
         ("cut.onnx", "cannot be opened"),
         ("cut.xml", "cannot be opened"),
         ("cut.pt2", "cannot be opened"),
@@ -252,6 +385,7 @@ def test_a_forked_process_answers_or_refuses(
 import os, signal, sys
 from resnext.errors import ResourceError
 from resnext.inference.exported import Exported
+from resnext.inference.optimize import patterns
 import numpy as np
 from pathlib import Path
 
@@ -288,7 +422,7 @@ def test_an_exported_file_answers_without_torch(folder: Path, tmp_path: Path) ->
 def test_explain_takes_an_exported_file(
     suffix: str, folder: Path, network: ResNeXt, tmp_path: Path
 ) -> None:
-    """The exact map needs weights that are no output of the file; it was refused."""
+    """The exact map needs the output "map" and the file's own last layer."""
     photo = next(pictures(tmp_path / "photos", 1).rglob("*.png"))
     options: dict[str, Any] = {"label": "c", "against": "a cat"}
     wanted = resnext.explain(network, photo, **options)
@@ -298,13 +432,16 @@ def test_explain_takes_an_exported_file(
         ("probabilities", "fp16", 1e-2),
     ):
         path = tmp_path / f"{output}-{precision}{suffix}"
-        export(network, path, output=output, precision=precision)
+        export(network, path, outputs=[output, "map"], precision=precision)
         found = resnext.explain(path, photo, check=True, **options)
         assert np.abs(found.map - wanted.map).max() <= tolerance * np.abs(wanted.map).max()
         assert found.bias == pytest.approx(wanted.bias, abs=tolerance)
         assert found.probability == pytest.approx(wanted.probability, abs=tolerance)
         assert found.completeness_error is not None
         assert found.completeness_error <= tolerance
+    plain = export(network, tmp_path / f"plain{suffix}")
+    with pytest.raises(InputError, match="--outputs logits embedding map"):
+        resnext.explain(plain, photo)
     path = folder / f"net{suffix}"
     assert resnext.explain(path, photo, how="occlusion").how == "occlusion"
     refused: list[dict[str, Any]] = [{"how": "layercam"}, {"how": "ig"}, {"fine": True}]

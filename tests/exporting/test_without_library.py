@@ -57,7 +57,7 @@ def exported(folder: Path, interpolation: Any) -> None:
     """The file that the clients read."""
     preprocessing = Preprocessing(size=64, resize=72, interpolation=interpolation)
     network = tiny_network(replace(CONFIG, num_classes=4), Card(LABELS, preprocessing, 1.3))
-    export(network, folder / "pets.onnx", input="pixels", output="probabilities")
+    export(network, folder / "pets.onnx", input="pixels", outputs="probabilities")
     resnext.save(network, folder / "pets.safetensors")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from resnext.cli.options import STANDARD_INPUT, Flag, check_outputs, write_json
+from resnext.cli.options import STANDARD_INPUT, Flag, check_outputs, with_given, write_json
 from resnext.errors import ResNeXtError
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ def evaluate(
     workers: int = 0,
     device: str = "auto",
     plan: bool = True,
+    labels: str | None = None,
+    size: int | None = None,
+    mean: str | None = None,
+    std: str | None = None,
 ) -> None:
     """Measure accuracy and calibration on labelled images the model was not trained on.
 
@@ -49,6 +53,11 @@ def evaluate(
         workers: Number of processes that decode images.
         device: auto, cpu, cuda, cuda:1, …
         plan: Use the plan that `resnext optimize` saved next to the model file.
+        labels: For an ONNX or OpenVINO file of others: its class names, as a text file with one
+            name a line, or imagenet-1k. Default: what its metadata say; so for the next three.
+        size: Its image size, pixels.
+        mean: Its means of each channel, for values from 0 to 1: 0.485,0.456,0.406.
+        std: Its standard deviations of each channel.
     """
     from resnext.cli.tables import print_evaluation
     from resnext.evaluation.classification import compare, evaluate
@@ -57,7 +66,10 @@ def evaluate(
     check_outputs(json)
     options: dict[str, Any] = {"views": views, "batch_size": batch_size, "workers": workers}
     options |= {"device": device, "plan": plan, "progress": True}
-    result = compare(file, against, data, **options) if against else evaluate(file, data, **options)
+    model = with_given(file, labels, size, mean, std)
+    result = (
+        compare(model, against, data, **options) if against else evaluate(model, data, **options)
+    )
     print_evaluation(result.a if isinstance(result, Comparison) else result)
     if isinstance(result, Comparison):
         print(
@@ -88,6 +100,10 @@ def predict(
     index: Path | None = None,
     ray: Flag = False,
     overwrite: Flag = False,
+    labels: str | None = None,
+    size: int | None = None,
+    mean: str | None = None,
+    std: str | None = None,
 ) -> None:
     """Classify images, and print a table or write the predictions to a file.
 
@@ -117,6 +133,11 @@ def predict(
         index: Index to search. Default: the one next to the model file.
         ray: With --out, run on a cluster with Ray Data.
         overwrite: With --out, replace the file if it exists.
+        labels: For an ONNX or OpenVINO file of others: its class names, as a text file with one
+            name a line, or imagenet-1k. Default: what its metadata say; so for the next three.
+        size: Its image size, pixels.
+        mean: Its means of each channel, for values from 0 to 1: 0.485,0.456,0.406.
+        std: Its standard deviations of each channel.
     """
     if limit is not None and limit < 1:
         raise ResNeXtError(f"--limit must be at least 1, not {limit}.")
@@ -142,6 +163,9 @@ def predict(
         elif index is not None:
             raise ResNeXtError("--index cannot be used with --ray.")
         check_outputs(out, embeddings)
+        if ray and labels is not None:
+            raise ResNeXtError("--labels cannot be used with --ray.")
+        options["model"] = with_given(file, labels, size, mean, std)
         _predict_files(file, images, out, index, plan, ray, options)
         if embeddings is not None:
             print(f"{embeddings}: embeddings")
@@ -171,7 +195,8 @@ def predict(
         print(line, file=sys.stderr)
     most = batch_size or 64
     expected = min(most, len(pictures) or limit or most)  # the batch size a plan is chosen for
-    model = open_runner(file, device=device, batch=expected, plan=plan, progress=True)
+    source = with_given(file, labels, size, mean, std)
+    model = open_runner(source, device=device, batch=expected, plan=plan, progress=True)
     if built_in:
         pictures = held_out_images(model, built_in, limit)
     options = {"top": top, "batch_size": batch_size, "progress": True}
@@ -254,6 +279,7 @@ def _predict_files(
     """Run `predict --out` on this machine or on a cluster, and print a summary."""
     from resnext.prediction.output import Journal
 
+    model = options.pop("model")
     try:
         if ray:
             from resnext.prediction.ray import predict_files_with_ray
@@ -266,7 +292,7 @@ def _predict_files(
 
             batch = 64 if options["batch_size"] is None else options["batch_size"]
             device = options.pop("device")
-            runner = open_runner(file, device=device, batch=batch, plan=plan, progress=True)
+            runner = open_runner(model, device=device, batch=batch, plan=plan, progress=True)
             if index is None:
                 found = find_index(file, runner, partial(print, file=sys.stderr))
             else:

@@ -16,8 +16,9 @@ def export(
     *,
     to: Literal["onnx", "openvino", "torch", "page"] = "onnx",
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
-    input: Literal["images", "pixels"] | None = None,
-    output: Literal["logits", "probabilities"] | None = None,
+    input: Literal["images", "pixels", "picture"] | None = None,
+    outputs: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
+    sizes: Literal["fixed", "dynamic"] | None = None,
     precision: Literal["fp32", "fp16"] | None = None,
     index: Path | None = None,
     no_index: Flag = False,
@@ -36,8 +37,12 @@ def export(
         out: The file to write; by default the model's name with the suffix of the format. For a
             page, a name without suffix is a folder.
         input: images (default): normalized floats (n, c, h, w); pixels: 8-bit values (n, h, w, c),
-            which the file normalizes itself. Not for a page.
-        output: First output: logits (default), or calibrated probabilities. Not for a page.
+            which the file normalizes itself; picture: the same of any size, which the file also
+            resizes and crops. Not for a page.
+        outputs: One or more of logits, probabilities (calibrated), embedding, map (the last feature
+            map), c2, c3, c4 and c5 (maps of the stages). Default: logits embedding; of a backbone,
+            its maps. Not for a page.
+        sizes: fixed (default); dynamic to accept images of other heights and widths.
         precision: fp32 (default); fp16 (default for a page) stores weights in half the space and
             computes in fp32.
         index: For a page, an index whose images it shows as similar, and by which it says "none of
@@ -53,7 +58,8 @@ def export(
         out,
         to=to,
         input=input,
-        output=output,
+        outputs=outputs or None,
+        sizes=sizes,
         precision=precision,
         index=None if no_index else index or "auto",
         overwrite=overwrite,

@@ -7,9 +7,12 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from resnext.inference.exported import Exported
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 """A flag: an option without a value, off by default."""
@@ -99,3 +102,40 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     make_folder(path)
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_bytes_atomically(path, text.encode())
+
+
+def with_given(
+    file: str, labels: str | None, size: int | None, mean: str | None, std: str | None
+) -> Exported | str:
+    """A file, opened with what was given about it, if anything was.
+
+    Args:
+        file: The file.
+        labels: A text file with one class name a line, or `imagenet-1k`.
+        size: Image size, pixels.
+        mean: Numbers, separated by commas.
+        std: Numbers, separated by commas.
+
+    Raises:
+        InputError: A number is not one, or the file is not one of another runtime.
+    """
+    if all(value is None for value in (labels, size, mean, std)):
+        return file
+    from resnext.errors import InputError
+    from resnext.inference.exported import Exported, is_exported
+    from resnext.inference.foreign import Given
+    from resnext.weights.catalog import read_labels
+
+    if not is_exported(file):
+        raise InputError(
+            f"{file}: --labels, --size, --mean and --std are for ONNX and OpenVINO files of "
+            f"others. A model file has its own; resnext convert --labels changes the names."
+        )
+    numbers: list[tuple[float, ...]] = []
+    for name, text in (("--mean", mean), ("--std", std)):
+        try:
+            numbers.append(tuple(float(x) for x in text.split(",")) if text else ())
+        except ValueError:
+            raise InputError(f"{name} must be numbers separated by commas, not {text}.") from None
+    names = tuple(read_labels(labels)) if labels is not None else ()
+    return Exported(Path(file), Given(names, size, *numbers))

@@ -2,6 +2,7 @@
 
 export.py    `export`: checks arguments, writes the file, proves it
 graph.py     what a file computes: normalization, network, probabilities
+picture.py   pictures of any size in: resizing and cropping inside a file
 targets.py   the file formats: ONNX, OpenVINO, torch.export, a page for browsers
 page.py      the page: ONNX Runtime Web and everything else in one HTML file, or a folder
 page.html    its template: style, markup, script

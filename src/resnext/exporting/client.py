@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 BATCHES = 1, 2, 17
+UNCROPPED = 8  # pictures that files for any size are also given whole
 
 
 def open_onnx(path):
@@ -92,41 +94,52 @@ def answered_by_page(path, files):
     return own, {"logits": logits, "embedding": embedding, "maps": maps}
 
 
-def prepared(path, rule, kind):
-    """A picture as the file takes it."""
-    image = upright(path, "L" if rule["colour"] == "L" else "RGB")
-    short, size = rule["resize"], rule["size"]
-    width, height = image.size
+def resized(image, rule):
+    """A picture whose shorter side has the length that the model wants."""
+    short, (width, height) = rule["resize"], image.size
     long = int(short * max(width, height) / min(width, height))
     wanted = (short, long) if width <= height else (long, short)
-    if wanted != image.size:
-        image = image.resize(wanted, FILTERS[rule["interpolation"]])
+    return image.resize(wanted, FILTERS[rule["interpolation"]])
+
+
+def cropped(image, size):
+    """The square at the centre."""
     width, height = image.size
     if min(width, height) < size:  # black around it
         wide = Image.new(image.mode, (max(width, size), max(height, size)))
         wide.paste(image, (max(size - width, 0) // 2, max(size - height, 0) // 2))
         image, (width, height) = wide, wide.size
     left, top = round((width - size) / 2), round((height - size) / 2)
-    cut = image.crop((left, top, left + size, top + size))
-    values = np.array(cut, np.uint8).reshape(size, size, -1)
+    return image.crop((left, top, left + size, top + size))
+
+
+def prepared(path, rule, kind, whole=False):
+    """A picture as the file takes it."""
+    image = upright(path, "L" if rule["colour"] == "L" else "RGB")
+    if kind != "picture":
+        image = resized(image, rule)
+        image = image if whole else cropped(image, rule["size"])
+    values = np.array(image, np.uint8).reshape(image.height, image.width, -1)
     if rule["colour"] == "BGR":
         values = np.ascontiguousarray(values[..., ::-1])
-    if kind == "pixels":
+    if kind != "images":
         return values
     mean, std = (np.array(rule[name], np.float32) for name in ("mean", "std"))
     return ((values.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
 
 
-def answered(own, run, files):
-    """Our metadata and the outputs, from a session."""
-    described = json.loads(own)
-    card, kind = described["card"], described["input"]
-    x = np.stack([prepared(file, card["preprocessing"], kind) for file in files])
-    found, start = [], 0
-    for count in (*BATCHES, len(x) - sum(BATCHES)):
-        found.append(run(np.ascontiguousarray(x[start : start + count])))
-        start += count
-    return own, {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+def batches(described, files):
+    """The pictures in batches of several sizes."""
+    rule, kind = described["card"]["preprocessing"], described["input"]
+    if kind == "picture":  # each has a size of its own
+        for file, count in zip(files, chain(BATCHES, repeat(1)), strict=False):
+            yield np.repeat(prepared(file, rule, kind)[None], count, 0)
+        return
+    for several in np.split(np.array(files), np.cumsum(BATCHES)):
+        yield np.stack([prepared(file, rule, kind) for file in several])
+    if described["sizes"] == "dynamic":
+        for file in files[:UNCROPPED]:
+            yield prepared(file, rule, kind, whole=True)[None]
 
 
 def main(target, path, pictures, result):
@@ -134,13 +147,15 @@ def main(target, path, pictures, result):
     files = sorted(Path(pictures).iterdir())
     if target == "page":
         own, outputs = answered_by_page(Path(path), files)
+        described, found = json.loads(own), [outputs]
     else:
         opener = {"onnx": open_onnx, "openvino": open_openvino, "torch": open_torch}[target]
-        own, outputs = answered(*opener(path), files)  # pyright: ignore
-    described = json.loads(own)
-    modules = sorted({name.partition(".")[0] for name in sys.modules})
-    shown = {"card": described["card"], "input": described["input"], "modules": modules}
-    np.savez(result, **{"described": np.array(json.dumps(shown)), **outputs})  # pyright: ignore
+        own, run = opener(path)
+        described = json.loads(own)
+        found = [run(x) for x in batches(described, files)]
+    described["modules"] = sorted({name.partition(".")[0] for name in sys.modules})
+    outputs = {f"{i} {name}": x for i, batch in enumerate(found) for name, x in batch.items()}
+    np.savez(result, **{"described": np.array(json.dumps(described)), **outputs})  # pyright: ignore
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from resnext.data.labels import shortened
 from resnext.inference.exported import Exported
+from resnext.inference.foreign import ForeignConfig
 from resnext.weights.diagnosis import Diagnosis, nearest
 
 _FORMATS = {".onnx": "ONNX", ".xml": "OpenVINO", ".pt2": "torch.export"}
@@ -11,20 +13,33 @@ _FORMATS = {".onnx": "ONNX", ".xml": "OpenVINO", ".pt2": "torch.export"}
 def examine(exported: Exported) -> Diagnosis:
     """What a file holds, and what it was compared on when it was written."""
     path, proof = exported.path, exported.proof
+    kind, advice = _FORMATS[path.suffix.lower()], (f"resnext predict {path} photos/",)
+    if isinstance(exported.config, ForeignConfig) and exported.card:
+        return Diagnosis(
+            path,
+            path.stat().st_size,
+            format=f"{kind}, not written by resnext export",
+            dialect=f"{exported.input} in",
+            classifier=True,
+            card=exported.card,
+            notes=(f"Classes: {shortened(exported.card.labels)}.", *exported.notes),
+            advice=advice,
+        )
     largest = max(proof["difference"].values())
+    classifier = any(name in exported.outputs for name in ("logits", "probabilities"))
     return Diagnosis(
         path,
         path.stat().st_size,
-        format=f"{_FORMATS[path.suffix.lower()]}, written by resnext export",
-        dialect=f"{exported.input} in; {exported.output}, embedding and map out",
+        format=f"{kind}, written by resnext export",
+        dialect=f"{exported.input} in; {', '.join(exported.outputs)} out",
         architecture=nearest(exported.config)[0],
         config=exported.config,
-        classifier=True,
+        classifier=classifier,
         card=exported.card,
         notes=(
             f"When it was written, it agreed with the network on {proof['images']} pictures in "
-            f"batches of {proof['batches']}; outputs differed by at most {largest:g} of the "
-            f"largest value.",
+            f"batches of {', '.join(map(str, proof['batches']))}; outputs differed by at most "
+            f"{largest:g} of the largest value.",
         ),
-        advice=(f"resnext predict {path} photos/",),
+        advice=advice if classifier else (),
     )

@@ -3,60 +3,68 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
-import torch
+from torch import nn
 
-from resnext.card import card_of
+from resnext.backbone import Backbone
+from resnext.card import Card, card_of
 from resnext.checks import brief, one_of
 from resnext.errors import CheckpointError, InputError
 from resnext.exporting.gate import check, reference
-from resnext.exporting.graph import ExportedModule, OutputKind
+from resnext.exporting.graph import ExportedModule, FileInput, Network, check_outputs
 from resnext.exporting.metadata import own_metadata
 from resnext.exporting.page_index import index_of_page
+from resnext.exporting.picture import check_picture
 from resnext.exporting.targets import TARGETS, Target
-from resnext.inference.engines.base import InputKind
 from resnext.network import ResNeXt
 from resnext.system.atomic import check_writable, make_folder, write_bytes_atomically
-from resnext.weights.load import load_classifier
+from resnext.weights.load import load
 
-Precision = Literal["fp32", "fp16"]
+T = TypeVar("T", bound=str)
+
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
 """Largest difference of an output, relative to the largest value of that output."""
 
 
 def export(
-    model: ResNeXt | str | Path,
+    model: Network | str | Path,
     path: str | Path | None = None,
     *,
     to: str | None = None,
-    input: InputKind | None = None,
-    output: OutputKind | None = None,
-    precision: Precision | None = None,
+    input: FileInput | None = None,
+    outputs: str | Sequence[str] | None = None,
+    sizes: Literal["fixed", "dynamic"] | None = None,
+    precision: Literal["fp32", "fp16"] | None = None,
     index: str | Path | Literal["auto"] | None = "auto",
     overwrite: bool = False,
 ) -> Path:
-    """Write a classifier as a file of another runtime, and prove it there.
+    """Write a network as a file of another runtime, and prove it there.
 
     The file is run in a fresh process that loads only that runtime, NumPy and Pillow, on 64
     pictures, from JPEG file to label, in batches of 1, 2, 17 and 44. If an output or a class
     differs from the network's own, nothing is written. The same model gives the same bytes.
 
-    Outputs have the names "logits" (or "probabilities"), "embedding" and "map"; any number of
-    images of the model's size is accepted.
-
     Args:
-        model: A network with a card, or a model file or name as for `resnext.load`.
+        model: A classifier or backbone with a card, or a model file or name as for `resnext.load`.
         path: File to write: `.onnx`, `.xml` (OpenVINO, with a `.bin` file beside it), `.pt2` or
             `.html`; or for a page a name without suffix, a folder for a web server. By default, the
             name of the model file in the current folder; a page above 64 MB becomes a folder.
         to: "onnx", "openvino", "torch" or "page"; by default it follows from the suffix. A page is
             one HTML file that classifies pictures in the browser, without a network.
         input: "images" (default): normalized `(n, c, h, w)` floats; "pixels": `(n, h, w, c)` of 8
-            bits, which the file normalizes itself. Not for a page.
-        output: "logits" (default), or "probabilities", with the card's temperature. Not for a page.
+            bits, which the file normalizes itself; "picture": the same of any size, which the file
+            also resizes and crops. Not for a page.
+        outputs: Names of the outputs, in order: "logits", "probabilities" (with the card's
+            temperature), "embedding", "map" (the last feature map, for exact class maps), "c2" to
+            "c5" (the maps of the stages), "c1" (the stem's). Default: "logits" and "embedding"; of
+            a backbone, its maps. Not for a page.
+        sizes: "fixed" (default); "dynamic" to accept images of other heights and widths, for
+            `input="images"`.
         precision: "fp32", or "fp16" to store weights in half the space; all is computed in fp32.
             Default: "fp16" for a page, otherwise "fp32".
         index: For a page, the index of images that it shows as similar, and by which it says "none
@@ -76,51 +84,84 @@ def export(
         ResNeXtWarning: The index next to the model file is used for a page, or cannot be used.
     """
     target = _target(to, path)
-    given = {"input": input, "output": output, "precision": precision}
-    chosen: dict[str, Any] = {}
-    for name, choices in target.settings.items():
-        chosen[name] = choices[0] if given[name] is None else given[name]
-        one_of(name if to is None else f"{name} of --to {to}", chosen[name], choices)
-    kind, first, stored = chosen.values()
+    kind = _chosen("input", input, target.inputs, to)
+    size_kind = _chosen("sizes", sizes, target.sizes, to)
+    stored = _chosen("precision", precision, target.precisions, to)
+    if size_kind == "dynamic" and kind != "images":
+        raise InputError(
+            f"sizes can be dynamic for the input images, not for {kind}. A picture has any size."
+        )
     if index not in ("auto", None) and not target.takes_index:
         raise InputError(f"Only a page holds an index, not --to {target.name}. Leave out --index.")
-    if path is None and isinstance(model, ResNeXt):
+    if path is None and isinstance(model, Network):
         raise InputError("A network in memory has no name. Give the path of the file to write.")
     if path is not None:
         _check_free(target, Path(path), overwrite)
     target.check_packages()
-    source = model if isinstance(model, ResNeXt) else load_classifier(model)
-    network = copy.deepcopy(source).cpu().float().eval()
-    card, config = card_of(network), network.config
-    half = stored == "fp16"
-    module = ExportedModule(network, card, kind, first, target.extras, half=half).eval()
-    if target.takes_index:
-        module.index = index_of_page(model, network, card, index)
+    network, card = _network(model)
+    if kind == "picture":
+        check_picture(card.preprocessing)
+    if target.outputs is None:
+        names = check_outputs(network, outputs)
+    elif outputs is not None:
+        raise InputError(f"The outputs of a {target.title} cannot be chosen.")
+    elif isinstance(network, ResNeXt):
+        names = target.outputs
+    else:
+        raise InputError(f"A {target.title} needs a classifier; the model is a backbone.")
+    module = ExportedModule(network, card, kind, names, half=stored == "fp16").eval()
+    if target.takes_index and isinstance(network, ResNeXt):
+        source = model if isinstance(model, str | Path) else network
+        module.index = index_of_page(source, network, card, index)
     if path is None:
         path = target.default(Path(str(model)).stem, module)
         _check_free(target, path, overwrite)
     path = Path(path)
-    side = card.preprocessing.size
-    shape = (2, side, side, config.in_channels)
-    example = torch.zeros(shape, dtype=torch.uint8)
-    if kind == "images":
-        example = torch.zeros(2, config.in_channels, side, side)
-    names = [first, *target.extras]
     with TemporaryDirectory() as temporary:
         pictures = Path(temporary) / "pictures"
         pictures.mkdir()
-        built = target.build(module, example, names)
-        wanted = reference(network, card, names, pictures)
+        built = target.build(module, size_kind)
+        asked = {"input": kind, "sizes": size_kind, "batches": list(target.batches)}
+        wanted = reference(network, card, names, asked, pictures)
         trial = Path(temporary) / path.name
-        proof: dict[str, object] = {}
-        for _ in range(2):  # the second time with the proof in it
-            own = own_metadata(config, card, kind, first, proof)
-            target.write(built, trial, own, module)
-            proof = check(target, trial, wanted, card, kind, TOLERANCES[stored])
+        told = partial(own_metadata, network.config, card, kind, names, size_kind, stored)
+        target.write(built, trial, told({}), module)
+        proof = check(target, trial, wanted, card, TOLERANCES[stored])
+        target.write(built, trial, told(proof), module)  # the same but for the proof
         make_folder(target.files(path)[0])
         for made, file in zip(target.files(trial), target.files(path), strict=True):
             write_bytes_atomically(file, made.read_bytes())
     return path
+
+
+def _network(model: Network | str | Path) -> tuple[Network, Card]:
+    """A copy of the network in single precision, and its card; a classifier must have labels.
+
+    Raises:
+        InputError: The model has no card, or no labels.
+        CheckpointError: The model cannot be loaded.
+    """
+    source = model if isinstance(model, ResNeXt | Backbone) else load(model)
+    network = copy.deepcopy(source).cpu().float().eval()
+    if isinstance(network, ResNeXt) and isinstance(network.fc, nn.Linear):
+        return network, card_of(network)
+    if network.card is None:
+        raise InputError(
+            "The backbone has no card, so its preprocessing is unknown. Set backbone.card = "
+            "resnext.Card(preprocessing=…)."
+        )
+    return network, network.card.without_classes()
+
+
+def _chosen(name: str, given: T | None, known: tuple[T, ...], to: str | None) -> T:
+    """A choice, by default the first.
+
+    Raises:
+        ConfigError: There is no such choice.
+    """
+    value = known[0] if given is None else given
+    one_of(name if to is None else f"{name} of --to {to}", value, known)
+    return value
 
 
 def _check_free(target: Target, path: Path, overwrite: bool) -> None:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 from resnext.card import Card
 from resnext.config import ResNeXtConfig
-from resnext.inference.engines.base import InputKind
+from resnext.exporting.graph import FileInput
 
 _DATA = ("data", "fingerprint", "seed", "val_fraction")
 
 
 def own_metadata(
-    config: ResNeXtConfig, card: Card, inputs: InputKind, output: str, proof: dict[str, Any]
+    config: ResNeXtConfig,
+    card: Card,
+    inputs: FileInput,
+    outputs: Sequence[str],
+    sizes: str,
+    precision: str,
+    proof: dict[str, Any],
 ) -> str:
     """Our description as JSON: what `resnext predict` needs to use the file.
 
@@ -23,7 +30,9 @@ def own_metadata(
         card: Labels, preprocessing, temperature and threshold. Of its provenance only what tells
             the images that the model was trained on.
         inputs: Kind of the input.
-        output: Name of the first output.
+        outputs: Names of the outputs.
+        sizes: "fixed", or "dynamic" if images of other sizes are accepted too.
+        precision: How weights are stored: "fp32", "fp16" or "int8".
         proof: What the gate measured.
     """
     shown = card.to_dict()
@@ -34,25 +43,27 @@ def own_metadata(
         "config": config.to_dict(),
         "card": shown,
         "input": inputs,
-        "output": output,
+        "outputs": list(outputs),
+        "sizes": sizes,
+        "precision": precision,
         "proof": proof,
     }
     return json.dumps(content, sort_keys=True, ensure_ascii=False)
 
 
-def onnx_metadata(config: ResNeXtConfig, card: Card, inputs: InputKind) -> dict[str, str]:
+def onnx_metadata(config: ResNeXtConfig, card: Card, inputs: FileInput) -> dict[str, str]:
     """Keys that Ultralytics' runtimes read, and ONNX's own for images of 8 bits."""
     preprocessing = card.preprocessing
     found = {
-        "names": repr(dict(enumerate(card.labels))),
-        "task": "classify",
         "imgsz": repr([preprocessing.size, preprocessing.size]),
         "batch": "1",
         "stride": str(config.stride),
         "channels": str(config.in_channels),
         "license": card.licence,
     }
-    if inputs == "pixels":
+    if card.labels:
+        found |= {"names": repr(dict(enumerate(card.labels))), "task": "classify"}
+    if inputs != "images":
         formats = {"RGB": "Rgb8", "BGR": "Bgr8", "L": "Gray8"}
         found |= {
             "Image.BitmapPixelFormat": formats[preprocessing.colour],
@@ -62,18 +73,20 @@ def onnx_metadata(config: ResNeXtConfig, card: Card, inputs: InputKind) -> dict[
     return found
 
 
-def openvino_metadata(card: Card, inputs: InputKind) -> dict[str, str]:
+def openvino_metadata(card: Card, inputs: FileInput) -> dict[str, str]:
     """The entries of `model_info` that OpenVINO's Model API reads.
 
     It separates labels by spaces, so spaces in a label become underscores.
     """
     preprocessing = card.preprocessing
-    found = {
-        "model_type": "Classification",
-        "labels": " ".join("_".join(label.split()) or "_" for label in card.labels),
-        "multilabel": "False",
-        "output_raw_scores": "True",
-    }
+    found: dict[str, str] = {}
+    if card.labels:
+        found = {
+            "model_type": "Classification",
+            "labels": " ".join("_".join(label.split()) or "_" for label in card.labels),
+            "multilabel": "False",
+            "output_raw_scores": "True",
+        }
     if card.threshold is not None:
         found["confidence_threshold"] = f"{card.threshold:g}"
     if inputs == "images":

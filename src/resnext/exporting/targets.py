@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from resnext.errors import InputError
-from resnext.exporting.graph import ExportedModule
+from resnext.exporting.graph import ExportedModule, FileInput
 from resnext.exporting.metadata import onnx_metadata, openvino_metadata
 from resnext.exporting.page import (
     MOST_BYTES,
@@ -21,12 +20,14 @@ from resnext.exporting.page import (
     runtime,
     write_page,
 )
+from resnext.exporting.picture import resized_and_cropped, with_picture_input
 from resnext.inference.engines.base import load_package, silenced
 from resnext.inference.engines.openvino import openvino_core
 from resnext.inference.exported import METADATA_KEY
 
 OPSET = 18
-_MOST_IMAGES = 4096  # the exporter wants a bound; the file has none
+_MOST_IMAGES = 4096  # the exporter wants bounds; ONNX and OpenVINO files have none
+_LEAST_PIXELS, _MOST_PIXELS = 16, 1 << 16
 
 
 class Target(ABC):
@@ -38,8 +39,10 @@ class Target(ABC):
         suffix: Suffix of its file.
         packages: Modules that writing and proving it needs.
         install_hint: Argument of `pip install` if one is missing.
-        settings: What `export` accepts for each of its arguments; the first is the default.
-        extras: Names of the outputs after the first.
+        inputs: Kinds of input that it has; the first is the default.
+        precisions: How weights can be stored; the first is the default.
+        sizes: "dynamic" if files for images of other sizes can be made.
+        outputs: Names of its outputs; None if they can be chosen.
         batches: The batches in which the gate runs the pictures.
         takes_index: Whether a file may hold an index of images.
     """
@@ -49,13 +52,11 @@ class Target(ABC):
     suffix: str
     packages: tuple[str, ...]
     install_hint: str
-    settings: Mapping[str, tuple[str, ...]] = {
-        "input": ("images", "pixels"),
-        "output": ("logits", "probabilities"),
-        "precision": ("fp32", "fp16"),
-    }
-    extras: tuple[str, ...] = ("embedding", "map")
-    batches = "1, 2, 17 and 44"
+    inputs: tuple[FileInput, ...] = ("images", "pixels", "picture")
+    precisions: tuple[str, ...] = ("fp32", "fp16")
+    sizes: tuple[str, ...] = ("fixed", "dynamic")
+    outputs: tuple[str, ...] | None = None
+    batches: tuple[int, ...] = (1, 2, 17, 44)
     takes_index = False
 
     def check_packages(self) -> None:
@@ -68,13 +69,12 @@ class Target(ABC):
             load_package(package, self.install_hint)
 
     @abstractmethod
-    def build(self, module: ExportedModule, example: torch.Tensor, outputs: list[str]) -> Any:
+    def build(self, module: ExportedModule, sizes: str) -> Any:
         """The graph in the target's own form.
 
         Args:
             module: What the file computes.
-            example: Two images as the file takes them.
-            outputs: Names of the outputs.
+            sizes: "fixed", or "dynamic" if images of other sizes shall be accepted too.
         """
 
     @abstractmethod
@@ -104,15 +104,16 @@ class Onnx(Target):
     packages = ("onnx", "onnxscript", "onnxruntime")
     install_hint = '"resnext[onnx]"'
 
-    def build(self, module: ExportedModule, example: torch.Tensor, outputs: list[str]) -> Any:
+    def build(self, module: ExportedModule, sizes: str) -> Any:
         """An `onnx.ModelProto` that says nothing of this machine."""
+        example, shapes = _example(module, sizes)
         with silenced("torch.onnx"):
             program = torch.onnx.export(
                 module,
                 (example,),
-                input_names=[module.inputs],
-                output_names=outputs,
-                dynamic_shapes=({0: torch.export.Dim("n", min=1, max=_MOST_IMAGES)},),
+                input_names=["images" if module.inputs == "images" else "pixels"],
+                output_names=list(module.outputs),
+                dynamic_shapes=(shapes,),
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
@@ -120,6 +121,9 @@ class Onnx(Target):
         assert program is not None
         model = program.model_proto
         _forget_origins(model)
+        if module.inputs == "picture":
+            config, rule = module.network.config, module.card.preprocessing
+            return with_picture_input(model, rule, config.in_channels)
         return model
 
     def write(self, built: Any, path: Path, own: str, module: ExportedModule) -> None:
@@ -138,9 +142,9 @@ class OpenVino(Target):
     packages = ("onnx", "onnxscript", "openvino")
     install_hint = '"resnext[openvino]"'
 
-    def build(self, module: ExportedModule, example: torch.Tensor, outputs: list[str]) -> Any:
+    def build(self, module: ExportedModule, sizes: str) -> Any:
         """An `openvino.Model`, converted from the ONNX graph."""
-        graph = Onnx().build(module, example, outputs)
+        graph = Onnx().build(module, sizes)
         model = openvino_core().read_model(graph.SerializeToString())
         for i, node in enumerate(model.get_ordered_ops()):  # some names count all nodes so far
             if (kind := node.get_type_name()) not in ("Parameter", "Result"):
@@ -168,13 +172,17 @@ class Torch(Target):
     packages = ()
     install_hint = "torch"
 
-    def build(self, module: ExportedModule, example: torch.Tensor, outputs: list[str]) -> Any:
+    def build(self, module: ExportedModule, sizes: str) -> Any:
         """An `ExportedProgram` that says nothing of this machine; it returns a dictionary."""
-        program = torch.export.export(
-            _Named(module, outputs),
-            (example,),
-            dynamic_shapes=({0: torch.export.Dim("n", min=1, max=_MOST_IMAGES)},),
-        )
+        example, shapes = _example(module, sizes)
+        if module.inputs == "picture":
+            side = module.card.preprocessing.resize
+            example = example.new_zeros(2, side + 7, side + 30, example.shape[3])
+            shapes |= {
+                i + 1: torch.export.Dim(name, max=_MOST_PIXELS) for i, name in enumerate("hw")
+            }
+        named = _Named(module)
+        program = torch.export.export(named, (example,), dynamic_shapes=(shapes,))
         for node in program.graph.nodes:
             for key in ("stack_trace", "from_node", "source_fn_stack"):
                 node.meta.pop(key, None)
@@ -193,13 +201,11 @@ class Page(Target):
     name, title, suffix = "page", "page for browsers", SUFFIX
     packages = ("onnx", "onnxscript")
     install_hint = '"resnext[onnx]"'
-    settings: Mapping[str, tuple[str, ...]] = {
-        "input": ("pixels",),
-        "output": ("logits",),
-        "precision": ("fp16", "fp32"),
-    }
-    extras = ("embedding", "maps")
-    batches = "1"
+    inputs: tuple[FileInput, ...] = ("pixels",)
+    precisions = ("fp16", "fp32")
+    sizes = ("fixed",)
+    outputs = ("logits", "embedding", "maps")
+    batches = (1,)
     takes_index = True
 
     def check_packages(self) -> None:
@@ -208,7 +214,7 @@ class Page(Target):
         check_node()
         runtime()
 
-    def build(self, module: ExportedModule, example: torch.Tensor, outputs: list[str]) -> Any:
+    def build(self, module: ExportedModule, sizes: str) -> Any:
         """An `onnx.ModelProto`.
 
         Raises:
@@ -219,7 +225,7 @@ class Page(Target):
                 "The model scales grey images of 16 bits (its card has a value_range); browsers "
                 "read only their upper 8 bits. Take --to onnx."
             )
-        return Onnx().build(module, example, outputs)
+        return Onnx().build(module, sizes)
 
     def write(self, built: Any, path: Path, own: str, module: ExportedModule) -> None:
         """Write the page around the graph."""
@@ -238,20 +244,36 @@ class Page(Target):
 
 
 class _Named(torch.nn.Module):
-    """A module whose outputs have names."""
+    """A module whose outputs have names, and which resizes pictures."""
 
-    def __init__(self, module: ExportedModule, outputs: list[str]) -> None:
+    def __init__(self, module: ExportedModule) -> None:
         super().__init__()
-        self.module, self.outputs = module, outputs
+        self.module = module
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        return dict(zip(self.outputs, self.module(x), strict=True))
+        if self.module.inputs == "picture":
+            x = resized_and_cropped(x, self.module.card.preprocessing)
+        return dict(zip(self.module.outputs, self.module(x), strict=True))
 
 
 TARGETS: dict[str, Target] = {
     target.name: target for target in (Onnx(), OpenVino(), Torch(), Page())
 }
 """The targets by name."""
+
+
+def _example(module: ExportedModule, sizes: str) -> tuple[torch.Tensor, dict[int, Any]]:
+    """Two images as a module takes them, and which of their dimensions may change."""
+    config, side = module.network.config, module.card.preprocessing.size
+    shapes: dict[int, Any] = {0: torch.export.Dim("n", min=1, max=_MOST_IMAGES)}
+    if module.inputs != "images":
+        return torch.zeros((2, side, side, config.in_channels), dtype=torch.uint8), shapes
+    if sizes == "fixed":
+        return torch.zeros(2, config.in_channels, side, side), shapes
+    least = max(_LEAST_PIXELS, config.min_size, config.stride + 1)
+    for i, name in enumerate("hw"):
+        shapes[i + 2] = torch.export.Dim(name, min=least, max=_MOST_PIXELS)
+    return torch.zeros(2, config.in_channels, side + 7, side + 30), shapes
 
 
 def _forget_origins(model: Any) -> None:

@@ -11,8 +11,9 @@ optimize.py    `optimize`: checks arguments, reads the cache, searches, writes t
 search.py      times engines and forms, and keeps those that agree with the network
 frontier.py    smaller images and int8 within a bound on the loss of accuracy
 optimized.py   a classifier that runs as its plan says
-exported.py    files that `export` wrote, as runners
-exported_classifier.py  the last layer of such a file
+exported.py    files of other runtimes, as runners
+last_layer.py  the last layer of a file of another runtime
+foreign.py     classifiers that others exported: labels and preprocessing from metadata
 """
 
 from resnext.inference.opener import open_runner

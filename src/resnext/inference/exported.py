@@ -1,4 +1,7 @@
-"""Files that `export` wrote, as runners. Loads no torch unless the file is for torch."""
+"""Files of other runtimes, as runners: those of `export`, and foreign classifiers.
+
+Loads no torch unless the file is for torch.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Float32, Shaped, UInt8
 
-from resnext.card import Card
+from resnext.card import Card, Preprocessing
 from resnext.config import ResNeXtConfig
-from resnext.errors import CheckpointError, MissingFileError, ResNeXtError
+from resnext.errors import CheckpointError, InputError, MissingFileError, ResNeXtError
 from resnext.inference.engines.onnxruntime import OnnxSession
 from resnext.inference.engines.openvino import OpenVinoSession, openvino_core
-from resnext.inference.exported_classifier import exported_classifier
-from resnext.inference.runner import Classifier, MapOutputs, Outputs
+from resnext.inference.foreign import MODEL_INFO, ForeignConfig, Given, Port, describe_foreign
+from resnext.inference.last_layer import read_last_layer
+from resnext.inference.runner import Classifier, MapOutputs, Outputs, Session
 from resnext.system.cpu import core_count
 from resnext.system.digest import file_sha256
 from resnext.system.forks import change_after_fork, one_thread_after_fork
@@ -29,55 +33,74 @@ METADATA_KEY = "resnext"
 """Name of our description in a file's metadata."""
 
 SUFFIXES = (".onnx", ".xml", ".pt2")
-"""Suffixes of the files that `export` writes."""
-
-_EMBEDDING, _MAP = 1, 2  # positions of these outputs
+"""Suffixes of the files that are read."""
 
 
 class Exported:
-    """A file that `export` wrote, in its own runtime; opened again in a forked process.
+    """A file for another runtime, run in that runtime; opened again in a forked process.
 
     Args:
-        path: The file.
+        path: A file of `export`, or another ONNX or OpenVINO file with a classifier.
+        given: Labels and preprocessing of a foreign file, where its metadata do not state them.
 
     Attributes:
-        input: "images" or "pixels".
-        output: "logits" or "probabilities".
+        input: "images", "pixels" or "picture".
+        outputs: Names of the outputs.
+        foreign: Whether the file was not written by `export`.
+        precision: How weights are stored; "" if foreign.
         proof: What the file was compared on when it was written, and the differences.
+        notes: What was found out about a foreign file.
 
     Raises:
-        CheckpointError: The file does not exist, is damaged, or was not written by `export`.
-        InputError: The runtime is not installed.
+        CheckpointError: The file does not exist, is damaged, or is not a classifier.
+        InputError: The runtime is not installed, or a foreign file needs labels or preprocessing.
     """
 
     batch = 16
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, given: Given | None = None) -> None:
         if not path.is_file():
             raise MissingFileError(f"{path} does not exist.")
-        self.path = path
-        own, session = _open(path, _EMBEDDING)
+        self.path, self._given = path, given
+        opened = _open(path)
+        own = opened.metadata.get(METADATA_KEY)
+        self.foreign = own is None
+        self.notes: tuple[str, ...] = ()
+        self.config: ResNeXtConfig | ForeignConfig
         if own is None:
-            raise CheckpointError(
-                f"{path} was not written by resnext export: it has no description of its labels "
-                f"and preprocessing."
-            )
-        described = json.loads(own)
-        self.config = ResNeXtConfig.from_dict(described["config"])
-        self.card: Card | None = Card.from_dict(described["card"])
-        self.input, self.output = described["input"], described["output"]
-        self.proof: dict[str, Any] = described["proof"]
-        self._sessions = {_EMBEDDING: session}
+            ports = opened.inputs, opened.outputs
+            found = describe_foreign(path, opened.metadata, *ports, given or Given())
+            self.config, self.card, self.notes = found.config, found.card, found.notes
+            self.input, self._channels_last = found.input, found.channels_last
+            self.outputs, self._first = found.outputs, found.first
+            self.precision, self.proof = "", dict[str, Any]()
+        else:
+            if given is not None:
+                raise InputError(f"{path} has its own labels and preprocessing. Give none.")
+            described = json.loads(own)
+            self.config = ResNeXtConfig.from_dict(described["config"])
+            self.card: Card | None = Card.from_dict(described["card"])
+            self.input, self.outputs = described["input"], tuple(described["outputs"])
+            self.precision, self.proof = described["precision"], described["proof"]
+            self._channels_last = self.input != "images"
+            named = [name for name in ("logits", "probabilities") if name in self.outputs]
+            self._first = self.outputs.index(named[0]) if named else -1
         self._lock = threading.Lock()
+        self._opened: _Opened | None = opened
+        self._sessions: dict[int, Session] = {}
+        self._are_probabilities = self._first >= 0 and self.outputs[self._first] == "probabilities"
+        if self.foreign and self._found_probabilities():
+            self._are_probabilities = True
+            self.notes = (*self.notes, "Softmax is inside: the file returns probabilities.")
         change_after_fork(self)
 
     def after_fork(self) -> None:
         """Forget what a forked process cannot use."""
-        self._lock, self._sessions = threading.Lock(), {}
+        self._lock, self._opened, self._sessions = threading.Lock(), None, {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the file again."""
-        return type(self), (self.path,)
+        return type(self), (self.path, self._given)
 
     @property
     def fingerprint(self) -> str:
@@ -88,62 +111,203 @@ class Exported:
         """Logits of normalized images, which were pixels of 8 bits."""
         import torch
 
-        assert self.card is not None
-        rule = self.card.preprocessing
         images = x.detach().float().cpu().numpy().transpose(0, 2, 3, 1)
-        mean, std = (np.array(values, np.float32) for values in (rule.mean, rule.std))
+        mean, std = self._normalization
         levels = np.rint((images * std + mean) * 255).clip(0, 255).astype(np.uint8)
         return torch.from_numpy(self.pixels(levels)[0]).to(x.device)
 
     def pixels(self, x: UInt8[np.ndarray, "n h w c"]) -> Outputs:
-        """Logits and embeddings of pixels as `data.decoding.pixels` returns them."""
-        first, embeddings = self._run(x, _EMBEDDING)
-        if self.output == "probabilities":  # whose softmax over the temperature they are again
-            assert self.card is not None
-            first = np.log(np.maximum(first, np.finfo(np.float32).tiny)) * self.card.temperature
-        return first, embeddings
+        """Logits and embeddings of pixels as `data.decoding.pixels` returns them.
+
+        Without an output "embedding", embeddings have no values.
+        """
+        if "embedding" not in self.outputs:
+            logits, _ = self._run(x, self._first)
+            return logits, np.zeros((len(x), 0), np.float32)
+        return self._run(x, self.outputs.index("embedding"))
 
     def maps(self, x: UInt8[np.ndarray, "n h w c"]) -> MapOutputs:
         """Logits and last feature maps of pixels.
 
         Raises:
-            InputError: The package that reads the weights of the file is not installed.
+            InputError: The file has no output "map".
         """
-        first, maps = self._run(x, _MAP)
-        if self.output == "probabilities":  # they do not tell the sum of a class map: no constant
+        self._check_map()
+        logits, maps = self._run(x, self.outputs.index("map"))
+        if self._are_probabilities:  # their logits lack a constant
             weight, bias = self.classifier
-            first = self._run(x, _EMBEDDING)[1] @ weight.T + bias
-        return first, maps
+            logits = maps.mean((2, 3)) @ weight.T + bias
+        return logits, maps
 
     @cached_property
     def classifier(self) -> Classifier:
-        """The last layer of the network."""
-        return exported_classifier(self.path)
+        """The last layer of the network.
+
+        Raises:
+            InputError: The file has no output "map", or it cannot be read.
+        """
+        self._check_map()
+        return read_last_layer(self.path, self._first)
+
+    def _check_map(self) -> None:
+        if "map" not in self.outputs:
+            again = "" if self.foreign else ", or export it with --outputs logits embedding map"
+            raise InputError(
+                f"{self.path} has no output map, so no exact class map. Use the method "
+                f"occlusion{again}."
+            )
 
     def _run(self, x: UInt8[np.ndarray, "n h w c"], other: int) -> tuple[Any, Any]:
-        """The first output, and another one."""
+        """Logits, and the output at another position."""
+        if self._first < 0:
+            raise InputError(
+                f"{self.path} predicts no classes: it has only the outputs "
+                f"{', '.join(self.outputs)}. Export it with --outputs logits."
+            )
+        with self._lock:
+            opened = self._opened = self._opened or _open(self.path)
+            session = self._sessions.get(other)
+            if session is None:
+                first = opened.inputs[0]
+                shape = tuple(n if isinstance(n, int) else 0 for n in first.shape[1:])
+                given = self._given_to_file(x[:1]).shape[1:]
+                shape = tuple(n or own for n, own in zip(shape, given, strict=True))
+                session = self._sessions[other] = opened.session(self._first, other, shape)
+        results = session(self._given_to_file(x))
+        logits, others = results[0].reshape(len(x), -1), results[1]
+        if self._are_probabilities:  # whose softmax over the temperature they are again
+            assert self.card is not None
+            tiny = np.finfo(np.float32).tiny
+            logits = np.log(np.maximum(logits, tiny)) * np.float32(self.card.temperature)
+        return logits, others
+
+    def _given_to_file(self, x: UInt8[np.ndarray, "n h w c"]) -> Shaped[np.ndarray, "n _ _ _"]:
+        """Pixels in the form that the file takes."""
         assert self.card is not None
         given: np.ndarray = x
-        if self.input == "images":
-            rule = self.card.preprocessing
-            mean, std = (np.array(values, np.float32) for values in (rule.mean, rule.std))
-            images = ((x.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2)
-            given = np.ascontiguousarray(images)
-        with self._lock:
-            if other not in self._sessions:
-                self._sessions[other] = _open(self.path, other)[1]
-            session = self._sessions[other]
-        return session(given)
+        if self.input == "picture":  # around it, what the file will crop again
+            side = self.card.preprocessing.resize
+            start = round((side - x.shape[1]) / 2)
+            given = np.zeros((len(x), side, side, x.shape[3]), np.uint8)
+            given[:, start : start + x.shape[1], start : start + x.shape[2]] = x
+        elif self.input == "images":
+            mean, std = self._normalization
+            given = (x.astype(np.float32) / 255 - mean) / std
+        if not self._channels_last:
+            given = given.transpose(0, 3, 1, 2)
+        return np.ascontiguousarray(given)
+
+    @cached_property
+    def _normalization(self) -> tuple[Float32[np.ndarray, " c"], Float32[np.ndarray, " c"]]:
+        assert self.card is not None
+        rule: Preprocessing = self.card.preprocessing
+        return np.array(rule.mean, np.float32), np.array(rule.std, np.float32)
+
+    def _found_probabilities(self) -> bool:
+        """Whether the rows of a foreign file's output are probabilities, tried with noise."""
+        assert self.card is not None
+        size, channels = self.card.preprocessing.size, self.config.in_channels
+        noise = np.random.default_rng(0).integers(0, 256, (2, size, size, channels), np.uint8)
+        rows = self._run(noise, self._first)[0]
+        return bool(rows.min() >= 0 and np.allclose(rows.sum(1), 1, atol=1e-3))
 
 
 def is_exported(source: object) -> bool:
-    """Whether a model is a file with a suffix that `export` writes."""
+    """Whether a model is a file with a suffix that is read here."""
     return isinstance(source, str | Path) and Path(source).suffix.lower() in SUFFIXES
 
 
-def _open(path: Path, other: int) -> tuple[str | None, Any]:
-    """A file's description, and a session of its first output and another one."""
-    openers = {".onnx": _open_onnx, ".xml": _open_openvino, ".pt2": _open_torch}
+class _Opened:
+    """A file in its runtime: what it says about itself, and sessions of it.
+
+    Attributes:
+        metadata: Texts by name.
+        inputs: Its inputs.
+        outputs: Its outputs.
+    """
+
+    metadata: dict[str, str]
+    inputs: list[Port]
+    outputs: list[Port]
+
+    def session(self, first: int, other: int, shape: tuple[int, ...]) -> Session:
+        """A session that returns two outputs.
+
+        Args:
+            first: Position of the first one.
+            other: Position of the other one.
+            shape: Shape of an input without its batch.
+        """
+        raise NotImplementedError
+
+
+class _OpenedOnnx(_Opened):
+    def __init__(self, path: Path) -> None:
+        self._session = OnnxSession(path, Exported.batch, 1, core_count())
+        self.metadata = self._session.metadata
+        self.inputs, self.outputs = self._session.ports()
+
+    def session(self, first: int, other: int, shape: tuple[int, ...]) -> Session:
+        return self._session.returning(first, other)
+
+
+class _OpenedOpenVino(_Opened):
+    def __init__(self, path: Path) -> None:
+        self._model = openvino_core().read_model(path)
+        keys = [["model_info", key] for key in (METADATA_KEY, *MODEL_INFO)]
+        self.metadata = {
+            key[1]: str(self._model.get_rt_info(key).value)
+            for key in keys
+            if self._model.has_rt_info(key)
+        }
+        self.inputs, self.outputs = (
+            [
+                Port(
+                    next(iter(port.names), ""),
+                    port.get_element_type().get_type_name(),
+                    tuple(n.get_length() if n.is_static else str(n) for n in port.partial_shape),
+                )
+                for port in ports
+            ]
+            for ports in (self._model.inputs, self._model.outputs)
+        )
+
+    def session(self, first: int, other: int, shape: tuple[int, ...]) -> Session:
+        threads, fixed = core_count(), self.inputs[0].shape[0]
+        piece = fixed if isinstance(fixed, int) else 1  # one image each
+        model = self._model.clone()
+        return OpenVinoSession(model, piece, threads, threads, "f32", (first, other), shape)
+
+
+class _OpenedTorch(_Opened):
+    def __init__(self, path: Path) -> None:
+        import torch
+
+        extra = {METADATA_KEY: ""}
+        self._module = torch.export.load(path, extra_files=extra).module()
+        if not extra[METADATA_KEY]:
+            raise CheckpointError(
+                f"{path} was not written by resnext export: it has no description of its labels "
+                f"and preprocessing."
+            )
+        self.metadata, self.outputs = dict(extra), []
+        self.inputs = [Port("", "", ("n", "", "", ""))]
+
+    def session(self, first: int, other: int, shape: tuple[int, ...]) -> Session:
+        import torch
+
+        def run(x: Shaped[np.ndarray, "n _ _ _"]) -> Outputs:
+            one_thread_after_fork().begun = True
+            with torch.inference_mode():
+                found = [*self._module(torch.from_numpy(x)).values()]
+            return found[first].numpy(), found[other].numpy()
+
+        return run
+
+
+def _open(path: Path) -> _Opened:
+    """A file in its runtime."""
+    openers = {".onnx": _OpenedOnnx, ".xml": _OpenedOpenVino, ".pt2": _OpenedTorch}
     try:
         return openers[path.suffix.lower()](path, other)
     except ResNeXtError:
@@ -151,31 +315,3 @@ def _open(path: Path, other: int) -> tuple[str | None, Any]:
     except Exception as error:  # runtimes raise errors of many types
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path} cannot be opened: {first}") from error
-
-
-def _open_onnx(path: Path, other: int) -> tuple[str | None, Any]:
-    session = OnnxSession(path, Exported.batch, 1, core_count(), other=other)
-    return session.metadata.get(METADATA_KEY), session
-
-
-def _open_openvino(path: Path, other: int) -> tuple[str | None, Any]:
-    model = openvino_core().read_model(path)
-    key = ["model_info", METADATA_KEY]
-    own = model.get_rt_info(key).value if model.has_rt_info(key) else None
-    threads = core_count()  # one image each
-    return own, OpenVinoSession(model, 1, threads, threads, "f32", other=other)
-
-
-def _open_torch(path: Path, other: int) -> tuple[str | None, Any]:
-    import torch
-
-    extra = {METADATA_KEY: ""}
-    module = torch.export.load(path, extra_files=extra).module()
-
-    def run(x: Shaped[np.ndarray, "n _ _ _"]) -> tuple[np.ndarray, np.ndarray]:
-        one_thread_after_fork().begun = True
-        with torch.inference_mode():
-            outputs = [*module(torch.from_numpy(x)).values()]
-        return outputs[0].numpy(), outputs[other].numpy()
-
-    return extra[METADATA_KEY] or None, run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnext.layers import WSConv2d
-from resnext.network import ResNeXt
+from resnext.network import ResNeXt, Trunk
+
+T = TypeVar("T", bound=Trunk)
 
 
-def fold(network: ResNeXt) -> ResNeXt:
+def fold(network: T) -> T:
     """A copy for inference whose batch norms are part of the convolutions before them.
 
     Weight-standardized convolutions become plain ones. Norms whose statistics come from the

@@ -8,9 +8,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Float64, Int, Shaped, UInt8
 
-from resnext.card import Card
+from resnext.card import Card, Described
 from resnext.config import ResNeXtConfig
 from resnext.errors import ResNeXtError
+from resnext.inference.foreign import ForeignConfig
 
 Outputs = tuple[Float32[np.ndarray, "n k"], Float32[np.ndarray, "n d"]]
 """Logits, and embeddings: the last feature map averaged over its pixels."""
@@ -42,7 +43,7 @@ class Runner(Protocol):
         ...
 
     @property
-    def config(self) -> ResNeXtConfig:
+    def config(self) -> ResNeXtConfig | ForeignConfig:
         """The architecture."""
         ...
 
@@ -54,6 +55,12 @@ class Runner(Protocol):
     def pixels(self, x: UInt8[np.ndarray, "n h w c"]) -> Outputs:
         """Logits and embeddings of pixels as `data.decoding.pixels` returns them."""
         ...
+
+
+def embedding_width(runner: Described) -> int:
+    """Values of an embedding; 0 for a file of another runtime that returns none."""
+    outputs = getattr(runner, "outputs", ("embedding",))
+    return runner.config.stages[-1].out_channels if "embedding" in outputs else 0
 
 
 @runtime_checkable

@@ -17,8 +17,8 @@ from jaxtyping import Float32, UInt8
 from resnext.card import Preprocessing, card_of
 from resnext.data.dataset import ImageSet
 from resnext.data.decoding import pixels, resize_and_crop
-from resnext.errors import DataError
-from resnext.inference.runner import Runner, check_finite
+from resnext.errors import DataError, InputError
+from resnext.inference.runner import Runner, check_finite, embedding_width
 from resnext.neighbours.file import Record, UnfinishedIndex
 from resnext.neighbours.unknown import UnknownScore, bank_rows
 from resnext.system.atomic import check_writable, make_folder
@@ -65,13 +65,15 @@ def build_index(
     Raises:
         CheckpointError: The index cannot be written.
         DataError: No image can be read.
+        InputError: The model returns no embeddings.
         ResNeXtError: An output is NaN or infinite.
     """
     check_writable(out)
     make_folder(out)
     card, batch = card_of(runner), max(runner.batch, 1)
     names = [images.title(i) for i in range(len(images))]
-    width = runner.config.stages[-1].out_channels
+    if not (width := embedding_width(runner)):
+        raise InputError("The model's file returns no embeddings, so images cannot be indexed.")
     settings = {"model": model, "images": _digest(images, names), "width": width}
     unfinished = UnfinishedIndex(out, settings, width, batch)
     try:

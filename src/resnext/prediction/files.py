@@ -28,7 +28,7 @@ from resnext.card import Card, Described, Preprocessing, card_of
 from resnext.checks import at_least
 from resnext.data.passed_over import PassedOver
 from resnext.errors import CheckpointError, DataError, InputError
-from resnext.inference.runner import Outputs, Runner
+from resnext.inference.runner import Outputs, Runner, embedding_width
 from resnext.neighbours.index import Index
 from resnext.neighbours.unknown import UnknownScore
 from resnext.prediction.images import check_top, rank, read_pixels, with_scores
@@ -188,7 +188,9 @@ def predict_table(
         }
         if unknown is not None:
             settings["unknown"] = [unknown.threshold, unknown.weight]
-        width = model.config.stages[-1].out_channels
+        width = embedding_width(model)
+        if embeddings is not None and width == 0:
+            raise InputError("The model's file returns no embeddings. Leave out --embeddings.")
         journal = Journal(out, settings, embeddings, width, step, overwrite)
         shown, resumed, working = reporter(progress), journal.done, time.monotonic()
         try:
@@ -291,7 +293,7 @@ def answers(
     At most `AHEAD + 2` batches are decoded, or being decoded, and not yet computed at any time; a
     few more if a batch is smaller than the number of threads.
     """
-    card, width = card_of(runner), runner.config.stages[-1].out_channels
+    card, width = card_of(runner), embedding_width(runner)
     engine = ThreadPoolExecutor(1, "resnext-engine")
     computing: deque[tuple[list[str], list[str | None], Future[Outputs] | None]] = deque()
 

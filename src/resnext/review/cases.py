@@ -19,7 +19,7 @@ from resnext.data.open import find_source
 from resnext.data.scan import read_records
 from resnext.errors import DataError
 from resnext.evaluation.label_doubts import Doubts, Opinions, find_doubts, read_doubts
-from resnext.inference.runner import Runner, check_finite
+from resnext.inference.runner import Runner, check_finite, embedding_width
 from resnext.neighbours.index import Index, Neighbour
 from resnext.neighbours.unknown import UnknownScore
 from resnext.prediction.images import to_pixels
@@ -136,7 +136,7 @@ def ask(model: Runner, paths: Sequence[str], progress: Reporter) -> Answers:
             return None
 
     logits = np.full((len(paths), len(card.labels)), np.nan, np.float32)
-    embeddings = np.full((len(paths), model.config.stages[-1].out_channels), np.nan, np.float32)
+    embeddings = np.full((len(paths), embedding_width(model)), np.nan, np.float32)
     progress.start("Looking at the images", len(paths))
     with ThreadPoolExecutor(min(available_cores(), 8)) as pool:
         for start in range(0, len(paths), 64):

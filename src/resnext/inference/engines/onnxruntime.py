@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from resnext.inference.engines.base import (
     core_divisions,
     load_package,
 )
+from resnext.inference.foreign import Port
 from resnext.inference.runner import MapSession, Outputs, Session
 from resnext.system.atomic import write_bytes_atomically
 from resnext.system.cpu import core_count
@@ -83,27 +85,25 @@ class OnnxSession:
     """A graph in ONNX Runtime; in a forked process, it has to be opened again.
 
     Args:
-        graph: File of the graph, or its content. Its first output and another one are returned.
-        piece: Images computed at once.
+        graph: File of the graph, or its content. Its first and last outputs are returned.
+        piece: Images computed at once, if the graph takes any number.
         streams: Pieces computed in parallel.
         threads: Threads for all of them together.
-        other: Position of the other output.
     """
 
-    def __init__(
-        self, graph: Path | bytes, piece: int, streams: int, threads: int, other: int = -1
-    ) -> None:
+    def __init__(self, graph: Path | bytes, piece: int, streams: int, threads: int) -> None:
         ort = OnnxRuntime().load()
         options = ort.SessionOptions()
         options.intra_op_num_threads = max(threads // streams, 1)
         options.log_severity_level = 3
         source = str(graph) if isinstance(graph, Path) else graph
         self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        self._name = self._session.get_inputs()[0].name
-        outputs = self._session.get_outputs()
-        self._wanted = [outputs[0].name, outputs[other].name]
-        self._shapes = [outputs[0].shape[1:], outputs[other].shape[1:]]
-        self._piece = piece
+        taken = self._session.get_inputs()[0]
+        self._name, self._half = taken.name, "float16" in taken.type
+        fixed = taken.shape[0] if taken.shape else None
+        self._fixed = fixed if isinstance(fixed, int) else None
+        self._piece = self._fixed or piece
+        self._choose(0, -1)
         self._pool = ThreadPoolExecutor(streams) if streams > 1 else None
         self._process = os.getpid()
         change_after_fork(self)
@@ -113,6 +113,28 @@ class OnnxSession:
     def metadata(self) -> dict[str, str]:
         """What the graph says about itself."""
         return self._session.get_modelmeta().custom_metadata_map
+
+    def ports(self) -> tuple[list[Port], list[Port]]:
+        """Inputs and outputs of the graph."""
+        inputs, outputs = (
+            [
+                Port(x.name, x.type.removeprefix("tensor(").rstrip(")"), tuple(x.shape))
+                for x in ports
+            ]
+            for ports in (self._session.get_inputs(), self._session.get_outputs())
+        )
+        return inputs, outputs
+
+    def returning(self, first: int, other: int) -> OnnxSession:
+        """A session of the same graph that returns these outputs, by position."""
+        session = copy(self)
+        session._choose(first, other)
+        return session
+
+    def _choose(self, first: int, other: int) -> None:
+        outputs = self._session.get_outputs()
+        self._wanted = [outputs[first].name, outputs[other].name]
+        self._shapes = [outputs[first].shape[1:], outputs[other].shape[1:]]
 
     def after_fork(self) -> None:
         """Keep the session: freed, it would wait for its threads."""
@@ -130,10 +152,19 @@ class OnnxSession:
             return logits, others
         pieces = [x[i : i + self._piece] for i in range(0, len(x), self._piece)]
         each = self._pool.map if self._pool else map
-        run = self._session.run
-        results = [*each(lambda piece: run(self._wanted, {self._name: piece}), pieces)]
+        results = [*each(self._run, pieces)]
         logits, others = (np.concatenate(some) for some in zip(*results, strict=True))
         return logits, others
+
+    def _run(self, piece: Shaped[np.ndarray, "n _ _ _"]) -> list[np.ndarray]:
+        """The outputs of one piece; padded if the graph takes another number."""
+        count = len(piece)
+        if self._fixed is not None and count < self._fixed:
+            piece = np.concatenate([piece, np.zeros_like(piece[:1]).repeat(self._fixed - count, 0)])
+        if self._half:
+            piece = piece.astype(np.float16)
+        found = self._session.run(self._wanted, {self._name: piece})
+        return [x[:count].astype(np.float32, copy=False) for x in found]
 
 
 def _with_map(graph: Any) -> bytes:

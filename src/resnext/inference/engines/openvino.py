@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -136,7 +136,8 @@ class OpenVinoSession:
         streams: Pieces computed in parallel.
         threads: Threads for all of them together.
         precision: "f32" or "bf16"; None to let OpenVINO choose.
-        other: Position of the other output.
+        wanted: Positions of the outputs that are returned.
+        size: Shape of an image, for models that take images of any size.
     """
 
     def __init__(
@@ -146,7 +147,8 @@ class OpenVinoSession:
         streams: int,
         threads: int,
         precision: str | None,
-        other: int = -1,
+        wanted: tuple[int, int] = (0, -1),
+        size: Sequence[int] | None = None,
     ) -> None:
         ov, core = OpenVino().load(), openvino_core()
         options: dict[str, Any] = {
@@ -158,11 +160,11 @@ class OpenVinoSession:
             options["INFERENCE_PRECISION_HINT"] = precision
         graph: Any = core.read_model(model) if isinstance(model, Path) else model
         shape = list(graph.input(0).partial_shape)
-        graph.reshape([piece, *(size.get_length() for size in shape[1:])])
+        graph.reshape([piece, *(size or (side.get_length() for side in shape[1:]))])
         self._compiled = core.compile_model(graph, "CPU", options)
         self._queue = ov.AsyncInferQueue(self._compiled, streams)
         self._piece = piece
-        self._other = other % len(self._compiled.outputs)
+        self._wanted = [i % len(self._compiled.outputs) for i in wanted]
         self._lock = threading.Lock()  # one call uses all threads anyway
         self._process = os.getpid()
         change_after_fork(self)
@@ -190,11 +192,11 @@ class OpenVinoSession:
         outputs = self._compiled.outputs
         logits, others = (
             np.empty((len(x), *tuple(output.shape)[1:]), np.float32)
-            for output in (outputs[0], outputs[self._other])
+            for output in (outputs[i] for i in self._wanted)
         )
 
         def keep(request: Any, start: int) -> None:
-            for i, table in ((0, logits), (self._other, others)):
+            for i, table in zip(self._wanted, (logits, others), strict=True):
                 rows = table[start : start + self._piece]
                 rows[:] = request.get_output_tensor(i).data[: len(rows)]
 
