@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ LABELS = tuple("abcdef")
 
 
 def drawn(
-    rng: np.random.Generator, count: int, weights: list[float], sure: float = 6.0
+    rng: np.random.Generator, count: int, weights: Sequence[float], sure: float = 6.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Classes and probabilities of answers."""
     chosen = rng.choice(len(weights), count, p=np.array(weights) / sum(weights))

@@ -4,7 +4,7 @@ import base64
 import struct
 import zlib
 
-import schemathesis
+import schemathesis  # pyright: ignore[reportMissingImports]
 from hypothesis import strategies as st
 
 

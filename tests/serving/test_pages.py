@@ -118,7 +118,10 @@ def answer(route: Route) -> str:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(route.app(scope, receive, send))
+    async def answer() -> None:
+        await route.app(scope, receive, send)
+
+    asyncio.run(answer())
     return b"".join(one.get("body", b"") for one in sent).decode()
 
 

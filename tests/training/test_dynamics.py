@@ -172,6 +172,7 @@ def test_a_wrong_label_is_found(photos: Path, tmp_path: Path, recipe: str) -> No
         if recipe == "finetune":
             options |= {"epochs": 1, "batch_size": 8, "learning_rate": 1e-6}
         model = resnext.load(tmp_path / "m.safetensors")
+        assert isinstance(model, resnext.ResNeXt)
         assert model.card is not None
         model.card = replace(model.card, labels=("x", "y"))  # else its classifier is kept
         weights = tmp_path / "w.safetensors"

@@ -384,11 +384,11 @@ def _interrupt_at(epoch: int) -> Any:
 
 
 @pytest.mark.parametrize("replans", [[], [(2, 5)], [(1, 20), (4, 6)], [(3, 4)]])
-def test_the_schedule_is_stretched(replans: list[tuple[int, int]]) -> None:
+def test_the_schedule_is_stretched(replans: list[tuple[int, float]]) -> None:
     """It starts at the start, never jumps, and ends at the end, however often it is changed."""
     steps, planned = 7, 10
     state = TrainState(replans=replans)
-    last = state.epochs(planned) * steps
+    last = round(state.epochs(planned) * steps)
     positions = np.array([state.progress(i, steps, planned) for i in range(last + 1)])
     assert positions[0] == 0
     assert positions[-1] == pytest.approx(steps * planned)

@@ -86,8 +86,7 @@ def test_after_an_epoch(
     run: Any = SimpleNamespace(
         state=state,
         network=NETWORK,
-        settings=SimpleNamespace(execution=SimpleNamespace(dtype="float32")),
-        sampler=SimpleNamespace(side=16),
+        settings=SimpleNamespace(execution=SimpleNamespace(dtype="float32"), side=lambda: 16),
         _line=lines.append,
     )
     change = Trainer._choose_threads(run)

@@ -67,8 +67,8 @@ def named_outputs(
         names: Names of the outputs, as `possible_outputs` returns them, or "maps": one for each
             class, whose means over their places are the logits without bias.
     """
-    depths = [int(name[1:]) - 1 if name[0] == "c" else None for name in names]
-    depth = None if None in depths else max(depths)
+    depths = [int(name[1:]) - 1 for name in names if name[0] == "c"]
+    depth = max(depths) if len(depths) == len(names) else None
     stem = network.stem_map(x)
     stages = network.staged(network.maxpool(stem), depth)
     found = {"c1": stem} | {f"c{i + 2}": each for i, each in enumerate(stages)}

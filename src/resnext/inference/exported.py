@@ -309,7 +309,7 @@ def _open(path: Path) -> _Opened:
     """A file in its runtime."""
     openers = {".onnx": _OpenedOnnx, ".xml": _OpenedOpenVino, ".pt2": _OpenedTorch}
     try:
-        return openers[path.suffix.lower()](path, other)
+        return openers[path.suffix.lower()](path)
     except ResNeXtError:
         raise
     except Exception as error:  # runtimes raise errors of many types

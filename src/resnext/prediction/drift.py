@@ -281,11 +281,11 @@ def read_answers(path: str | Path) -> Answers:
     unreadable = 0
     try:
         for labels, values in _blocks(read, path):
-            good = [i for i, label in enumerate(labels) if label]
+            good = [(label, x) for label, x in zip(labels, values, strict=True) if label]
             unreadable += len(labels) - len(good)
-            for i in good:
-                counts[labels[i]] = counts.get(labels[i], 0) + 1
-            probabilities.append(np.array([values[i] for i in good], np.float64))
+            for label, _ in good:
+                counts[label] = counts.get(label, 0) + 1
+            probabilities.append(np.array([x for _, x in good], np.float64))
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist. Write it with predict --out.") from error
     except OSError as error:

@@ -379,7 +379,7 @@ def _answered(
         readable = [names[i] for i in np.flatnonzero(good)]
         ranked = rank(readable, outputs[0][finite], card, top)
         if unknown is not None:
-            ranked = with_scores(ranked, *(x[finite] for x in outputs), unknown)
+            ranked = with_scores(ranked, outputs[0][finite], outputs[1][finite], unknown)
         predictions = iter(ranked)
     for name, problem in zip(names, problems, strict=True):
         row: dict[str, Any] = {"path": _escaped(name)}

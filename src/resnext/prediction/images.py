@@ -27,7 +27,7 @@ from resnext.data.decoding import (
 )
 from resnext.data.open import open_for_evaluation
 from resnext.data.passed_over import PassedOver
-from resnext.errors import InputError
+from resnext.errors import DataError, InputError
 from resnext.foreign_names import answering_call
 from resnext.inference.opener import evaluation_mode, open_runner
 from resnext.inference.runner import Runner, check_finite, top_classes

@@ -181,13 +181,13 @@ class Model:
             tops: Number of classes to report for each.
         """
         logits, embeddings = outputs
-        finite: np.ndarray = np.isfinite(logits).all(1)
+        finite: Any = np.isfinite(logits).all(1)
         classes, probabilities = top_classes(
             np.where(finite[:, None], logits, 0), self.card.temperature, max(tops)
         )
         unknown: list[bool | None] = [None] * len(logits)
         if self.unknown is not None:
-            unknown = (self.unknown(embeddings) > self.unknown.threshold).tolist()
+            unknown = (self.unknown(*outputs) > self.unknown.threshold).tolist()
         found: list[Answer | Problem] = []
         for i, top in enumerate(tops):
             if not finite[i]:

@@ -295,7 +295,7 @@ class Trainer:
         if now == most and rates[-1] > max(rates) / CLEARLY:
             return 1.0
         dtype = getattr(torch, self.settings.execution.dtype)
-        change = fastest_threads(self.network, self.sampler.side, dtype, most)
+        change = fastest_threads(self.network, self.settings.side(), dtype, most)
         if (count := torch.get_num_threads()) != now:
             self.state.threads = (count, most)
             self.state.resumes.append(changed_threads(change))
