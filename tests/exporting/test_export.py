@@ -250,12 +250,12 @@ def cropper(to: str, rule: Preprocessing, folder: Path) -> Any:
     from onnx import TensorProto, helper
 
     shape = ["n", rule.size, rule.size, 3]
-    ends = (
+    start, end = (
         [helper.make_tensor_value_info(name, TensorProto.UINT8, shape)]
         for name in ("pixels", "out")
     )
     same = helper.make_node("Identity", ["pixels"], ["out"])
-    graph = helper.make_graph([same], "same", *ends)
+    graph = helper.make_graph([same], "same", start, end)
     opset = helper.make_opsetid("", targets.OPSET)
     model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
     content = with_picture_input(model, rule, 3).SerializeToString()
@@ -292,7 +292,7 @@ def test_images_of_other_sizes(to: str, network: ResNeXt, tmp_path: Path) -> Non
     if to == "onnx":
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(path)
+        session: Any = onnxruntime.InferenceSession(path)
         assert session.get_inputs()[0].shape == ["n", 3, "h", "w"]
         x = torch.rand(3, 3, 40, 57)
         logits = session.run(["logits"], {"images": x.numpy()})[0]
@@ -319,7 +319,7 @@ def test_outputs_that_are_asked_for(network: ResNeXt, tmp_path: Path) -> None:
 
     asked = ["map", "probabilities", "logits", "c2"]
     path = export(network, tmp_path / "net.onnx", outputs=asked)
-    session = onnxruntime.InferenceSession(path)
+    session: Any = onnxruntime.InferenceSession(path)
     assert [x.name for x in session.get_outputs()] == asked
     x = torch.rand(2, 3, 32, 32)
     found = dict(zip(asked, session.run(None, {"images": x.numpy()}), strict=True))
@@ -432,7 +432,8 @@ def test_explain_takes_an_exported_file(
         ("probabilities", "fp16", 1e-2),
     ):
         path = tmp_path / f"{output}-{precision}{suffix}"
-        export(network, path, outputs=[output, "map"], precision=precision)
+        settings: dict[str, Any] = {"outputs": [output, "map"], "precision": precision}
+        export(network, path, **settings)
         found = resnext.explain(path, photo, check=True, **options)
         assert np.abs(found.map - wanted.map).max() <= tolerance * np.abs(wanted.map).max()
         assert found.bias == pytest.approx(wanted.bias, abs=tolerance)
