@@ -381,6 +381,7 @@ def test_checkpoint(run: Run) -> None:
         "kept": 0.0,
         "choice": None,
         "replans": [],
+        "threads": None,
     }
 
 
@@ -427,6 +428,7 @@ def test_checkpoint_tensors(run: Run) -> None:
         if re.fullmatch(r"optimizer\.\d+\.momentum_buffer", name)
     }
     dynamics = {f"dynamics.{x}" for x in ("count", "given", "other", "rival", "votes")}
+    dynamics |= {f"dynamics.unseen_{x}" for x in ("given", "other", "rival")}
     buffers = {f"optimizer.{i}.momentum_buffer" for i in momentum}
     assert names == network | average | buffers | dynamics
     assert [momentum[i] for i in range(len(momentum))] == [

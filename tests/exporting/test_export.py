@@ -35,6 +35,7 @@ from resnext.inference.optimize import patterns
 
 OUTPUTS = "probabilities", "embedding", "map"
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+SOME_SLOW = ["onnx", *(pytest.param(to, marks=pytest.mark.slow) for to in ("openvino", "torch"))]
 
 
 needs_npm = pytest.mark.skipif(
@@ -84,7 +85,7 @@ def test_evaluate_takes_an_exported_file(
     assert np.allclose(found.confidence, wanted.confidence, atol=1e-5)
 
 
-@pytest.mark.parametrize("to", SUFFIXES)
+@pytest.mark.parametrize("to", SOME_SLOW)
 def test_the_same_model_gives_the_same_bytes(
     to: str, folder: Path, network: ResNeXt, tmp_path: Path
 ) -> None:
@@ -128,7 +129,7 @@ def test_openvino_says_what_it_is(folder: Path) -> None:
     assert info == {"labels": "a_cat Löwe,_der c", "model_type": "Classification"}
 
 
-@pytest.mark.parametrize("to", SUFFIXES)
+@pytest.mark.parametrize("to", SOME_SLOW)
 def test_half_precision_halves_the_weights(to: str, tmp_path: Path) -> None:
     """A phone downloads the file, so its size is what counts."""
     network = tiny_network(
@@ -250,12 +251,12 @@ def cropper(to: str, rule: Preprocessing, folder: Path) -> Any:
     from onnx import TensorProto, helper
 
     shape = ["n", rule.size, rule.size, 3]
-    ends = (
+    start, end = (
         [helper.make_tensor_value_info(name, TensorProto.UINT8, shape)]
         for name in ("pixels", "out")
     )
     same = helper.make_node("Identity", ["pixels"], ["out"])
-    graph = helper.make_graph([same], "same", *ends)
+    graph = helper.make_graph([same], "same", start, end)
     opset = helper.make_opsetid("", targets.OPSET)
     model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
     content = with_picture_input(model, rule, 3).SerializeToString()
@@ -270,7 +271,7 @@ def cropper(to: str, rule: Preprocessing, folder: Path) -> Any:
     return lambda x: compiled(x)[0]
 
 
-@pytest.mark.parametrize("to", SUFFIXES)
+@pytest.mark.parametrize("to", SOME_SLOW)
 def test_predict_takes_a_file_for_pictures(to: str, network: ResNeXt, tmp_path: Path) -> None:
     """It must not resize what is resized already."""
     photos = pictures(tmp_path / "photos", 2)
@@ -281,7 +282,7 @@ def test_predict_takes_a_file_for_pictures(to: str, network: ResNeXt, tmp_path: 
         assert mine.probabilities == pytest.approx(theirs.probabilities, abs=1e-5)
 
 
-@pytest.mark.parametrize("to", SUFFIXES)
+@pytest.mark.parametrize("to", SOME_SLOW)
 def test_images_of_other_sizes(to: str, network: ResNeXt, tmp_path: Path) -> None:
     """The batch is called n, heights h and widths w; predict takes such files too."""
     path = export(network, tmp_path / f"net{SUFFIXES[to]}", sizes="dynamic")
@@ -292,7 +293,7 @@ def test_images_of_other_sizes(to: str, network: ResNeXt, tmp_path: Path) -> Non
     if to == "onnx":
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(path)
+        session: Any = onnxruntime.InferenceSession(path)
         assert session.get_inputs()[0].shape == ["n", 3, "h", "w"]
         x = torch.rand(3, 3, 40, 57)
         logits = session.run(["logits"], {"images": x.numpy()})[0]
@@ -300,7 +301,7 @@ def test_images_of_other_sizes(to: str, network: ResNeXt, tmp_path: Path) -> Non
             assert np.allclose(logits, network(x), atol=1e-4)
 
 
-@pytest.mark.parametrize("to", SUFFIXES)
+@pytest.mark.parametrize("to", SOME_SLOW)
 def test_backbones(to: str, network: ResNeXt, tmp_path: Path) -> None:
     """Their maps are called c2 to c5; no labels are needed."""
     backbone = resnext.Backbone(network.config, with_stem=True).eval()
@@ -319,7 +320,7 @@ def test_outputs_that_are_asked_for(network: ResNeXt, tmp_path: Path) -> None:
 
     asked = ["map", "probabilities", "logits", "c2"]
     path = export(network, tmp_path / "net.onnx", outputs=asked)
-    session = onnxruntime.InferenceSession(path)
+    session: Any = onnxruntime.InferenceSession(path)
     assert [x.name for x in session.get_outputs()] == asked
     x = torch.rand(2, 3, 32, 32)
     found = dict(zip(asked, session.run(None, {"images": x.numpy()}), strict=True))
@@ -337,14 +338,15 @@ def exported_without_embedding(path: Path) -> bool:
     return logits.shape == (3, 3) and embeddings.shape == (3, 0)
 
 
-def test_the_kept_file_passes_too(folder: Path, network: ResNeXt, tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", SOME_SLOW)
+def test_the_kept_file_passes_too(to: str, folder: Path, network: ResNeXt, tmp_path: Path) -> None:
     """What was measured is written into it after the proof."""
     card, asked = network.card, {"input": "pixels", "sizes": "fixed", "batches": [1, 2, 17, 44]}
     assert card is not None
     wanted = reference(network, card, OUTPUTS, asked, tmp_path)
-    for to, suffix in SUFFIXES.items():
-        proof = check(targets.TARGETS[to], folder / f"net{suffix}", wanted, card, 1e-4)
-        assert proof == Exported(folder / f"net{suffix}").proof
+    path = folder / f"net{SUFFIXES[to]}"
+    proof = check(targets.TARGETS[to], path, wanted, card, 1e-4)
+    assert proof == Exported(path).proof
 
 
 def test_files_that_export_did_not_write(tmp_path: Path, folder: Path) -> None:
@@ -375,7 +377,8 @@ def test_an_exported_file_travels_to_another_process(folder: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(
-    ("name", "code"), [("net.onnx", 0), ("net.pt2", 0), ("net.xml", 3)], ids=SUFFIXES
+    ("name", "code"),
+    [("net.onnx", 0), ("net.xml", 3), pytest.param("net.pt2", 0, marks=pytest.mark.slow)],
 )
 def test_a_forked_process_answers_or_refuses(
     name: str, code: int, folder: Path, tmp_path: Path
@@ -418,27 +421,39 @@ def test_an_exported_file_answers_without_torch(folder: Path, tmp_path: Path) ->
             subprocess.run(command, check=True)
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES.values())
-def test_explain_takes_an_exported_file(
-    suffix: str, folder: Path, network: ResNeXt, tmp_path: Path
+@pytest.mark.parametrize(
+    ("output", "precision", "tolerance"),
+    [
+        ("probabilities", "fp32", 1e-4),
+        pytest.param("logits", "fp32", 1e-4, marks=pytest.mark.slow),
+        pytest.param("probabilities", "fp16", 1e-2, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("to", SOME_SLOW)
+def test_the_class_map_of_an_exported_file(
+    to: str, output: str, precision: Any, tolerance: float, network: ResNeXt, tmp_path: Path
 ) -> None:
     """The exact map needs the output "map" and the file's own last layer."""
     photo = next(pictures(tmp_path / "photos", 1).rglob("*.png"))
     options: dict[str, Any] = {"label": "c", "against": "a cat"}
     wanted = resnext.explain(network, photo, **options)
-    for output, precision, tolerance in (
-        ("probabilities", "fp32", 1e-4),
-        ("logits", "fp32", 1e-4),
-        ("probabilities", "fp16", 1e-2),
-    ):
-        path = tmp_path / f"{output}-{precision}{suffix}"
-        export(network, path, outputs=[output, "map"], precision=precision)
-        found = resnext.explain(path, photo, check=True, **options)
-        assert np.abs(found.map - wanted.map).max() <= tolerance * np.abs(wanted.map).max()
-        assert found.bias == pytest.approx(wanted.bias, abs=tolerance)
-        assert found.probability == pytest.approx(wanted.probability, abs=tolerance)
-        assert found.completeness_error is not None
-        assert found.completeness_error <= tolerance
+    path = tmp_path / f"net{SUFFIXES[to]}"
+    export(network, path, outputs=[output, "map"], precision=precision)
+    found = resnext.explain(path, photo, check=True, **options)
+    assert np.abs(found.map - wanted.map).max() <= tolerance * np.abs(wanted.map).max()
+    assert found.bias == pytest.approx(wanted.bias, abs=tolerance)
+    assert found.probability == pytest.approx(wanted.probability, abs=tolerance)
+    assert found.completeness_error is not None
+    assert found.completeness_error <= tolerance
+
+
+@pytest.mark.parametrize("to", SOME_SLOW)
+def test_explanations_that_need_more_than_the_file(
+    to: str, folder: Path, network: ResNeXt, tmp_path: Path
+) -> None:
+    """Without the output "map", no exact map; without the network, no gradients."""
+    suffix = SUFFIXES[to]
+    photo = next(pictures(tmp_path / "photos", 1).rglob("*.png"))
     plain = export(network, tmp_path / f"plain{suffix}")
     with pytest.raises(InputError, match="--outputs logits embedding map"):
         resnext.explain(plain, photo)
@@ -469,7 +484,11 @@ def test_the_command(
         return code, captured.out + captured.err
 
     for arguments, code, words in (
-        (("export", "pets.safetensors", "--input", "pixels"), 0, ("pets.onnx: ONNX", "64 pic")),
+        (
+            ("export", "pets.safetensors", "--input", "pixels", "--outputs", "logits", "map"),
+            0,
+            ("pets.onnx: ONNX", "64 pic"),
+        ),
         (("export", "pets.safetensors"), 2, ("pets.onnx exists",)),
         (("doctor", "pets.onnx"), 0, ("written by resnext export", "Löwe")),
         (("info", "pets.onnx"), 0, ("32×32",)),

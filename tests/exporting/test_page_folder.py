@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, needs_browser]
 class Quiet(SimpleHTTPRequestHandler):
     """Python's static server, without its log."""
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         """Nothing."""
 
 

@@ -34,7 +34,7 @@ from resnext.exporting import page_index
 from resnext.exporting.export import export
 from resnext.exporting.page_index import index_of_page
 from resnext.inference import open_runner
-from resnext.neighbours import build_index, open_index
+from resnext.neighbours import build_index, open_index, unknown
 from resnext.neighbours.model_files import index_path, model_digest
 from resnext.neighbours.photos import open_photos
 from resnext.system.progress import reporter
@@ -59,7 +59,8 @@ def crops(count: int, seed: int) -> list[tuple[str, Image.Image]]:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model file of two classes, with an index of 30 photographs next to it."""
     folder = tmp_path_factory.mktemp("model")
-    card = Card(CLASSES, Preprocessing(size=32, resize=36), unknown_threshold=0.5, threshold=0.6)
+    card = Card(CLASSES, Preprocessing(size=32, resize=36), threshold=0.6)
+    card = replace(card, unknown_threshold=0.5, unknown_weight=0.01)
     network = tiny_network(replace(CONFIG, num_classes=2), card)
     for label in CLASSES:
         (folder / "photos" / label).mkdir(parents=True)
@@ -95,16 +96,24 @@ def content(model: Path, index: Any) -> bytes:
 
 
 @needs_node
-def test_scores_and_neighbours_equal_the_library(model: Path, tmp_path: Path) -> None:
-    """From the same embeddings, to the last digits; with and without classes."""
+@pytest.mark.parametrize("rank", [5, 7])
+def test_scores_and_neighbours_equal_the_library(
+    model: Path, rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the same logits and embeddings, to the last digits."""
+    monkeypatch.setattr(unknown, "_NEAREST", (rank, 50))
     index = open_index(model)
-    card = Card(CLASSES, unknown_threshold=0.1)
+    card = Card(CLASSES, unknown_threshold=0.1, unknown_weight=0.3)
     score = index.unknown_score(card)
     assert score is not None
+    assert score.rank(2) == rank
     images = [image for _, image in crops(10, 3)]
     embeddings = np.stack([index.embed(image) for image in images])
-    logits = np.random.default_rng(0).standard_normal((10, 2))
-    (tmp_path / "index").write_bytes(content(model, index_path(model)))
+    logits = np.random.default_rng(0).normal(0, 5, (10, 2)).astype(np.float32)
+    network = resnext.load(model)
+    assert isinstance(network, ResNeXt)
+    held = index_of_page(model, network, card, index_path(model))
+    (tmp_path / "index").write_bytes(held)
     asked = {"embeddings": embeddings.tolist(), "logits": logits.tolist()}
     (tmp_path / "asked").write_text(json.dumps(asked))
     program = (
@@ -119,7 +128,7 @@ def test_scores_and_neighbours_equal_the_library(model: Path, tmp_path: Path) ->
     command = ["node", "-e", program, str(WORKER), str(tmp_path / "index"), str(tmp_path / "asked")]
     done = subprocess.run(command, capture_output=True, check=True, text=True)
     for found, embedding, row, wanted in zip(
-        json.loads(done.stdout), embeddings, logits, score(embeddings), strict=True
+        json.loads(done.stdout), embeddings, logits, score(logits, embeddings), strict=True
     ):
         assert found["unknown"] == pytest.approx(wanted, abs=1e-6)
         likely = [CLASSES[k] for k in np.argsort(-row)]
@@ -136,6 +145,7 @@ def test_which_index_is_taken(model: Path, tmp_path: Path) -> None:
     assert content(model, None) == b""
     other = tmp_path / "other.safetensors"
     network = resnext.load(model)
+    assert isinstance(network, ResNeXt)
     resnext.save(network, other)
     assert content(other, "auto") == b""
     with torch.no_grad():

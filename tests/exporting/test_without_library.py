@@ -56,7 +56,9 @@ def made(name: str, packages: Sequence[str], make: Callable[[Path], None]) -> Pa
 def exported(folder: Path, interpolation: Any) -> None:
     """The file that the clients read."""
     preprocessing = Preprocessing(size=64, resize=72, interpolation=interpolation)
-    network = tiny_network(replace(CONFIG, num_classes=4), Card(LABELS, preprocessing, 1.3))
+    network = tiny_network(
+        replace(CONFIG, num_classes=4), Card(LABELS, preprocessing, temperature=1.3)
+    )
     export(network, folder / "pets.onnx", input="pixels", outputs="probabilities")
     resnext.save(network, folder / "pets.safetensors")
 

@@ -58,12 +58,17 @@ def exported(net: nn.Module, *x: torch.Tensor, shapes: Any = None) -> Any:
 
 
 def written(
-    path: Path, net: nn.Module, x: torch.Tensor, *, fixed: bool = False, **metadata: str
+    path: Path,
+    net: nn.Module,
+    x: torch.Tensor,
+    *,
+    fixed: bool = False,
+    metadata: dict[str, str] | None = None,
 ) -> Path:
     """An ONNX file as other libraries write it, with metadata."""
     shapes = None if fixed else ({0: torch.export.Dim("batch")},)
     model = exported(net, x, shapes=shapes)
-    onnx.helper.set_model_props(model, metadata)
+    onnx.helper.set_model_props(model, metadata or {})
     path.write_bytes(model.SerializeToString())
     return path
 
@@ -111,7 +116,8 @@ def test_metadata_of_ultralytics(tmp_path: Path) -> None:
         "stride": "1",
     }
     net = Net(softmax=True)
-    model = Exported(written(tmp_path / "yolo.onnx", net, torch.rand(2, 3, 24, 24), **metadata))
+    path = written(tmp_path / "yolo.onnx", net, torch.rand(2, 3, 24, 24), metadata=metadata)
+    model = Exported(path)
     assert model.card is not None
     rule = model.card.preprocessing
     assert (model.card.labels, rule.size, rule.resize) == (LABELS, 24, 24)
@@ -127,7 +133,7 @@ def test_pixels_of_8_bits(tmp_path: Path) -> None:
     x = torch.zeros(2, 24, 24, 3, dtype=torch.uint8)
     net = Net(last=True)
     colours = {"Image.BitmapPixelFormat": "Bgr8"}
-    path = written(tmp_path / "net.onnx", net, x, **colours)
+    path = written(tmp_path / "net.onnx", net, x, metadata=colours)
     model = Exported(path, Given(LABELS))
     assert model.card is not None
     assert (model.input, model.card.preprocessing.colour) == ("pixels", "BGR")
@@ -181,7 +187,9 @@ def test_refusals(tmp_path: Path) -> None:
     x = torch.rand(2, 3, 24, 24)
     plain = written(tmp_path / "plain.onnx", Net(), x)
     detector = written(tmp_path / "detector.onnx", Detector(), x)
-    named = written(tmp_path / "named.onnx", Net(), x, task="detect", names="{0: 'a'}")
+    named = written(
+        tmp_path / "named.onnx", Net(), x, metadata={"task": "detect", "names": "{0: 'a'}"}
+    )
     two = tmp_path / "two.onnx"
     onnx.save(exported(Two(), x, x), two)
     free = tmp_path / "free.onnx"

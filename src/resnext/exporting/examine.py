@@ -14,15 +14,18 @@ def examine(exported: Exported) -> Diagnosis:
     """What a file holds, and what it was compared on when it was written."""
     path, proof = exported.path, exported.proof
     kind, advice = _FORMATS[path.suffix.lower()], (f"resnext predict {path} photos/",)
-    if isinstance(exported.config, ForeignConfig) and exported.card:
+    config = exported.config
+    if isinstance(config, ForeignConfig):
+        card = exported.card
+        assert card is not None  # without labels no such file opens
         return Diagnosis(
             path,
             path.stat().st_size,
             format=f"{kind}, not written by resnext export",
             dialect=f"{exported.input} in",
             classifier=True,
-            card=exported.card,
-            notes=(f"Classes: {shortened(exported.card.labels)}.", *exported.notes),
+            card=card,
+            notes=(f"Classes: {shortened(card.labels)}.", *exported.notes),
             advice=advice,
         )
     largest = max(proof["difference"].values())
@@ -32,8 +35,8 @@ def examine(exported: Exported) -> Diagnosis:
         path.stat().st_size,
         format=f"{kind}, written by resnext export",
         dialect=f"{exported.input} in; {', '.join(exported.outputs)} out",
-        architecture=nearest(exported.config)[0],
-        config=exported.config,
+        architecture=nearest(config)[0],
+        config=config,
         classifier=classifier,
         card=exported.card,
         notes=(

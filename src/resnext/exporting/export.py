@@ -84,7 +84,7 @@ def export(
         ResNeXtWarning: The index next to the model file is used for a page, or cannot be used.
     """
     target = _target(to, path)
-    kind = _chosen("input", input, target.inputs, to)
+    kind: FileInput = _chosen("input", input, target.inputs, to)
     size_kind = _chosen("sizes", sizes, target.sizes, to)
     stored = _chosen("precision", precision, target.precisions, to)
     if size_kind == "dynamic" and kind != "images":

@@ -206,11 +206,12 @@ def _compare(
         ResNeXtError: One is too large, or a picture gets another class.
     """
     measured: dict[str, float] = {}
+    nothing = np.empty(0)
     for name in pairs[0][1]:
-        both = [(mine.get(name), wanted[name]) for mine, wanted in pairs]
+        both = [(mine.get(name, nothing), wanted[name]) for mine, wanted in pairs]
         largest = max(np.abs(wanted).max() for _, wanted in both)
         difference = max(
-            np.inf if mine is None or mine.shape != wanted.shape else np.abs(mine - wanted).max()
+            np.inf if mine.shape != wanted.shape else np.abs(mine - wanted).max()
             for mine, wanted in both
         ) / max(largest, 1e-30)
         if not difference <= tolerance:  # also if it is NaN

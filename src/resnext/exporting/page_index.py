@@ -78,6 +78,8 @@ def _packed(index: Index, network: ResNeXt, card: Card) -> bytes:
     header = {
         "width": width,
         "threshold": None if score is None else score.threshold,
+        "weight": None if score is None else score.weight,
+        "rank": None if score is None else score.rank(network.config.num_classes),
         "images": len(file),
         "targets": file.targets[rows].tolist(),
         "ends": np.cumsum([len(picture) for picture in pictures]).tolist(),

@@ -4,7 +4,6 @@
 
 const DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;,=>?@^_`{|}~";
 const ONE = 1 << 22;  // Pillow's fixed point
-const NEAREST = 5;  // the neighbour whose distance says how unknown a picture is
 const SIMILAR = 3;  // pictures of a class that are shown
 
 const FILTERS = {  // by the distance in pixels, and the distance from which they are 0
@@ -162,16 +161,22 @@ function indexFrom(bytes) {
 
 const length = (vector) => Math.max(Math.sqrt(vector.reduce((sum, x) => sum + x * x, 0)), 1e-30);
 
+// High if the network expects no class.
+function energy(logits) {
+  const top = logits.reduce((a, b) => Math.max(a, b));
+  return -top - Math.log(logits.reduce((sum, x) => sum + Math.exp(x - top), 0));
+}
+
 // How unlike the training images a picture is, and its nearest of the two most likely classes.
 function compared(embedding, logits) {
-  const { width, vectors, lengths, targets, threshold, shown } = index, own = length(embedding);
+  const { width, vectors, lengths, targets, threshold, weight, rank, shown } = index, own = length(embedding);
   const products = targets.map((_, row) => {
     let sum = 0;
     for (let i = 0, at = row * width; i < width; i++, at++) sum += vectors[at] * embedding[i];
     return sum / own;
   });
   const sorted = [...products].sort((a, b) => b - a);
-  const unknown = threshold === null ? null : 1 - sorted[Math.min(NEAREST, sorted.length) - 1];
+  const unknown = threshold === null ? null : 1 - sorted[rank - 1] + weight * energy(logits);
   const distance = (row) => Math.max(1 - products[row] / lengths[row], 0);
   const nearest = (rows) => rows.map((row) => ({ row, target: targets[row], distance: distance(row) }))
     .sort((a, b) => a.distance - b.distance).slice(0, SIMILAR);

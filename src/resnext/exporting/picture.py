@@ -8,7 +8,7 @@ so that also runtimes that compute in 16 bits find the right places.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import UInt8
@@ -150,7 +150,7 @@ def resized_and_cropped(
     """Pictures as pixels of the network's size, for programs of torch."""
     size, resize = preprocessing.size, preprocessing.resize
     height, width = x.shape[1:3]
-    shorter = torch.sym_min(height, width)
+    shorter = cast("int", torch.sym_min(height, width))
     wanted = [height * resize // shorter, width * resize // shorter]
     planes = torch.nn.functional.interpolate(
         x.permute(0, 3, 1, 2), wanted, mode=preprocessing.interpolation, antialias=True

@@ -52,13 +52,16 @@ class UnknownScore:
         self, logits: Float32[np.ndarray, "n k"], embeddings: Float32[np.ndarray, "n d"]
     ) -> Float32[np.ndarray, " n"]:
         """The score of each image."""
-        most = len(self.bank)
-        least, usual = _NEAREST
-        k = min(max(min(most // (_SHARE * logits.shape[1]), usual), least), most)
+        k = self.rank(logits.shape[1])
         similarity = embeddings @ self.bank.T
         nearest = np.partition(similarity, -k, axis=1)[:, -k]
         distance = 1 - nearest / np.linalg.norm(embeddings, axis=1).clip(1e-30)
         return distance + self.weight * _energy(logits)
+
+    def rank(self, classes: int) -> int:
+        """Of a network with so many classes, which of the nearest embeddings counts, from 1."""
+        most, (least, usual) = len(self.bank), _NEAREST
+        return min(max(min(most // (_SHARE * classes), usual), least), most)
 
     def fitted(
         self, logits: Float32[np.ndarray, "n k"], embeddings: Float32[np.ndarray, "n d"]
