@@ -123,10 +123,10 @@ def _token(file: Path | None) -> str | None:
         return os.environ.get("RESNEXT_TOKEN", "").strip() or None
     try:
         token = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"--token-file {file} cannot be read: {getattr(error, 'strerror', error)}."
-        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--token-file {file} is no UTF-8 text.") from error
+    except OSError as error:
+        raise InputError(f"--token-file {file} cannot be read: {error.strerror}.") from error
     if not token:
         raise InputError(f"--token-file {file} is empty. Write a long random text into it.")
     return token
