@@ -22,6 +22,7 @@ import contextlib
 import io
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -132,7 +133,7 @@ class Server:
 
 @contextlib.contextmanager
 def started(command: Sequence[str], port: int | None = None, **env: str) -> Iterator[Server]:
-    """A server, once it is ready. Its log is thrown away."""
+    """A server, once it is ready. Its log is thrown away; none of its processes is left."""
     began = time.perf_counter()
     popen = subprocess.Popen(
         [*command],
@@ -160,8 +161,12 @@ def started(command: Sequence[str], port: int | None = None, **env: str) -> Iter
         server.ready = time.perf_counter() - began
         yield server
     finally:
+        children = Server(popen, 0, 0.0).processes[1:] if popen.poll() is None else []
         popen.terminate()
         popen.wait(60)
+        for pid in children:  # LitServe leaves those that compute
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def ours(folder: Path, name: str = "model") -> contextlib.AbstractContextManager[Server]:

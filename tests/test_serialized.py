@@ -1440,7 +1440,7 @@ FUNCTIONS = {  # a star stands before what is given by name only
     "predict": "model images *top *batch_size *device *plan *like *index *progress",
     "save": "model path",
     "serve": "model *host *port *token *allow_hosts *allow_origins *open_to_all *gate *reference "
-    "*watch *device *plan",
+    "*watch *device *plan *max_images *max_megabytes *replicas",
     "distill": "teacher data model *unlabelled options",
     "train": "data model *weights *teacher *unlabelled *out *recipe *size *seed *val_fraction "
     "*workers *device *precision *compile *sync_norms *resume *retries *checkpoint_minutes "
@@ -1543,7 +1543,8 @@ OPTIONS = {  # choices stand behind a colon
     "review": "DATA --model,-m --out,-o --doubts --apply --undo --map --port "
     "--browser,--no-browser --device --plan,--no-plan",
     "serve": "FILE --host --port --token-file --no-token --allow-host --allow-origin --watch "
-    "--gate --reference --device --plan,--no-plan --example --ray --replicas",
+    "--gate --reference --device --plan,--no-plan --max-images --max-megabytes "
+    "--example --ray --replicas",
     "export": "FILE --to:onnx|openvino|torch|page --out,-o --input --outputs --sizes --precision "
     "--index --no-index --overwrite",
     "optimize": "FILE --precision:auto|fp32|bf16|fp16|int8 "

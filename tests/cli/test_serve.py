@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 from helpers import run_cli
 
+from resnext.serving import run
+from resnext.serving.service import Service
+from resnext.serving.settings import Settings
+
 PAGE = (Path(__file__).parents[2] / "docs" / "failures.md").read_text()
 
 
@@ -35,6 +39,7 @@ def test_a_server_that_does_not_start(
         refused(capsys, monkeypatch, model, "--token-file", "nowhere.txt"),
         refused(capsys, monkeypatch, model, "--token-file", "empty.txt"),
         refused(capsys, monkeypatch, model, "--port", "70000"),
+        refused(capsys, monkeypatch, model, "--max-megabytes", "0"),
         refused(capsys, monkeypatch, model, "--port", "0"),
     ]
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -49,3 +54,22 @@ def test_a_server_that_does_not_start(
     monkeypatch.setattr(importlib.util, "find_spec", without_uvicorn)
     lines.append(refused(capsys, monkeypatch, model))
     assert [line for line in lines if line not in " ".join(PAGE.split())] == []
+
+
+def test_limits(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Settings] = []
+
+    async def note(service: Service, sockets: list[socket.socket]) -> None:
+        found.append(service.settings)
+        for one in sockets:
+            one.close()
+
+    monkeypatch.setattr(run, "run", note)
+    monkeypatch.setattr(run, "few_arenas", lambda: None)
+    limits = ("--max-images", "7", "--max-megabytes", "0.5")
+    for more in ((), limits, ("--max-megabytes", "200")):
+        assert run_cli(capsys, monkeypatch, "serve", "a.safetensors", "--port", "0", *more)[0] == 0
+    usual, small, large = found
+    assert (usual.images, usual.body) == (Settings.images, Settings.body)
+    assert (small.images, small.body) == (7, 500_000)
+    assert large.queue_bytes >= large.body == 200_000_000

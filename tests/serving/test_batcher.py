@@ -5,6 +5,7 @@ The engine of these tests waits at a gate, so that nothing depends on speed.
 
 from __future__ import annotations
 
+import json
 import socket
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -139,6 +140,47 @@ def test_the_server_says_when_it_is_full() -> None:
         assert (first.result()[0], second.result()[0]) == (200, 200)
         wait_until(lambda: server.service.admission.images == 0)
         assert server.ask("/v1/predict", photo())[0] == 200
+
+
+def test_a_full_server_refuses_without_its_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most requests are refused under overload: what that costs, the others lose."""
+    model = Gated(shut=True)
+    with (
+        served(model, images=1) as server,
+        ThreadPoolExecutor(1) as pool,
+        server.connect() as connection,
+    ):
+        first = held(server, model, pool)
+        with monkeypatch.context() as patch:
+            patch.setattr(server.service.admission, "enter", None)  # what routes call
+            for _ in range(2):
+                send_raw(connection, photo())
+                status, headers, content = read_response(connection)
+                assert (status, json.loads(content)["type"]) == (429, "urn:resnext:overloaded")
+                assert headers["x-content-type-options"] == "nosniff"
+                assert "connection" not in headers
+        counted = 'resnext_requests_total{route="/v1/predict",code="429"}'
+        assert server.metric(counted) == 2
+        model.opened.set()
+        assert first.result()[0] == 200
+        wait_until(lambda: server.service.admission.images == 0)
+        send_raw(connection, photo())
+        assert read_response(connection)[0] == 200
+        send_raw(connection, b"")
+        assert read_response(connection)[0] == 422
+
+
+def test_a_refused_body_that_does_not_come() -> None:
+    model = Gated(shut=True)
+    with served(model, images=1, header=1.0) as server, ThreadPoolExecutor(1) as pool:
+        first = held(server, model, pool)
+        with server.connect() as connection:
+            head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n1"
+            connection.sendall(head)
+            assert read_response(connection)[0] == 429
+            assert connection.recv(1) == b""
+        model.opened.set()
+        assert first.result()[0] == 200
 
 
 def test_images_of_a_form_count() -> None:

@@ -86,7 +86,13 @@ def post(connection: http.client.HTTPConnection, path: str, body: bytes, **heade
         return json.loads(content) if response.headers["content-type"] != "image/png" else content
 
 
-@pytest.mark.parametrize("kind", ["onnxruntime", "openvino", ".onnx", ".xml"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "onnxruntime",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("openvino", ".onnx", ".xml")),
+    ],
+)
 def test_torch_is_not_loaded(file: Path, tmp_path: Path, kind: str) -> None:
     """It takes seconds and hundreds of megabytes, for nothing."""
     pytest.importorskip("openvino" if kind in ("openvino", ".xml") else "onnxruntime")

@@ -245,6 +245,19 @@ def test_every_answer_is_told(chromium: Any, server: FakeServer) -> None:
     assert [x for x in page.errors if "422" not in x] == []
 
 
+@pytest.mark.parametrize("width", [360, 1400])
+def test_a_picture_is_shown_whole(chromium: Any, server: FakeServer, width: int) -> None:
+    """Squares and portraits were cut at the bottom of a wide window."""
+    page = opened(chromium, server.address, viewport={"width": width, "height": 900})
+    page.set_input_files(
+        "#files", {"name": "a.png", "mimeType": "image/png", "buffer": picture("sure", 900)}
+    )
+    settled(page)
+    view, frame = (page.locator(name).bounding_box() for name in ("#view", "#frame"))
+    assert 0 < view["height"] <= frame["height"]
+    assert 0 < view["width"] <= frame["width"]
+
+
 def test_why_and_why_not_another(chromium: Any, server: FakeServer) -> None:
     """The map of a class, of a class instead of another, its strength; each is asked for once."""
     page = opened(chromium, server.address)

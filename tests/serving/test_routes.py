@@ -167,6 +167,14 @@ def test_methods_are_named(server: Served) -> None:
         (form([photo()])[0][:-30], 400),
         (b"nothing of a form", 400),
         (b"--edge\r\n\r\nx\r\n--edge--\r\n", 400),
+        (b"", 400),
+        (b"x\r\n" + form([photo()])[0], 400),
+        (b"\r\n" + form([photo()])[0] + b"what follows is not read", 200),
+        (form([photo()])[0].replace(b'"images"', b"images"), 200),
+        (form([photo()])[0].replace(b"secret name", b"a; name=other"), 200),
+        (form([photo()])[0].replace(b"Content-Type", b"X: " + b"y" * 9000 + b"\r\nA"), 400),
+        (form([photo(kind="JPEG")])[0].replace(b"--edge--", b"--edges--"), 400),
+        (b"--edge\r\n" * 100_000, 400),
     ],
 )
 def test_damaged_forms(server: Served, body: bytes, status: int) -> None:

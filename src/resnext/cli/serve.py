@@ -26,6 +26,8 @@ def serve(
     reference: Path | None = None,
     device: str = "auto",
     plan: bool = True,
+    max_images: int = 256,
+    max_megabytes: float = 20.0,
     ray: Flag = False,
     replicas: int | None = None,
     example: Literal["systemd", "docker", "compose", "kubernetes", "nginx"] | None = None,
@@ -54,6 +56,8 @@ def serve(
             metrics then say whether the answers have changed.
         device: auto, cpu, cuda, cuda:1, …
         plan: Use the plan that `resnext optimize` saved next to the model file.
+        max_images: Images that may wait or be computed at once; more are refused with 429.
+        max_megabytes: Largest request, in millions of bytes.
         ray: Serve with Ray, on the cluster of RAY_ADDRESS or on this machine. All its machines need
             the file at the same path.
         replicas: With --ray, the number of processes that have the model. Default: 1.
@@ -66,7 +70,7 @@ def serve(
         return
     from importlib.util import find_spec
 
-    if not all(map(find_spec, ("starlette", "uvicorn", "httptools", "python_multipart"))):
+    if not all(map(find_spec, ("starlette", "uvicorn", "httptools"))):
         raise InputError('resnext serve needs pip install "resnext[serve]".')
     from resnext.serving.run import serve
 
@@ -83,6 +87,8 @@ def serve(
         watch=watch,
         device=device,
         plan=plan,
+        max_images=max_images,
+        max_megabytes=max_megabytes,
         replicas=_replicas(ray, replicas, watch or gate is not None),
     )
 
@@ -117,10 +123,10 @@ def _token(file: Path | None) -> str | None:
         return os.environ.get("RESNEXT_TOKEN", "").strip() or None
     try:
         token = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"--token-file {file} cannot be read: {getattr(error, 'strerror', error)}."
-        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--token-file {file} is no UTF-8 text.") from error
+    except OSError as error:
+        raise InputError(f"--token-file {file} cannot be read: {error.strerror}.") from error
     if not token:
         raise InputError(f"--token-file {file} is empty. Write a long random text into it.")
     return token

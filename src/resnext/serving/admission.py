@@ -38,6 +38,21 @@ class Admission:
         ticket.add(images=1, size=size)
         return ticket
 
+    def refusal(self, images: int, size: int) -> Problem | None:
+        """429 if there is no room for so many more images and bytes."""
+        if self.images + images > self.most_images:
+            detail = f"The server has {self.images} images to answer, as many as it takes."
+        elif self.bytes + size > self.most_bytes:
+            detail = "The server holds as many bytes of requests as it takes."
+        else:
+            return None
+        return Problem(
+            429,
+            f"{detail} Send the request again after the seconds in Retry-After.",
+            "overloaded",
+            {"Retry-After": str(self.retry_after())},
+        )
+
     def computed(self, images: int, busy: bool) -> None:
         """Learn the throughput from a batch that is done.
 
@@ -70,18 +85,8 @@ class Ticket:
             Problem: 429; the server is full.
         """
         whole = self._admission
-        full = whole.images + images > whole.most_images
-        if full or whole.bytes + size > whole.most_bytes:
-            raise Problem(
-                429,
-                f"The server has {whole.images} images to answer, as many as it takes. "
-                f"Send the request again after the seconds in Retry-After."
-                if full
-                else "The server holds as many bytes of requests as it takes. Send the request "
-                "again after the seconds in Retry-After.",
-                "overloaded",
-                {"Retry-After": str(whole.retry_after())},
-            )
+        if (problem := whole.refusal(images, size)) is not None:
+            raise problem
         whole.images += images
         whole.bytes += size
         self.images += images

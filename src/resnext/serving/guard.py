@@ -16,6 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from resnext.serving.metrics import Metrics
 from resnext.serving.problems import Problem, unavailable
 from resnext.serving.service import Service
 from resnext.serving.settings import Settings
@@ -37,7 +38,8 @@ SECURITY = {
 """Headers of every response that does not set them itself."""
 
 _LEFT = 499  # as nginx logs a client that left
-_SMALL = 1_000_000  # bytes of a body that is thrown away to keep the connection
+SMALL = 1_000_000
+"""Bytes of a body that is thrown away to keep the connection."""
 _LINGER = 2.0  # seconds in which a client may read the answer while it still sends
 
 
@@ -75,7 +77,15 @@ class Guard:
             LOG.error("%s", traceback.format_exc())
             await exchange.refuse(unavailable("The server could not answer.", "internal"))
         finally:
-            self._record(scope, exchange)
+            record(
+                self.service.metrics,
+                scope["method"],
+                scope.get("resnext.route", "other"),
+                exchange.status,
+                exchange.bytes,
+                time.perf_counter() - exchange.started,
+                exchange.read,
+            )
 
     def _check(self, scope: Scope) -> None:
         """Refuse requests that may come from other pages, and those without the token.
@@ -119,18 +129,32 @@ class Guard:
             return False
         return True
 
-    def _record(self, scope: Scope, exchange: _Exchange) -> None:
-        route = scope.get("resnext.route", "other")
-        seconds = time.perf_counter() - exchange.started
-        metrics = self.service.metrics
-        metrics.count("resnext_requests_total", route=route, code=str(exchange.status))
-        metrics.observe("resnext_stage_seconds", seconds, stage="whole")
-        if exchange.read is not None:
-            metrics.observe("resnext_stage_seconds", exchange.read, stage="read")
-        LOG.info(
-            "%s %s %d %.1f ms %d bytes in",
-            *(scope["method"], route, exchange.status, 1000 * seconds, exchange.bytes),
-        )
+
+def record(
+    metrics: Metrics,
+    method: str,
+    route: str,
+    status: int,
+    size: int = 0,
+    seconds: float = 0.0,
+    read: float | None = None,
+) -> None:
+    """Count a request, and write its line in the log.
+
+    Args:
+        metrics: Where it is counted.
+        method: Its method.
+        route: Its route.
+        status: The status of its response.
+        size: Bytes of its body that were read.
+        seconds: From its header to the end of the response.
+        read: Seconds for its body; None if that did not come completely.
+    """
+    metrics.count("resnext_requests_total", route=route, code=str(status))
+    metrics.observe("resnext_stage_seconds", seconds, stage="whole")
+    if read is not None:
+        metrics.observe("resnext_stage_seconds", read, stage="read")
+    LOG.info("%s %s %d %.1f ms %d bytes in", method, route, status, 1000 * seconds, size)
 
 
 class _Exchange:
@@ -218,7 +242,7 @@ class _Exchange:
         if self.read is not None or not ({"content-length", "transfer-encoding"} & {*headers}):
             return False
         length = headers.get("content-length", "")
-        small = length.isdecimal() and int(length) <= _SMALL
+        small = length.isdecimal() and int(length) <= SMALL
         return not small or "expect" in headers or self.status == 408
 
     async def _linger(self) -> None:

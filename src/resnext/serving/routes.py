@@ -22,6 +22,9 @@ from resnext.serving.problems import Problem
 from resnext.serving.service import Service
 
 JSON = "application/json"
+WORK = {"/v1/predict", "/predict", "/v1/embed", "/v1/explain"}
+"""Paths with work for the engine, which a full server refuses."""
+
 _BYTES, _PNG = "application/octet-stream", "image/png"
 _TOP = 5  # classes that are reported by default
 _NEIGHBOURS = 24  # most of them

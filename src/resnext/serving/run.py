@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from resnext.checks import at_least
 from resnext.errors import InputError
 from resnext.inference.runner import Runner
 from resnext.serving.app import build_app
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from resnext.network import ResNeXt
 
 _KEEP_ALIVE = 30  # seconds between two requests on a connection
+_MOST_MEGABYTES = 1000  # a body is in memory
 _POLL = 2.0  # seconds between looks at the model file
 
 
@@ -50,6 +52,8 @@ def serve(
     watch: bool = False,
     device: str = "auto",
     plan: bool = True,
+    max_images: int = Settings.images,
+    max_megabytes: float = Settings.body / 1e6,
     replicas: int | None = None,
 ) -> None:
     """Serve a model over HTTP until the process is asked to end (SIGTERM or Ctrl-C).
@@ -70,13 +74,21 @@ def serve(
         watch: Whether to load the model file again when it changes; SIGHUP does so at any time.
         device: "auto", or a torch device.
         plan: Whether to use the plan that `resnext optimize` saved next to the model file.
+        max_images: Images that may wait or be computed at once; more are refused.
+        max_megabytes: Largest request body, in millions of bytes.
         replicas: Number of processes that have the model, with Ray Serve; None for this process.
 
     Raises:
         CheckpointError: The file holds no usable model.
         InputError: The model has no labels, another machine could use it without a token, or the
-            address cannot be used.
+            address or a limit cannot be used.
     """
+    at_least("--max-images", max_images, 1, error=InputError)
+    if not 0 < max_megabytes <= _MOST_MEGABYTES:
+        raise InputError(
+            f"--max-megabytes must be above 0 and at most {_MOST_MEGABYTES}, not {max_megabytes}."
+        )
+    body = int(1e6 * max_megabytes)
     settings = Settings(
         host=host,
         port=port,
@@ -88,6 +100,9 @@ def serve(
         watch=watch,
         device=device,
         plan=plan,
+        images=max_images,
+        queue_bytes=max(body, Settings.queue_bytes),
+        body=body,
     )
     if not (is_loopback(host) or token or open_to_all):
         raise InputError(
@@ -154,13 +169,12 @@ class Server(uvicorn.Server):
 def new_server(service: Service) -> Server:
     """A server of a service with its limits, not started yet."""
     settings = service.settings
-    for parser in ("python_multipart", "PIL"):  # they would quote what clients send
-        logging.getLogger(parser).setLevel(logging.CRITICAL)
-        warnings.filterwarnings("ignore", module=parser)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it would quote what clients send
+    warnings.filterwarnings("ignore", module="PIL")
     return Server(
         uvicorn.Config(
             build_app(service, settings),
-            http=partial(Connection, settings),  # pyright: ignore[reportArgumentType]
+            http=partial(Connection, service),  # pyright: ignore[reportArgumentType]
             ws="none",
             lifespan="on",
             log_config=None,
