@@ -138,6 +138,7 @@ ROW = [  # of metrics.jsonl, and of the history in a checkpoint
     "rate",
     "images_per_second",
     "size",
+    "threads",
     "steps",
     "seconds",
     "validating",

@@ -123,7 +123,7 @@ def fit_to_minutes(
         change = fastest_threads(plan.network, plan.preprocessing.size, dtype, most)
         threads = (torch.get_num_threads(), most)
         if threads[0] < most:
-            context.progress.line(changed_threads(change))
+            context.progress.line(changed_threads(change, most))
     images = len(training_pool(plan.splits))
     enough = enough_epochs(images, plan.recipe.batch_size)
     measured: list[Candidate] = []
