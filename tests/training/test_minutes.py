@@ -161,7 +161,7 @@ def test_too_short(machine: dict[str, float], photos: Path, tmp_path: Path) -> N
     """Less than one epoch is refused with the time that one takes."""
     machine["small"] = 600.0
     with pytest.raises(
-        InputError, match=r"3 minutes are too short: an epoch of 20 .* about 10 min"
+        InputError, match=r"--minutes 3 is too short: .* leave .* An epoch of 20 .* about 10 min"
     ):
         timed(photos, tmp_path / "a.safetensors", 3)
 
@@ -359,7 +359,7 @@ def test_probe_then_fine_tuning(
     timed(photos, out, minutes, **given)
     rows = (tmp_path / "a.run" / "metrics.jsonl").read_text().splitlines()
     assert sum(json.loads(row)["steps"] for row in rows) == steps
-    with pytest.raises(InputError, match="minutes are too short"):
+    with pytest.raises(InputError, match="is too short"):
         timed(photos, out, 0.9 * looking / 60, overwrite=True, **given)
 
 
