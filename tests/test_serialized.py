@@ -380,6 +380,7 @@ def test_checkpoint(run: Run) -> None:
         "resumes": [],
         "budget": None,
         "kept": 0.0,
+        "threads": None,
         "choice": None,
         "replans": [],
     }
@@ -427,7 +428,9 @@ def test_checkpoint_tensors(run: Run) -> None:
         for name in names
         if re.fullmatch(r"optimizer\.\d+\.momentum_buffer", name)
     }
-    dynamics = {f"dynamics.{x}" for x in ("count", "given", "other", "rival", "votes")}
+    opinions = ("given", "other", "rival")
+    dynamics = {f"dynamics.{x}" for x in ("count", "votes", *opinions)}
+    dynamics |= {f"dynamics.unseen_{x}" for x in opinions}
     buffers = {f"optimizer.{i}.momentum_buffer" for i in momentum}
     assert names == network | average | buffers | dynamics
     assert [momentum[i] for i in range(len(momentum))] == [
@@ -1439,7 +1442,7 @@ FUNCTIONS = {  # a star stands before what is given by name only
     "predict": "model images *top *batch_size *device *plan *like *index *progress",
     "save": "model path",
     "serve": "model *host *port *token *allow_hosts *allow_origins *open_to_all *gate *reference "
-    "*watch *device *plan",
+    "*watch *device *plan *replicas",
     "distill": "teacher data model *unlabelled options",
     "train": "data model *weights *teacher *unlabelled *out *recipe *size *seed *val_fraction "
     "*workers *device *precision *compile *sync_norms *resume *retries *checkpoint_minutes "
@@ -1542,7 +1545,7 @@ OPTIONS = {  # choices stand behind a colon
     "review": "DATA --model,-m --out,-o --doubts --apply --undo --map --port "
     "--browser,--no-browser --device --plan,--no-plan",
     "serve": "FILE --host --port --token-file --no-token --allow-host --allow-origin --watch "
-    "--gate --reference --device --plan,--no-plan --example --ray --replicas",
+    "--gate --reference --device --plan,--no-plan --ray --replicas --example",
     "export": "FILE --to:onnx|openvino|torch|page --out,-o --input --outputs --sizes --precision "
     "--index --no-index --overwrite",
     "optimize": "FILE --precision:auto|fp32|bf16|fp16|int8 "
