@@ -138,6 +138,7 @@ ROW = [  # of metrics.jsonl, and of the history in a checkpoint
     "rate",
     "images_per_second",
     "size",
+    "threads",
     "steps",
     "seconds",
     "validating",
@@ -379,9 +380,9 @@ def test_checkpoint(run: Run) -> None:
         "resumes": [],
         "budget": None,
         "kept": 0.0,
+        "threads": None,
         "choice": None,
         "replans": [],
-        "threads": None,
     }
 
 

@@ -172,6 +172,7 @@ def test_the_command(
         ("--stage", "4"),
         ("--out", "0.png/x.png"),
         ("--out", "x.foo"),
+        ("--html", "x.html"),  # a switch, so this would be an image
     ):
         code, _, err = run_cli(capsys, monkeypatch, *given, *wrong)
         assert (code, err.count("\n")) == (2, 1), wrong

@@ -8,7 +8,6 @@ import venv
 from pathlib import Path
 
 import pytest
-import test_map
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -37,6 +36,6 @@ def test_umap_arranges(tmp_path: Path) -> None:
     done = subprocess.run([*install, "umap-learn"], capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"umap-learn cannot be installed: {done.stderr.strip()[-200:]}")
-    paths = [str(Path(test_map.__file__).parent), *sys.path]
+    paths = [str(Path(__file__).parent), *sys.path]
     start = f"import sys; sys.path += {paths!r}\n"  # after the environment's own packages
     subprocess.run([str(python), "-W", "error::FutureWarning", "-c", start + PROGRAM], check=True)

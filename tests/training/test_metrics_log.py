@@ -36,7 +36,12 @@ def test_a_plain_epoch() -> None:
 
 @pytest.mark.parametrize(
     ("left", "shown"),
-    [(0.0, "0 s left"), (99.0, "99 s left"), (120.0, "2 min left, until 14:20")],
+    [
+        (-0.4, "0 s left"),
+        (0.0, "0 s left"),
+        (99.0, "99 s left"),
+        (120.0, "2 min left, until 14:20"),
+    ],
 )
 def test_the_time_that_is_left(left: float, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to 99 seconds are shown as seconds, more as minutes and with the time of the end."""

@@ -161,7 +161,7 @@ def test_too_short(machine: dict[str, float], photos: Path, tmp_path: Path) -> N
     """Less than one epoch is refused with the time that one takes."""
     machine["small"] = 600.0
     with pytest.raises(
-        InputError, match=r"3 minutes are too short: an epoch of 20 .* about 10 min"
+        InputError, match=r"--minutes 3 is too short: .* leave .* An epoch of 20 .* about 10 min"
     ):
         timed(photos, tmp_path / "a.safetensors", 3)
 
@@ -257,6 +257,43 @@ def test_the_time_is_used(
     assert rows[-1]["rate"] < 0.1 * QUICK.learning_rate  # the schedule ends
 
 
+def test_measuring_threads_is_part_of_the_time(
+    machine: dict[str, float], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a run beside a busy program ends late."""
+    parts: list[Any] = []
+
+    def choose(run: Any) -> float:
+        parts.extend(run.clock._running)
+        return 1.0
+
+    monkeypatch.setattr(trainer.Trainer, "_choose_threads", choose)
+    timed(photos, tmp_path / "a.safetensors", 0.15)
+    assert parts
+    assert {*parts} == {"training"}
+
+
+def test_the_latest_epochs() -> None:
+    """Short epochs say little about the next one, and those with other threads nothing."""
+    rows = [{"seconds": 1.0, "threads": 1 + (i < 4)} for i in range(20)]
+    assert trainer._latest(rows, 0.0) == rows[-3:]
+    assert trainer._latest(rows, 7.5) == rows[-8:]
+    assert trainer._latest(rows, 99.0) == rows[4:]
+    assert trainer._latest(rows[:5], 0.0) == rows[4:5]
+
+
+def test_small_changes_need_no_line(
+    machine: dict[str, float], steady: dict[str, float], photos: Path, tmp_path: Path
+) -> None:
+    """On a busy machine the terminal was full of lines about a few epochs more or fewer."""
+    machine["large"] = 1e9
+    steady.update(seconds=1.1, turn=10.0, then=0.9)
+    timed(photos, tmp_path / "a.safetensors", 25 / 60)
+    assert "Planned again" not in (tmp_path / "a.run" / "report.html").read_text()
+    rows = (tmp_path / "a.run" / "metrics.jsonl").read_text().splitlines()
+    assert sum(json.loads(row)["seconds"] for row in rows) > 18
+
+
 @pytest.mark.parametrize("seconds", [0.9, 1.0, 5.2, 5.99, 8.0])
 def test_epochs_that_fit(seconds: float) -> None:
     """They need the time at most, and less than a step would be left."""
@@ -322,7 +359,7 @@ def test_probe_then_fine_tuning(
     timed(photos, out, minutes, **given)
     rows = (tmp_path / "a.run" / "metrics.jsonl").read_text().splitlines()
     assert sum(json.loads(row)["steps"] for row in rows) == steps
-    with pytest.raises(InputError, match="minutes are too short"):
+    with pytest.raises(InputError, match="is too short"):
         timed(photos, out, 0.9 * looking / 60, overwrite=True, **given)
 
 

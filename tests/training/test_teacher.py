@@ -189,15 +189,15 @@ def test_the_forecast_times_the_teacher(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slow teacher is validated at the end, at its own size; a time budget would be exceeded."""
-    speeds: list[Speed] = []
+    forecasts: list[float] = []
     monkeypatch.setattr(forecast, "_step_seconds", lambda *_: 1.0)
     monkeypatch.setattr(
         forecast, "_validation_seconds", lambda _, __, settings, *___: settings.preprocessing.size
     )
-    monkeypatch.setattr(launch, "forecast_lines", lambda *given: speeds.append(given[2]) or [])
+    monkeypatch.setattr(launch, "forecast_lines", lambda *given: forecasts.append(given[2]) or [])
     distil(work, tmp_path / "s.safetensors", size=24, dry_run=True)
-    assert speeds == [Speed(1.0, 24, 16)]
-    assert speeds[0].ending() == Speed(1.0, 24).ending() + 16
+    assert forecasts == [Speed(1.0, 24, 16).run(SHORT, 20)]
+    assert Speed(1.0, 24, 16).ending() == Speed(1.0, 24).ending() + 16
 
 
 def test_a_time_budget(

@@ -67,6 +67,9 @@ def explain(
         device: auto, cpu, cuda, cuda:1, …
         plan: Use the plan that `resnext optimize` saved next to the model file.
     """
+    for name in images:
+        if html and name.endswith((".html", ".htm")):
+            raise ResNeXtError(f"{name} is no image. To write the page there: --out {name}")
     if limit is not None and limit < 1:
         raise ResNeXtError(f"--limit must be at least 1, not {limit}.")
     check_outputs(json)

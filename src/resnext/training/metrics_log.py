@@ -89,7 +89,7 @@ def epoch_line(
         share = took[part] / max(metrics["seconds"], 1e-9)
         if share > 0.1:
             waits += f"  {share:.0%} waiting for {name}"
-    remaining = f"{duration(left)} left"
+    remaining = f"{duration(max(left, 0.0))} left"  # a shorter last epoch counts as a whole one
     if left > 99:
         remaining += f", until {clock_time(left)}"
     return (

@@ -123,7 +123,7 @@ def fit_to_minutes(
         change = fastest_threads(plan.network, plan.preprocessing.size, dtype, most)
         threads = (torch.get_num_threads(), most)
         if threads[0] < most:
-            context.progress.line(changed_threads(change))
+            context.progress.line(changed_threads(change, most))
     images = len(training_pool(plan.splits))
     enough = enough_epochs(images, plan.recipe.batch_size)
     measured: list[Candidate] = []
@@ -141,9 +141,11 @@ def fit_to_minutes(
     if most < 1 and not (chosen.probes and chosen.learning(seconds) > 0):
         each = chosen.speed.epoch(chosen.plan.recipe, images)
         raise InputError(
-            f"{request.minutes:g} minutes are too short: an epoch of {images:,} images "
-            f"takes about {duration(each)} with {chosen.settings.title} at "
-            f"{chosen.plan.preprocessing.size} pixels. Give more --minutes, or fewer images."
+            f"--minutes {request.minutes:g} is too short: measuring this machine before it, and "
+            f"the report after it, leave {duration(max(chosen.learning(seconds), 0.0))} for "
+            f"training. An epoch of {images:,} images takes about {duration(each)} with "
+            f"{chosen.settings.title} at {chosen.plan.preprocessing.size} pixels. Give more "
+            f"--minutes, or fewer images."
         )
     recipe = chosen.plan.recipe
     whole = max(math.ceil(most), 1)

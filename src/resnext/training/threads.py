@@ -20,13 +20,15 @@ from resnext.system.text import counted
 CLEARLY = 1.3
 """How many times faster another number of threads must be."""
 _IMAGES = 8  # more do not change which is faster
+_SECONDS = 0.1  # for less, another program may wait by chance
 
 
 def fastest_threads(network: ResNeXt, side: int, dtype: torch.dtype, most: int) -> float:
     """Set the number of threads of this process to the one that trains fastest.
 
-    Halves of `most` are tried, as long as they are clearly faster. Nothing is tried and nothing
-    changes if the user chose the number (`OMP_NUM_THREADS`).
+    Halves of `most` are tried, as long as they are clearly faster. The number stays if another is
+    not clearly faster: times vary while other programs run. Nothing is tried and nothing changes if
+    the user chose the number (`OMP_NUM_THREADS`).
 
     Args:
         network: The network, on the CPU. It is not changed.
@@ -50,6 +52,8 @@ def fastest_threads(network: ResNeXt, side: int, dtype: torch.dtype, most: int) 
         if took[fewer] * CLEARLY > took[best]:
             break
         best = fewer
+    if took[best] * CLEARLY > took[before]:
+        best = before
     torch.set_num_threads(best)
     return took[best] / took[before]
 
@@ -64,27 +68,33 @@ def kept_threads() -> Iterator[None]:
         torch.set_num_threads(count)
 
 
-def changed_threads(change: float) -> str:
+def changed_threads(change: float, before: int) -> str:
     """A line about a new number of threads.
 
     Args:
         change: What `fastest_threads` returned.
+        before: The number before.
     """
+    now = torch.get_num_threads()
+    why = ", because other programs run" if now < before else ""
     return (
-        f"Training with {counted(torch.get_num_threads(), 'thread')}: while other programs run, "
-        f"that is {1 / change:.1f} times as fast."
+        f"Training with {counted(now, 'thread')} instead of {before}{why}: that is "
+        f"{1 / change:.1f} times as fast."
     )
 
 
 def step_seconds(network: ResNeXt, side: int, dtype: torch.dtype, threads: int) -> float:
-    """Seconds of the second of two passes forward and back, with so many threads."""
+    """Seconds of a pass forward and back with so many threads, after a first one."""
     torch.set_num_threads(threads)
     x = torch.zeros(_IMAGES, network.config.in_channels, side, side)
     x = x.to(memory_format=torch.channels_last)
-    began = 0.0
-    for _ in range(2):
-        began = time.perf_counter()
+    steps, began = -1, time.perf_counter()
+    while True:
         with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
             value = network(x).float().sum()
         value.backward()
-    return time.perf_counter() - began
+        steps += 1
+        if steps == 0:
+            began = time.perf_counter()
+        elif (elapsed := time.perf_counter() - began) > _SECONDS:
+            return elapsed / steps

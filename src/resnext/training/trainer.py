@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from itertools import product
@@ -48,6 +48,9 @@ from resnext.training.threads import CLEARLY, changed_threads, fastest_threads
 from resnext.training.validation import Validator
 from resnext.weights.save import save
 
+_MUCH = 1.25  # times more or fewer epochs, from which on a line says so
+_MEASURING = 0.02  # part of the time for measuring threads
+
 
 class Trainer:
     """One training run, or one process of it.
@@ -88,7 +91,7 @@ class Trainer:
         if self.train_step.maps:
             self.sampler.kept = self.train_step.maps.known
         self.validator = Validator(self.splits.val, settings, group, progress, self._check_stop)
-        self.saved_at = time.monotonic()
+        self.saved_at, self.threads_due = time.monotonic(), 0.0
         self.writer = CheckpointWriter(progress.line) if group.first else None
         self.metrics_log = MetricsLog(settings.folder, progress.line) if group.first else None
 
@@ -161,6 +164,7 @@ class Trainer:
             "rate": self._rate((self.state.epoch - 1) * self.sampler.steps + self.sampler.stop - 1),
             "images_per_second": round(steps * self.recipe.batch_size / max(learning, 1e-9), 1),
             "size": self.sampler.side,
+            "threads": torch.get_num_threads(),
             "steps": steps,
             "seconds": round(sum(took.values()), 3),
             "validating": round(took["validating"], 3),
@@ -248,20 +252,23 @@ class Trainer:
     def _replan(self) -> None:
         """Change the number of epochs if the planned ones would end clearly before or after time.
 
-        Clearly is 3 % of the time that is left, and half a percent of the budget.
+        Clearly is 3 % of the time that is left, and half a percent of the budget. Small changes are
+        seen in the number of epochs; large ones get a line.
         """
         state, finished = self.state, self.state.epoch - 1
         if state.budget is None or finished >= self.epochs:
             return
         early, steps = self.recipe.cached_views, self.sampler.steps
-        rows = [row for row in state.history[early:] if row["steps"]][-3:]
+        rows = [row for row in state.history[early:] if row["steps"]]
         if not rows:  # the first epochs compute the maps that later ones take from memory
             return
+        rows = _latest(rows, 0.05 * state.budget)
         validation = sum(row["validating"] for row in rows) / len(rows)
         learning = sum(row["seconds"] - row["validating"] for row in rows)
         largest = self.settings.side()
         full = learning / sum(row["steps"] * (row["size"] / largest) ** 2 for row in rows)
-        full *= self._choose_threads()
+        with self.clock.measure("training"):
+            full *= self._choose_threads()
         step = full * self.settings.area(self._position(finished * steps) / self.steps)
         seconds = state.budget - state.kept - sum(state.seconds.values())
         planned = state.epochs(self.recipe.epochs) - finished
@@ -271,19 +278,20 @@ class Trainer:
         fit = self.group.broadcast(fit if clear else planned)
         if fit == planned:
             return
-        state.resumes.append(
-            f"Planned again after epoch {finished}: {finished + fit:.1f} instead of "
-            f"{finished + planned:.1f} epochs, because an epoch takes "
-            f"{steps * step + validation:.1f} s on this machine now."
-        )
         state.replans.append((finished, finished + fit))
-        self._line(state.resumes[-1])
+        if not planned / _MUCH < fit < planned * _MUCH:
+            state.resumes.append(
+                f"Planned again after epoch {finished}: {finished + fit:.1f} instead of "
+                f"{finished + planned:.1f} epochs, because an epoch takes "
+                f"{steps * step + validation:.1f} s on this machine now."
+            )
+            self._line(state.resumes[-1])
 
     def _choose_threads(self) -> float:
         """Change the number of threads if another trains clearly faster now.
 
         It is measured after an epoch that was clearly slower than the fastest one, and while fewer
-        threads are used than the machine has.
+        threads are used than the machine has; for a small part of the time at most.
 
         Returns:
             Time of a step relative to that before.
@@ -294,11 +302,14 @@ class Trainer:
         rates = [row["images_per_second"] * row["size"] ** 2 for row in self.state.history]
         if now == most and rates[-1] > max(rates) / CLEARLY:
             return 1.0
+        if (began := time.monotonic()) < self.threads_due:
+            return 1.0
         dtype = getattr(torch, self.settings.execution.dtype)
         change = fastest_threads(self.network, self.settings.side(), dtype, most)
+        self.threads_due = began + (time.monotonic() - began) / _MEASURING
         if (count := torch.get_num_threads()) != now:
             self.state.threads = (count, most)
-            self.state.resumes.append(changed_threads(change))
+            self.state.resumes.append(changed_threads(change, now))
             self._line(self.state.resumes[-1])
         return change
 
@@ -603,6 +614,17 @@ class Trainer:
     def _line(self, text: str) -> None:
         if self.group.first:
             self.progress.line(text)
+
+
+def _latest(rows: Sequence[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
+    """The last three epochs, or more until they took a time; only those with the same threads."""
+    chosen: list[dict[str, Any]] = []
+    for row in reversed(rows):
+        enough = len(chosen) >= 3 and sum(x["seconds"] for x in chosen) > seconds
+        if enough or row["threads"] != rows[-1]["threads"]:
+            break
+        chosen.append(row)
+    return chosen
 
 
 def _rank(result: Evaluation) -> tuple[float, float]:
