@@ -127,8 +127,10 @@ class Connection(HttpToolsProtocol):
             return False
         path = self.url.partition(b"?")[0].decode("ascii", "replace")
         idle = self.cycle is None or self.cycle.response_complete
-        usual = self.parser.should_keep_alive() and not _UNUSUAL & names.keys()
-        if self.parser.get_method() != b"POST" or path not in WORK or not (idle and usual):
+        parser = self.parser
+        assert parser is not None  # until the connection is lost
+        usual = parser.should_keep_alive() and not _UNUSUAL & names.keys()
+        if parser.get_method() != b"POST" or path not in WORK or not (idle and usual):
             return False
         self.cycle = _ANSWERED  # its body will be thrown away
         self._answer(problem)
