@@ -70,7 +70,7 @@ def serve(
         return
     from importlib.util import find_spec
 
-    if not all(map(find_spec, ("starlette", "uvicorn", "httptools"))):
+    if not all(map(find_spec, ("starlette", "uvicorn", "httptools", "python_multipart"))):
         raise InputError('resnext serve needs pip install "resnext[serve]".')
     from resnext.serving.run import serve
 

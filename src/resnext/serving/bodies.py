@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from resnext.checks import brief
@@ -19,8 +20,6 @@ FIELD = "images"
 _RAW = ("application/octet-stream", "application/x-www-form-urlencoded", "")
 """Taken as one image, besides `image/*`: `curl --data-binary` sends the second."""
 _FORM = "multipart/form-data"
-_MOST_HEADER = 8 * 1024  # bytes of a part's header
-_PARAMETER = re.compile(r';\s*([\w*-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))')
 
 
 def check_length(request: Request, settings: Settings) -> int:
@@ -103,54 +102,59 @@ async def read_images(request: Request, ticket: Ticket, settings: Settings) -> S
 
 
 def _parts(kind: str, body: bytes, most: int) -> list[bytes]:
-    """The parts of a multipart body that are called images.
-
-    The body is in memory, so that parts are found by searching for the boundary: a parser that
-    takes it byte by byte costs more than all else that a server does for a small image.
-    """
-    boundary = _parameters(kind).get("boundary", "").encode("latin-1")
+    """The parts of a multipart body that are called images."""
+    boundary = parse_options_header(kind)[1].get(b"boundary")
     if not boundary:
         raise Problem(400, "multipart/form-data needs a boundary in Content-Type.", "multipart")
-    # one more than allowed tells that there are too many
-    start, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary, most + 2)
-    if start.strip(b"\r\n"):
-        raise _damaged_form("it does not begin with the boundary")
     images: list[bytes] = []
-    for part in parts:
-        if part.startswith(b"--"):
-            break
-        end = part.find(b"\r\n\r\n", 0, _MOST_HEADER)
-        if end < 0 or not part.startswith(b"\r\n"):
-            raise _damaged_form("a part has no header that ends")
-        field = _field(part[2:end].decode("utf-8", "replace"))
+    headers: dict[bytes, bytes] = {}
+    name, value = bytearray(), bytearray()
+    spans: list[bytes] = []
+    ended = False
+
+    def end_header() -> None:
+        headers[bytes(name).lower()] = bytes(value)
+        name.clear()
+        value.clear()
+
+    def begin_data() -> None:
+        _, options = parse_options_header(headers.get(b"content-disposition"))
+        field = options.get(b"name", b"").decode("utf-8", "replace")
         if field != FIELD:
             raise Problem(
                 400, f"Each part must be called {FIELD}, not {brief(field)}.", "multipart"
             )
         if len(images) == most:
             raise Problem(422, f"A request may have {most} images.", "too-many-images")
-        images.append(part[end + 4 :])
-    else:
-        raise _damaged_form("it ends too early")
+
+    def end_part() -> None:
+        images.append(b"".join(spans))
+        spans.clear()
+        headers.clear()
+
+    def end() -> None:
+        nonlocal ended
+        ended = True
+
+    try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_header_field": lambda data, start, end: name.extend(data[start:end]),
+                "on_header_value": lambda data, start, end: value.extend(data[start:end]),
+                "on_header_end": end_header,
+                "on_headers_finished": begin_data,
+                "on_part_data": lambda data, start, end: spans.append(data[start:end]),
+                "on_part_end": end_part,
+                "on_end": end,
+            },
+        )
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise Problem(400, f"The multipart body is damaged: {error}.", "multipart") from error
+    if not ended:
+        raise Problem(400, "The multipart body ends too early.", "multipart")
     if not images:
         raise Problem(422, f"The request has no {FIELD}.", "no-images")
     return images
-
-
-def _field(header: str) -> str:
-    """The name in a part's header; empty without one."""
-    for line in header.split("\r\n"):
-        name, _, value = line.partition(":")
-        if name.strip().lower() == "content-disposition":
-            return _parameters(value).get("name", "")
-    return ""
-
-
-def _parameters(value: str) -> dict[str, str]:
-    """The parameters of a header such as `form-data; name="images"`."""
-    found = _PARAMETER.finditer(value)
-    return {one[1].lower(): one[2] or one[3] or "" for one in found}
-
-
-def _damaged_form(why: str) -> Problem:
-    return Problem(400, f"The multipart body is damaged: {why}.", "multipart")

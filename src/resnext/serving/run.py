@@ -169,8 +169,9 @@ class Server(uvicorn.Server):
 def new_server(service: Service) -> Server:
     """A server of a service with its limits, not started yet."""
     settings = service.settings
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it would quote what clients send
-    warnings.filterwarnings("ignore", module="PIL")
+    for parser in ("python_multipart", "PIL"):  # they would quote what clients send
+        logging.getLogger(parser).setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", module=parser)
     return Server(
         uvicorn.Config(
             build_app(service, settings),
