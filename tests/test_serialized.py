@@ -1545,7 +1545,7 @@ OPTIONS = {  # choices stand behind a colon
     "--browser,--no-browser --device --plan,--no-plan",
     "serve": "FILE --host --port --token-file --no-token --allow-host --allow-origin --watch "
     "--gate --reference --device --plan,--no-plan --max-images --max-megabytes "
-    "--example --ray --replicas",
+    "--ray --replicas --example",
     "export": "FILE --to:onnx|openvino|torch|page --out,-o --input --outputs --sizes --precision "
     "--index --no-index --overwrite",
     "optimize": "FILE --precision:auto|fp32|bf16|fp16|int8 "
