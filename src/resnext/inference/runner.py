@@ -77,6 +77,11 @@ class MapRunner(Runner, Protocol):
         ...
 
 
+def returns_maps(runner: Runner) -> bool:
+    """Whether a runner returns feature maps; a file of another runtime may not."""
+    return "map" in getattr(runner, "outputs", ("map",)) and isinstance(runner, MapRunner)
+
+
 def check_finite(logits: Float32[np.ndarray, "n k"], name: Callable[[int], str]) -> None:
     """Refuse outputs that hold no probabilities.
 
@@ -95,13 +100,21 @@ def check_finite(logits: Float32[np.ndarray, "n k"], name: Callable[[int], str])
         )
 
 
+def probabilities(
+    logits: Float32[np.ndarray, "n k"], temperature: float
+) -> Float64[np.ndarray, "n k"]:
+    """Calibrated probabilities of all classes."""
+    scaled = logits.astype(np.float64) / temperature
+    p = np.exp(scaled - scaled.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    return p
+
+
 def top_classes(
     logits: Float32[np.ndarray, "n k"], temperature: float, top: int
 ) -> tuple[Int[np.ndarray, "n t"], Float64[np.ndarray, "n t"]]:
     """The `top` most likely classes of each image and their probabilities, most likely first."""
-    scaled = logits.astype(np.float64) / temperature
-    p = np.exp(scaled - scaled.max(1, keepdims=True))
-    p /= p.sum(1, keepdims=True)
+    p = probabilities(logits, temperature)
     if top == 1:
         best = p.argmax(1)[:, None]
     else:

@@ -35,6 +35,16 @@ def check_length(request: Request, settings: Settings) -> int:
     return length
 
 
+def check_encoding(request: Request) -> None:
+    """Refuse a compressed body.
+
+    Raises:
+        Problem: 415.
+    """
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Problem(415, "The body must not be compressed: images are already.", "encoding")
+
+
 def too_large(settings: Settings) -> Problem:
     """The problem of a body that is too large."""
     return Problem(
@@ -82,8 +92,7 @@ async def read_images(request: Request, ticket: Ticket, settings: Settings) -> S
     """
     kind = request.headers.get("content-type", "")
     essence = kind.partition(";")[0].strip().lower()
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise Problem(415, "The body must not be compressed: images are already.", "encoding")
+    check_encoding(request)
     form = essence == _FORM
     if not form and essence not in _RAW and not essence.startswith("image/"):
         raise Problem(

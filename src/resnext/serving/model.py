@@ -22,7 +22,7 @@ from resnext.explanation.images import explain
 from resnext.inference.exported import Exported
 from resnext.inference.opener import open_runner
 from resnext.inference.optimized import Optimized
-from resnext.inference.runner import MapRunner, Outputs, Runner, top_classes
+from resnext.inference.runner import Outputs, Runner, returns_maps, top_classes
 from resnext.neighbours.index import Index, find_index
 from resnext.prediction.images import read_pixels
 from resnext.serving.problems import Problem, damaged, unavailable
@@ -126,8 +126,8 @@ class Model:
 
     @property
     def explains(self) -> bool:
-        """Whether it can say why: files that `export` wrote cannot."""
-        return isinstance(self.runner, MapRunner)
+        """Whether it can say why: an exported file can if it has the output "map"."""
+        return returns_maps(self.runner)
 
     def describe(self) -> dict[str, Any]:
         """Name, version, labels and what else a client may need, as JSON values."""

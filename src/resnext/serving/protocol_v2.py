@@ -20,7 +20,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
 from resnext.checks import brief
-from resnext.serving.bodies import check_length, read_body
+from resnext.inference.runner import embedding_width, probabilities
+from resnext.serving.bodies import check_encoding, check_length, read_body
 from resnext.serving.model import Answer, Model
 from resnext.serving.problems import Problem
 from resnext.serving.routes import answered, route
@@ -50,7 +51,7 @@ OUTPUTS: dict[str, Output] = {
     "logits": Output("FP32", lambda m: (len(m.labels),), lambda m, a: _stack(a, "logits")),
     "embedding": Output(
         "FP32",
-        lambda m: (m.runner.config.stages[-1].out_channels,),
+        lambda m: (embedding_width(m.runner),),
         lambda m, a: _stack(a, "embedding"),
     ),
 }
@@ -131,8 +132,7 @@ async def _infer(service: Service, request: Request) -> Response:
 async def _inferred(service: Service, request: Request) -> Response:
     service.refuse_unless_ready()
     _named(service, request)
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise Problem(415, "The body must not be compressed: images are already.", "encoding")
+    check_encoding(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("application/json", "application/octet-stream", ""):
         wanted = "application/json or application/octet-stream"
@@ -398,7 +398,4 @@ def _stack(answers: Sequence[Answer], name: str) -> Float32[np.ndarray, "n _"]:
 
 
 def _probabilities(model: Model, answers: Sequence[Answer]) -> Float64[np.ndarray, "n k"]:
-    """Calibrated probabilities of all classes."""
-    scaled = _stack(answers, "logits").astype(np.float64) / model.card.temperature
-    powers = np.exp(scaled - scaled.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+    return probabilities(_stack(answers, "logits"), model.card.temperature)
