@@ -32,6 +32,7 @@ from resnext.exporting.picture import resized_and_cropped, with_picture_input
 from resnext.inference.engines.openvino import openvino_core
 from resnext.inference.exported import Exported
 from resnext.inference.optimize import patterns
+from resnext.inference.runner import returns_maps
 
 OUTPUTS = "probabilities", "embedding", "map"
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
@@ -456,6 +457,8 @@ def test_explanations_that_need_more_than_the_file(
     with pytest.raises(InputError, match="--outputs logits embedding map"):
         resnext.explain(plain, photo)
     path = folder / f"net{suffix}"
+    assert not returns_maps(Exported(plain))  # to ask so raised an error, and a server failed
+    assert returns_maps(Exported(path))
     assert resnext.explain(path, photo, how="occlusion").how == "occlusion"
     refused: list[dict[str, Any]] = [{"how": "layercam"}, {"how": "ig"}, {"fine": True}]
     for other in refused:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -15,12 +15,11 @@ from starlette.routing import Route
 
 from resnext.serving.docs import docs_page
 from resnext.serving.openapi import Json, document
+from resnext.serving.routes import counted
 from resnext.serving.settings import Settings
 
 if TYPE_CHECKING:
     from resnext.serving.model import Model
-
-Answer = Callable[[Request], Awaitable[Response]]
 
 
 def content_policy(page: str) -> str:
@@ -63,19 +62,9 @@ def page_routes(
         return JSONResponse(described())
 
     routes = {"/": index, "/docs": docs, "/openapi.json": openapi}
-    return [Route(path, _counted(path, answer)) for path, answer in routes.items()]
+    return [Route(path, counted(path, answer)) for path, answer in routes.items()]
 
 
 def _html(page: str) -> Response:
     headers = {"Content-Security-Policy": content_policy(page), "Cache-Control": "no-cache"}
     return Response(page, headers=headers, media_type="text/html")
-
-
-def _counted(path: str, answer: Answer) -> Answer:
-    """The answer of a route, which metrics and the log then know."""
-
-    async def endpoint(request: Request) -> Response:
-        request.scope["resnext.route"] = path
-        return await answer(request)
-
-    return endpoint

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from resnext.serving.bodies import check_length, read_images
 from resnext.serving.model import Answer, Model
 from resnext.serving.problems import Problem
 from resnext.serving.service import Service
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 JSON = "application/json"
 WORK = {"/v1/predict", "/predict", "/v1/embed", "/v1/explain"}
@@ -57,12 +60,17 @@ def route(
         method: "GET" or "POST".
         handler: A coroutine function of the service and a request.
     """
+    return Route(path, counted(path, partial(handler, service)), methods=[method])
+
+
+def counted(path: str, answer: Endpoint) -> Endpoint:
+    """The answer of a route, which metrics and the log then know by its path."""
 
     async def endpoint(request: Request) -> Response:
         request.scope["resnext.route"] = path
-        return await handler(service, request)
+        return await answer(request)
 
-    return Route(path, endpoint, methods=[method])
+    return endpoint
 
 
 async def predict(service: Service, request: Request) -> Response:
