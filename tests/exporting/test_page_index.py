@@ -87,8 +87,8 @@ def build(model: Path, photos: Path) -> Path:
     return out
 
 
-def content(model: Path, index: Any) -> bytes:
-    """What a page takes of an index."""
+def content(model: Path, index: Any) -> tuple[bytes, str]:
+    """What a page takes of an index, and the note about it."""
     network = resnext.load(model)
     assert isinstance(network, ResNeXt)
     assert network.card is not None
@@ -112,7 +112,7 @@ def test_scores_and_neighbours_equal_the_library(
     logits = np.random.default_rng(0).normal(0, 5, (10, 2)).astype(np.float32)
     network = resnext.load(model)
     assert isinstance(network, ResNeXt)
-    held = index_of_page(model, network, card, index_path(model))
+    held, _ = index_of_page(model, network, card, index_path(model))
     (tmp_path / "index").write_bytes(held)
     asked = {"embeddings": embeddings.tolist(), "logits": logits.tolist()}
     (tmp_path / "asked").write_text(json.dumps(asked))
@@ -140,26 +140,31 @@ def test_scores_and_neighbours_equal_the_library(
 
 def test_which_index_is_taken(model: Path, tmp_path: Path) -> None:
     """That next to the model, unless it is another model's; a given one must be the model's."""
-    with pytest.warns(ResNeXtWarning, match="small copies of the images.*--no-index"):
-        assert content(model, "auto") == content(model, index_path(model)) != b""
-    assert content(model, None) == b""
+    held, note = content(model, "auto")
+    assert "small copies of the images" in note
+    assert "--no-index" in note
+    assert content(model, index_path(model)) == (held, "")
+    assert held
+    assert content(model, None) == (b"", "")
     other = tmp_path / "other.safetensors"
     network = resnext.load(model)
     assert isinstance(network, ResNeXt)
     resnext.save(network, other)
-    assert content(other, "auto") == b""
+    assert content(other, "auto") == (b"", "")
     with torch.no_grad():
         network.fc.weight.add_(1)
     resnext.save(network, other)
     with pytest.raises(CheckpointError, match="was made with other weights than those of"):
         content(other, index_path(model))
     index_path(other).write_bytes(index_path(model).read_bytes())
-    with pytest.warns(ResNeXtWarning, match=r"The index is not used\. .* other weights"):
-        assert content(other, "auto") == b""
+    held, note = content(other, "auto")
+    assert not held
+    assert note.startswith("The index is not used. ")
+    assert "other weights" in note
     with pytest.raises(MissingFileError, match=r"none\.index does not exist"):
         content(model, tmp_path / "none.index")
     wide = tiny_network(replace(CONFIG, channels=(32,), num_classes=2), Card(CLASSES))
-    assert index_of_page(wide, wide, Card(CLASSES), "auto") == b""
+    assert index_of_page(wide, wide, Card(CLASSES), "auto") == (b"", "")
     with pytest.raises(
         InputError, match=r"index of another model: it has .* length 64, not 2 and 128"
     ):
@@ -170,9 +175,9 @@ def test_which_index_is_taken(model: Path, tmp_path: Path) -> None:
 
 def test_the_pictures_are_bounded(model: Path, monkeypatch: Any) -> None:
     """As many as fit, spread over the index; all embeddings stay, as the score needs them."""
-    whole = content(model, index_path(model))
+    whole, _ = content(model, index_path(model))
     monkeypatch.setattr(page_index, "THUMBNAIL_BYTES", 20_000)
-    part = content(model, index_path(model))
+    part, _ = content(model, index_path(model))
     length = int.from_bytes(part[:4], "little")
     header = json.loads(part[4 : 4 + length])
     sizes = np.diff([0, *header["ends"]])

@@ -135,6 +135,7 @@ def test_a_hundred_megapixels(page: Any, tmp_path: Path) -> None:
     Image.new("L", (10_000, 10_000), 90).save(tmp_path / "large.jpg", quality=30)
     page.set_input_files("#files", str(tmp_path / "large.jpg"))
     until(page, f"pictures.length === {count + 1} || document.querySelector('#status.bad')")
+    until(page, "queue.then(() => true)")
     assert page.inner_text("#status") == ""
     assert page.evaluate("document.getElementById('name').textContent") == "large.jpg"
 

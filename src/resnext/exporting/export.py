@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 from resnext.backbone import Backbone
 from resnext.card import Card, card_of
 from resnext.checks import brief, one_of
-from resnext.errors import CheckpointError, InputError
+from resnext.errors import CheckpointError, InputError, ResNeXtWarning
 from resnext.exporting.gate import check, reference
 from resnext.exporting.graph import ExportedModule, FileInput, Network, check_outputs
 from resnext.exporting.metadata import own_metadata
@@ -110,12 +111,15 @@ def export(
     else:
         raise InputError(f"A {target.title} needs a classifier; the model is a backbone.")
     module = ExportedModule(network, card, kind, names, half=stored == "fp16").eval()
+    note = ""
     if target.takes_index and isinstance(network, ResNeXt):
         source = model if isinstance(model, str | Path) else network
-        module.index = index_of_page(source, network, card, index)
+        module.index, note = index_of_page(source, network, card, index)
     if path is None:
         path = target.default(Path(str(model)).stem, module)
         _check_free(target, path, overwrite)
+    if note:
+        warnings.warn(note, ResNeXtWarning, stacklevel=2)
     path = Path(path)
     with TemporaryDirectory() as temporary:
         pictures = Path(temporary) / "pictures"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from resnext.card import Card
-from resnext.errors import CheckpointError, InputError, ResNeXtWarning
+from resnext.errors import CheckpointError, InputError
 from resnext.neighbours.index import Index, open_index
 from resnext.neighbours.model_files import index_path
 from resnext.neighbours.unknown import bank_rows
@@ -25,8 +24,8 @@ def index_of_page(
     network: ResNeXt,
     card: Card,
     index: str | Path | Literal["auto"] | None,
-) -> bytes:
-    """The index of a page; empty without one.
+) -> tuple[bytes, str]:
+    """The index of a page, empty without one, and what the user must know about it.
 
     Args:
         model: What is exported; an index must have been made with its weights if it is a file.
@@ -38,24 +37,20 @@ def index_of_page(
         CheckpointError: The index is damaged, or of another model.
         InputError: It has other classes or other embeddings.
         MissingFileError: It does not exist.
-
-    Warns:
-        ResNeXtWarning: The index next to the model file is used, or cannot be used.
     """
     file = None if isinstance(model, ResNeXt) or not Path(model).is_file() else Path(model)
     if index is None or (index == "auto" and (file is None or not index_path(file).is_file())):
-        return b""
+        return b"", ""
     if index != "auto":
-        return _packed(open_index(network if file is None else file, index), network, card)
-    content = b""
+        return _packed(open_index(network if file is None else file, index), network, card), ""
     try:
         content = _packed(open_index(file or network), network, card)
-        note = "The page holds small copies of the images of the index next to the model. "
-        note += "To leave them out: --no-index, or index=None."
     except CheckpointError as error:
-        note = f"The index is not used. {error}"
-    warnings.warn(note, ResNeXtWarning, stacklevel=3)
-    return content
+        return b"", f"The index is not used. {error}"
+    return content, (
+        "The page holds small copies of the images of the index next to the model. To leave them "
+        "out: --no-index, or index=None."
+    )
 
 
 def _packed(index: Index, network: ResNeXt, card: Card) -> bytes:
