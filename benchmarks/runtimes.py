@@ -16,7 +16,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -31,13 +30,13 @@ Answers = Callable[[np.ndarray], np.ndarray] | None
 """From one image `(1, c, h, w)` to its logits; None if the runtime is not to be had here."""
 
 
-def ncnn(network: torch.nn.Module, x: torch.Tensor) -> Answers:
+def ncnn(network: torch.nn.Module, x: torch.Tensor, *options: str) -> Answers:
     """By pnnx, from TorchScript. NCNN takes one image without the dimension of the batch."""
     runtime, _ = (importlib.import_module(name) for name in ("ncnn", "pnnx"))
     torch.jit.trace(network, x).save("net.pt")
     tool = Path(sys.executable).with_name("pnnx")
     shape = str(list(x.shape)).replace(" ", "")
-    command = [str(tool), "net.pt", f"inputshape={shape}"]
+    command = [str(tool), "net.pt", f"inputshape={shape}", *options]
     subprocess.run(command, check=True, capture_output=True)
     net = runtime.Net()
     net.load_param("net.ncnn.param")
@@ -109,7 +108,13 @@ def main() -> None:
     with torch.no_grad():
         network.train()(torch.from_numpy(images))
     network.eval().card = Card(tuple("0123456789"), Preprocessing(given.size, given.size))
-    recipes: dict[str, Any] = {"NCNN": ncnn, "MNN": mnn, "Core ML": core_ml, "LiteRT": litert}
+    recipes: dict[str, Callable[[torch.nn.Module, torch.Tensor], Answers]] = {
+        "NCNN": ncnn,
+        "NCNN, fp16=0": lambda network, x: ncnn(network, x, "fp16=0"),
+        "MNN": mnn,
+        "Core ML": core_ml,
+        "LiteRT": litert,
+    }
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         resnext.export(network, "net.onnx", outputs="logits")
