@@ -69,7 +69,8 @@ def test_what_cannot_become_a_page(tmp_path: Path, capsys: Any, monkeypatch: Any
     resnext.save(tiny_network(card=deep), "deep.safetensors")
     photos = photo_folder(tmp_path / "photos")
     assert run_cli(capsys, monkeypatch, "index", photos, "--model", "other.safetensors")[0] == 0
-    Path("file").write_text("")
+    for name in ("file", "other.html"):
+        Path(name).write_text("")
     other = index_path(Path("other.safetensors"))
     before = sorted(tmp_path.rglob("*"))
     for arguments, line in (
@@ -79,6 +80,7 @@ def test_what_cannot_become_a_page(tmp_path: Path, capsys: Any, monkeypatch: Any
         (["bare.safetensors"], "labels"),
         (["deep.safetensors"], "its card has a value_range"),
         (["none.safetensors"], "none.safetensors"),
+        (["other.safetensors"], "other.html exists"),  # a line about its index came before
         (["pets.safetensors", "--out", "file/page.html"], "file/page.html cannot be written"),
         (["pets.safetensors", "--out", "photos.txt"], "a page may also be a folder"),
         (["pets.safetensors", "--input", "images"], "input of --to page must be one of pixels"),
