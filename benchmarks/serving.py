@@ -271,8 +271,9 @@ class Load:
         loop = asyncio.get_running_loop()
         self.end = asyncio.Event()
         self.began = time.perf_counter()
-        for _ in range(self.clients):
+        for _ in range(self.clients):  # not all at the same moment
             await loop.create_connection(lambda: Client(self), "127.0.0.1", self.port)
+            await asyncio.sleep(0.05 * self.seconds / self.clients)
         await self.end.wait()
 
     def running(self, now: float) -> bool:
