@@ -11,8 +11,9 @@ FOLDER keeps them. SECONDS_EACH is how long each load lasts, by default 30. Part
     start      seconds until it is ready, with a plan
     overload   ten times as many clients, which is more than the queue takes: good answers a second,
                and how quickly the others are refused; with both networks
-    litserve   the first part with LitServe and the same engine; LITSERVE names the Python of an
-               environment with litserve and resnext
+    litserve   the same load as in the first part, but forms, for `resnext serve` and for LitServe
+               with the same engine; LITSERVE names the Python of an environment with litserve and
+               resnext
 """
 
 from __future__ import annotations
@@ -503,13 +504,13 @@ def overload(folder: Path, names: Sequence[str] = ("model", "small")) -> None:
 
 
 def refusals(port: int, image: bytes, seconds: float) -> list[float]:
-    """How long each refusal takes that one client gets, which asks ten times a second."""
+    """How long each refusal takes that one client gets, which asks fifty times a second."""
     found: list[float] = []
     request, end = next(raw([image])), time.perf_counter() + seconds
     with socket.create_connection(("127.0.0.1", port)) as connection:
         time.sleep(0.1 * seconds)
         while time.perf_counter() < end:
-            time.sleep(random.uniform(0.05, 0.15))
+            time.sleep(random.uniform(0.01, 0.03))
             began = time.perf_counter()
             connection.sendall(request)
             response = http.client.HTTPResponse(connection)
@@ -529,26 +530,29 @@ def spread(seconds: Sequence[float]) -> str:
 
 
 def litserve(folder: Path) -> None:
-    """LitServe with the same engine, decoder and clients."""
+    """LitServe and `resnext serve` with the same engine, decoder and clients, which send forms."""
     images = photos(folder)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     python = os.environ["LITSERVE"]
     version = "from importlib import metadata; print(metadata.version('litserve'))"
     known = subprocess.run([python, "-c", version], stdout=subprocess.PIPE, text=True, check=True)
-    print(f"LitServe {known.stdout.strip()}")
-    script = Path(__file__).parent / "peers" / "litserve_peer.py"
+    script = str(Path(__file__).parent / "peers" / "litserve_peer.py")
     alone = [predicted(folder)]
-    for workers in (1, 2):
-        command = [python, str(script), str(folder / "model.safetensors"), str(port), str(workers)]
-        with started(command, port) as server:
-            requests = forms(images, "/predict", "request")
-            Load(server.port, requests, seconds=5).run()
-            found = Load(server.port, requests).run()
-            held = server.megabytes
-        print(f"{workers} process(es) of the engine:")
+
+    def measured(title: str, server: Server, *form: str) -> None:
+        Load(server.port, forms(images, *form), seconds=5).run()
+        found = Load(server.port, forms(images, *form)).run()
+        print(f"{title}: {server.megabytes:.0f} MB; ready after {server.ready:.1f} s")
         report(found, alone)
-        print(f"memory: {held:.0f} MB; ready after {server.ready:.1f} s")
+
+    with ours(folder) as server:
+        measured("resnext serve", server)
+    for workers in (1, 2):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        command = [python, script, str(folder / "model.safetensors"), str(port), str(workers)]
+        with started(command, port) as server:
+            title = f"LitServe {known.stdout.strip()}, {workers} process(es) of the engine"
+            measured(title, server, "/predict", "request")
 
 
 PARTS = {
