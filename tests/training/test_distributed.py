@@ -67,7 +67,7 @@ def test_processes_that_pass_other_networks_train_the_first_ones(
         "network = resnext.create('resnext11_8x16d', num_classes=10, in_channels=1)\n"
         "begin = Trainer.begin\n"
         "def begun(self, *given):\n"
-        "    torch.save(self.average.network.state_dict(), f'{rank}.pth')\n"
+        "    torch.save(self.train_step.average.network.state_dict(), f'{rank}.pth')\n"
         "    begin(self, *given)\n"
         "Trainer.begin = begun\n"
         "resnext.train('digits', network, out='m.safetensors', epochs=1, batch_size=1000,\n"

@@ -273,8 +273,8 @@ from pathlib import Path
 import resnext
 from resnext.data import workers
 from resnext.errors import Terminated
+from resnext.training.best_model import BestModel
 from resnext.training.step import TrainStep
-from resnext.training.trainer import Trainer
 from resnext.training.validation import Validator
 from training_runs import quick, sha
 
@@ -299,7 +299,7 @@ def signalling(owner, name, calls):
 quick(photos, folder / "alone.safetensors", workers=2)
 moments = [
     (BaseProcess, "start", 1), (BaseProcess, "start", 2), (TrainStep, "update", 2),
-    (Validator, "outputs", 2), (Trainer, "_keep_best", 1),
+    (Validator, "outputs", 2), (BestModel, "offer", 1),
 ]
 for owner, name, calls in moments:
     out = folder / "m.safetensors"
@@ -331,7 +331,6 @@ def test_sigterm_to_the_whole_group_at_any_moment(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        f"{moment} True"
-        for moment in ("start 1", "start 2", "update 2", "outputs 2", "_keep_best 1")
+        f"{moment} True" for moment in ("start 1", "start 2", "update 2", "outputs 2", "offer 1")
     ]
     assert "Traceback" not in done.stderr

@@ -24,7 +24,6 @@ from resnext.system.progress import SilentReporter
 from resnext.system.text import clock_time, counted, duration
 from resnext.training.dataloader import Batch, TrainSampler, run_loader
 from resnext.training.distributed import ProcessGroup
-from resnext.training.optim import EMA
 from resnext.training.recipe import Recipe
 from resnext.training.run_state import RunSettings
 from resnext.training.step import TrainStep, keeps_maps
@@ -176,7 +175,6 @@ def _step_seconds(
     loader = run_loader(images, settings, sampler)
     train_step = TrainStep(network, images, settings, group)
     train_step.set_rate(0.0)
-    average = EMA(network, recipe.ema) if recipe.ema else None
     model = train_step.model(recipe.head_epochs + 1)
     train_step.epoch = 1  # which computes maps that are to be kept
     enough = 0.01 * recipe.epochs * sampler.steps  # short runs are not timed for long
@@ -193,9 +191,7 @@ def _step_seconds(
                 train_step.backward(model, next(batches), 0, part, places).loss
                 for part in range(recipe.accumulate)
             ]
-            train_step.update()
-            if average:
-                average.update(network, 0)
+            train_step.update(0)
             losses[-1].item()  # waits for a GPU
             steps += 1
             if steps == 0:

@@ -26,10 +26,6 @@ from resnext.training.identity import check_identity, run_identity
 from resnext.training.interrupts import Interrupts
 from resnext.training.logistic import Head, fit_head
 from resnext.training.preparation import (
-    Context,
-    ProbePlan,
-    Request,
-    RunPlan,
     chosen_preprocessing,
     loaded_network,
     network_title,
@@ -38,6 +34,7 @@ from resnext.training.preparation import (
     wanted_workers,
 )
 from resnext.training.recipe import Probe
+from resnext.training.request import Context, ProbePlan, Request, RunPlan
 from resnext.training.run_state import TrainState
 
 
