@@ -264,8 +264,10 @@ class Load:
         """Send until the end."""
         import uvloop
 
+        began = time.process_time(), time.perf_counter()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._run())
+        self.cores = (time.process_time() - began[0]) / (time.perf_counter() - began[1])
         return self
 
     async def _run(self) -> None:
@@ -483,19 +485,22 @@ def overload(folder: Path, names: Sequence[str] = ("model", "small")) -> None:
     for name in names:
         with ours(folder, name) as server, ProcessPoolExecutor(1, SPAWN) as beside:
             Load(server.port, raw(images), seconds=3).run()
+            began = server.cpu_seconds
             peak = Load(server.port, raw(images), seconds=SECONDS / 2).run()
+            cost = (server.cpu_seconds - began) / peak.all
             print(
-                f"{name}: {peak.throughput:.1f}/s with {peak.clients} clients, {dict(peak.codes)}"
+                f"{name}: {peak.throughput:.1f}/s with {peak.clients} clients, {dict(peak.codes)}; "
+                f"{1000 * cost:.2f} ms CPU each, clients take {peak.cores:.2f} cores"
             )
             for pause in (1.0, 0.25):
                 single = beside.submit(refusals, server.port, images[0], SECONDS / 2)
                 found = Load(server.port, raw(images), 10 * CLIENTS, SECONDS / 2, pause=pause).run()
-                share = found.throughput / peak.throughput
                 offered = sum(found.codes.values()) / (0.9 * found.seconds)
                 print(
                     f"  {found.clients} clients that come again after {pause:g} s: "
-                    f"{offered:.0f}/s, of which good {found.throughput:.1f}/s, {share:.1%}; "
-                    f"{dict(found.codes)}"
+                    f"{offered:.0f}/s, {offered / peak.throughput:.1f} × the peak, of which good "
+                    f"{found.throughput:.1f}/s, {found.throughput / peak.throughput:.1%} of it; "
+                    f"{dict(found.codes)}; clients take {found.cores:.2f} cores"
                 )
                 print(f"    they see refusals after {spread(found.latencies.get(429, []))}")
                 print(
