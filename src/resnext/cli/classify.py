@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from resnext.cli.options import STANDARD_INPUT, Flag, check_outputs, with_given, write_json
+from resnext.cli.options import (
+    STANDARD_INPUT,
+    Flag,
+    OptionalWhole,
+    Whole,
+    check_outputs,
+    with_given,
+    write_json,
+)
 from resnext.errors import ResNeXtError
 
 if TYPE_CHECKING:
@@ -27,12 +35,12 @@ def evaluate(
     views: Literal[1, 2, 10] = 1,
     against: str | None = None,
     json: Path | None = None,
-    batch_size: int | None = None,
-    workers: int = 0,
+    batch_size: OptionalWhole = None,
+    workers: Whole = 0,
     device: str = "auto",
     plan: bool = True,
     labels: str | None = None,
-    size: int | None = None,
+    size: OptionalWhole = None,
     mean: str | None = None,
     std: str | None = None,
 ) -> None:
@@ -86,22 +94,22 @@ def predict(
     file: str,
     /,
     *images: str,
-    top: int = 1,
+    top: Whole = 1,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     embeddings: Path | None = None,
     sheet: Path | None = None,
-    limit: int | None = None,
-    batch_size: int | None = None,
-    workers: int | None = None,
+    limit: OptionalWhole = None,
+    batch_size: OptionalWhole = None,
+    workers: OptionalWhole = None,
     device: str = "auto",
     plan: bool = True,
-    like: int | None = None,
+    like: OptionalWhole = None,
     similar: Path | None = None,
     index: Path | None = None,
     ray: Flag = False,
     overwrite: Flag = False,
     labels: str | None = None,
-    size: int | None = None,
+    size: OptionalWhole = None,
     mean: str | None = None,
     std: str | None = None,
 ) -> None:

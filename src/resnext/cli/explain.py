@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from resnext.cli.options import Flag, check_outputs, write_json
+from resnext.cli.options import Flag, OptionalWhole, check_outputs, write_json
 from resnext.errors import ResNeXtError
 
 if TYPE_CHECKING:
@@ -28,15 +28,15 @@ def explain(
     label: Annotated[str | None, Parameter(name="--class")] = None,
     against: str | None = None,
     how: Literal["map", "occlusion", "layercam", "ig"] | None = None,
-    stage: int | None = None,
+    stage: OptionalWhole = None,
     fine: Flag = False,
     check: bool = True,
     sanity: Flag = False,
     html: Flag = False,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     json: Path | None = None,
-    limit: int | None = None,
-    like: int | None = None,
+    limit: OptionalWhole = None,
+    like: OptionalWhole = None,
     device: str = "auto",
     plan: bool = True,
 ) -> None:

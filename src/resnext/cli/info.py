@@ -7,14 +7,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from resnext.cli.options import with_given
+from resnext.cli.options import whole, with_given
 
 
 def info(
     name: str | None = None,
     /,
     *,
-    size: Annotated[int | None, Parameter(name=["--size", "-s"])] = None,
+    size: Annotated[int | None, Parameter(name=["--size", "-s"], converter=whole)] = None,
     labels: str | None = None,
     mean: str | None = None,
     std: str | None = None,

@@ -37,7 +37,7 @@ from resnext.training.distributed import (
     shutdown_distributed,
 )
 from resnext.training.finalize import finalize
-from resnext.training.forecast import TimePlan, forecast_lines, measure
+from resnext.training.forecast import TimePlan, run_forecast
 from resnext.training.given_model import read_model
 from resnext.training.identity import (
     check_identity,
@@ -59,7 +59,7 @@ from resnext.training.preparation import (
 from resnext.training.probe import probe_plan, run_probe, starting_classifier
 from resnext.training.recipe import Recipe
 from resnext.training.request import Context, Request, RunPlan
-from resnext.training.run_state import ExecutionConfig, RunSettings
+from resnext.training.run_state import ExecutionConfig, TrainState
 from resnext.training.teacher import open_teacher
 from resnext.training.threads import kept_threads
 from resnext.training.trainer import Trainer
@@ -398,8 +398,10 @@ def _run(
     ):
         context.progress.line(line)
     shown = context.group.any(context.shows_progress or request.dry_run)[0]
-    if checkpoint is None and time_plan is None and shown:  # all processes measure together
-        _show_forecast(plan, settings, context)
+    if time_plan is None and shown and (checkpoint is None or request.dry_run):
+        state = None if checkpoint is None else TrainState(**checkpoint.about["position"])
+        for line in run_forecast(plan.network, plan.splits, settings, context.group, state):
+            context.progress.line(line)
     if request.dry_run:
         return
     with locked(request.folder) if context.group.first else nullcontext():
@@ -414,13 +416,6 @@ def _run(
             finalize(trainer, command=_command(request), index=request.index)
         finally:
             trainer.close()
-
-
-def _show_forecast(plan: RunPlan, settings: RunSettings, context: Context) -> None:
-    speed = measure(plan.network, plan.splits, settings, context.group)
-    images = len(training_pool(plan.splits))
-    for line in forecast_lines(settings, images, speed.run(settings.recipe, images)):
-        context.progress.line(line)
 
 
 def _start(

@@ -50,17 +50,21 @@ def validate_arguments(request: Request, group: ProcessGroup) -> torch.device:
             f"weights must be a file, a name or an address, not {brief(request.weights)}. Give a "
             f"network as the model."
         )
-    for name, value in (
-        ("retries", request.retries),
-        ("checkpoint_minutes", request.checkpoint_minutes),
-        ("workers", request.workers or 0),
+    for name, value, kinds in (
+        ("retries", request.retries, (int,)),
+        ("checkpoint_minutes", request.checkpoint_minutes, (int, float)),
+        ("workers", request.workers or 0, (int,)),
     ):
-        if type(value) not in (int, float) or not 0 <= value < 1e9:
-            raise InputError(f"{name} must be 0 or more, not {brief(value)}.")
+        if type(value) not in kinds or not 0 <= value < 1e9:
+            whole = "a whole number, " if kinds == (int,) else ""
+            raise InputError(f"{name} must be {whole}0 or more, not {brief(value)}.")
     check_workers(request.workers or 0)
     if request.minutes is not None:
         if type(request.minutes) not in (int, float) or not 0 < request.minutes < 1e6:
-            raise InputError(f"minutes must be more than 0, not {brief(request.minutes)}.")
+            raise InputError(
+                f"minutes must be more than 0 and less than a million, not "
+                f"{brief(request.minutes)}."
+            )
         if "epochs" in request.changes:
             raise InputError("Give minutes or epochs, not both: minutes decides the epochs.")
     device = pick_device(request.device)
@@ -70,6 +74,9 @@ def validate_arguments(request: Request, group: ProcessGroup) -> torch.device:
         torch.cuda.set_device(device)
     pick_precision(request.precision, device)
     return device
+
+
+_LARGEST = 10_000  # pixels; an image of this size takes more than a gigabyte
 
 
 def make_plan(request: Request, splits: Splits, context: Context) -> RunPlan:
@@ -94,8 +101,17 @@ def make_plan(request: Request, splits: Splits, context: Context) -> RunPlan:
     network = build_network(request, splits, recipe, context.shows_progress)
     preprocessing = chosen_preprocessing(network, splits, request.size, teacher)
     recipe = _fit_memory(request, recipe, network, preprocessing.size, context)
+    side, smallest = recipe.train_size or preprocessing.size, _smallest(network.config, teacher)
+    if side < smallest:
+        raise _too_small("train_size", smallest, network.config, side)
+    if recipe.padding >= side:
+        raise ConfigError(f"padding must be less than the images' {side} pixels; lower it.")
     if teacher is not None:
         check_distillation(recipe, teacher, preprocessing.size)
+    elif recipe.distill_temperature != 1:
+        raise ConfigError(
+            "distill_temperature needs a teacher (resnext distill). Leave it out, or give one."
+        )
     check_packages(recipe)
     if recipe.frozen_stages > network.config.num_stages:
         raise ConfigError(
@@ -161,11 +177,9 @@ def chosen_preprocessing(
     smallest = _smallest(config, None)
     chosen = default.size if size is None else size
     if type(chosen) is not int or chosen < smallest:
-        raise ConfigError(
-            f"size must be at least {smallest} pixels for this network, "
-            f"whose last map has one pixel for every {config.stride}, not {brief(chosen)}. Raise "
-            f"--size, or choose a network for small images such as resnext29_32x4d."
-        )
+        raise _too_small("--size", smallest, config, chosen)
+    if chosen > _LARGEST:
+        raise ConfigError(f"size must be at most {_LARGEST:,} pixels, not {brief(chosen)}.")
     resize = default.resize
     if chosen != default.size:
         resize = chosen if chosen <= 64 else round(chosen * default.resize / default.size)
@@ -173,6 +187,14 @@ def chosen_preprocessing(
     if grey and default.colour != "L":
         return replace(default, size=chosen, resize=resize, mean=(0.5,), std=(0.25,), colour="L")
     return replace(default, size=chosen, resize=resize)
+
+
+def _too_small(name: str, smallest: int, config: ResNeXtConfig, size: object) -> ConfigError:
+    return ConfigError(
+        f"{name.removeprefix('--')} must be at least {smallest} pixels for this network, whose "
+        f"last map has one pixel for every {config.stride}, not {brief(size)}. Raise {name}, or "
+        f"choose a network for small images such as resnext29_32x4d."
+    )
 
 
 def _smallest(config: ResNeXtConfig, teacher: Teacher | None) -> int:
@@ -254,8 +276,9 @@ def check_out(request: Request) -> None:
     Raises:
         CheckpointError: One cannot be written, or a model or checkpoint would be lost.
     """
-    out, folder = request.out, request.folder
+    out = request.out
     check_writable(out)
+    folder = request.folder
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file, not a run folder. Choose another name.")
     check_writable(folder / "report.html")

@@ -47,13 +47,13 @@ def probe_plan(request: Request, splits: Splits, context: Context) -> ProbePlan:
         CheckpointError: The weights cannot be loaded.
     """
     recipe = Probe().changed(**request.changes)
-    if request.model is not None:
-        raise ConfigError("Give a model or weights, not both: weights define their network.")
     if request.weights is None:
         raise ConfigError(
             "The recipe probe needs weights (--weights) to compute embeddings with. To train from "
             "scratch, use the recipe small."
         )
+    if request.model is not None:
+        raise ConfigError("Give a model or weights, not both: weights define their network.")
     given = {
         "compile (--compile)": request.compile is not None,
         "sync_norms (--sync-norms)": request.sync_norms,
