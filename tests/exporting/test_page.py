@@ -141,7 +141,7 @@ def test_the_browser_answers_as_the_network_does(
         by_label = dict(zip(prediction.labels, prediction.probabilities, strict=True))
         assert row == pytest.approx([by_label[label] for label in LABELS], abs=0.02)
         assert name == (prediction.label if prediction.sure else "Not sure")
-    page.wait_for_timeout(200)
+    page.wait_for_load_state("networkidle")
     others = [url for url in page.requests if not url.startswith(("blob:", "data:"))]
     assert others == [page_file.as_uri()]
     assert page.errors == []

@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.resources import files
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import tiny_network
+from helpers import tiny_network, wait_until
 from inference_cases import CONFIG
 from PIL import Image
 
@@ -77,8 +76,7 @@ class FakeServer:
         self._server: Any = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
-        while not self._server.started:
-            time.sleep(0.01)
+        wait_until(lambda: self._server.started)
         self.address = f"http://127.0.0.1:{port}/"
 
     def stop(self) -> None:

@@ -173,8 +173,6 @@ def predict(
     only_with_out = {"--embeddings": embeddings, "--workers": workers, "--ray": ray or None}
     if given := [name for name, value in only_with_out.items() if value is not None]:
         raise ResNeXtError(f"{given[0]} needs --out FILE, the file to write the predictions to.")
-    from rich.console import Console
-
     from resnext.card import card_of
     from resnext.cli.tables import predictions_table
     from resnext.data.passed_over import PassedOver
@@ -183,6 +181,7 @@ def predict(
     from resnext.prediction.contact_sheet import check_sheet, draw_sheet, save_sheet
     from resnext.prediction.images import held_out_images, predict
     from resnext.prediction.inputs import expand_images
+    from resnext.system.terminal import print_table
 
     if sheet is not None:
         check_sheet(sheet)
@@ -208,7 +207,7 @@ def predict(
         one._replace(name="-") if isinstance(picture, bytes) else one
         for picture, one in zip(pictures, predict(model, pictures, **options), strict=True)
     ]
-    Console().print(predictions_table(predictions))
+    print_table(predictions_table(predictions))
     _print_moved([one for prediction in predictions for one in prediction.like])
     if unsure := sum(not prediction.sure for prediction in predictions):
         print(
@@ -236,17 +235,16 @@ def _print_similar(
     plan: bool,
 ) -> None:
     """Run `predict --similar`."""
-    from rich.console import Console
-
     from resnext.cli.tables import neighbours_table
     from resnext.data.decoding import open_image
     from resnext.neighbours.index import open_index
     from resnext.prediction.contact_sheet import check_sheet, draw_neighbours, save_sheet
+    from resnext.system.terminal import print_table
 
     if sheet is not None:
         check_sheet(sheet)
     found = open_index(file, index, device=device, plan=plan).search(image, count)
-    Console().print(neighbours_table(found))
+    print_table(neighbours_table(found))
     _print_moved(found)
     if sheet is not None:
         save_sheet(draw_neighbours(open_image(image, "RGB"), found), sheet)

@@ -76,8 +76,6 @@ def explain(
     out = out or Path("explanation.html" if html else "explanation.png")
     as_page = html or out.suffix == ".html"
     check_outputs(out)
-    from rich.console import Console
-
     from resnext.cli.tables import explanations_table
     from resnext.data.open import BUILT_IN
     from resnext.explanation.images import check_sanity, explain
@@ -90,6 +88,7 @@ def explain(
     from resnext.prediction.inputs import expand_images
     from resnext.system.atomic import write_bytes_atomically
     from resnext.system.progress import reporter
+    from resnext.system.terminal import print_table
     from resnext.system.text import counted
 
     if not as_page:
@@ -120,7 +119,7 @@ def explain(
             shown.advance(1)
     finally:
         shown.stop()
-    Console().print(explanations_table(done))
+    print_table(explanations_table(done))
     _print_checks(done, checks)
     if as_page:
         write_bytes_atomically(out, explanation_page(done, Path(file).name).encode())

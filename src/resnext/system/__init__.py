@@ -12,5 +12,6 @@ limits.py    limits of a container: CPU quota, memory, shared memory
 main_guard.py one line for scripts that new processes run again
 progress.py  progress bars and log lines
 signals.py   the signals that ask a process to end
+terminal.py  text and tables as wide as the terminal
 text.py      numbers and nouns in messages
 """
