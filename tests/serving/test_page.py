@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from helpers import tiny_network, wait_until
 from inference_cases import CONFIG
+from page_cases import until
 from PIL import Image
 
 import resnext
@@ -198,15 +199,6 @@ def settled(page: Any) -> None:
     """Wait until every picture has an answer or an error."""
     until(page, "pictures.length > 0 && pictures.every((x) => x.answer || x.error)")
     page.evaluate("queue")
-
-
-def until(page: Any, condition: str) -> None:
-    """Wait for a condition; Playwright's own way needs `eval`, which the page forbids."""
-    for _ in range(600):
-        if page.evaluate(condition):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"{condition} did not come true; {page.inner_text('#status')}")
 
 
 def titles(page: Any) -> list[str]:
