@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import numpy as np
 from filelock import FileLock
 
 from resnext.card import Card
@@ -42,7 +43,10 @@ FILES = {
 PACKAGE = "onnxruntime-web@1.30.0"
 _ARCHIVE = f"{PACKAGE.replace('@', '-')}.tgz"
 _SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
-_TO_TEXT = bytes.maketrans(b"<", b",")  # so that no data looks like the end of a script
+_DIGITS = np.frombuffer(  # those of base64.b85encode, but no "<", which might end a script
+    b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;,=>?@^_`{|}~",
+    np.uint8,
+)
 
 
 class Runtime(NamedTuple):
@@ -113,9 +117,18 @@ def _content(archive: tarfile.TarFile, name: str) -> bytes:
 
 
 def packed(content: bytes) -> str:
-    """Bytes as text for a page: gzip, then 85 digits, a quarter longer."""
-    small = gzip.compress(content, mtime=0)
-    return base64.b85encode(small).translate(_TO_TEXT).decode("ascii")
+    """Bytes as text for a page: gzip, then 85 digits, a quarter longer.
+
+    As `base64.b85encode`, which takes ten times as long, and 30 bytes of memory for each byte.
+    """
+    small = gzip.compress(content, compresslevel=6, mtime=0)
+    padding = -len(small) % 4
+    words = np.frombuffer(small + bytes(padding), ">u4").astype(np.uint32)
+    text = np.empty((len(words), 5), np.uint8)
+    for place in reversed(range(5)):
+        words, digits = np.divmod(words, 85)
+        text[:, place] = _DIGITS[digits]
+    return text.tobytes()[: text.size - padding].decode("ascii")
 
 
 def page_files(path: Path) -> list[Path]:
