@@ -10,7 +10,7 @@ FOLDER keeps them. SECONDS_EACH is how long each load lasts, by default 30. Part
     memory     memory after 2,000 and 22,000 requests of mixed sizes and formats
     start      seconds until it is ready, with a plan
     overload   ten times as many clients, which is more than the queue takes: good answers a second,
-               and how quickly the others are refused
+               and how quickly the others are refused; with both networks
     litserve   the first part with LitServe and the same engine; LITSERVE names the Python of an
                environment with litserve and resnext
 """
@@ -19,8 +19,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import io
+import multiprocessing
 import os
+import random
 import re
 import signal
 import socket
@@ -32,6 +35,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -46,6 +50,7 @@ SECONDS = float(os.environ.get("SECONDS_EACH", "30"))
 CLIENTS = 64
 IMAGES = 600
 BATCH = 16
+SPAWN = multiprocessing.get_context("spawn")
 
 
 def main(parts: Sequence[str]) -> None:
@@ -209,7 +214,8 @@ class Client(asyncio.Protocol):
         self.load.done(int(head[9:12]), now - self.began, now)
         if self.load.running(now):
             if head[9:12] == b"429":
-                asyncio.get_running_loop().call_later(self.load.pause, self.ask)
+                pause = self.load.pause * random.uniform(0.5, 1.5)
+                asyncio.get_running_loop().call_later(pause, self.ask)
             else:
                 self.ask()
         else:
@@ -233,7 +239,8 @@ class Load:
         clients: Their number.
         seconds: How long; the first tenth is not measured.
         count: End after so many requests instead.
-        pause: Seconds before a client that was refused comes again.
+        pause: Mean of the seconds after which a client that was refused comes again; with equal
+            pauses all clients would always come at once.
     """
 
     def __init__(
@@ -264,8 +271,9 @@ class Load:
         loop = asyncio.get_running_loop()
         self.end = asyncio.Event()
         self.began = time.perf_counter()
-        for _ in range(self.clients):
+        for _ in range(self.clients):  # not all at the same moment
             await loop.create_connection(lambda: Client(self), "127.0.0.1", self.port)
+            await asyncio.sleep(0.05 * self.seconds / self.clients)
         await self.end.wait()
 
     def running(self, now: float) -> bool:
@@ -468,24 +476,56 @@ def start(folder: Path) -> None:
         print(f"{name}: ready after {min(seconds):.2f} s, the least of five; {held[-1]:.0f} MB")
 
 
-def overload(folder: Path) -> None:
+def overload(folder: Path, names: Sequence[str] = ("model", "small")) -> None:
     """Good answers a second with ten times as many clients."""
     images = photos(folder)
-    with ours(folder, "small") as server:
-        Load(server.port, raw(images), seconds=3).run()
-        peak = Load(server.port, raw(images), seconds=SECONDS / 2).run()
-        print(f"peak: {peak.throughput:.0f}/s with {peak.clients} clients, {dict(peak.codes)}")
-        for pause in (1.0, 0.25):
-            found = Load(server.port, raw(images), 10 * CLIENTS, SECONDS / 2, pause=pause).run()
-            share = found.throughput / peak.throughput
-            offered = sum(found.codes.values()) / (0.9 * found.seconds)
+    for name in names:
+        with ours(folder, name) as server, ProcessPoolExecutor(1, SPAWN) as beside:
+            Load(server.port, raw(images), seconds=3).run()
+            peak = Load(server.port, raw(images), seconds=SECONDS / 2).run()
             print(
-                f"{found.clients} clients that come again after {pause:g} s: {offered:.0f}/s, "
-                f"of which good {found.throughput:.0f}/s, {share:.1%}; {dict(found.codes)}"
+                f"{name}: {peak.throughput:.1f}/s with {peak.clients} clients, {dict(peak.codes)}"
             )
-            if found.codes[429]:
-                half, most = found.quantile(0.5, 429), found.quantile(0.99, 429)
-                print(f"refused: p50 {half:.1f} ms, p99 {most:.1f} ms")
+            for pause in (1.0, 0.25):
+                single = beside.submit(refusals, server.port, images[0], SECONDS / 2)
+                found = Load(server.port, raw(images), 10 * CLIENTS, SECONDS / 2, pause=pause).run()
+                share = found.throughput / peak.throughput
+                offered = sum(found.codes.values()) / (0.9 * found.seconds)
+                print(
+                    f"  {found.clients} clients that come again after {pause:g} s: "
+                    f"{offered:.0f}/s, of which good {found.throughput:.1f}/s, {share:.1%}; "
+                    f"{dict(found.codes)}"
+                )
+                print(f"    they see refusals after {spread(found.latencies.get(429, []))}")
+                print(
+                    f"    a client in a process of its own: {spread(single.result())}", flush=True
+                )
+
+
+def refusals(port: int, image: bytes, seconds: float) -> list[float]:
+    """How long each refusal takes that one client gets, which asks ten times a second."""
+    found: list[float] = []
+    request, end = next(raw([image])), time.perf_counter() + seconds
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        time.sleep(0.1 * seconds)
+        while time.perf_counter() < end:
+            time.sleep(random.uniform(0.05, 0.15))
+            began = time.perf_counter()
+            connection.sendall(request)
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            response.read()
+            if response.status == 429:
+                found.append(time.perf_counter() - began)
+    return found
+
+
+def spread(seconds: Sequence[float]) -> str:
+    """Quantiles as text."""
+    if not seconds:
+        return "none"
+    half, most = (1000 * float(np.quantile(seconds, share)) for share in (0.5, 0.99))
+    return f"p50 {half:.1f} ms, p99 {most:.1f} ms of {len(seconds):,}"
 
 
 def litserve(folder: Path) -> None:

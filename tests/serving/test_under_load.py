@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -87,6 +90,17 @@ def test_sigterm_while_a_model_is_loaded(tmp_path: Path) -> None:
         load.end()
         assert server.end() == 0, (tmp_path / "log").read_text()
         assert load.unanswered == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority")
+def test_threads_that_compute_give_way_to_refusals() -> None:
+    """On two cores, refusals waited for half a second behind decoders and the engine."""
+    usual = os.getpriority(os.PRIO_PROCESS, os.getpid())
+    with served():
+        threads = [x for x in threading.enumerate() if x.name.startswith("resnext-")]
+        ids = [x.native_id for x in threads if x.native_id is not None]
+        assert len(ids) > 1
+        assert min(os.getpriority(os.PRIO_PROCESS, one) for one in ids) > usual
 
 
 def test_overload_at_ten_times_the_capacity() -> None:

@@ -25,6 +25,7 @@ from resnext.serving.model import Answer, Model
 from resnext.serving.problems import Problem, unavailable
 from resnext.serving.replace import check_replacement, open_gate
 from resnext.serving.settings import Settings
+from resnext.system.priority import give_way
 
 if TYPE_CHECKING:
     from resnext.network import ResNeXt
@@ -96,7 +97,7 @@ class Service:
     def load(self, loop: asyncio.AbstractEventLoop) -> Model:
         """Open and warm the model; with another one running, replace it if it is no worse.
 
-        Blocks; call it in a thread.
+        Blocks; call it in a thread, whose priority is lowered.
 
         Args:
             loop: The event loop that waits for answers.
@@ -106,6 +107,7 @@ class Service:
                 stays.
         """
         settings = self.settings
+        give_way()  # and so do the engine's threads, which begin here: a refusal is quick
         with self._changing:
             model = Model(
                 self.source,
