@@ -15,7 +15,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from starlette.requests import Request  # noqa: E402
 from starlette.responses import JSONResponse  # noqa: E402
 from starlette.routing import Route  # noqa: E402
 
+from resnext.pages.template import read_template  # noqa: E402
 from resnext.serving.pages import content_policy, page_routes  # noqa: E402
 
 CHROMIUM = shutil.which("chromium")
@@ -463,7 +463,7 @@ def test_everybody_can_use_it(
 
 def test_the_page_is_small_and_asks_nobody() -> None:
     """One file without other assets, whose policy names its own style and script by hash."""
-    page = files("resnext.serving").joinpath("page.html").read_text(encoding="utf-8")
+    page = read_template("resnext.serving", "page.html")
     assert len(page.encode()) <= 60_000
     assert re.findall(r"https?://|@import|url\(", page) == []
     policy = content_policy(page)

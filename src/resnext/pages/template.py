@@ -19,12 +19,7 @@ def read_template(package: str, name: str) -> str:
 
 def fill(template: str, values: Mapping[str, str]) -> str:
     """A page: each `{{ NAME }}` of its template replaced by a value, in which none is replaced."""
-    first, *pieces = template.split("{{ ")
-    filled = [first]
-    for piece in pieces:
-        name, _, rest = piece.partition(" }}")
-        filled += [values[name], rest]
-    return "".join(filled)
+    return re.sub(r"\{\{ (\w+) \}\}", lambda one: values[one[1]], template)
 
 
 def digests(page: str, tag: str) -> str:
