@@ -315,7 +315,7 @@ def test_the_history_stays_in_the_browser(chromium: Any, server: FakeServer) -> 
 
 
 def test_drop_paste_camera_and_no_picture(chromium: Any, server: FakeServer) -> None:
-    """Every way in gives an answer; what is no picture gives the server's line."""
+    """Every way in gives an answer; what is not a picture gives the server's line."""
     page = opened(chromium, server.address, permissions=["camera"])
     give_event = """([kind, bytes]) => {
       const data = new DataTransfer();
@@ -362,7 +362,7 @@ def test_a_server_with_a_token(chromium: Any, server: FakeServer) -> None:
     """The page asks for it, or takes it from its address and removes it from there."""
     server.token = "a secret"
     page = opened(chromium, server.address)
-    assert page.inner_text("#status") == "This server wants a token."
+    assert page.inner_text("#status") == "This server needs a token."
     give(page, "sure")
     page.fill("#token", "wrong")
     page.press("#token", "Enter")

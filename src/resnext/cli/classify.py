@@ -53,8 +53,9 @@ def evaluate(
         workers: Number of processes that decode images.
         device: auto, cpu, cuda, cuda:1, …
         plan: Use the plan that `resnext optimize` saved next to the model file.
-        labels: For an ONNX or OpenVINO file of others: its class names, as a text file with one
-            name a line, or imagenet-1k. Default: what its metadata say; so for the next three.
+        labels: For an ONNX or OpenVINO file from another program: its class names, as a text file
+            with one name a line, or imagenet-1k. Default: what its metadata say;
+            so for the next three.
         size: Its image size, pixels.
         mean: Its means of each channel, for values from 0 to 1: 0.485,0.456,0.406.
         std: Its standard deviations of each channel.
@@ -133,8 +134,9 @@ def predict(
         index: Index to search. Default: the one next to the model file.
         ray: With --out, run on a cluster with Ray Data.
         overwrite: With --out, replace the file if it exists.
-        labels: For an ONNX or OpenVINO file of others: its class names, as a text file with one
-            name a line, or imagenet-1k. Default: what its metadata say; so for the next three.
+        labels: For an ONNX or OpenVINO file from another program: its class names, as a text file
+            with one name a line, or imagenet-1k. Default: what its metadata say;
+            so for the next three.
         size: Its image size, pixels.
         mean: Its means of each channel, for values from 0 to 1: 0.485,0.456,0.406.
         std: Its standard deviations of each channel.

@@ -69,7 +69,7 @@ def explain(
     """
     for name in images:
         if html and name.endswith((".html", ".htm")):
-            raise ResNeXtError(f"{name} is no image. To write the page there: --out {name}")
+            raise ResNeXtError(f"{name} is not an image. To write the page there: --out {name}")
     if limit is not None and limit < 1:
         raise ResNeXtError(f"--limit must be at least 1, not {limit}.")
     check_outputs(json)

@@ -27,8 +27,8 @@ def info(
             (`.json`, or OpenMMLab's `.py`). Without a name, all variants are listed.
         size: Image size in pixels. Default: the model's own; for a variant 224, or 32 if it is
             made for small images.
-        labels: For an ONNX or OpenVINO file of others: its class names, as a text file with one
-            name a line, or imagenet-1k.
+        labels: For an ONNX or OpenVINO file from another program: its class names, as a text file
+            with one name a line, or imagenet-1k.
         mean: Its means of each channel, for values from 0 to 1: 0.485,0.456,0.406.
         std: Its standard deviations of each channel.
     """
