@@ -243,7 +243,7 @@ resnext.train("photos", TINY, recipe=QUICK, size=16, workers=1, out="m.safetenso
 """
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_a_script_without_a_guard(tmp_path: Path, method: str) -> None:
     """Where processes are not forked, workers ran the script again, on the same files."""
     photo_folder(tmp_path / "photos")

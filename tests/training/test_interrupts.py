@@ -113,7 +113,7 @@ def left_alone(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 
 @pytest.mark.parametrize(
-    "moments", [3, pytest.param(30, marks=pytest.mark.slow)], ids=["3 moments", "30 moments"]
+    "moments", [2, pytest.param(30, marks=pytest.mark.slow)], ids=["2 moments", "30 moments"]
 )
 def test_killed_at_any_moment(
     tmp_path: Path, moments: int, environment: dict[str, str], left_alone: Reference

@@ -7,7 +7,7 @@ import sys
 import threading
 from contextlib import suppress
 
-_STEPS = 5  # of nice
+_STEPS = 10  # of nice
 
 
 def give_way() -> None:
