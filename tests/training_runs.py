@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import resnext
 from resnext import ResNeXtConfig
@@ -72,6 +73,18 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
         original(self)
 
     monkeypatch.setattr(Trainer, "_after_step", stopping)
+
+
+def colour_photos(folder: Path) -> Path:
+    """Two classes of a dozen 20×24 images: reddish and bluish noise."""
+    rng = np.random.default_rng(0)
+    for name, channel in (("red", 0), ("blue", 2)):
+        (folder / "photos" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(0, 100, (20, 24, 3), dtype=np.uint8)
+            pixels[..., channel] += 120
+            Image.fromarray(pixels).save(folder / "photos" / name / f"{i}.png")
+    return folder / "photos"
 
 
 def more_photos(photos: Path, count: int) -> None:

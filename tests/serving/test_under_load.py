@@ -125,7 +125,7 @@ def test_overload_at_ten_times_the_capacity() -> None:
 
 
 def test_an_overloaded_engine_computes_only_what_is_answered() -> None:
-    """Clients that come again at once, ten times as many as fit: each computed image is a 200."""
+    """Clients that retry at once, ten times as many as fit: each computed image is a 200."""
     model = Gated(batch=4)
     with served(model, images=8) as server, ThreadPoolExecutor(80) as clients:
         warm = sum(map(len, model.batches))

@@ -61,8 +61,9 @@ def evaluate(
         workers: Number of processes that decode images.
         device: auto, cpu, cuda, cuda:1, …
         plan: Use the plan that `resnext optimize` saved next to the model file.
-        labels: For an ONNX or OpenVINO file of others: its class names, as a text file with one
-            name a line, or imagenet-1k. Default: what its metadata say; so for the next three.
+        labels: For an ONNX or OpenVINO file from another program: its class names, as a text file
+            with one name a line, or imagenet-1k. Default: what its metadata say;
+            so for the next three.
         size: Its image size, pixels.
         mean: Its means of each channel, for values from 0 to 1: 0.485,0.456,0.406.
         std: Its standard deviations of each channel.
@@ -141,8 +142,9 @@ def predict(
         index: Index to search. Default: the one next to the model file.
         ray: With --out, run on a cluster with Ray Data.
         overwrite: With --out, replace the file if it exists.
-        labels: For an ONNX or OpenVINO file of others: its class names, as a text file with one
-            name a line, or imagenet-1k. Default: what its metadata say; so for the next three.
+        labels: For an ONNX or OpenVINO file from another program: its class names, as a text file
+            with one name a line, or imagenet-1k. Default: what its metadata say;
+            so for the next three.
         size: Its image size, pixels.
         mean: Its means of each channel, for values from 0 to 1: 0.485,0.456,0.406.
         std: Its standard deviations of each channel.
@@ -181,8 +183,6 @@ def predict(
     only_with_out = {"--embeddings": embeddings, "--workers": workers, "--ray": ray or None}
     if given := [name for name, value in only_with_out.items() if value is not None]:
         raise ResNeXtError(f"{given[0]} needs --out FILE, the file to write the predictions to.")
-    from rich.console import Console
-
     from resnext.card import card_of
     from resnext.cli.tables import predictions_table
     from resnext.data.passed_over import PassedOver
@@ -191,6 +191,7 @@ def predict(
     from resnext.prediction.contact_sheet import check_sheet, draw_sheet, save_sheet
     from resnext.prediction.images import held_out_images, predict
     from resnext.prediction.inputs import expand_images
+    from resnext.system.terminal import print_table
 
     if sheet is not None:
         check_sheet(sheet)
@@ -216,7 +217,7 @@ def predict(
         one._replace(name="-") if isinstance(picture, bytes) else one
         for picture, one in zip(pictures, predict(model, pictures, **options), strict=True)
     ]
-    Console().print(predictions_table(predictions))
+    print_table(predictions_table(predictions))
     _print_moved([one for prediction in predictions for one in prediction.like])
     if unsure := sum(not prediction.sure for prediction in predictions):
         print(
@@ -244,17 +245,16 @@ def _print_similar(
     plan: bool,
 ) -> None:
     """Run `predict --similar`."""
-    from rich.console import Console
-
     from resnext.cli.tables import neighbours_table
     from resnext.data.decoding import open_image
     from resnext.neighbours.index import open_index
     from resnext.prediction.contact_sheet import check_sheet, draw_neighbours, save_sheet
+    from resnext.system.terminal import print_table
 
     if sheet is not None:
         check_sheet(sheet)
     found = open_index(file, index, device=device, plan=plan).search(image, count)
-    Console().print(neighbours_table(found))
+    print_table(neighbours_table(found))
     _print_moved(found)
     if sheet is not None:
         save_sheet(draw_neighbours(open_image(image, "RGB"), found), sheet)

@@ -69,15 +69,13 @@ def explain(
     """
     for name in images:
         if html and name.endswith((".html", ".htm")):
-            raise ResNeXtError(f"{name} is no image. To write the page there: --out {name}")
+            raise ResNeXtError(f"{name} is not an image. To write the page there: --out {name}")
     if limit is not None and limit < 1:
         raise ResNeXtError(f"--limit must be at least 1, not {limit}.")
     check_outputs(json)
     out = out or Path("explanation.html" if html else "explanation.png")
     as_page = html or out.suffix == ".html"
     check_outputs(out)
-    from rich.console import Console
-
     from resnext.cli.tables import explanations_table
     from resnext.data.open import BUILT_IN
     from resnext.explanation.images import check_sanity, explain
@@ -90,6 +88,7 @@ def explain(
     from resnext.prediction.inputs import expand_images
     from resnext.system.atomic import write_bytes_atomically
     from resnext.system.progress import reporter
+    from resnext.system.terminal import print_table
     from resnext.system.text import counted
 
     if not as_page:
@@ -120,7 +119,7 @@ def explain(
             shown.advance(1)
     finally:
         shown.stop()
-    Console().print(explanations_table(done))
+    print_table(explanations_table(done))
     _print_checks(done, checks)
     if as_page:
         write_bytes_atomically(out, explanation_page(done, Path(file).name).encode())

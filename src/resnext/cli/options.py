@@ -143,8 +143,8 @@ def with_given(
 
     if not is_exported(file):
         raise InputError(
-            f"{file}: --labels, --size, --mean and --std are for ONNX and OpenVINO files of "
-            f"others. A model file has its own; resnext convert --labels changes the names."
+            f"{file}: --labels, --size, --mean and --std are for ONNX and OpenVINO files from "
+            f"other programs. A model file has its own; resnext convert --labels changes the names."
         )
     numbers: list[tuple[float, ...]] = []
     for name, text in (("--mean", mean), ("--std", std)):

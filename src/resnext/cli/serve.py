@@ -34,7 +34,7 @@ def serve(
 ) -> None:
     """Answer requests over HTTP, and show a page for photos in the browser.
 
-    SIGTERM or Ctrl-C ends it once everything that was let in is answered. SIGHUP loads the file
+    SIGTERM or Ctrl-C ends it once all accepted requests are answered. SIGHUP loads the file
     again and replaces the model without a gap.
 
     Args:

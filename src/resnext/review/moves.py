@@ -91,7 +91,7 @@ class Moves:
             parts[parts.index(old)] = new
         except ValueError:
             raise DataError(
-                f"{path} is of class {old!r}, but lies in no folder of that name. Move it by hand."
+                f"{path} is of class {old!r}, but is not in a folder of that name. Move it by hand."
             ) from None
         return self.root.joinpath(*parts)
 

@@ -1,4 +1,4 @@
-"""How much work is let in. Used by the event loop only, so it needs no lock."""
+"""How much work is accepted. Used by the event loop only, so it needs no lock."""
 
 from __future__ import annotations
 

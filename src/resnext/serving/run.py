@@ -192,7 +192,7 @@ async def run(
     sockets: Sequence[socket.socket],
     report: Callable[[str], object] = lambda line: print(line, flush=True),
 ) -> None:
-    """Serve until a signal asks to end. Everything that was let in is answered.
+    """Serve until a signal asks to end. All accepted requests are answered.
 
     Args:
         service: The service, not loaded yet.

@@ -63,7 +63,7 @@ class Service:
         self._side = ThreadPoolExecutor(1, "resnext-side")  # explanations and neighbours
         self._changing = threading.Lock()
         gauge = self.metrics.gauge
-        gauge("resnext_queue_images", "Images let in and not answered.", self._images)
+        gauge("resnext_queue_images", "Images accepted and not answered yet.", self._images)
         gauge("resnext_queue_bytes", "Bytes of request bodies.", lambda: self.admission.bytes)
         gauge("resnext_ready", "Whether it is ready.", lambda: float(self.state == "ready"))
         gauge("resnext_build_info", "Versions.", self._build)

@@ -13,5 +13,6 @@ main_guard.py one line for scripts that new processes run again
 priority.py  threads that wait for a core behind the main one
 progress.py  progress bars and log lines
 signals.py   the signals that ask a process to end
+terminal.py  text and tables as wide as the terminal
 text.py      numbers and nouns in messages
 """
