@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import resource
 import shlex
@@ -17,6 +19,7 @@ from helpers import photo_folder, run_cli, tiny_network
 from PIL import Image
 
 import resnext
+from resnext.cli.app import main
 from resnext.errors import Terminated
 
 REQUIRED = ("info", "train", "evaluate", "predict")
@@ -474,6 +477,50 @@ def test_a_full_memory_is_one_line(
     error = RuntimeError("a bug")
     with pytest.raises(RuntimeError, match="a bug"):
         run_cli(capsys, monkeypatch, "catalog")
+
+
+def test_names_that_the_terminal_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output on Windows or in a container may be ASCII, and names of files may be bytes."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    monkeypatch.setattr(sys, "argv", ["resnext", "catalog"])
+
+    def say(*_: object, **__: object) -> None:
+        print(os.fsdecode(b"caf\xe9"), "\u65e5")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("resnext.weights.catalog.catalog", say)
+    with pytest.raises(SystemExit):
+        main()
+    sys.stdout.flush()
+    assert written.getvalue() == b"caf\\udce9 \\u65e5\n"
+
+
+@pytest.mark.parametrize(
+    ("reader", "arguments"),
+    [
+        ("left", ["--help"]),
+        ("left", ["info"]),
+        ("full", ["info"]),
+    ],
+)
+def test_output_that_nobody_takes(reader: str, arguments: list[str]) -> None:
+    """`| head -1` is no error, a full disk is one line; exit code 1 is that of `compare`."""
+    ours, output = os.pipe()
+    if reader == "full":
+        os.close(output)
+        output = os.open("/dev/full", os.O_WRONLY)
+    os.close(ours)
+    command = [sys.executable, "-m", "resnext", *arguments]
+    try:
+        done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(output)
+    if reader == "left":
+        assert (done.returncode, done.stderr) == (141, "")
+    else:
+        wanted = "resnext: [Errno 28] No space left on device\n"
+        assert (done.returncode, done.stderr) == (2, wanted)
 
 
 @pytest.mark.parametrize(("width", "top5"), [(80, False), (120, True)])

@@ -154,6 +154,8 @@ def predict(
     if similar is not None:
         if images or out is not None:
             raise ResNeXtError("--similar takes one image; leave out other images and --out.")
+        if like is not None and like < 1:
+            raise ResNeXtError(f"--like must be at least 1, not {like}.")
         _print_similar(file, similar, 10 if like is None else like, index, sheet, device, plan)
         return
     from resnext.data.open import BUILT_IN
@@ -192,6 +194,7 @@ def predict(
     from resnext.prediction.images import held_out_images, predict
     from resnext.prediction.inputs import expand_images
     from resnext.system.terminal import print_table
+    from resnext.system.text import counted
 
     if sheet is not None:
         check_sheet(sheet)
@@ -232,7 +235,7 @@ def predict(
     if sheet is not None:
         values = card_of(model).preprocessing.value_range
         save_sheet(draw_sheet(pictures, predictions, values=values), sheet)
-        print(f"{sheet}: {len(predictions):,} images with their predictions")
+        print(f"{sheet}: {counted(len(predictions), 'image')} with predictions")
 
 
 def _print_similar(
@@ -250,6 +253,7 @@ def _print_similar(
     from resnext.neighbours.index import open_index
     from resnext.prediction.contact_sheet import check_sheet, draw_neighbours, save_sheet
     from resnext.system.terminal import print_table
+    from resnext.system.text import counted
 
     if sheet is not None:
         check_sheet(sheet)
@@ -258,14 +262,14 @@ def _print_similar(
     _print_moved(found)
     if sheet is not None:
         save_sheet(draw_neighbours(open_image(image, "RGB"), found), sheet)
-        print(f"{sheet}: {len(found):,} similar images")
+        print(f"{sheet}: {counted(len(found), 'similar image')}")
 
 
 def _print_moved(neighbours: Sequence[Neighbour]) -> None:
     """Say which images are not where they were indexed; images inside larger files have no path."""
     from resnext.data.dataset import EXTENSIONS
 
-    paths = [Path(one.name) for one in neighbours if ":" not in one.name]
+    paths = [Path(one.name) for one in neighbours if not _inside_file(one.name)]
     moved = [path for path in paths if path.suffix.lower() in EXTENSIONS and not path.exists()]
     if moved:
         print(
@@ -273,6 +277,11 @@ def _print_moved(neighbours: Sequence[Neighbour]) -> None:
             f"as {moved[0]}. Run resnext index again, from the folder where its paths begin",
             file=sys.stderr,
         )
+
+
+def _inside_file(name: str) -> bool:
+    """Whether an image is in a larger file, such as photos.tar:12.jpg; times have colons, too."""
+    return ".tar:" in name or ".parquet:" in name
 
 
 def _predict_files(

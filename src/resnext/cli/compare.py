@@ -91,8 +91,10 @@ def _draw(result: Comparison, path: Path) -> None:
     """Draw the flipped images."""
     from resnext.prediction.contact_sheet import draw_flips, save_sheet
     from resnext.prediction.images import Prediction
+    from resnext.system.text import counted
 
-    flips = result.flips()[:_ON_SHEET]
+    every = result.flips()
+    flips = every[:_ON_SHEET]
     if not flips or result.images is None:
         print(f"{path} was not written: both models gave every image the same class")
         return
@@ -100,4 +102,5 @@ def _draw(result: Comparison, path: Path) -> None:
     after = [Prediction(x.name, (x.label_b,), (x.confidence_b,)) for x in flips]
     pictures = [result.images.open(flip.index, "RGB", result.value_range) for flip in flips]
     save_sheet(draw_flips(pictures, [flip.actual for flip in flips], before, after), path)
-    print(f"{path}: {len(flips):,} images that got different classes")
+    first = f" (the first of {len(every):,})" if len(flips) < len(every) else ""
+    print(f"{path}: {counted(len(flips), 'image')} that got different classes{first}")

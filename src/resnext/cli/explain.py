@@ -122,7 +122,8 @@ def explain(
     print_table(explanations_table(done))
     _print_checks(done, checks)
     if as_page:
-        write_bytes_atomically(out, explanation_page(done, Path(file).name).encode())
+        page = explanation_page(done, Path(file).name)
+        write_bytes_atomically(out, page.encode("utf-8", "backslashreplace"))  # names of files
     else:
         save_sheet(draw_explanations(done), out)
     print(f"{out}: {counted(len(done), 'image')} with maps")

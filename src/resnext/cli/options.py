@@ -116,7 +116,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
     make_folder(path)
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_bytes_atomically(path, text.encode())
+    write_bytes_atomically(path, text.encode("utf-8", "backslashreplace"))  # names of files
 
 
 def with_given(

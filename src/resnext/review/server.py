@@ -164,7 +164,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
         self.close_connection = True  # a body may be left unread
-        self._send(reason.encode(), "text/plain; charset=utf-8", status=status)
+        content = reason.encode("utf-8", "backslashreplace")  # names of files
+        self._send(content, "text/plain; charset=utf-8", status=status)
 
     def _send(
         self,

@@ -114,7 +114,8 @@ def write_report(facts: Facts, path: str | Path) -> None:
     Raises:
         CheckpointError: The file cannot be written; an existing file is unchanged.
     """
-    write_bytes_atomically(Path(path), render(facts).encode())
+    page = render(facts).encode("utf-8", "backslashreplace")  # names of files
+    write_bytes_atomically(Path(path), page)
 
 
 def render(facts: Facts) -> str:
