@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import resource
 import shlex
@@ -17,6 +19,7 @@ from helpers import photo_folder, run_cli, tiny_network
 from PIL import Image
 
 import resnext
+from resnext.cli.app import main
 from resnext.errors import Terminated
 
 REQUIRED = ("info", "train", "evaluate", "predict")
@@ -45,7 +48,7 @@ def photos(tmp_path: Path) -> Path:
         ("trian", 'Did you mean "train"'),
         ("info resnext51_32x4d", "Did you mean resnext50_32x4d"),
         ("info resnext50_32x4d --size 0", "must have at least 1 pixels"),
-        ("info resnext50_32x4d --size big", 'unable to convert "big" into int'),
+        ("info resnext50_32x4d --size big", '"big" is not a whole number.'),
         ("info nothing.safetensors", "nothing.safetensors does not exist"),
         ("info FOLDER", "is a folder without model.safetensors"),
         ("info TEXT", "is not a file of weights"),
@@ -56,6 +59,10 @@ def photos(tmp_path: Path) -> Path:
         ("train TEXT", "is a file"),
         ("train PHOTOS --model resnext5", "No variant is called 'resnext5'"),
         ("train PHOTOS/cat", "has no class folders"),
+        ("train PHOTOS --size 3.5", '--size: "3.5" is not a whole number.'),
+        ("train PHOTOS --retries 0.6", '--retries: "0.6" is not a whole number.'),
+        ("predict TEXT PHOTOS --top 1.5", '--top: "1.5" is not a whole number.'),
+        ("train PHOTOS --out .", ". is a folder. Give the name of a file"),
         ("train PHOTOS --config nothing.json", "nothing.json does not exist. Give a config file"),
         ("train PHOTOS --config TEXT", "notes.txt is not JSON"),
         ("train PHOTOS --config MODEL --model x", "Give --model or --config, not both"),
@@ -470,6 +477,50 @@ def test_a_full_memory_is_one_line(
     error = RuntimeError("a bug")
     with pytest.raises(RuntimeError, match="a bug"):
         run_cli(capsys, monkeypatch, "catalog")
+
+
+def test_names_that_the_terminal_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output on Windows or in a container may be ASCII, and names of files may be bytes."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    monkeypatch.setattr(sys, "argv", ["resnext", "catalog"])
+
+    def say(*_: object, **__: object) -> None:
+        print(os.fsdecode(b"caf\xe9"), "\u65e5")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("resnext.weights.catalog.catalog", say)
+    with pytest.raises(SystemExit):
+        main()
+    sys.stdout.flush()
+    assert written.getvalue() == b"caf\\udce9 \\u65e5\n"
+
+
+@pytest.mark.parametrize(
+    ("reader", "arguments"),
+    [
+        ("left", ["--help"]),
+        ("left", ["info"]),
+        ("full", ["info"]),
+    ],
+)
+def test_output_that_nobody_takes(reader: str, arguments: list[str]) -> None:
+    """`| head -1` is no error, a full disk is one line; exit code 1 is that of `compare`."""
+    ours, output = os.pipe()
+    if reader == "full":
+        os.close(output)
+        output = os.open("/dev/full", os.O_WRONLY)
+    os.close(ours)
+    command = [sys.executable, "-m", "resnext", *arguments]
+    try:
+        done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(output)
+    if reader == "left":
+        assert (done.returncode, done.stderr) == (141, "")
+    else:
+        wanted = "resnext: [Errno 28] No space left on device\n"
+        assert (done.returncode, done.stderr) == (2, wanted)
 
 
 @pytest.mark.parametrize(("width", "top5"), [(80, False), (120, True)])

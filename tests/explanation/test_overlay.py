@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -176,3 +177,17 @@ def test_the_command(
     ):
         code, _, err = run_cli(capsys, monkeypatch, *given, *wrong)
         assert (code, err.count("\n")) == (2, 1), wrong
+
+
+def test_a_name_that_is_no_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of files are bytes; page and numbers were lost at the end."""
+    monkeypatch.chdir(tmp_path)
+    save(tiny_network(CONFIG, CARD), "pets.safetensors")
+    name = os.fsdecode(b"caf\xe9.png")
+    GREY.save(name)
+    given = ("explain", "pets.safetensors", name, "--no-check", "--html", "--json", "n.json")
+    assert run_cli(capsys, monkeypatch, *given)[0] == 0
+    assert json.loads(Path("n.json").read_text())["explanations"][0]["name"] == name
+    assert r"caf\udce9.png" in Path("explanation.html").read_text()

@@ -97,6 +97,13 @@ def test_photos_that_were_moved_are_named(folder: Path, run: Run) -> None:
     code, _, err = run("predict", "m.safetensors", "--similar", photo)
     assert code == 0
     assert "10 of 10 similar images are not where they were, such as photos" in err
+    Path("days").mkdir()
+    for name in ("2026-01-01 12:30:00.jpg", "2.jpg"):  # a time is no part of a larger file
+        shutil.copy(photo, Path("days", name))
+    assert run("index", "days", "--model", "m.safetensors")[0] == 0
+    shutil.rmtree("days")
+    _, _, err = run("predict", "m.safetensors", "--similar", photo)
+    assert "2 of 2 similar images are not where they were, such as days" in err
 
 
 def test_an_index_that_does_not_fit_is_refused_only_if_asked_for(folder: Path, run: Run) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +89,7 @@ def test_an_existing_list_is_continued(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("file;class\na;b\n", "its columns are file;class"),
+        ("file;class\na;b\n", "its columns are file, class"),
         ("path,label\na.png\n", "row 2 has 1 fields"),
         ("", "not enough values"),
     ],
@@ -118,3 +120,87 @@ def test_a_failed_write_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.undo()
     labels.write()
     assert (tmp_path / "labels.csv").read_bytes() == before
+
+
+FORMS = {
+    "semicolons": (";", "utf-8"),
+    "with a mark": (",", "utf-8-sig"),
+    "of Windows": (";", "cp1252"),
+    "tabs": ("\t", "utf-16"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_spreadsheet_may_save_the_list(tmp_path: Path, form: str) -> None:
+    """It uses its own separators and encoding, and drops empty cells at the end of a row."""
+    entries = photos(tmp_path)
+    named = tmp_path / "photos" / "cat" / "Käse.png"
+    Path(entries[0].path).rename(named)
+    entries[0] = entries[0]._replace(path=str(named))
+    first = LabelList(tmp_path / "labels.csv", entries)
+    first.update(decided(entries[0], "dog"))
+    separator, encoding = FORMS[form]
+    rows = first.file.read_text(encoding="utf-8").splitlines()
+    saved = [separator.join(row.split(",")).rstrip(separator) for row in rows]
+    first.file.write_text("\r\n".join(saved) + "\r\n", encoding=encoding, newline="")
+    again = LabelList(first.file, entries)
+    assert again.entries == first.entries
+    again.update(decided(entries[1], None))
+    splits = open_splits(first.file)
+    names = {str(path): images.labels[t] for images in (splits.train, splits.val)
+             for path, t in zip(images.images, images.targets, strict=True)}  # fmt: skip
+    assert names == {e.path: e.label for e in again.entries if e.decision != LEFT_OUT}
+    written = first.file.read_bytes()
+    assert written.startswith(b"\xef\xbb\xbf") == (form != "semicolons")
+    assert written.splitlines()[0].decode("utf-8-sig").split(separator)[0] == "path"
+
+
+def test_names_of_files_need_not_be_text(tmp_path: Path) -> None:
+    """`train` must read what the review wrote."""
+    entries = photos(tmp_path)
+    for i in (0, 5):
+        name = Path(entries[i].path).with_name(os.fsdecode(b"caf\xe9.png"))
+        Path(entries[i].path).rename(name)
+        entries[i] = entries[i]._replace(path=str(name))
+    first = LabelList(tmp_path / "labels.csv", entries)
+    first.update(decided(entries[0], "dog"))
+    assert LabelList(first.file, entries).entries == first.entries
+    splits = open_splits(first.file)
+    found = {str(path) for images in (splits.train, splits.val) for path in images.images}
+    assert found == {entry.path for entry in entries}
+
+
+def test_two_reviews_at_once(tmp_path: Path) -> None:
+    """Each writes the whole list; the decisions of the other must stay, and its moves."""
+    entries = photos(tmp_path)
+    a, b = (LabelList(tmp_path / "labels.csv", entries) for _ in range(2))
+    a.update(decided(entries[0], "dog"))
+    b.update(decided(entries[1], None))
+    a.update(decided(entries[7], "cat"))
+    assert [row["decision"] for row in table(a.file)] == [
+        "changed", LEFT_OUT, "", "", "", "", "", "changed"
+    ]  # fmt: skip
+    new = tmp_path / "photos" / "dog" / "9.png"
+    Path(entries[0].path).rename(new)
+    b.refresh()
+    b.move(entries[0].path, str(new))
+    b.write()
+    a.update(decided(entries[2], "dog"))
+    assert next(row["path"] for row in table(a.file)) == "photos/dog/9.png"
+    assert len(table(a.file)) == 8
+    with pytest.raises(DataError, match="another program moved it"):
+        a.update(decided(entries[0], "cat"))
+
+
+def test_reviews_wait_for_each_other(tmp_path: Path) -> None:
+    """Without a lock, the last one to write would undo what the others decided meanwhile."""
+    entries = photos(tmp_path, 10)
+    lists = [LabelList(tmp_path / "labels.csv", entries) for _ in range(4)]
+
+    def decide(number: int) -> None:
+        for entry in entries[number::4]:
+            lists[number].update(decided(entry, None))
+
+    with ThreadPoolExecutor(4) as pool:
+        [*pool.map(decide, range(4))]
+    assert [row["decision"] for row in table(lists[0].file)] == [LEFT_OUT] * 20

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from resnext.cli.app import app
 from resnext.data.sources.csv_list import LEFT_OUT
@@ -106,3 +108,86 @@ def test_the_command_needs_decisions(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ):
         with pytest.raises(InputError, match=message):
             app(["review", *options], exit_on_error=False)
+
+
+def made(folder: Path, *names: str) -> None:
+    """Small images that all differ."""
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (i, 0, 0)).save(folder / name, "png")
+
+
+def apply(folder: Path, *rows: str) -> None:
+    """Write labels.csv and run `review photos --apply` in a folder."""
+    (folder / "labels.csv").write_text("\n".join(("path,label,decision", *rows)) + "\n")
+    app(["review", "photos", "--apply"], exit_on_error=False)
+
+
+def test_a_class_may_be_called_like_its_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A toy train among the training images must not be moved into the folder `train/car`."""
+    monkeypatch.chdir(tmp_path)
+    photos = tmp_path / "photos"
+    made(photos, *(f"{s}/{c}/{i}.png" for s in ("train", "val") for c in ("train", "car", "car ")
+                   for i in range(2)))  # fmt: skip
+    shutil.rmtree(photos / "train" / "car")
+    shutil.rmtree(photos / "val" / "car ")
+    before = tree(photos)
+    apply(
+        tmp_path,
+        "photos/train/train/0.png,car,changed",
+        "photos/val/train/1.png,car,changed",
+    )
+    moved = {after: before[was] for was, after in (
+        ("train/train/0.png", "train/car /0-2.png"), ("val/train/1.png", "val/car/1-2.png")
+    )}  # fmt: skip
+    rest = {k: v for k, v in before.items() if k not in ("train/train/0.png", "val/train/1.png")}
+    assert tree(photos) == rest | moved
+    app(["review", "photos", "--undo"], exit_on_error=False)
+    assert tree(photos) == before
+
+
+@pytest.mark.parametrize("label", ["../elsewhere", "a/b", ".left-out", "..", "__pycache__"])
+def test_a_label_that_is_no_folder_moves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: str
+) -> None:
+    """A list that was edited by hand must not move images out of the data, or out of sight."""
+    monkeypatch.chdir(tmp_path)
+    made(tmp_path / "photos", "cat/1.png", "cat/2.png", "dog/1.png")
+    before = tree(tmp_path)
+    with pytest.raises(DataError, match="cannot be the name of a folder of images"):
+        apply(tmp_path, "photos/cat/1.png,dog,changed", f"photos/cat/2.png,{label},changed")
+    assert {**tree(tmp_path), "labels.csv": b""} == {**before, "labels.csv": b""}
+
+
+def test_links_lead_to_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative link means another file in another folder."""
+    monkeypatch.chdir(tmp_path)
+    made(tmp_path, "photos/cat/1.png", "photos/dog/1.png", "store/2.png")
+    link = tmp_path / "photos" / "cat" / "2.png"
+    link.symlink_to("../../store/2.png")
+    (tmp_path / "photos" / "dog" / "2.png").symlink_to("gone.png")
+    apply(tmp_path, "photos/cat/2.png,cat,left out", "photos/cat/1.png,dog,changed")
+    moved = tmp_path / "photos" / ASIDE / "cat" / "2.png"
+    assert moved.read_bytes() == (tmp_path / "store" / "2.png").read_bytes()
+    app(["review", "photos", "--undo"], exit_on_error=False)
+    assert link.read_bytes() == (tmp_path / "store" / "2.png").read_bytes()
+    assert not moved.is_symlink()
+
+
+@pytest.mark.parametrize("there", ["both", "neither"])
+def test_undo_keeps_its_journal(labels: LabelList, tmp_path: Path, there: str) -> None:
+    """Where another file is, or none, nothing is overwritten and the journal is not lost."""
+    opened(labels, tmp_path).apply()
+    journal = journal_of(labels.file).read_text()
+    old, new = (Path(read_moves(journal_of(labels.file))[-1][x]) for x in ("from", "to"))
+    if there == "both":
+        old.write_text("new")
+    else:
+        new.rename(tmp_path / "elsewhere")
+    before = tree(tmp_path)
+    with pytest.raises(DataError, match="cannot be moved back"):
+        opened(labels, tmp_path).undo()
+    assert tree(tmp_path) == before
+    assert journal_of(labels.file).read_text() == journal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -227,3 +228,24 @@ def test_the_map_labels_many_at_once(server: ReviewServer) -> None:
     for _ in range(2):
         call(server, "undo", {})
     assert [entry.decision for entry in session.labels.entries] == ["", "", ""]
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    """Names of files are bytes; an answer that cannot be written would break the connection."""
+    entry = Entry(os.fsdecode(b"%s/caf\xe9.png" % os.fsencode(tmp_path)), "cat")
+    session = Session("photos", [Case("unsure", (entry.path,), "")], labels := LabelList(
+        tmp_path / "labels.csv", [entry]
+    ), ("cat", "dog"))  # fmt: skip
+    server = ReviewServer(session)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        status, content, _ = call(server, "image/0/0")
+        assert (status, b"no such file" in content) == (404, True)
+        assert json.loads(call(server, "cases.json")[1])["cases"][0]["paths"] == [entry.path]
+        assert call(server, "decide", {"case": 0, "labels": ["dog"]})[0] == 200
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert b"caf\xe9.png,dog,changed" in labels.file.read_bytes()

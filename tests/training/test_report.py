@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -323,6 +324,8 @@ def test_writing(tmp_path: Path) -> None:
     path.write_text("older")
     write_report(facts(), path)
     assert path.read_text(encoding="utf-8") == render(facts())
+    write_report(facts(data=os.fsdecode(b"caf\xe9")), path)  # a file's name need not be text
+    assert r"caf\udce9" in path.read_text(encoding="utf-8")
     assert [*tmp_path.iterdir()] == [path]
     with pytest.raises(CheckpointError, match="cannot be written"):
         write_report(facts(), tmp_path / "missing" / "report.html")

@@ -5,6 +5,8 @@ Commands import what they need when they run, so that `resnext --help` loads no 
 
 from __future__ import annotations
 
+import io
+import os
 import signal
 import sys
 import warnings
@@ -31,6 +33,7 @@ from resnext.cli.train import distill, train
 from resnext.errors import ResNeXtError, ResNeXtWarning, Terminated
 from resnext.system.signals import ENDING
 
+_CLOSED_PIPE = 141  # as a shell reports SIGPIPE
 _OUT_OF_MEMORY = "Out of memory. Lower --batch-size or --size."
 
 app = App(
@@ -86,9 +89,12 @@ def _launch(
         return
     try:
         app(tokens, exit_on_error=False, print_error=False)
+        sys.stdout.flush()  # here, an error is one line
     except CycloptsError as error:
         _fail(f"{error} See resnext --help.")
     except (ResNeXtError, OSError) as error:
+        if isinstance(error, OSError) and _reader_left():
+            sys.exit(_CLOSED_PIPE)
         _fail(str(error))
     except MemoryError:
         _fail(_OUT_OF_MEMORY)
@@ -106,6 +112,8 @@ def main() -> None:
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names are no ASCII, or bytes
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default", ResNeXtWarning)
@@ -113,6 +121,10 @@ def main() -> None:
             app.meta(sys.argv[1:], exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(f"{error} See resnext --help.")
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # Rich ends with 1, as `compare` does
+            sys.exit(_CLOSED_PIPE)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -133,6 +145,16 @@ def _terminate(number: int, _: object) -> NoReturn:
     for each in ENDING:
         signal.signal(each, signal.SIG_IGN)
     raise Terminated(number)
+
+
+def _reader_left() -> bool:
+    """Whether who read the output has enough, as `head` has. Output that cannot be written goes."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return isinstance(error, BrokenPipeError)
+    return False
 
 
 def exit_code(error: KeyboardInterrupt) -> int:

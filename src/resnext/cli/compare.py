@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from resnext.cli.options import check_outputs, write_json
+from resnext.cli.options import OptionalWhole, Whole, check_outputs, write_json
 
 if TYPE_CHECKING:
     from resnext.evaluation.comparison import Comparison
@@ -24,8 +24,8 @@ def compare(
     sheet: Path | None = None,
     views: Literal[1, 2, 10] = 1,
     json: Path | None = None,
-    batch_size: int | None = None,
-    workers: int = 0,
+    batch_size: OptionalWhole = None,
+    workers: Whole = 0,
     device: str = "auto",
     plan: bool = True,
 ) -> None:
@@ -91,8 +91,10 @@ def _draw(result: Comparison, path: Path) -> None:
     """Draw the flipped images."""
     from resnext.prediction.contact_sheet import draw_flips, save_sheet
     from resnext.prediction.images import Prediction
+    from resnext.system.text import counted
 
-    flips = result.flips()[:_ON_SHEET]
+    every = result.flips()
+    flips = every[:_ON_SHEET]
     if not flips or result.images is None:
         print(f"{path} was not written: both models gave every image the same class")
         return
@@ -100,4 +102,5 @@ def _draw(result: Comparison, path: Path) -> None:
     after = [Prediction(x.name, (x.label_b,), (x.confidence_b,)) for x in flips]
     pictures = [result.images.open(flip.index, "RGB", result.value_range) for flip in flips]
     save_sheet(draw_flips(pictures, [flip.actual for flip in flips], before, after), path)
-    print(f"{path}: {len(flips):,} images that got different classes")
+    first = f" (the first of {len(every):,})" if len(flips) < len(every) else ""
+    print(f"{path}: {counted(len(flips), 'image')} that got different classes{first}")

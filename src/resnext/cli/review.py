@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from resnext.cli.options import Flag
+from resnext.cli.options import Flag, Whole
 from resnext.errors import InputError
 
 if TYPE_CHECKING:
-    from resnext.review.cases import Collection
+    from collections.abc import Iterable
+
     from resnext.review.decisions import LabelList
 
 
@@ -25,7 +26,7 @@ def review(
     apply: Flag = False,
     undo: Flag = False,
     map: Flag = False,
-    port: int = 0,
+    port: Whole = 0,
     browser: bool = True,
     device: str = "auto",
     plan: bool = True,
@@ -83,7 +84,7 @@ def review(
     runner = open_runner(model, device=device, plan=plan, progress=True)
     card = card_of(runner)
     collection = open_collection(data, card.labels)
-    labels = _labels(collection, out)
+    labels = _labels(collection.classes(), out)
     now = {path: labels[path].label for path in collection.paths}
     refuse_unknown(str(out), {*now.values()}, card.labels)
     beside = Path(model).parent / f"{Path(model).stem}.run" / "label_doubts.csv"
@@ -129,18 +130,24 @@ def review(
         server.server_close()
 
 
-def _labels(collection: Collection, out: Path) -> LabelList:
-    """The list of labels, continued if it exists."""
+def _labels(classes: Iterable[tuple[str, str, str]], out: Path) -> LabelList:
+    """The list of labels, continued if it exists.
+
+    Args:
+        classes: Path, split and class of each image.
+        out: The list.
+    """
     from resnext.review.decisions import Entry, LabelList
     from resnext.review.moves import journal_of, read_moves
 
-    images = (Entry(path, label, split) for path, split, label in collection.classes())
+    images = (Entry(path, label, split) for path, split, label in classes)
     moved = {move["from"]: move["to"] for move in read_moves(journal_of(out))}
     return LabelList(out, images, moved)
 
 
 def _move(data: str, out: Path, *, undo: bool) -> None:
     """Move the files of class folders, or move them back."""
+    from resnext.data.dataset import Files
     from resnext.review.cases import open_collection
     from resnext.review.moves import Moves, journal_of
     from resnext.system.text import counted
@@ -149,11 +156,13 @@ def _move(data: str, out: Path, *, undo: bool) -> None:
         raise InputError(f"{data} has no class folders to move files between. Train on {out}.")
     if not out.exists():
         raise InputError(f"{out} does not exist. Decide first: resnext review {data} --model …")
-    collection = open_collection(data, None)
-    classes = {path: label for path, _, label in collection.classes()}
-    moves = Moves(_labels(collection, out), Path(data), classes)
-    if undo:
+    if undo:  # whatever is left of the data
+        moves = Moves(_labels((), out), Path(data), {})
         print(f"{counted(moves.undo(), 'image')} moved back; the decisions stay in {out}")
         return
-    count = moves.apply()
+    collection = open_collection(data, None)
+    classes = {path: label for path, _, label in collection.classes()}
+    images = [part.images for part in collection.parts.values()]
+    parts = [files.folder for files in images if isinstance(files, Files)]
+    count = Moves(_labels(collection.classes(), out), Path(data), classes, parts).apply()
     print(f"{counted(count, 'image')} moved; {journal_of(out)} records where from (--undo)")

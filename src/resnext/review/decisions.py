@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import os
@@ -9,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from resnext.data.sources.csv_list import DECISION, LEFT_OUT
+from resnext.data.sources.csv_list import DECISION, LEFT_OUT, readings, separated
 from resnext.errors import DataError
-from resnext.system.atomic import check_writable, make_folder, write_bytes_atomically
+from resnext.system.atomic import check_writable, locked, make_folder, write_bytes_atomically
 
 KEPT, CHANGED = "kept", "changed"
 _OWN = ("path", "label", "split", DECISION)
@@ -36,7 +37,8 @@ class Entry(NamedTuple):
 class LabelList:
     """The list, which is in memory and in a file that is written after every change.
 
-    Rows and columns that are in the file already are kept.
+    Rows and columns that are in the file already are kept, and so is what other programs change in
+    it: a second review, or a spreadsheet, which may save it with semicolons or in another encoding.
 
     Args:
         file: The list.
@@ -55,20 +57,11 @@ class LabelList:
         self.file, self._moved = file, moved or {}
         check_writable(file)
         self._folder = os.path.abspath(file.parent)  # noqa: PTH100
-        self._more: tuple[str, ...] = ()
-        self.entries: list[Entry] = []
-        self._extra: list[Sequence[str]] = []
-        self._index: dict[str, int] = {}
-        if file.exists():
-            self._read()
-        for entry in images:
-            if entry.path not in self._index:
-                self._add(entry, ())
-        self._splits = any(entry.split for entry in self.entries)
-        self._lines = [self._line(i) for i in range(len(self.entries))]
+        self._images = [*images]
+        self._load()
 
     def __getitem__(self, path: str) -> Entry:
-        return self.entries[self._index[path]]
+        return self.entries[self._row(path)]
 
     def __contains__(self, path: str) -> bool:
         return path in self._index
@@ -78,15 +71,27 @@ class LabelList:
 
         Raises:
             CheckpointError: The file cannot be written. Nothing has changed.
+            DataError: Another program made another kind of table of it, or moved an image.
         """
-        rows = [self._index[entry.path] for entry in entries]
-        before = [self.entries[i] for i in rows]
-        self._replace(rows, entries)
-        try:
-            self.write()
-        except Exception:
-            self._replace(rows, before)
-            raise
+        with locked(Path(self._folder), wait=True):
+            self.refresh()
+            rows = [self._row(entry.path) for entry in entries]
+            before = [self.entries[i] for i in rows]
+            self._replace(rows, entries)
+            try:
+                self.write()
+            except Exception:
+                self._replace(rows, before)
+                raise
+
+    def refresh(self) -> None:
+        """Take over what another program changed in the file.
+
+        Raises:
+            DataError: It is another kind of table now.
+        """
+        if self._state() != self._known:
+            self._load(again=True)
 
     def move(self, old: str, new: str) -> None:
         """Give an image another path; the file is not written."""
@@ -101,8 +106,45 @@ class LabelList:
             CheckpointError: It cannot be written; an existing one is unchanged.
         """
         make_folder(self.file)
-        text = _text([self._header()]) + "".join(self._lines)
+        text = self._mark + self._text(self._header()) + "".join(self._lines)
         write_bytes_atomically(self.file, text.encode("utf-8", "surrogateescape"))
+        self._known = self._state()
+
+    def _load(self, *, again: bool = False) -> None:
+        """Take over the file, and the images that it lacks; later, those that are still there.
+
+        Raises:
+            DataError: It is another kind of table.
+        """
+        self._known = self._state()
+        self._separator, self._mark = ",", ""
+        self._more: tuple[str, ...] = ()
+        self.entries: list[Entry] = []
+        self._extra: list[Sequence[str]] = []
+        self._index: dict[str, int] = {}
+        if self._known is not None:
+            self._read()
+        for entry in self._images:
+            if entry.path not in self._index and (not again or os.path.lexists(entry.path)):
+                self._add(entry, ())
+        self._splits = any(entry.split for entry in self.entries)
+        self._lines = [self._line(i) for i in range(len(self.entries))]
+
+    def _state(self) -> tuple[int, int, int] | None:
+        """What changes if another program writes the file; None without a file."""
+        try:
+            found = self.file.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
+    def _row(self, path: str) -> int:
+        if path not in self._index:
+            raise DataError(
+                f"{path} is not in {self.file} any more: another program moved it. Start the "
+                f"review again."
+            )
+        return self._index[path]
 
     def _replace(self, rows: Sequence[int], entries: Sequence[Entry]) -> None:
         for i, entry in zip(rows, entries, strict=True):
@@ -123,7 +165,12 @@ class LabelList:
         inside = entry.path.startswith(self._folder + os.sep)
         path = os.path.relpath(entry.path, self._folder) if inside else entry.path
         split = [entry.split or "train"] if self._splits else []
-        return _text([[path, entry.label, *split, entry.decision, *extra]])
+        return self._text([path, entry.label, *split, entry.decision, *extra])
+
+    def _text(self, row: Sequence[str]) -> str:
+        text = io.StringIO(newline="")
+        csv.writer(text, delimiter=self._separator).writerow(row)
+        return text.getvalue()
 
     def _read(self) -> None:
         """Take over the rows of the file.
@@ -132,24 +179,46 @@ class LabelList:
             DataError: It is another kind of table.
         """
         try:
-            with self.file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-                header, *rows = csv.reader(file, strict=True)
+            data = self.file.read_bytes()
+            for text, encoding in readings(data):
+                header, rows = self._cells(text)
+                names = [row[header.index("path")] for row in rows]
+                found = (os.path.exists(self._path(x)) for x in names if not x.isascii())  # noqa: PTH110
+                if encoding != "cp1252" or all(found):
+                    break
         except (OSError, ValueError, csv.Error) as error:
             raise self._other(str(error)) from error
-        if not {"path", "label"} <= {*header} or len({*header}) < len(header):
-            raise self._other(f"its columns are {', '.join(header)}")
+        plain = encoding in ("utf-8", "bytes") and not data.startswith(codecs.BOM_UTF8)
+        self._mark = "" if plain else "\ufeff"  # tells spreadsheets that it is UTF-8
         self._more = tuple(name for name in header if name not in _OWN)
-        for number, row in enumerate(rows, 2):
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise self._other(f"row {number} has {len(row)} fields instead of {len(header)}")
+        for row in rows:
             values = dict(zip(header, row, strict=True))
-            path = os.path.abspath(os.path.join(self._folder, values["path"]))  # noqa: PTH100, PTH118
+            path = self._path(values["path"])
             entry = Entry(path, *(values.get(name, "") for name in _OWN[1:]))
             if path in self._moved and not os.path.exists(path):  # noqa: PTH110
                 entry = entry._replace(path=self._moved[path])
             self._add(entry, [values[name] for name in self._more])
+
+    def _cells(self, text: str) -> tuple[list[str], list[list[str]]]:
+        """The names of the columns, and the cells of each row.
+
+        Raises:
+            DataError: It is another kind of table.
+        """
+        text, self._separator = separated(text)
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=self._separator, strict=True)
+        header, *rows = lines
+        if not {"path", "label"} <= {*header} or len({*header}) < len(header):
+            raise self._other(f"its columns are {', '.join(header)}")
+        needed = max(header.index("path"), header.index("label")) + 1
+        for number, row in enumerate(rows, 2):
+            if any(row) and not needed <= len(row) <= len(header):
+                raise self._other(f"row {number} has {len(row)} fields instead of {len(header)}")
+            row += [""] * (len(header) - len(row))  # spreadsheets drop them at the end
+        return header, [row for row in rows if any(row)]
+
+    def _path(self, name: str) -> str:
+        return os.path.abspath(os.path.join(self._folder, name))  # noqa: PTH100, PTH118
 
     def _other(self, reason: str) -> DataError:
         return DataError(
@@ -164,9 +233,3 @@ def decided(entry: Entry, label: str | None) -> Entry:
         return entry._replace(decision=LEFT_OUT)
     changed = label != entry.label or entry.decision == CHANGED
     return entry._replace(label=label, decision=CHANGED if changed else KEPT)
-
-
-def _text(rows: Iterable[Sequence[str]]) -> str:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    return text.getvalue()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from resnext.data.passed_over import hidden
 from resnext.data.sources.csv_list import LEFT_OUT
 from resnext.errors import DataError
 from resnext.review.decisions import LabelList
@@ -26,11 +27,19 @@ class Moves:
         labels: The list with the decisions; its paths follow the moves.
         root: The data: class folders, or `train`, `val` and `test` with class folders inside.
         classes: Class of each image as its folder says, by path.
+        parts: The folders that hold class folders; by default, only the data.
     """
 
-    def __init__(self, labels: LabelList, root: Path, classes: dict[str, str]) -> None:
-        self.labels, self.root, self.classes = labels, Path(os.path.abspath(root)), classes  # noqa: PTH100
+    def __init__(
+        self, labels: LabelList, root: Path, classes: dict[str, str], parts: Sequence[Path] = ()
+    ) -> None:
+        self.labels, self.classes = labels, classes
+        self.root, *self._parts = (Path(os.path.abspath(x)) for x in (root, *(parts or [root])))  # noqa: PTH100
         self.journal = journal_of(labels.file)
+        self._folders: dict[tuple[Path, str], str] = {}  # names may have spaces around the class
+        for path, label in classes.items():
+            part = self._part(Path(path))
+            self._folders.setdefault((part, label), Path(path).relative_to(part).parts[0])
 
     def apply(self) -> int:
         """Move every image to the folder of its class, or aside; return how many were moved.
@@ -54,15 +63,21 @@ class Moves:
         The decisions in the list stay.
 
         Raises:
-            DataError: There is nothing to undo, or a file cannot be moved back; the journal keeps
-                what is left.
+            DataError: There is nothing to undo, a file cannot be moved back, or another one is in
+                its place; the journal keeps what is left.
         """
         moves, done = read_moves(self.journal), 0
         if not moves:
             raise DataError(f"{self.journal} holds no move, so there is nothing to undo.")
         while moves:
             old, new = Path(moves[-1]["from"]), Path(moves[-1]["to"])
-            if new.exists() and not old.exists():  # else the move was never made
+            if os.path.lexists(new) == os.path.lexists(old):
+                why = "there is another file" if os.path.lexists(new) else "it is not there"
+                raise DataError(
+                    f"{new} cannot be moved back to {old}: {why}. Move it by hand, or remove the "
+                    f"last line of {self.journal}; then --undo goes on."
+                )
+            if os.path.lexists(new):  # else the move was never made
                 _move(new, old)
                 done += 1
             if str(new) in self.labels:
@@ -82,18 +97,21 @@ class Moves:
             if entry.decision == LEFT_OUT:
                 yield path, self.root / ASIDE / path.relative_to(self.root)
             elif entry.label != folder_class:
-                yield path, self._class_folder(path, folder_class, entry.label)
+                yield path, self._in_class_folder(path, entry.label)
 
-    def _class_folder(self, path: Path, old: str, new: str) -> Path:
-        """The place of a file in the folder of another class, whose name may lie deeper."""
-        parts = [*path.relative_to(self.root).parts]
-        try:
-            parts[parts.index(old)] = new
-        except ValueError:
+    def _in_class_folder(self, path: Path, label: str) -> Path:
+        """The place of a file in the folder of another class, at the same depth."""
+        part = self._part(path)
+        folder = self._folders.get((part, label), label)
+        if "/" in folder or os.sep in folder or hidden(folder):
             raise DataError(
-                f"{path} is of class {old!r}, but lies in no folder of that name. Move it by hand."
-            ) from None
-        return self.root.joinpath(*parts)
+                f"{path} is of class {label!r} in {self.labels.file}, which cannot be the name of "
+                f"a folder of images. Nothing moved; correct it there."
+            )
+        return part.joinpath(folder, *path.relative_to(part).parts[1:])
+
+    def _part(self, path: Path) -> Path:
+        return next(part for part in self._parts if path.is_relative_to(part))
 
     def _record(self, move: dict[str, str]) -> None:
         try:
@@ -134,7 +152,12 @@ def read_moves(journal: Path) -> list[dict[str, str]]:
 def _move(old: Path, new: Path) -> None:
     try:
         new.parent.mkdir(parents=True, exist_ok=True)
-        old.rename(new)
+        if old.is_symlink() and not old.readlink().is_absolute():
+            folder = os.path.realpath(new.parent)  # from there, the link must lead to its file
+            new.symlink_to(os.path.relpath(os.path.realpath(old), folder))
+            old.unlink()
+        else:
+            old.rename(new)
         fsync(new.parent)
     except OSError as error:
         raise DataError(
@@ -146,7 +169,7 @@ def _move(old: Path, new: Path) -> None:
 def _free(path: Path) -> Path:
     """A path at which nothing is yet: the same, or with a number."""
     number, free = 2, path
-    while free.exists():
+    while os.path.lexists(free):
         free = path.with_stem(f"{path.stem}-{number}")
         number += 1
     return free

@@ -112,6 +112,7 @@ class Session:
         if label not in (None, *self.classes):
             raise InputError(f"{label!r} is not one of the classes.")
         with self._lock:
+            self.labels.refresh()
             before = [self.labels[path] for path in paths]
             self.labels.update(*(decided(entry, label) for entry in before))
             self._before.append((None, before))
@@ -128,6 +129,7 @@ class Session:
         if len(labels) != len(paths) or any(x not in (None, *self.classes) for x in labels):
             raise InputError(f"Wanted {len(paths)} of the classes, not {labels}.")
         with self._lock:
+            self.labels.refresh()
             before = [self.labels[path] for path in paths]
             self.labels.update(*map(decided, before, labels))
             self._before.append((case, before))

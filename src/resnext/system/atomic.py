@@ -59,8 +59,12 @@ def make_folder(path: Path, error: type[ResNeXtError] = CheckpointError) -> None
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Keep other runs out of a folder, which is created; nothing is left in it.
+
+    Args:
+        folder: The folder.
+        wait: Whether to wait for another run; else it is an error.
 
     Raises:
         CheckpointError: Another run is in it, or it cannot be created.
@@ -72,7 +76,7 @@ def locked(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise CheckpointError(
                 f"Another run is writing {folder}. Wait until it ends, or choose another name."

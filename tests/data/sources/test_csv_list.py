@@ -284,7 +284,7 @@ def test_unicode_forms_of_names(tmp_path: Path, forms: tuple[Any, Any]) -> None:
         ("path,class,subset\na,a,train\nb,b,later\n", "line 3: split must be train, val or test"),
         ("path,label,label\na.png,a,b\n", "once each; it has path, label, label"),
         ("path,label\na, b.png,a\n", r"line 2: wanted 2 fields \(path, label\), found 3"),
-        ("path,label\na.png,a\nb.png\n", "line 3: wanted 2 fields"),
+        ("path,label\na.png,a\nb.png\n", "line 3: label is empty"),
         ("path,label\na.png,\n", "line 2: label is empty"),
         ("path,label\n,a\n", "line 2: path is empty"),
         (

@@ -8,6 +8,7 @@ import io
 import json
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,11 @@ DECISION, LEFT_OUT = "decision", "left out"
 _NO_TEXT = "\0"
 """Begins the cell of a JSON value that is neither text nor a whole number; its JSON follows."""
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+GUESSES = ("cp1252", "bytes")
+"""Encodings of files that are not Unicode: that of spreadsheets, or the names of files as they are.
+
+Names of files that exist must confirm them.
+"""
 _MARKS = {  # the longer ones first
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -68,20 +74,26 @@ class _Table:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.notes: tuple[str, ...] = ()
-        self.classes: dict[SplitName, Classes] = {}
-        self._names: dict[SplitName, list[str]] = {}
         self._stems: dict[str, list[str]] | None = None
+        problems: list[DataError] = []
         try:
-            text, encoding = _decoded(path.read_bytes())
-            rows = self._objects(text) if path.suffix.lower() == ".jsonl" else self._lines(text)
-            self._read(rows)
+            for text, encoding in readings(path.read_bytes()):
+                self.classes: dict[SplitName, Classes] = {}
+                self._names: dict[SplitName, list[str]] = {}
+                rows = self._objects(text) if path.suffix.lower() == ".jsonl" else self._lines(text)
+                self._read(rows)
+                if not self.classes:
+                    raise DataError(
+                        f"{path} lists no image. Give one line with path and label for each."
+                    )
+                if encoding not in GUESSES or (problem := self._wrong_names()) is None:
+                    break
+                problems.append(problem)
+            else:
+                raise problems[0]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise self._unreadable(str(error)) from error
-        if not self.classes:
-            raise DataError(f"{path} lists no image. Give one line with path and label for each.")
-        if encoding == "cp1252":
-            self._check_names()
-        if encoding != "utf-8":
+        if encoding not in ("utf-8", "bytes"):
             self.notes = (f"{path} is read as {encoding}, not UTF-8.",)
 
     def _unreadable(self, reason: str) -> DataError:
@@ -89,22 +101,14 @@ class _Table:
 
     def _lines(self, text: str) -> Iterator[tuple[int, list[str]]]:
         """Line number and cells of each row of a CSV that is not empty."""
-        text = text.removeprefix("\ufeff")
-        if text[:4].lower() == "sep=":  # a hint of Excel
-            text = text.partition("\n")[2]
-        for separator in _SEPARATORS:
-            lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-            first = next((cells for cells in lines if any(map(str.strip, cells))), [])
-            if named(first, PATHS) and named(first, LABELS):
-                break
-        else:
-            separator = ","
+        text, separator = separated(text)
         lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         header: list[str] = []
         for values in lines:
             if not any(map(str.strip, values)):
                 continue
             header = header or [cell.strip() for cell in values]
+            values += [""] * (len(header) - len(values))  # spreadsheets drop them at the end
             if len(values) != len(header):
                 raise DataError(
                     f"{self.path}, line {lines.line_num}: wanted {len(header)} fields "
@@ -198,13 +202,14 @@ class _Table:
             )
         return found[0]
 
-    def _check_names(self) -> None:
-        """Check that names of files confirm the encoding: others give other letters."""
+    def _wrong_names(self) -> DataError | None:
+        """The error if names of files do not confirm the encoding: others give other letters."""
         strange = [n for names in self._names.values() for n in names if not n.isascii()]
         missing = [name for name in strange if not (self.path.parent / name).exists()]
         if missing or not strange:
             example = f", and there is no file {missing[0]!r}" if missing else ""
-            raise self._unreadable(f"it has bytes of another encoding{example}")
+            return self._unreadable(f"it has bytes of another encoding{example}")
+        return None
 
     def load(self, split: SplitName, labels: tuple[str, ...] | None) -> LoadedSplit:
         """The images of one split, in the order of their paths, as a folder has them."""
@@ -224,22 +229,40 @@ class _Table:
         return LoadedSplit(images, as_text, lambda: fingerprint(lines()), notes=self.notes)
 
 
-def _decoded(data: bytes) -> tuple[str, str]:
-    """The text in a file, and the name of its encoding."""
+def readings(data: bytes) -> Iterator[tuple[str, str]]:
+    """The text in a file, and the name of its encoding; two of `GUESSES` if it is not known.
+
+    Raises:
+        UnicodeDecodeError: The bytes are not of the encoding that the file begins with.
+    """
     for mark, encoding in _MARKS.items():
         if data.startswith(mark):
-            return data.decode(encoding), encoding
+            yield data.decode(encoding), encoding
+            return
     head = data[:1000]
     for encoding, zeros in (("utf-16-le", head[1::2]), ("utf-16-be", head[::2])):
         if zeros and zeros.count(0) > len(zeros) / 2:  # ASCII takes two bytes, one of them 0
-            return data.decode(encoding), "utf-16"
+            yield data.decode(encoding), "utf-16"
+            return
     try:
-        return data.decode("utf-8-sig"), "utf-8"
-    except UnicodeDecodeError as error:
-        try:
-            return data.decode("cp1252"), "cp1252"
-        except UnicodeDecodeError:
-            raise error from None
+        yield data.decode("utf-8-sig"), "utf-8"
+    except UnicodeDecodeError:
+        with suppress(UnicodeDecodeError):
+            yield data.decode("cp1252"), "cp1252"
+        yield data.decode("utf-8-sig", "surrogateescape"), "bytes"
+
+
+def separated(text: str) -> tuple[str, str]:
+    """The text of a CSV without hints of spreadsheets, and what separates its cells."""
+    text = text.removeprefix("\ufeff")
+    if text[:4].lower() == "sep=":  # a hint of Excel
+        text = text.partition("\n")[2]
+    for separator in _SEPARATORS:
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        first = next((cells for cells in lines if any(map(str.strip, cells))), [])
+        if named(first, PATHS) and named(first, LABELS):
+            return text, separator
+    return text, ","
 
 
 def _cell(value: Any) -> str:
