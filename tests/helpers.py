@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -92,3 +93,16 @@ def wait_until(condition: Callable[[], object]) -> None:
             return
         time.sleep(0.01)
     pytest.fail("waited for five minutes")
+
+
+def made(name: str, packages: Sequence[str], make: Callable[[Path], None]) -> Path:
+    """A folder beside the environment of the tests, made once and kept."""
+    folder = Path(sys.prefix) / name
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        note, wanted = folder / "made", "\n".join(packages)
+        if not note.is_file() or note.read_text() != wanted:
+            make(folder)
+            note.write_text(wanted)
+    return folder

@@ -7,7 +7,7 @@ from resnext.inference.exported import Exported
 from resnext.inference.foreign import ForeignConfig
 from resnext.weights.diagnosis import Diagnosis, nearest
 
-_FORMATS = {".onnx": "ONNX", ".xml": "OpenVINO", ".pt2": "torch.export"}
+_FORMATS = {".onnx": "ONNX", ".xml": "OpenVINO", ".pt2": "torch.export", ".pte": "ExecuTorch"}
 
 
 def examine(exported: Exported) -> Diagnosis:
