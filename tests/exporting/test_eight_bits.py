@@ -14,6 +14,7 @@ from inference_cases import CARD, CONFIG, trained_digits
 import resnext
 from resnext.errors import CheckpointError, InputError, ResNeXtError
 from resnext.exporting import targets
+from resnext.exporting.examine import examine
 from resnext.exporting.export import export
 from resnext.inference import optimize as optimizing
 from resnext.inference import search
@@ -55,6 +56,7 @@ def test_a_file_computes_what_the_plan_does(kind: Any, digits: Path, tmp_path: P
     assert abs(found.accuracy - by_plan.accuracy) < 0.01
     kinds = [op.get_type_name() for op in exported._opened._model.get_ops()]  # type: ignore
     assert kinds.count("FakeQuantize") > 4
+    assert any("Accuracy on the images of that plan: 9" in x for x in examine(exported).notes)
     photo = np.random.default_rng(0).integers(0, 256, (9, 9), dtype=np.uint8)
     assert resnext.explain(path, photo).how == "map"
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-import venv
 from pathlib import Path
 
 import pytest
-from helpers import made, tiny_network
+from helpers import environment, tiny_network
 from inference_cases import CARD, CONFIG, pictures
 
 import resnext
@@ -17,7 +15,6 @@ from resnext.errors import InputError
 from resnext.exporting.client import batch_sizes
 from resnext.exporting.export import export
 
-ROOT = Path(__file__).parents[2]
 PACKAGES = ["executorch==1.5.1", "torchao==0.18.0", "ruamel.yaml"]
 PROGRAM = """
 import json, os, sys
@@ -52,28 +49,14 @@ for kind, largest in (("images", 32), ("pixels", 1), ("pixels", 18)):
 """
 
 
-@pytest.fixture(scope="module")
-def python() -> Path:
-    """Python with ExecuTorch, and with the packages of the tests."""
-
-    def install(folder: Path) -> None:
-        venv.create(folder / "venv", with_pip=True, clear=True)
-        command = [folder / "venv/bin/python", "-m", "pip", "install", "--quiet", "--no-deps"]
-        subprocess.run([*command, *PACKAGES], check=True)
-        (site,) = (folder / "venv").glob("lib/python*/site-packages")
-        paths = [path for path in sys.path if Path(path).is_dir()]
-        (site / "tests.pth").write_text("\n".join([str(ROOT / "src"), *paths]))
-
-    return made("executorch", PACKAGES, install) / "venv/bin/python"
-
-
 @pytest.mark.slow
-def test_files_take_what_they_declare(python: Path, tmp_path: Path) -> None:
+def test_files_take_what_they_declare(tmp_path: Path) -> None:
     """It declared batches of 32 and failed at 17; predict takes the files, also in pieces."""
     network = tiny_network(CONFIG, CARD)
     resnext.save(network, tmp_path / "pets.safetensors")
     photo = next(pictures(tmp_path / "photos", 1).rglob("*.png"))
     (wanted,) = resnext.predict(network, photo, top=4)
+    python = environment("executorch", PACKAGES) / "python"
     arguments = [tmp_path / "pets.safetensors", photo, tmp_path]
     done = subprocess.run(
         [python, "-c", PROGRAM, *arguments], capture_output=True, text=True, cwd=tmp_path

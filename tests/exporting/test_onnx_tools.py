@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
-import venv
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import made, tiny_network
+from helpers import environment, tiny_network
 from inference_cases import CONFIG
 
 import resnext
@@ -21,20 +19,6 @@ from resnext.exporting.export import export
 
 PACKAGES = ["onnxslim==0.1.98", "colorama"]
 OUTPUTS = ["logits", "probabilities", "embedding", "map"]
-
-
-@pytest.fixture(scope="module")
-def slim() -> list[str]:
-    """The command; its other packages are those of the tests."""
-
-    def install(folder: Path) -> None:
-        venv.create(folder / "venv", with_pip=True, clear=True)
-        command = [folder / "venv/bin/python", "-m", "pip", "install", "--quiet", "--no-deps"]
-        subprocess.run([*command, *PACKAGES], check=True)
-        (site,) = (folder / "venv").glob("lib/python*/site-packages")
-        (site / "tests.pth").write_text("\n".join(p for p in sys.path if Path(p).is_dir()))
-
-    return [str(made("onnxslim", PACKAGES, install) / "venv/bin/onnxslim")]
 
 
 def answers(path: Path, x: np.ndarray) -> list[np.ndarray]:
@@ -57,14 +41,15 @@ def answers(path: Path, x: np.ndarray) -> list[np.ndarray]:
     ids=["images", "fp16 pixels", "picture", "dynamic"],
 )
 def test_the_full_check_and_onnxslim(
-    options: Any, shapes: list[tuple[int, ...]], slim: list[str], tmp_path: Path
+    options: Any, shapes: list[tuple[int, ...]], tmp_path: Path
 ) -> None:
     """Shapes and types are right everywhere; a slimmer graph answers equally, and predicts."""
     card = Card(("a", "b", "c"), Preprocessing(size=32, resize=36), temperature=1.7)
     network = tiny_network(replace(CONFIG, num_classes=3), card)
     path = export(network, tmp_path / "net.onnx", outputs=OUTPUTS, **options)
     slimmer = tmp_path / "slim.onnx"
-    subprocess.run([*slim, path, slimmer], check=True, capture_output=True)
+    command = environment("onnxslim", PACKAGES) / "onnxslim"
+    subprocess.run([command, path, slimmer], check=True, capture_output=True)
     rng = np.random.default_rng(0)
     for file in (path, slimmer):
         onnx.checker.check_model(onnx.load(file), full_check=True)

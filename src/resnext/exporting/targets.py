@@ -217,6 +217,11 @@ class Executorch(Target):
     bounded = True
     brings = ("torch",)
 
+    def check_packages(self) -> None:
+        """Without torchao's remarks about GPUs."""
+        with silenced("torchao"), silenced("torch"):
+            super().check_packages()
+
     def build(self, module: ExportedModule, sizes: str) -> Any:
         """An `ExportedProgram`; the example is the largest batch.
 
