@@ -20,7 +20,7 @@ from resnext.card import Card, Preprocessing
 from resnext.config import ResNeXtConfig
 from resnext.errors import CheckpointError, InputError, MissingFileError, ResNeXtError
 from resnext.inference.engines import ENGINES
-from resnext.inference.engines.base import EngineConfig, load_package
+from resnext.inference.engines.base import EngineConfig, load_package, silenced
 from resnext.inference.engines.onnxruntime import OnnxSession
 from resnext.inference.engines.openvino import OpenVinoSession, openvino_core
 from resnext.inference.foreign import MODEL_INFO, ForeignConfig, Given, Port, describe_foreign
@@ -165,7 +165,8 @@ class Exported:
 
     def _check_map(self) -> None:
         if "map" not in self.outputs:
-            again = "" if self.foreign else ", or export it with --outputs logits embedding map"
+            packed = self.foreign or self.path.suffix == ".pte"  # its last layer cannot be read
+            again = "" if packed else ", or export it with --outputs logits embedding map"
             raise InputError(
                 f"{self.path} has no output map, so no exact class map. Use the method "
                 f"occlusion{again}."
@@ -387,9 +388,9 @@ def _executorch() -> tuple[Any, int]:
     Raises:
         InputError: ExecuTorch is not installed.
     """
-    load_package("executorch", '"resnext[executorch]"')
-    from executorch.runtime import Runtime
-
+    with silenced("torchao"), silenced("torch"):  # torchao's remarks about GPUs
+        load_package("executorch", '"resnext[executorch]"')
+        from executorch.runtime import Runtime
     return Runtime.get(), os.getpid()
 
 
