@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import subprocess
 import sys
 import time
+import venv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import torch
 from oracles.originals import randomize
 from PIL import Image
 
+import resnext
 from resnext import Card, ResNeXt, ResNeXtConfig
 from resnext.cli.app import main
 
@@ -92,3 +96,36 @@ def wait_until(condition: Callable[[], object]) -> None:
             return
         time.sleep(0.01)
     pytest.fail("waited for five minutes")
+
+
+def made(name: str, packages: Sequence[str], make: Callable[[Path], None]) -> Path:
+    """A folder beside the environment of the tests, made once and kept."""
+    folder = Path(sys.prefix) / name
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        note, wanted = folder / "made", "\n".join(packages)
+        if not note.is_file() or note.read_text() != wanted:
+            make(folder)
+            note.write_text(wanted)
+    return folder
+
+
+def environment(name: str, packages: Sequence[str]) -> Path:
+    """The commands of an environment with the packages of the tests and some more.
+
+    Args:
+        name: Its name.
+        packages: What `pip` installs, without dependencies.
+    """
+
+    def install(folder: Path) -> None:
+        venv.create(folder / "venv", with_pip=True, clear=True)
+        command = [folder / "venv/bin/python", "-m", "pip", "install", "--quiet", "--no-deps"]
+        subprocess.run([*command, *packages], check=True)
+        (site,) = (folder / "venv").glob("lib/python*/site-packages")
+        source = Path(resnext.__file__).parents[1]
+        paths = [source, *(path for path in sys.path if Path(path).is_dir())]
+        (site / "tests.pth").write_text("\n".join(map(str, paths)))
+
+    return made(name, packages, install) / "venv/bin"

@@ -13,12 +13,14 @@ import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from PIL import Image
 
+import resnext
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig
 from resnext.inference.engines.base import EngineConfig, InputKind
 from resnext.inference.engines.builder import EngineBuilder
 from resnext.inference.optimized import Optimized
 from resnext.inference.plan import Measurement, Plan
 from resnext.inference.runner import Outputs, Session
+from resnext.training import Recipe
 
 SIZE, BATCH = 12, 4
 CONFIG = ResNeXtConfig(
@@ -46,6 +48,17 @@ def pictures(folder: Path, count: int) -> Path:
             values = rng.integers(0, 256, (17, 20, 3), dtype=np.uint8)
             Image.fromarray(values).save(folder / label / f"{i}.png")
     return folder
+
+
+def trained_digits(folder: Path) -> Path:
+    """A network trained for a few epochs."""
+    config = CONFIG.replace(layers=(1, 1), num_stages=2, channels=(8, 16), stem_channels=16)
+    recipe = Recipe(
+        epochs=3, batch_size=24, learning_rate=0.1, min_area=0.9, flip=False, label_smoothing=0.0
+    )
+    out = folder / "digits.safetensors"
+    resnext.train("digits", config, out=out, recipe=recipe, size=8, progress=False)
+    return out
 
 
 @torch.no_grad()

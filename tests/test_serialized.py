@@ -1430,7 +1430,7 @@ FUNCTIONS = {  # a star stands before what is given by name only
     "create": "name *output_stride *dilation_convention overrides",
     "diagnose": "path",
     "evaluate": "model data *batch_size *workers *device *views *keep_logits *plan *progress",
-    "export": "model path *to *input *outputs *sizes *precision *index *overwrite",
+    "export": "model path *to *input *outputs *sizes *precision *max_batch *index *overwrite",
     "explain": "model image *label *against *how *stage *fine *gamma *check *like *index *device "
     "*plan",
     "load": "source *num_classes *in_channels *config *output_stride *dilation_convention *device "
@@ -1546,11 +1546,11 @@ OPTIONS = {  # choices stand behind a colon
     "serve": "FILE --host --port --token-file --no-token --allow-host --allow-origin --watch "
     "--gate --reference --device --plan,--no-plan --max-images --max-megabytes "
     "--ray --replicas --example",
-    "export": "FILE --to:onnx|openvino|torch|page --out,-o --input --outputs --sizes --precision "
-    "--index --no-index --overwrite",
+    "export": "FILE --to:onnx|openvino|torch|executorch|page --out,-o --input --outputs --sizes "
+    "--precision --max-batch --index --no-index --overwrite",
     "optimize": "FILE --precision:auto|fp32|bf16|fp16|int8 "
     "--engine:auto|torch|compile|tensorrt|onnxruntime|openvino --batch-size,-b --data --max-loss "
-    "--device --again",
+    "--device --labels --size --mean --std --again",
     "bench": "MODEL --batch-size --precision:auto|fp32|bf16|int8 --data --compiled --plot --json",
     "catalog": "--licence --min-top1 --max-gmacs --variant --plot",
     "convert": "SOURCE PATH --to:torchvision|timm|mmcls|mmdet|lucid|resnext --images --labels "

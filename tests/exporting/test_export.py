@@ -493,7 +493,7 @@ def test_the_command(
         (("export", "pets.safetensors"), 2, ("pets.onnx exists",)),
         (("doctor", "pets.onnx"), 0, ("written by resnext export", "Löwe")),
         (("info", "pets.onnx"), 0, ("32×32",)),
-        (("optimize", "pets.onnx"), 2, ("exported file",)),
+        (("optimize", "pets.onnx", "--precision", "int8"), 2, ("exported file",)),
         (("explain", "pets.onnx", "photos", "--how", "ig"), 2, ("pets.onnx is not known",)),
         (("explain", "pets.onnx", "photos", "--sanity"), 2, ("pets.onnx is not known",)),
         (("explain", "pets.onnx", "photos", "--html"), 0, ("explanation.html: 4 images",)),

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import shutil
 import subprocess
-import sys
 import venv
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import tiny_network
+from helpers import made, tiny_network
 from inference_cases import CONFIG
 from page_cases import LABELS, SIZES, needs_node, wave
 from PIL import Image
@@ -38,19 +35,6 @@ def block(language: str, mark: str) -> str:
         code for code in re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL) if mark in code
     )
     return found
-
-
-def made(name: str, packages: Sequence[str], make: Callable[[Path], None]) -> Path:
-    """A folder beside the environment of the tests, made once and kept."""
-    folder = Path(sys.prefix) / name
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        note, wanted = folder / "made", "\n".join(packages)
-        if not note.is_file() or note.read_text() != wanted:
-            make(folder)
-            note.write_text(wanted)
-    return folder
 
 
 def exported(folder: Path, interpolation: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from inference_cases import CONFIG, SIZE, Clock, chosen
+from inference_cases import SIZE, Clock, chosen, trained_digits
 
 import resnext
 from resnext import ResNeXt, optimize
@@ -25,7 +25,6 @@ from resnext.inference.optimized import Optimized
 from resnext.inference.plan import plan_path
 from resnext.inference.runner import Session
 from resnext.inference.search import Search
-from resnext.training import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick_search")
 
@@ -33,14 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "quick_search")
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network trained for a few epochs."""
-    folder = tmp_path_factory.mktemp("digits")
-    config = CONFIG.replace(layers=(1, 1), num_stages=2, channels=(8, 16), stem_channels=16)
-    recipe = Recipe(
-        epochs=3, batch_size=24, learning_rate=0.1, min_area=0.9, flip=False, label_smoothing=0.0
-    )
-    out = folder / "digits.safetensors"
-    resnext.train("digits", config, out=out, recipe=recipe, size=8, progress=False)
-    return out
+    return trained_digits(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def evaluate(
     check_outputs(json)
     options: dict[str, Any] = {"views": views, "batch_size": batch_size, "workers": workers}
     options |= {"device": device, "plan": plan, "progress": True}
-    model = with_given(file, labels, size, mean, std)
+    model = with_given(file, labels, size, mean, std, plan)
     result = (
         compare(model, against, data, **options) if against else evaluate(model, data, **options)
     )
@@ -177,7 +177,7 @@ def predict(
         check_outputs(out, embeddings)
         if ray and labels is not None:
             raise ResNeXtError("--labels cannot be used with --ray.")
-        options["model"] = with_given(file, labels, size, mean, std)
+        options["model"] = with_given(file, labels, size, mean, std, plan)
         _predict_files(file, images, out, index, plan, ray, options)
         if embeddings is not None:
             print(f"{embeddings}: embeddings")
@@ -207,7 +207,7 @@ def predict(
         print(line, file=sys.stderr)
     most = batch_size or 64
     expected = min(most, len(pictures) or limit or most)  # the batch size a plan is chosen for
-    source = with_given(file, labels, size, mean, std)
+    source = with_given(file, labels, size, mean, std, plan)
     model = open_runner(source, device=device, batch=expected, plan=plan, progress=True)
     if built_in:
         pictures = held_out_images(model, built_in, limit)

@@ -14,12 +14,13 @@ def export(
     file: str,
     /,
     *,
-    to: Literal["onnx", "openvino", "torch", "page"] = "onnx",
+    to: Literal["onnx", "openvino", "torch", "executorch", "page"] = "onnx",
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     input: Literal["images", "pixels", "picture"] | None = None,
     outputs: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
     sizes: Literal["fixed", "dynamic"] | None = None,
-    precision: Literal["fp32", "fp16"] | None = None,
+    precision: Literal["fp32", "fp16", "int8"] | None = None,
+    max_batch: int | None = None,
     index: Path | None = None,
     no_index: Flag = False,
     overwrite: Flag = False,
@@ -31,9 +32,9 @@ def export(
 
     Args:
         file: A model file or a catalog name.
-        to: onnx; openvino (an .xml and a .bin file); torch (a .pt2 file of torch.export); or page
-            (one .html file that classifies pictures in the browser, without a network; above 64 MB,
-            a folder for a web server).
+        to: onnx; openvino (an .xml and a .bin file); torch (a .pt2 file of torch.export);
+            executorch (a .pte file for phones); or page (one .html file that classifies pictures in
+            the browser, without a network; above 64 MB, a folder for a web server).
         out: The file to write; by default the model's name with the suffix of the format. For a
             page, a name without suffix is a folder.
         input: images (default): normalized floats (n, c, h, w); pixels: 8-bit values (n, h, w, c),
@@ -44,7 +45,9 @@ def export(
             its maps. Not for a page.
         sizes: fixed (default); dynamic to accept images of other heights and widths.
         precision: fp32 (default); fp16 (default for a page) stores weights in half the space and
-            computes in fp32.
+            computes in fp32; int8, for openvino, computes as the plan that resnext optimize
+            --precision int8 wrote next to the file, and is compared with that.
+        max_batch: For executorch, the largest batch of the file; 16 by default.
         index: For a page, an index whose images it shows as similar, and by which it says "none of
             these"; by default the one next to the model file. The page holds small copies of them.
         no_index: Leave the index out.
@@ -65,4 +68,5 @@ def export(
         overwrite=overwrite,
     )
     size = sum(part.stat().st_size for part in TARGETS[to].files(path)) / 1e6
-    print(f"{path}: {TARGETS[to].title}, {size:.1f} MB; agrees with the network on 64 pictures")
+    agrees = "the plan's 8 bits" if precision == "int8" else "the network"
+    print(f"{path}: {TARGETS[to].title}, {size:.1f} MB; agrees with {agrees} on 64 pictures")

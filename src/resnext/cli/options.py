@@ -120,7 +120,12 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def with_given(
-    file: str, labels: str | None, size: int | None, mean: str | None, std: str | None
+    file: str,
+    labels: str | None,
+    size: int | None,
+    mean: str | None,
+    std: str | None,
+    plan: bool = True,
 ) -> Exported | str:
     """A file, opened with what was given about it, if anything was.
 
@@ -130,6 +135,7 @@ def with_given(
         size: Image size, pixels.
         mean: Numbers, separated by commas.
         std: Numbers, separated by commas.
+        plan: Whether to use the plan next to the file.
 
     Raises:
         InputError: A number is not one, or the file is not one of another runtime.
@@ -137,8 +143,9 @@ def with_given(
     if all(value is None for value in (labels, size, mean, std)):
         return file
     from resnext.errors import InputError
-    from resnext.inference.exported import Exported, is_exported
+    from resnext.inference.exported import is_exported
     from resnext.inference.foreign import Given
+    from resnext.inference.opener import open_exported
     from resnext.weights.catalog import read_labels
 
     if not is_exported(file):
@@ -153,4 +160,4 @@ def with_given(
         except ValueError:
             raise InputError(f"{name} must be numbers separated by commas, not {text}.") from None
     names = tuple(read_labels(labels)) if labels is not None else ()
-    return Exported(Path(file), Given(names, size, *numbers))
+    return open_exported(Path(file), Given(names, size, *numbers), plan=plan)

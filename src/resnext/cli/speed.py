@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from resnext.cli.options import Flag, Several, check_outputs, whole, write_json
+from resnext.cli.options import Flag, Several, check_outputs, whole, with_given, write_json
 from resnext.errors import ResNeXtError
 
 
@@ -21,6 +21,10 @@ def optimize(
     data: str | None = None,
     max_loss: float | None = None,
     device: str = "auto",
+    labels: str | None = None,
+    size: int | None = None,
+    mean: str | None = None,
+    std: str | None = None,
     again: Flag = False,
 ) -> None:
     """Find the fastest way to run a model on this machine, and save it as a plan next to the file.
@@ -29,7 +33,8 @@ def optimize(
     predict use the plan.
 
     Args:
-        file: A model file.
+        file: A model file, or an ONNX or OpenVINO file, for which engines and divisions of a batch
+            are compared.
         precision: Compute precision; auto uses the fastest that agrees with the network.
         engine: Inference engine; auto times all that are installed, but on a CPU compile only if
             neither OpenVINO nor ONNX Runtime is.
@@ -40,6 +45,10 @@ def optimize(
             smaller images, tighter crops and int8 are measured together, and the fastest within
             the bound is chosen.
         device: auto, cpu, cuda, cuda:1, …
+        labels: For an ONNX or OpenVINO file of others, as for predict; as size, mean and std.
+        size: Side of its images, pixels.
+        mean: Mean of each channel, for values from 0 to 1.
+        std: Deviation of each channel, for values from 0 to 1.
         again: Measure again even if a result is cached.
     """
     if not Path(file).is_file():
@@ -47,7 +56,15 @@ def optimize(
     from resnext.inference.exported import is_exported
 
     if is_exported(file):
-        raise ResNeXtError(f"{file} is an exported file. Optimize the model that it was made from.")
+        given = labels, size, mean, std
+        if precision != "auto" or data is not None or max_loss is not None:
+            raise ResNeXtError(
+                f"{file} is an exported file, whose precision and size are fixed. --precision, "
+                f"--data and --max-loss are for the model that it was made from."
+            )
+        _optimize_file(file, given, engine, batch_size)
+        return
+    with_given(file, labels, size, mean, std)  # refuses them: a model file has its own
     if max_loss is not None and data is None:
         raise ResNeXtError("--max-loss needs --data: labelled images to measure accuracy on.")
     from resnext.inference.optimize import optimize
@@ -68,6 +85,23 @@ def optimize(
     )
     print(optimized.explain())
     print(f"\n{optimized.save_plan(file)}: the plan; predict and evaluate now use it")
+
+
+def _optimize_file(
+    file: str, given: tuple[str | None, int | None, str | None, str | None], engine: str, batch: int
+) -> None:
+    """Find the fastest way to run a file of another runtime."""
+    from resnext.inference.exported import Exported
+    from resnext.inference.optimize_file import optimize_file
+    from resnext.inference.plan import plan_path, save_beside
+    from resnext.inference.plan_table import plan_table
+
+    check_outputs(plan_path(Path(file)))
+    opened = with_given(file, *given, plan=False)
+    exported = opened if isinstance(opened, Exported) else Exported(Path(file))
+    plan = optimize_file(exported, engine=engine, batch=batch, progress=True)
+    print(plan_table(plan))
+    print(f"\n{save_beside(Path(file), plan)}: the plan; predict and evaluate now use it")
 
 
 def bench(

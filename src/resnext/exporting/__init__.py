@@ -2,8 +2,9 @@
 
 export.py    `export`: checks arguments, writes the file, proves it
 graph.py     what a file computes: normalization, network, probabilities
+eight_bits.py    the 8-bit graph of a plan as a file
 picture.py   pictures of any size in: resizing and cropping inside a file
-targets.py   the file formats: ONNX, OpenVINO, torch.export, a page for browsers
+targets.py   the file formats: ONNX, OpenVINO, torch.export, ExecuTorch, a page for browsers
 page.py      the page: ONNX Runtime Web and everything else in one HTML file, or a folder
 page.html    its template: style, markup, script
 page_index.py    what a page takes of an index: embeddings, classes, small pictures

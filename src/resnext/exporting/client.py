@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from itertools import chain, repeat
+from itertools import chain, cycle, islice, repeat
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 BATCHES = 1, 2, 17
+LARGEST = 44  # of files that take any number
 UNCROPPED = 8  # pictures that files for any size are also given whole
 
 
@@ -62,6 +63,22 @@ def open_torch(path):
             return {name: value.numpy() for name, value in module(torch.from_numpy(x)).items()}
 
     return extra["resnext"], run
+
+
+def open_executorch(path):
+    """Our metadata, and a function from a batch to a dictionary of outputs."""
+    import torch
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(path)
+    own = program.load_method("resnext").execute([])[0]
+    names, method = json.loads(own)["outputs"], program.load_method("forward")
+
+    def run(x):  # the next call writes into the same memory
+        found = method.execute([torch.from_numpy(x)])
+        return {name: value.numpy().copy() for name, value in zip(names, found, strict=True)}
+
+    return own, run
 
 
 def upright(path, mode):
@@ -128,6 +145,14 @@ def prepared(path, rule, kind, whole=False):
     return ((values.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
 
 
+def batch_sizes(largest, count):
+    """Sizes of batches up to the largest, in which every one of so many pictures is."""
+    sizes = [*(size for size in BATCHES if size < largest), largest]
+    while (rest := count - sum(sizes)) > 0:
+        sizes.append(min(rest, largest))
+    return sizes
+
+
 def batches(described, files):
     """The pictures in batches of several sizes."""
     rule, kind = described["card"]["preprocessing"], described["input"]
@@ -135,8 +160,9 @@ def batches(described, files):
         for file, count in zip(files, chain(BATCHES, repeat(1)), strict=False):
             yield np.repeat(prepared(file, rule, kind)[None], count, 0)
         return
-    for several in np.split(np.array(files), np.cumsum(BATCHES)):
-        yield np.stack([prepared(file, rule, kind) for file in several])
+    again = cycle(files)
+    for size in batch_sizes(described["max_batch"] or LARGEST, len(files)):
+        yield np.stack([prepared(file, rule, kind) for file in islice(again, size)])
     if described["sizes"] == "dynamic":
         for file in files[:UNCROPPED]:
             yield prepared(file, rule, kind, whole=True)[None]
@@ -149,7 +175,12 @@ def main(target, path, pictures, result):
         own, outputs = answered_by_page(Path(path), files)
         described, found = json.loads(own), [outputs]
     else:
-        opener = {"onnx": open_onnx, "openvino": open_openvino, "torch": open_torch}[target]
+        opener = {
+            "onnx": open_onnx,
+            "openvino": open_openvino,
+            "torch": open_torch,
+            "executorch": open_executorch,
+        }[target]
         own, run = opener(path)
         described = json.loads(own)
         found = [run(x) for x in batches(described, files)]

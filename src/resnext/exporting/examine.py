@@ -7,7 +7,7 @@ from resnext.inference.exported import Exported
 from resnext.inference.foreign import ForeignConfig
 from resnext.weights.diagnosis import Diagnosis, nearest
 
-_FORMATS = {".onnx": "ONNX", ".xml": "OpenVINO", ".pt2": "torch.export"}
+_FORMATS = {".onnx": "ONNX", ".xml": "OpenVINO", ".pt2": "torch.export", ".pte": "ExecuTorch"}
 
 
 def examine(exported: Exported) -> Diagnosis:
@@ -29,6 +29,11 @@ def examine(exported: Exported) -> Diagnosis:
             advice=advice,
         )
     largest = max(proof["difference"].values())
+    other, accuracy = "the network", ()
+    if exported.precision == "int8":
+        own, usual = proof["accuracy"]["int8"], proof["accuracy"]["network"]
+        other = "the 8 bits of its plan"
+        accuracy = (f"Accuracy on the images of that plan: {own:.2%}, the network {usual:.2%}.",)
     classifier = any(name in exported.outputs for name in ("logits", "probabilities"))
     return Diagnosis(
         path,
@@ -40,9 +45,10 @@ def examine(exported: Exported) -> Diagnosis:
         classifier=classifier,
         card=exported.card,
         notes=(
-            f"When it was written, it agreed with the network on {proof['images']} pictures in "
+            f"When it was written, it agreed with {other} on {proof['images']} pictures in "
             f"batches of {', '.join(map(str, proof['batches']))}; outputs differed by at most "
             f"{largest:g} of the largest value.",
+            *accuracy,
         ),
         advice=advice if classifier else (),
     )

@@ -16,7 +16,9 @@ from resnext.backbone import Backbone
 from resnext.card import Card, card_of
 from resnext.checks import brief, one_of
 from resnext.errors import CheckpointError, InputError, ResNeXtWarning
-from resnext.exporting.gate import check, reference
+from resnext.exporting.client import batch_sizes
+from resnext.exporting.eight_bits import EightBits, check_outputs_in_8_bits
+from resnext.exporting.gate import PICTURES, ROUNDING, ROUNDING_IN_8_BITS, check, reference
 from resnext.exporting.graph import ExportedModule, FileInput, Network, check_outputs
 from resnext.exporting.metadata import own_metadata
 from resnext.exporting.page_index import index_of_page
@@ -28,7 +30,10 @@ from resnext.weights.load import load
 
 T = TypeVar("T", bound=str)
 
-TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
+MAX_BATCH = 16
+"""The largest batch of files that have one, if it is not chosen."""
+
+TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1e-2}
 """Largest difference of an output, relative to the largest value of that output."""
 
 
@@ -40,23 +45,27 @@ def export(
     input: FileInput | None = None,
     outputs: str | Sequence[str] | None = None,
     sizes: Literal["fixed", "dynamic"] | None = None,
-    precision: Literal["fp32", "fp16"] | None = None,
+    precision: Literal["fp32", "fp16", "int8"] | None = None,
+    max_batch: int | None = None,
     index: str | Path | Literal["auto"] | None = "auto",
     overwrite: bool = False,
 ) -> Path:
     """Write a network as a file of another runtime, and prove it there.
 
     The file is run in a fresh process that loads only that runtime, NumPy and Pillow, on 64
-    pictures, from JPEG file to label, in batches of 1, 2, 17 and 44. If an output or a class
-    differs from the network's own, nothing is written. The same model gives the same bytes.
+    pictures, from JPEG file to label, in batches of 1, 2, 17 and 44, or up to `max_batch`. If an
+    output or a class differs from the network's own, nothing is written. The same model gives the
+    same bytes.
 
     Args:
         model: A classifier or backbone with a card, or a model file or name as for `resnext.load`.
-        path: File to write: `.onnx`, `.xml` (OpenVINO, with a `.bin` file beside it), `.pt2` or
-            `.html`; or for a page a name without suffix, a folder for a web server. By default, the
-            name of the model file in the current folder; a page above 64 MB becomes a folder.
-        to: "onnx", "openvino", "torch" or "page"; by default it follows from the suffix. A page is
-            one HTML file that classifies pictures in the browser, without a network.
+        path: File to write: `.onnx`, `.xml` (OpenVINO, with a `.bin` file beside it), `.pt2`,
+            `.pte` or `.html`; or for a page a name without suffix, a folder for a web server. By
+            default, the name of the model file in the current folder; a page above 64 MB becomes a
+            folder.
+        to: "onnx", "openvino", "torch", "executorch" or "page"; by default it follows from the
+            suffix. A page is one HTML file that classifies pictures in the browser, without a
+            network.
         input: "images" (default): normalized `(n, c, h, w)` floats; "pixels": `(n, h, w, c)` of 8
             bits, which the file normalizes itself; "picture": the same of any size, which the file
             also resizes and crops. Not for a page.
@@ -66,8 +75,12 @@ def export(
             a backbone, its maps. Not for a page.
         sizes: "fixed" (default); "dynamic" to accept images of other heights and widths, for
             `input="images"`.
-        precision: "fp32", or "fp16" to store weights in half the space; all is computed in fp32.
-            Default: "fp16" for a page, otherwise "fp32".
+        precision: "fp32"; "fp16" to store weights in half the space, while all is computed in fp32;
+            "int8", only for OpenVINO, to compute as the plan next to a model file does, made by
+            `resnext optimize FILE --precision int8 --data …`. Such a file is compared with the
+            plan's graph. Default: "fp16" for a page, otherwise "fp32".
+        max_batch: For ExecuTorch, the largest batch, for which the file reserves memory; 16 by
+            default. Others take any.
         index: For a page, the index of images that it shows as similar, and by which it says "none
             of these"; "auto" for the one next to a model file, None for none. The page holds small
             copies of these images.
@@ -87,19 +100,36 @@ def export(
     target = _target(to, path)
     kind: FileInput = _chosen("input", input, target.inputs, to)
     size_kind = _chosen("sizes", sizes, target.sizes, to)
+    if precision == "int8" and "int8" not in target.precisions:
+        raise InputError(
+            f"The 8 bits of a plan are a graph of OpenVINO. Take --to openvino, or another "
+            f"precision for {target.name}."
+        )
     stored = _chosen("precision", precision, target.precisions, to)
     if size_kind == "dynamic" and kind != "images":
         raise InputError(
             f"sizes can be dynamic for the input images, not for {kind}. A picture has any size."
         )
+    if size_kind == "dynamic" and stored == "int8":
+        raise InputError("8 bits are calibrated for one size of images. Leave out --sizes.")
     if index not in ("auto", None) and not target.takes_index:
         raise InputError(f"Only a page holds an index, not --to {target.name}. Leave out --index.")
+    if max_batch is not None and not target.bounded:
+        raise InputError(
+            f"Files for {target.name} take batches of any size. Leave out --max-batch."
+        )
+    largest = MAX_BATCH if max_batch is None else max_batch
+    if type(largest) is not int or not 1 <= largest <= 256:
+        raise InputError(f"max_batch must be from 1 to 256 images, not {brief(largest)}.")
     if path is None and isinstance(model, Network):
         raise InputError("A network in memory has no name. Give the path of the file to write.")
     if path is not None:
         _check_free(target, Path(path), overwrite)
     target.check_packages()
+    eight_bits = EightBits(model) if stored == "int8" else None
     network, card = _network(model)
+    if eight_bits is not None:
+        card = eight_bits.plan.card(card) or card
     if kind == "picture":
         check_picture(card.preprocessing)
     if target.outputs is None:
@@ -111,6 +141,10 @@ def export(
     else:
         raise InputError(f"A {target.title} needs a classifier; the model is a backbone.")
     module = ExportedModule(network, card, kind, names, half=stored == "fp16").eval()
+    module.max_batch = largest
+    if eight_bits is not None:
+        check_outputs_in_8_bits(names)
+        module.eight_bits = eight_bits
     note = ""
     if target.takes_index and isinstance(network, ResNeXt):
         source = model if isinstance(model, str | Path) else network
@@ -125,12 +159,18 @@ def export(
         pictures = Path(temporary) / "pictures"
         pictures.mkdir()
         built = target.build(module, size_kind)
-        asked = {"input": kind, "sizes": size_kind, "batches": list(target.batches)}
-        wanted = reference(network, card, names, asked, pictures)
+        batches = batch_sizes(largest, PICTURES) if target.bounded else list(target.batches)
+        asked = {"input": kind, "sizes": size_kind, "batches": batches}
+        wanted = reference(eight_bits or network, card, names, asked, pictures)
         trial = Path(temporary) / path.name
-        told = partial(own_metadata, network.config, card, kind, names, size_kind, stored)
+        bound = largest if target.bounded else 0
+        shown = network.config, card, kind, names, size_kind, stored, bound
+        told = partial(own_metadata, *shown)
         target.write(built, trial, told({}), module)
-        proof = check(target, trial, wanted, card, TOLERANCES[stored])
+        rounding = ROUNDING if eight_bits is None else ROUNDING_IN_8_BITS
+        proof = check(target, trial, wanted, card, TOLERANCES[stored], rounding)
+        if eight_bits is not None:
+            proof["accuracy"] = eight_bits.accuracy
         target.write(built, trial, told(proof), module)  # the same but for the proof
         make_folder(target.files(path)[0])
         for made, file in zip(target.files(trial), target.files(path), strict=True):

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from itertools import accumulate, chain, pairwise, repeat
+from itertools import chain, cycle, islice, repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from resnext.data.decoding import open_image, resize
 from resnext.data.transforms import normalize, prepare
 from resnext.errors import ResNeXtError
 from resnext.exporting.client import BATCHES, UNCROPPED
+from resnext.exporting.eight_bits import EightBits
 from resnext.exporting.graph import Network, class_maps
 from resnext.exporting.targets import Target
 from resnext.inference.optimize import patterns
@@ -29,6 +30,9 @@ from resnext.network import ResNeXt
 PICTURES = 64
 ROUNDING = 1e-2
 """Largest difference for a picture that the file resizes: it may round pixels otherwise."""
+
+ROUNDING_IN_8_BITS = 5e-2
+"""The same in 8 bits: values between two levels of a layer then become the other one."""
 
 _CLIENT = Path(__file__).with_name("client.py")
 _OWN = {"resnext", "torch"}
@@ -45,15 +49,21 @@ class Reference(NamedTuple):
     """By name, of each batch as the client makes them."""
     resized: list[bool]
     """Whether the file has to resize the picture of a batch."""
+    batches: list[int]
+    """Sizes of the batches, for the file's metadata."""
 
 
 def reference(
-    network: Network, card: Card, outputs: Sequence[str], described: dict[str, Any], folder: Path
+    network: Network | EightBits,
+    card: Card,
+    outputs: Sequence[str],
+    described: dict[str, Any],
+    folder: Path,
 ) -> Reference:
     """Write photograph-like pictures as JPEG files, and give them to the network itself.
 
     Args:
-        network: The unmodified network, in evaluation mode, on the CPU.
+        network: The unmodified network, in evaluation mode, on the CPU; or a plan's 8 bits.
         card: Its card.
         outputs: Names of the outputs.
         described: What the file says about itself.
@@ -73,19 +83,20 @@ def reference(
                 for row, count in zip(rows, counts, strict=False)
             ]
             resized = [min(_opened(path, card).size) != rule.resize for path in paths]
-            return Reference(folder, wanted, resized)
-        ends = [*accumulate(BATCHES, initial=0), PICTURES]
-        if described["batches"] == [1]:  # a page is asked for one picture after another
-            ends = [0, PICTURES]
+            return Reference(folder, wanted, resized, described["batches"])
+        sizes, again = described["batches"], cycle(rows)
+        if sizes == [1]:  # a page is asked for one picture after another
+            sizes = [PICTURES]
+        several = [[*islice(again, size)] for size in sizes]
         wanted = [
-            {name: np.concatenate([row[name] for row in rows[i:j]]) for name in outputs}
-            for i, j in pairwise(ends)
+            {name: np.concatenate([row[name] for row in batch]) for name in outputs}
+            for batch in several
         ]
         if described["sizes"] == "dynamic":
             for path in paths[:UNCROPPED]:
                 whole = normalize(resize(_opened(path, card), rule), rule)
                 wanted.append(_answers(network, card, whole, outputs))
-    return Reference(folder, wanted, [False] * len(wanted))
+    return Reference(folder, wanted, [False] * len(wanted), described["batches"])
 
 
 def _write_pictures(side: int, folder: Path, own_sizes: bool) -> None:
@@ -118,10 +129,13 @@ def _opened(path: Path, card: Card) -> Image.Image:
 
 
 def _answers(
-    network: Network, card: Card, x: torch.Tensor, outputs: Sequence[str]
+    network: Network | EightBits, card: Card, x: torch.Tensor, outputs: Sequence[str]
 ) -> dict[str, Float32[np.ndarray, "1 …"]]:
     """What a network says about one image, by the names that are asked for."""
     images = x[None]
+    if isinstance(network, EightBits):
+        found = network.answers(images, card.temperature)
+        return {name: found[name].numpy() for name in outputs}
     maps = network.features(images)
     found = {f"c{i + 2}": each for i, each in enumerate(maps)}
     found |= {"map": maps[-1], "embedding": maps[-1].mean((2, 3))}
@@ -136,7 +150,12 @@ def _answers(
 
 
 def check(
-    target: Target, path: Path, wanted: Reference, card: Card, tolerance: float
+    target: Target,
+    path: Path,
+    wanted: Reference,
+    card: Card,
+    tolerance: float,
+    rounding: float = ROUNDING,
 ) -> dict[str, Any]:
     """Run a file in a process of its own.
 
@@ -146,6 +165,7 @@ def check(
         wanted: What the network says.
         card: The network's card.
         tolerance: Largest difference of an output, relative to the largest value of that output.
+        rounding: The same for pictures that the file resizes.
 
     Returns:
         What was measured, for the file's metadata.
@@ -154,7 +174,7 @@ def check(
         ResNeXtError: The file does not run, or answers differently.
     """
     described, found = _run(target, path, wanted.folder)
-    if foreign := _OWN.intersection(described["modules"]) - {target.name}:
+    if foreign := _OWN.intersection(described["modules"]) - {*target.brings}:
         raise ResNeXtError(f"The client of {target.title} loaded {', '.join(sorted(foreign))}.")
     told = Card.from_dict(described["card"])
     if (told.labels, told.preprocessing, told.temperature, told.threshold) != (
@@ -164,14 +184,14 @@ def check(
         card.threshold,
     ):
         raise ResNeXtError("Labels, preprocessing, temperature or threshold changed in the file.")
-    proof: dict[str, Any] = {"images": PICTURES, "batches": list(target.batches)}
+    proof: dict[str, Any] = {"images": PICTURES, "batches": wanted.batches}
     for rounded in sorted(set(wanted.resized)):
         pairs = [
             (mine, theirs)
             for mine, theirs, resized in zip(found, wanted.outputs, wanted.resized, strict=True)
             if resized == rounded
         ]
-        allowed = max(tolerance, ROUNDING) if rounded else tolerance
+        allowed = max(tolerance, rounding) if rounded else tolerance
         measured = _compare(target.title, pairs, allowed)
         proof["resized" if rounded else "difference"] = measured
     return proof

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float, Shaped
@@ -16,6 +16,9 @@ from resnext.checks import brief
 from resnext.errors import InputError
 from resnext.inference.fold import fold
 from resnext.network import ResNeXt
+
+if TYPE_CHECKING:
+    from resnext.exporting.eight_bits import EightBits
 
 Network = ResNeXt | Backbone
 FileInput = Literal["images", "pixels", "picture"]
@@ -98,6 +101,8 @@ class ExportedModule(nn.Module):
 
     Attributes:
         index: What a page shows beside the answer; see `page_index`.
+        max_batch: The largest batch, for formats that need a bound.
+        eight_bits: The plan that a file in 8 bits computes as, in place of the network.
     """
 
     mean: Tensor
@@ -119,6 +124,8 @@ class ExportedModule(nn.Module):
         self.outputs = outputs
         self.halved = half
         self.index = b""
+        self.eight_bits: EightBits | None = None
+        self.max_batch = 0
         for name in ("mean", "std"):
             values = 255 * torch.tensor(getattr(card.preprocessing, name), dtype=torch.float32)
             self.register_buffer(name, values.view(-1, 1, 1))

@@ -21,6 +21,7 @@ def own_metadata(
     outputs: Sequence[str],
     sizes: str,
     precision: str,
+    max_batch: int,
     proof: dict[str, Any],
 ) -> str:
     """Our description as JSON: what `resnext predict` needs to use the file.
@@ -33,6 +34,7 @@ def own_metadata(
         outputs: Names of the outputs.
         sizes: "fixed", or "dynamic" if images of other sizes are accepted too.
         precision: How weights are stored: "fp32", "fp16" or "int8".
+        max_batch: The largest batch; 0 if any number of images is accepted.
         proof: What the gate measured.
     """
     shown = card.to_dict()
@@ -46,6 +48,7 @@ def own_metadata(
         "outputs": list(outputs),
         "sizes": sizes,
         "precision": precision,
+        "max_batch": max_batch,
         "proof": proof,
     }
     return json.dumps(content, sort_keys=True, ensure_ascii=False)

@@ -115,7 +115,24 @@ def with_picture_input(graph: Any, preprocessing: Preprocessing, channels: int) 
         preprocessing: Its size, resize and interpolation are built in.
         channels: Channels of pictures.
     """
-    from onnx import compose, parser
+    from onnx import compose
+
+    front = picture_front(preprocessing, channels, graph.opset_import[0].version, graph.ir_version)
+    merged = compose.merge_models(front, graph, [("pixels", "pixels")], prefix1="picture_")
+    merged.graph.node[0].input[0] = merged.graph.input[0].name = "picture"
+    return merged
+
+
+def picture_front(preprocessing: Preprocessing, channels: int, opset: int, ir_version: int) -> Any:
+    """An `onnx.ModelProto` that resizes and crops a "picture" to "pixels".
+
+    Args:
+        preprocessing: Its size, resize and interpolation are built in.
+        channels: Channels of pictures.
+        opset: Version of ONNX's operators.
+        ir_version: Version of ONNX's format.
+    """
+    from onnx import parser
 
     size = preprocessing.size
     kernel = _BICUBIC if preprocessing.interpolation == "bicubic" else _BILINEAR
@@ -125,8 +142,8 @@ def with_picture_input(graph: Any, preprocessing: Preprocessing, channels: int) 
     )
     front = parser.parse_model(
         _FRONT.format(
-            ir=graph.ir_version,
-            opset=graph.opset_import[0].version,
+            ir=ir_version,
+            opset=opset,
             channels=channels,
             size=size,
             resize=preprocessing.resize,
@@ -139,9 +156,7 @@ def with_picture_input(graph: Any, preprocessing: Preprocessing, channels: int) 
     used = {name for node in front.graph.node for name in node.input}
     for constant in [x for x in front.graph.initializer if x.name not in used]:
         front.graph.initializer.remove(constant)
-    merged = compose.merge_models(front, graph, [("pixels", "pixels")], prefix1="picture_")
-    merged.graph.node[0].input[0] = merged.graph.input[0].name = "picture"
-    return merged
+    return front
 
 
 def resized_and_cropped(

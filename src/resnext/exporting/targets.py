@@ -1,4 +1,4 @@
-"""The file formats: ONNX, OpenVINO, torch.export, a page for browsers."""
+"""The file formats: ONNX, OpenVINO, torch.export, ExecuTorch, a page for browsers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ class Target(ABC):
         precisions: How weights can be stored; the first is the default.
         sizes: "dynamic" if files for images of other sizes can be made.
         outputs: Names of its outputs; None if they can be chosen.
-        batches: The batches in which the gate runs the pictures.
+        batches: The batches in which the gate runs the pictures; without `bounded`.
+        bounded: Whether a file takes batches up to a bound only, which is chosen.
+        brings: Modules of the network's side that the runtime loads itself.
         takes_index: Whether a file may hold an index of images.
     """
 
@@ -57,6 +59,8 @@ class Target(ABC):
     sizes: tuple[str, ...] = ("fixed", "dynamic")
     outputs: tuple[str, ...] | None = None
     batches: tuple[int, ...] = (1, 2, 17, 44)
+    bounded = False
+    brings: tuple[str, ...] = ()
     takes_index = False
 
     def check_packages(self) -> None:
@@ -141,11 +145,16 @@ class OpenVino(Target):
     name, title, suffix = "openvino", "OpenVINO", ".xml"
     packages = ("onnx", "onnxscript", "openvino")
     install_hint = '"resnext[openvino]"'
+    precisions = ("fp32", "fp16", "int8")
 
     def build(self, module: ExportedModule, sizes: str) -> Any:
-        """An `openvino.Model`, converted from the ONNX graph."""
-        graph = Onnx().build(module, sizes)
-        model = openvino_core().read_model(graph.SerializeToString())
+        """An `openvino.Model`, converted from the ONNX graph, or from a plan's in 8 bits."""
+        if module.eight_bits is None:
+            graph = Onnx().build(module, sizes)
+            model = openvino_core().read_model(graph.SerializeToString())
+        else:
+            rule, temperature = module.card.preprocessing, module.card.temperature
+            model = module.eight_bits.model(module.inputs, rule, temperature, module.outputs)
         for i, node in enumerate(model.get_ordered_ops()):  # some names count all nodes so far
             if (kind := node.get_type_name()) not in ("Parameter", "Result"):
                 node.set_friendly_name(f"{kind}_{i}")
@@ -171,6 +180,7 @@ class Torch(Target):
     name, title, suffix = "torch", "torch.export", ".pt2"
     packages = ()
     install_hint = "torch"
+    brings = ("torch",)
 
     def build(self, module: ExportedModule, sizes: str) -> Any:
         """An `ExportedProgram` that says nothing of this machine; it returns a dictionary."""
@@ -193,6 +203,47 @@ class Torch(Target):
         content = io.BytesIO()  # a file's name would be written into it
         torch.export.save(built, content, extra_files={METADATA_KEY: own})
         path.write_bytes(content.getvalue())
+
+
+class Executorch(Target):
+    """A program for phones and small devices, computed by XNNPACK."""
+
+    name, title, suffix = "executorch", "ExecuTorch", ".pte"
+    packages = ("executorch", "torchao")
+    install_hint = '"resnext[executorch]"'
+    inputs: tuple[FileInput, ...] = ("images", "pixels")
+    precisions = ("fp32",)
+    sizes = ("fixed",)
+    bounded = True
+    brings = ("torch",)
+
+    def check_packages(self) -> None:
+        """Without torchao's remarks about GPUs."""
+        with silenced("torchao"), silenced("torch"):
+            super().check_packages()
+
+    def build(self, module: ExportedModule, sizes: str) -> Any:
+        """An `ExportedProgram`; the example is the largest batch.
+
+        While ExecuTorch lowers a program it compares the batch with other sizes, and narrows its
+        range to the side of the example: from a batch of 2, a bound of 32 became one of 15.
+        """
+        example, shapes = _example(module, sizes)
+        largest = example.new_zeros(module.max_batch, *example.shape[1:])
+        shapes[0] = torch.export.Dim("n", min=1, max=module.max_batch)
+        ranges = (shapes,) if module.max_batch > 1 else None
+        return torch.export.export(module, (largest,), dynamic_shapes=ranges)
+
+    def write(self, built: Any, path: Path, own: str, module: ExportedModule) -> None:
+        """Write the program, with our metadata as a method that returns them."""
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        with silenced("executorch"):
+            lowered = to_edge_transform_and_lower(
+                built, partitioner=[XnnpackPartitioner()], constant_methods={METADATA_KEY: own}
+            ).to_executorch()
+        path.write_bytes(lowered.buffer)
 
 
 class Page(Target):
@@ -257,7 +308,7 @@ class _Named(torch.nn.Module):
 
 
 TARGETS: dict[str, Target] = {
-    target.name: target for target in (Onnx(), OpenVino(), Torch(), Page())
+    target.name: target for target in (Onnx(), OpenVino(), Torch(), Executorch(), Page())
 }
 """The targets by name."""
 

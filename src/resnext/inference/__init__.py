@@ -8,6 +8,7 @@ fused.py       convolutions that also add the shortcut and apply ReLU
 plan.py        the choice for a model and a machine, and its files
 plan_table.py  a plan's measurements as a table
 optimize.py    `optimize`: checks arguments, reads the cache, searches, writes the plan
+optimize_file.py    the same for files of other runtimes
 search.py      times engines and forms, and keeps those that agree with the network
 frontier.py    smaller images and int8 within a bound on the loss of accuracy
 optimized.py   a classifier that runs as its plan says

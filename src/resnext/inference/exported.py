@@ -6,8 +6,10 @@ Loads no torch unless the file is for torch.
 from __future__ import annotations
 
 import json
+import os
 import threading
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ from jaxtyping import Float, Float32, Shaped, UInt8
 from resnext.card import Card, Preprocessing
 from resnext.config import ResNeXtConfig
 from resnext.errors import CheckpointError, InputError, MissingFileError, ResNeXtError
+from resnext.inference.engines import ENGINES
+from resnext.inference.engines.base import EngineConfig, load_package, silenced
 from resnext.inference.engines.onnxruntime import OnnxSession
 from resnext.inference.engines.openvino import OpenVinoSession, openvino_core
 from resnext.inference.foreign import MODEL_INFO, ForeignConfig, Given, Port, describe_foreign
@@ -24,7 +28,7 @@ from resnext.inference.last_layer import read_last_layer
 from resnext.inference.runner import Classifier, MapOutputs, Outputs, Session
 from resnext.system.cpu import core_count
 from resnext.system.digest import file_sha256
-from resnext.system.forks import change_after_fork, one_thread_after_fork
+from resnext.system.forks import change_after_fork, one_thread_after_fork, refuse_after_fork
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 METADATA_KEY = "resnext"
 """Name of our description in a file's metadata."""
 
-SUFFIXES = (".onnx", ".xml", ".pt2")
+SUFFIXES = (".onnx", ".xml", ".pt2", ".pte")
 """Suffixes of the files that are read."""
 
 
@@ -42,6 +46,8 @@ class Exported:
     Args:
         path: A file of `export`, or another ONNX or OpenVINO file with a classifier.
         given: Labels and preprocessing of a foreign file, where its metadata do not state them.
+        form: How to compute it, as a plan says; None for the runtime's usual way.
+        batch: The batch size that the form is for.
 
     Attributes:
         input: "images", "pixels" or "picture".
@@ -56,12 +62,16 @@ class Exported:
         InputError: The runtime is not installed, or a foreign file needs labels or preprocessing.
     """
 
-    batch = 16
-
-    def __init__(self, path: Path, given: Given | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        given: Given | None = None,
+        form: EngineConfig | None = None,
+        batch: int = 16,
+    ) -> None:
         if not path.is_file():
             raise MissingFileError(f"{path} does not exist.")
-        self.path, self._given = path, given
+        self.path, self._given, self._form, self.batch = path, given, form, batch
         opened = _open(path)
         own = opened.metadata.get(METADATA_KEY)
         self.foreign = own is None
@@ -87,7 +97,7 @@ class Exported:
             self._first = self.outputs.index(named[0]) if named else -1
         self._lock = threading.Lock()
         self._opened: _Opened | None = opened
-        self._sessions: dict[int, Session] = {}
+        self._sessions: dict[tuple[int, EngineConfig | None], Session] = {}
         self._are_probabilities = self._first >= 0 and self.outputs[self._first] == "probabilities"
         if self.foreign and self._found_probabilities():
             self._are_probabilities = True
@@ -100,7 +110,11 @@ class Exported:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the file again."""
-        return type(self), (self.path, self._given)
+        return type(self), (self.path, self._given, self._form, self.batch)
+
+    def computed_as(self, form: EngineConfig, batch: int) -> Exported:
+        """The same file, computed in another way."""
+        return Exported(self.path, self._given, form, batch)
 
     @property
     def fingerprint(self) -> str:
@@ -151,7 +165,8 @@ class Exported:
 
     def _check_map(self) -> None:
         if "map" not in self.outputs:
-            again = "" if self.foreign else ", or export it with --outputs logits embedding map"
+            packed = self.foreign or self.path.suffix == ".pte"  # its last layer cannot be read
+            again = "" if packed else ", or export it with --outputs logits embedding map"
             raise InputError(
                 f"{self.path} has no output map, so no exact class map. Use the method "
                 f"occlusion{again}."
@@ -164,15 +179,19 @@ class Exported:
                 f"{self.path} predicts no classes: it has only the outputs "
                 f"{', '.join(self.outputs)}. Export it with --outputs logits."
             )
+        form = self._form and ENGINES[self._form.engine].form_for(self._form, len(x))
         with self._lock:
-            opened = self._opened = self._opened or _open(self.path)
-            session = self._sessions.get(other)
+            session = self._sessions.get((other, form))
             if session is None:
+                opened = self._opened = self._opened or _open(self.path)
                 first = opened.inputs[0]
                 shape = tuple(n if isinstance(n, int) else 0 for n in first.shape[1:])
                 given = self._given_to_file(x[:1]).shape[1:]
                 shape = tuple(n or own for n, own in zip(shape, given, strict=True))
-                session = self._sessions[other] = opened.session(self._first, other, shape)
+                session = opened.session(self._first, other, shape, form)
+                self._sessions[other, form] = session
+                if form is not None:  # which has a session of its own
+                    self._opened = None
         results = session(self._given_to_file(x))
         logits, others = results[0].reshape(len(x), -1), results[1]
         if self._are_probabilities:  # whose softmax over the temperature they are again
@@ -212,6 +231,13 @@ class Exported:
         return bool(rows.min() >= 0 and np.allclose(rows.sum(1), 1, atol=1e-3))
 
 
+def usual_form(path: Path) -> EngineConfig:
+    """How an ONNX or OpenVINO file is computed without a plan."""
+    if path.suffix.lower() == ".onnx":
+        return EngineConfig("onnxruntime", piece=16)
+    return EngineConfig("openvino", streams=core_count())  # one image each
+
+
 def is_exported(source: object) -> bool:
     """Whether a model is a file with a suffix that is read here."""
     return isinstance(source, str | Path) and Path(source).suffix.lower() in SUFFIXES
@@ -230,25 +256,37 @@ class _Opened:
     inputs: list[Port]
     outputs: list[Port]
 
-    def session(self, first: int, other: int, shape: tuple[int, ...]) -> Session:
+    def session(
+        self, first: int, other: int, shape: tuple[int, ...], form: EngineConfig | None
+    ) -> Session:
         """A session that returns two outputs.
 
         Args:
             first: Position of the first one.
             other: Position of the other one.
             shape: Shape of an input without its batch.
+            form: Engine, pieces and streams; None for the usual ones.
         """
         raise NotImplementedError
 
 
 class _OpenedOnnx(_Opened):
     def __init__(self, path: Path) -> None:
-        self._session = OnnxSession(path, Exported.batch, 1, core_count())
+        self._path = path
+        self._session = OnnxSession(path, usual_form(path).piece, 1, core_count())
         self.metadata = self._session.metadata
         self.inputs, self.outputs = self._session.ports()
 
-    def session(self, first: int, other: int, shape: tuple[int, ...]) -> Session:
-        return self._session.returning(first, other)
+    def session(
+        self, first: int, other: int, shape: tuple[int, ...], form: EngineConfig | None
+    ) -> Session:
+        if form is None:
+            return self._session.returning(first, other)
+        if form.engine == "openvino":
+            model, fixed = openvino_core().read_model(self._path), self.inputs[0].shape[0]
+            return _in_openvino(model, fixed, form, (first, other), shape)
+        session = OnnxSession(self._path, form.piece, form.streams, core_count())
+        return session.returning(first, other)
 
 
 class _OpenedOpenVino(_Opened):
@@ -272,11 +310,19 @@ class _OpenedOpenVino(_Opened):
             for ports in (self._model.inputs, self._model.outputs)
         )
 
-    def session(self, first: int, other: int, shape: tuple[int, ...]) -> Session:
-        threads, fixed = core_count(), self.inputs[0].shape[0]
-        piece = fixed if isinstance(fixed, int) else 1  # one image each
-        model = self._model.clone()
-        return OpenVinoSession(model, piece, threads, threads, "f32", (first, other), shape)
+    def session(
+        self, first: int, other: int, shape: tuple[int, ...], form: EngineConfig | None
+    ) -> Session:
+        model, fixed = self._model.clone(), self.inputs[0].shape[0]
+        return _in_openvino(model, fixed, form or usual_form(Path(".xml")), (first, other), shape)
+
+
+def _in_openvino(
+    model: Any, fixed: int | str, form: EngineConfig, wanted: tuple[int, int], shape: Sequence[int]
+) -> Session:
+    """A session of a model that may take only one number of images."""
+    piece = fixed if isinstance(fixed, int) else form.piece
+    return OpenVinoSession(model, piece, form.streams, core_count(), "f32", wanted, shape)
 
 
 class _OpenedTorch(_Opened):
@@ -286,14 +332,13 @@ class _OpenedTorch(_Opened):
         extra = {METADATA_KEY: ""}
         self._module = torch.export.load(path, extra_files=extra).module()
         if not extra[METADATA_KEY]:
-            raise CheckpointError(
-                f"{path} was not written by resnext export: it has no description of its labels "
-                f"and preprocessing."
-            )
+            raise _not_ours(path)
         self.metadata, self.outputs = dict(extra), []
         self.inputs = [Port("", "", ("n", "", "", ""))]
 
-    def session(self, first: int, other: int, shape: tuple[int, ...]) -> Session:
+    def session(
+        self, first: int, other: int, shape: tuple[int, ...], form: EngineConfig | None
+    ) -> Session:
         import torch
 
         def run(x: Shaped[np.ndarray, "n _ _ _"]) -> Outputs:
@@ -305,9 +350,65 @@ class _OpenedTorch(_Opened):
         return run
 
 
+class _OpenedExecuTorch(_Opened):
+    def __init__(self, path: Path) -> None:
+        runtime, self._process = _executorch()
+        program = runtime.load_program(path)
+        if METADATA_KEY not in program.method_names:
+            raise _not_ours(path)
+        own = program.load_method(METADATA_KEY).execute([])[0]
+        self._forward = program.load_method("forward")
+        self._largest = json.loads(own)["max_batch"]
+        self.metadata, self.outputs = {METADATA_KEY: own}, []
+        self.inputs = [Port("", "", ("n", "", "", ""))]
+        self._lock = threading.Lock()
+
+    def session(
+        self, first: int, other: int, shape: tuple[int, ...], form: EngineConfig | None
+    ) -> Session:
+        import torch
+
+        def run(x: Shaped[np.ndarray, "n _ _ _"]) -> Outputs:
+            refuse_after_fork(self._process, "ExecuTorch")
+            found: list[tuple[np.ndarray, np.ndarray]] = []
+            with self._lock:  # the next call writes into the same memory
+                for piece in torch.from_numpy(x).split(self._largest):
+                    outputs = self._forward.execute([piece])
+                    found.append((outputs[first].numpy().copy(), outputs[other].numpy().copy()))
+            logits, others = (np.concatenate(some) for some in zip(*found, strict=True))
+            return logits, others
+
+        return run
+
+
+@cache
+def _executorch() -> tuple[Any, int]:
+    """ExecuTorch's `Runtime` and its process: a forked one lacks its threads.
+
+    Raises:
+        InputError: ExecuTorch is not installed.
+    """
+    with silenced("torchao"), silenced("torch"):  # torchao's remarks about GPUs
+        load_package("executorch", '"resnext[executorch]"')
+        from executorch.runtime import Runtime
+    return Runtime.get(), os.getpid()
+
+
+def _not_ours(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} was not written by resnext export: it has no description of its labels and "
+        f"preprocessing."
+    )
+
+
 def _open(path: Path) -> _Opened:
     """A file in its runtime."""
-    openers = {".onnx": _OpenedOnnx, ".xml": _OpenedOpenVino, ".pt2": _OpenedTorch}
+    openers = {
+        ".onnx": _OpenedOnnx,
+        ".xml": _OpenedOpenVino,
+        ".pt2": _OpenedTorch,
+        ".pte": _OpenedExecuTorch,
+    }
     try:
         return openers[path.suffix.lower()](path)
     except ResNeXtError:

@@ -25,7 +25,8 @@ def read_last_layer(path: Path, position: int) -> Classifier:
         InputError: There is no such layer, or onnx is not installed.
     """
     readers = {".onnx": _from_onnx, ".xml": _from_openvino, ".pt2": _from_torch}
-    found = readers[path.suffix.lower()](path, position)
+    reader = readers.get(path.suffix.lower())  # none for ExecuTorch, whose weights are packed
+    found = reader and reader(path, position)
     if found is None:
         raise InputError(
             f"{path} has no last layer that can be read, so no exact class map. Use the method "

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from resnext.errors import CheckpointError, InputError
 from resnext.inference.exported import Exported, is_exported
+from resnext.inference.foreign import Given
 from resnext.inference.optimized import Optimized
-from resnext.inference.plan import find_plan, plan_path
+from resnext.inference.plan import Plan, find_plan, plan_path
 from resnext.inference.runner import Runner
 from resnext.system.allocator import keep_freed_memory
 from resnext.system.progress import reporter
@@ -80,7 +81,7 @@ def open_model(
         return model
     if isinstance(model, str | Path):
         if is_exported(model):
-            return Exported(Path(model))
+            return open_exported(Path(model), None, device, batch, plan, progress)
         if plan and (planned := open_planned(model, device, batch, progress)):
             return planned
     elif not (hasattr(model, "fc") and hasattr(model, "card")):
@@ -122,17 +123,9 @@ def open_planned(source: str | Path, device: str, batch: int, progress: bool) ->
         progress: Whether to show the choice of plan on standard error.
     """
     file = Path(source)
-    if not plan_path(file).exists() or not file.is_file():
+    plan = _plan_beside(file, device, batch, progress)
+    if plan is None:
         return None
-    plan, reason = find_plan(file, batch, device)
-    report = reporter(progress)
-    try:
-        if plan is None:
-            report.line(reason)
-            return None
-        report.line(f"{plan_path(file)}: {plan.summary}")
-    finally:
-        report.stop()
     path = file.absolute()
     classifier = partial(read_classifier, path)
     try:
@@ -141,6 +134,39 @@ def open_planned(source: str | Path, device: str, batch: int, progress: bool) ->
         network, classifier = _load(file, progress), None
         config, card = network.config, network.card
     return Optimized(plan, card, config, partial(_load, path, progress), device, classifier)
+
+
+def open_exported(
+    file: Path,
+    given: Given | None = None,
+    device: str = "auto",
+    batch: int = 64,
+    plan: bool = True,
+    progress: bool = False,
+) -> Exported:
+    """A file of another runtime, computed as the plan next to it says.
+
+    Args:
+        file: The file.
+        given: Labels and preprocessing of a foreign file.
+        device: "auto", or a torch device; a plan is used only if it was made for that device.
+        batch: Batch size to expect; of several plans, the nearest is used.
+        plan: Whether to use a plan.
+        progress: Whether to show the choice of plan on standard error.
+    """
+    found = _plan_beside(file, device, batch, progress) if plan else None
+    return Exported(file, given, *((found.form, found.batch) if found else ()))
+
+
+def _plan_beside(file: Path, device: str, batch: int, progress: bool) -> Plan | None:
+    """The plan next to a file that applies; the choice, or why there is none, is shown."""
+    if not plan_path(file).exists() or not file.is_file():
+        return None
+    plan, reason = find_plan(file, batch, device)
+    report = reporter(progress)
+    report.line(reason if plan is None else f"{plan_path(file)}: {plan.summary}")
+    report.stop()
+    return plan
 
 
 def _load(source: str | Path, progress: bool) -> ResNeXt:

@@ -16,6 +16,7 @@ from resnext.checks import number
 from resnext.errors import CheckpointError, ResNeXtError
 from resnext.inference.engines import ENGINES
 from resnext.inference.engines.base import PRECISIONS, EngineConfig, InputKind
+from resnext.inference.exported import is_exported
 from resnext.system.atomic import write_bytes_atomically
 from resnext.system.cache import cache_folder
 from resnext.system.cpu import core_count, cpu_name
@@ -221,6 +222,8 @@ def _folder(model: str) -> Path:
 
 def plan_path(file: Path) -> Path:
     """File with the plans of a model file, next to it."""
+    if is_exported(file):  # the model that it was made from may be beside it
+        return file.with_name(f"{file.name}.plan.json")
     return file.with_suffix(".plan.json") if file.name else file / ".plan.json"
 
 

@@ -17,7 +17,7 @@ from resnext.system.terminal import columns
 def plan_table(plan: Plan) -> str:
     """All measurements, fastest first, and which of them was chosen."""
     size = plan.size if plan.tradeoff is None else plan.tradeoff.reference.size
-    base = next(row.images_per_second for row in plan.rows if row.form is None)
+    base = plan.rows[-1].images_per_second  # the network itself, or the usual way to run a file
     numbers = [Column(name, justify="right") for name in ("Images/s", "×", "ms", "Agreement")]
     table = Table("Engine", "Precision", "At once", *numbers, "", box=None, header_style="bold")
     for row in plan.rows:

@@ -85,11 +85,11 @@ class OpenVino(Engine):
 
     def build_maps(self, source: EngineBuilder, form: EngineConfig, kind: InputKind) -> MapSession:
         """A session of the exported graph, or of its 8-bit form, with one more output."""
-        return self._session(_with_map(self._model(source, form, kind)), form)
+        return self._session(with_map(self._model(source, form, kind)), form)
 
     def open_maps(self, path: Path, form: EngineConfig) -> MapSession:
         """A session of a file, with one more output."""
-        return self._session(_with_map(openvino_core().read_model(path)), form)
+        return self._session(with_map(openvino_core().read_model(path)), form)
 
     def quantize(
         self,
@@ -212,7 +212,7 @@ class OpenVinoSession:
         return logits, others
 
 
-def _with_map(model: Any) -> Any:
+def with_map(model: Any) -> Any:
     """A model with the input of the last pooling as one more output; changes it in place.
 
     Raises:
