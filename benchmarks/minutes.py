@@ -111,9 +111,11 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     grey, ours = "#7f868e", "#2f81f7"
-    lines = ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "text.color")
-    plt.rcParams.update(dict.fromkeys(lines, grey))
-    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "race"})
+    plt.rc("axes", edgecolor=grey, labelcolor=grey)
+    plt.rc("xtick", color=grey)
+    plt.rc("ytick", color=grey)
+    plt.rc("text", color=grey)
+    plt.rc("svg", fonttype="none", hashsalt="race")
     names = list(dict.fromkeys(row["images"] for row in rows))
     figure, panels = plt.subplots(1, len(names), figsize=(4.4 * len(names), 3.6), squeeze=False)
     for panel, name in zip(panels[0], names, strict=True):

@@ -69,7 +69,7 @@ def compare(given: argparse.Namespace, work: Path) -> None:
     usual |= {"resume": given.keep is not None, "index": False}
     scratch = {"epochs": given.epochs, "flip": given.folder is not None}
     first, second = halves(given.folder or digits(work / "digits"), work)
-    weights = work / "first.safetensors"
+    out = weights = work / "first.safetensors"
     if given.epochs:
         resnext.train(first, given.model, out=weights, **scratch, **usual)
     elif not weights.exists():

@@ -19,7 +19,7 @@ from resnext.training.run_state import TrainState
 NETWORK = ResNeXt(TINY)
 
 
-def replanner(log: Callable[[str], object]) -> Replanner:
+def replanner(log: Callable[[str], None]) -> Replanner:
     """A `Replanner` of images of 16 pixels."""
     settings: Any = SimpleNamespace(execution=SimpleNamespace(dtype="float32"), side=lambda: 16)
     return Replanner(NETWORK, settings, 5, ProcessGroup(), log)

@@ -18,7 +18,11 @@ from resnext.training.recipe import Probe, Recipe
 from resnext.training.request import ProbePlan, Request, RunPlan
 from resnext.training.run_state import ExecutionConfig, TrainState
 
-_GROUPS = {"config": ResNeXtConfig, "preprocessing": Preprocessing, "recipe": Recipe}
+_GROUPS: dict[str, type[Any]] = {
+    "config": ResNeXtConfig,
+    "preprocessing": Preprocessing,
+    "recipe": Recipe,
+}
 """What the fields of an identity belong to, by the first part of their names."""
 
 
@@ -35,6 +39,7 @@ def check_version(about: dict[str, Any], folder: Path) -> None:
         CheckpointError: Another version wrote it, which this one cannot continue.
     """
     identity = about.get("identity", {})
+    parts: dict[str, tuple[type[Any], dict[str, Any]]]
     parts = {group: (kind, _fields(identity, group)) for group, kind in _GROUPS.items()}
     wrong = [name for name in ("seed", "val_fraction", "classes", "images") if name not in identity]
     if identity.get("recipe") == "probe":
