@@ -511,7 +511,7 @@ def test_the_command(
     [
         *("resnext_nano_32px", "resnext_tiny", "resnext11_8x16d", "resnext26_32x4d"),
         *("resnext50_32x4d", "resnext50d_32x4d", "seresnext26t_32x4d", "seresnext50_32x4d"),
-        *("eca_resnext26ts", "resnext101_32x4d", "seresnextaa101d_32x8d", "resnext26ts"),
+        *("ecaresnext26t_32x4d", "resnext101_32x4d", "seresnextaa101d_32x8d", "resnext29_32x4d"),
     ],
 )
 def test_every_kind_of_network(name: str, to: str, tmp_path: Path) -> None:

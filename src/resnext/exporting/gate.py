@@ -63,8 +63,9 @@ def reference(
     _write_pictures(card.preprocessing.resize, folder, own_sizes)
     rule, paths = card.preprocessing, sorted(folder.iterdir())
     with torch.inference_mode():
-        found = [_answers(network, card, prepare(_opened(path, card), rule)) for path in paths]
-        rows = [{name: one[name].numpy() for name in outputs} for one in found]
+        rows = [
+            _answers(network, card, prepare(_opened(path, card), rule), outputs) for path in paths
+        ]
         if own_sizes:
             counts = chain(BATCHES, repeat(1))
             wanted = [
@@ -82,8 +83,8 @@ def reference(
         ]
         if described["sizes"] == "dynamic":
             for path in paths[:UNCROPPED]:
-                whole = _answers(network, card, normalize(resize(_opened(path, card), rule), rule))
-                wanted.append({name: whole[name].numpy() for name in outputs})
+                whole = normalize(resize(_opened(path, card), rule), rule)
+                wanted.append(_answers(network, card, whole, outputs))
     return Reference(folder, wanted, [False] * len(wanted))
 
 
@@ -95,8 +96,9 @@ def _write_pictures(side: int, folder: Path, own_sizes: bool) -> None:
         folder: Where to write them.
         own_sizes: Whether every second one is up to four times as large or small as that.
     """
-    waves = patterns(PICTURES, 3, side + side // 2)
-    for i, wave in enumerate(waves):
+    waves = patterns(PICTURES // 4, 3, side + side // 2)
+    for i in range(PICTURES):
+        wave = np.rot90(waves[i // 4], i % 4, (1, 2))  # to make noise takes long
         height, width = side + i * side // 200, side + (i * 7 % PICTURES) * side // 200
         if own_sizes and i % 2 == 0:
             height = side  # not resized, so compared more strictly
@@ -115,18 +117,22 @@ def _opened(path: Path, card: Card) -> Image.Image:
     return open_image(path, card.preprocessing.colour)
 
 
-def _answers(network: Network, card: Card, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """All that a network says about one image, by name."""
+def _answers(
+    network: Network, card: Card, x: torch.Tensor, outputs: Sequence[str]
+) -> dict[str, Float32[np.ndarray, "1 …"]]:
+    """What a network says about one image, by the names that are asked for."""
     images = x[None]
     maps = network.features(images)
     found = {f"c{i + 2}": each for i, each in enumerate(maps)}
-    found |= {"c1": network.stem_map(images), "map": maps[-1]}
-    found["embedding"] = maps[-1].mean((2, 3))
+    found |= {"map": maps[-1], "embedding": maps[-1].mean((2, 3))}
+    if "c1" in outputs:
+        found["c1"] = network.stem_map(images)
     if isinstance(network, ResNeXt) and isinstance(network.fc, torch.nn.Linear):
         logits = network.fc(network.avgpool(maps[-1]).flatten(1))
         found |= {"logits": logits, "probabilities": (logits / card.temperature).softmax(1)}
-        found["maps"] = class_maps(network, maps[-1])
-    return found
+        if "maps" in outputs:
+            found["maps"] = class_maps(network, maps[-1])
+    return {name: found[name].numpy() for name in outputs}
 
 
 def check(
