@@ -18,6 +18,7 @@ from serving_process import process
 
 import resnext
 from resnext import Card, Preprocessing
+from resnext.errors import InputError
 from resnext.serving import ray
 from resnext.serving.settings import Settings
 
@@ -33,22 +34,44 @@ def test_replicas_need_ray(
     assert "leave out --watch" in errors
 
 
-@pytest.mark.parametrize(("count", "words"), [(1, "1 replica"), (2, "2 replicas")])
-def test_the_terminal_says_how_to_try_it(
-    count: int, words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An address that can be opened, and the token, as without Ray."""
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray starts at once, and ends as if it had been asked to."""
     for name in ("import_module", "signal", "threading"):
         monkeypatch.setattr(ray, name, mock.MagicMock())
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize(("count", "words"), [(1, "1 replica"), (2, "2 replicas")])
+def test_the_terminal_says_how_to_try_it(count: int, words: str) -> None:
+    """An address that can be opened, and the token, as without Ray."""
     lines: list[str] = []
-    settings = Settings(host="0.0.0.0", port=80, token="secret")
+    settings = Settings(host="0.0.0.0", port=free_port(), token="secret")
     ray.serve_with_ray("a.safetensors", settings, count, lines.append)
+    address = f"http://127.0.0.1:{settings.port}"
     assert lines == [
-        f"a.safetensors, {words} on Ray: http://127.0.0.1:80",
+        f"a.safetensors, {words} on Ray: {address}",
         '  curl -H "Authorization: Bearer $RESNEXT_TOKEN" --data-binary @photo.jpg '
-        "http://127.0.0.1:80/v1/predict",
+        f"{address}/v1/predict",
         "Ctrl-C ends",
     ]
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_port_that_cannot_be_used() -> None:
+    """One line, before Ray is started."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        used = Settings(port=other.getsockname()[1])
+        with pytest.raises(InputError, match=f"port {used.port} cannot be used: Address already"):
+            ray.serve_with_ray("a.safetensors", used, 1)
+    with pytest.raises(InputError, match="--port other than 0"):
+        ray.serve_with_ray("a.safetensors", Settings(port=0), 1)
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
 
 
 def replicas(parent: int) -> list[int]:
@@ -72,8 +95,7 @@ def test_a_replica_that_is_killed_loses_only_its_own(tmp_path: Path) -> None:
     model = tmp_path / "model.safetensors"
     card = Card(("a", "b", "c"), Preprocessing(size=32, resize=36))
     resnext.save(tiny_network(card=card), model)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     arguments = ("-m", "resnext", "serve", str(model), "--ray", "--replicas", "2")
     clients, image = 16, photo(7)
     head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"

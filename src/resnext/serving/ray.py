@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 
 from resnext.errors import CheckpointError, InputError
 from resnext.serving.app import build_app
-from resnext.serving.run import start_lines, url
+from resnext.serving.run import listen, start_lines, url
 from resnext.serving.service import Service
 from resnext.serving.settings import Settings
 from resnext.system.text import counted
@@ -85,12 +85,15 @@ def serve_with_ray(
 
     Raises:
         CheckpointError: No replica could open the model.
-        InputError: Ray Serve is not installed.
+        InputError: Ray Serve is not installed, or the port cannot be used.
     """
     try:
         ray, serve = import_module("ray"), import_module("ray.serve")
     except ImportError as error:
         raise InputError('Ray Serve is not installed: pip install "resnext[ray]".') from error
+    if settings.port == 0:
+        raise InputError("--ray needs a --port other than 0: all its machines listen on the same.")
+    listen(settings.host, settings.port).close()  # says in one line why not
     ended = threading.Event()
     ray.init(ignore_reinit_error=True, log_to_driver=False)
     for number in (signal.SIGTERM, signal.SIGINT):  # Ray has set handlers of its own
