@@ -231,6 +231,7 @@ def test_drop_paste_camera_and_no_picture(browser: Any, page_file: Path, tmp_pat
         page.evaluate(give_event, [kind, list(content.getvalue())])
         name = "document.getElementById('name').textContent"
         until(page, f"pictures.length === {count} && {name} === '{kind}.png'")
+    until(page, "queue.then(() => true)")  # which empties the status line
     text = """(kind) => {
       const data = new DataTransfer();
       data.setData("text/plain", "hello");

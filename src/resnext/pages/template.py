@@ -13,7 +13,9 @@ def read_template(package: str, name: str) -> str:
     """A template of a package; `{{ shared/NAME }}` in it stands for a file beside this module."""
     text = _read(package, name)
     while "{{ shared/" in text:
-        text = re.sub(r"\{\{ shared/([\w.]+) \}\}\n?", lambda one: _read(__package__, one[1]), text)
+        text = re.sub(
+            r"\{\{ shared/([\w.]+) \}\}\n?", lambda one: _read("resnext.pages", one[1]), text
+        )
     return text
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
@@ -47,7 +48,7 @@ def print_table(table: Table, console: Console | None = None) -> None:
     widest = widths.index(max(widths))
     widths[widest] = max(widths[widest] - max(excess, 0), 1)
 
-    def print_row(name: str, *cells: object, style: str = "") -> None:
+    def print_row(name: str, cells: Iterable[RenderableType], style: str = "") -> None:
         if name:
             console.print(Text.from_markup(name, style=style), soft_wrap=True)
         row = Table(box=None, show_header=False, pad_edge=False)
@@ -56,6 +57,6 @@ def print_table(table: Table, console: Console | None = None) -> None:
         row.add_row(*cells, style=style)
         console.print(Padding.indent(row, indent), highlight=False)
 
-    print_row(*(one.header for one in table.columns), style="bold")
-    for cells in zip(*(one.cells for one in (names, *others)), strict=True):
-        print_row(*cells)
+    print_row(str(names.header), [one.header for one in others], style="bold")
+    for name, *cells in zip(*(one.cells for one in table.columns), strict=True):
+        print_row(str(name), cells)
