@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from resnext.data.labels import as_spelled
 from resnext.data.sources.csv_list import DECISION, LEFT_OUT, readings, separated
 from resnext.errors import DataError
 from resnext.system.atomic import check_writable, locked, make_folder, write_bytes_atomically
@@ -45,6 +46,7 @@ class LabelList:
         images: The images of the data, with the classes that the data gives them. The file decides
             about those that it has.
         moved: New path of files that were moved, for rows that an interruption left behind.
+        classes: All classes. The file may have them in another Unicode form.
 
     Raises:
         DataError: The file is there, and is another kind of table.
@@ -52,9 +54,13 @@ class LabelList:
     """
 
     def __init__(
-        self, file: Path, images: Iterable[Entry], moved: Mapping[str, str] | None = None
+        self,
+        file: Path,
+        images: Iterable[Entry],
+        moved: Mapping[str, str] | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
-        self.file, self._moved = file, moved or {}
+        self.file, self._moved, self._classes = file, moved or {}, classes
         check_writable(file)
         self._folder = os.path.abspath(file.parent)  # noqa: PTH100
         self._images = [*images]
@@ -191,8 +197,11 @@ class LabelList:
         plain = encoding in ("utf-8", "bytes") and not data.startswith(codecs.BOM_UTF8)
         self._mark = "" if plain else "\ufeff"  # tells spreadsheets that it is UTF-8
         self._more = tuple(name for name in header if name not in _OWN)
+        found = dict.fromkeys(row[header.index("label")] for row in rows)
+        spelled = dict(zip(found, as_spelled(map(str.strip, found), self._classes), strict=True))
         for row in rows:
             values = dict(zip(header, row, strict=True))
+            values["label"] = spelled[values["label"]]
             path = self._path(values["path"])
             entry = Entry(path, *(values.get(name, "") for name in _OWN[1:]))
             if path in self._moved and not os.path.exists(path):  # noqa: PTH110
