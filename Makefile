@@ -1,9 +1,13 @@
 # Everything a newcomer types; `make` alone lists it. Each target installs what it needs, once.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-compile --editable
+# On all cores, which pip does not; a few packages hold files for other versions of Python.
+COMPILE := $(BIN)/python -W ignore -m compileall -qq -j 0 -x /tests/ .venv/lib || true
 # One process per core, each with one thread: tiny networks wait longer for a second thread than they compute.
 # A worker that dies ends the run: the one that pytest-xdist starts in its place may wait forever.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --max-worker-restart 0
+# `tests/conftest.py` puts the longest files first: the last one would keep one core waiting.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 # Named after the contents of all files that lint reads, so that `make test` lints only what has not passed before.
 LINTED := .venv/linted-$(shell find . -type d -name '.?*' -prune -o -type f \( -name '*.py' -o -name '*.md' \
 	-o -name '*.toml' -o -name Makefile \) -exec cksum {} + | sort | cksum | cut -d ' ' -f 1)
@@ -42,9 +46,11 @@ $(LINTED): .venv/dev
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[digits,serve]"
+	$(INSTALL) ".[digits,serve]"
+	@$(COMPILE)
 	@touch $@
 
-.venv/dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	@touch $@
+.venv/dev: .venv/bin/python pyproject.toml constraints.txt
+	$(INSTALL) ".[dev]"
+	@$(COMPILE)
+	@touch .venv/installed $@

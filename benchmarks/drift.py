@@ -2,10 +2,11 @@
 
     python benchmarks/drift.py NETWORKS DATA... [--without CLASS...] [--epochs 8]
 
-Each DATA is a folder of class folders, such as Fashion-MNIST or CIFAR-10 as images. Of every class,
-half of the images are trained on and the other half measured. For each class, or those of
-`--without`, a network of the other classes is trained (once: it stays in NETWORKS), and answers all
-measured images.
+Each DATA is a folder of class folders, such as Fashion-MNIST or CIFAR-10 as images, or has two of
+them, `train` and `test`; without those, half of the images of every class are trained on and the
+others measured. For each class, or those of `--without`, a network of the other classes is trained,
+and answers all measured images. It stays in NETWORKS as `DATA-without-CLASS.safetensors`; one that
+is there, such as a network of `benchmarks/unknown.py`, is not trained again.
 
 Then, `--rounds` times: the answers to the known classes are split at random into a reference and
 1,000 new ones. A false alarm is drift found in those; for the other table, a tenth of them is
@@ -46,40 +47,56 @@ def main() -> None:
     given = parser.parse_args()
     print(f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
     for data in given.data:
-        classes = sorted(path.name for path in data.iterdir() if path.is_dir())
-        for hidden in (x for x in classes if not given.without or x in given.without):
-            known, new = answers(data, hidden, given)
-            measure(f"{data.parent.name} without {hidden}", known, new, given.rounds)
+        trained, measured = images(data)
+        for hidden in (x for x in measured if not given.without or x in given.without):
+            name = f"{data.name}-without-{hidden}"
+            known, new = answers(given, name, trained, measured, hidden)
+            measure(name, known, new, given.rounds)
 
 
-def answers(data: Path, hidden: str, given: Any) -> tuple[np.ndarray, np.ndarray]:
+def images(data: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+    """The images to train on and those to measure, by class."""
+
+    def by_class(folder: Path) -> dict[str, list[Path]]:
+        return {x.name: sorted(x.iterdir()) for x in sorted(folder.iterdir()) if x.is_dir()}
+
+    if (data / "train").is_dir():
+        return by_class(data / "train"), by_class(data / "test")
+    whole = by_class(data)
+    return {name: x[::2] for name, x in whole.items()}, {name: x[1::2] for name, x in whole.items()}
+
+
+def answers(
+    given: Any,
+    name: str,
+    trained: dict[str, list[Path]],
+    measured: dict[str, list[Path]],
+    hidden: str,
+) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities of the images of the known classes and of the one that was left out."""
-    name = f"{data.parent.name}-without-{hidden}"
-    stored, folder = given.networks / f"{name}.npz", given.networks / name
+    stored, model = (given.networks / f"{name}.{end}" for end in ("npz", "safetensors"))
     if not stored.exists():
-        for path in data.iterdir():
-            if path.is_dir() and path.name != hidden:
-                (folder / path.name).mkdir(parents=True, exist_ok=True)
-                for image in sorted(path.iterdir())[::2]:
-                    link = folder / path.name / image.name
+        if not model.exists():
+            folder = given.networks / name
+            for label in trained.keys() - {hidden}:
+                (folder / label).mkdir(parents=True, exist_ok=True)
+                for image in trained[label]:
+                    link = folder / label / image.name
                     if not link.is_symlink():
                         link.symlink_to(image.absolute())
-        model = given.networks / f"{name}.safetensors"
-        if not model.exists():
             options: dict[str, Any] = {"size": 32, "epochs": given.epochs, "overwrite": True}
             resnext.train(folder, "resnext_nano_32px", out=model, recipe="quick", **options)
         runner = open_runner(model)
-        images = {path.name: sorted(path.iterdir())[1::2] for path in data.iterdir()}
-        known = [image for label, some in images.items() if label != hidden for image in some]
-        np.savez(stored, known=softmax(runner, known), new=softmax(runner, images[hidden]))
+        known = [image for label in measured if label != hidden for image in measured[label]]
+        np.savez(stored, known=softmax(runner, known), new=softmax(runner, measured[hidden]))
     arrays = np.load(stored)
     return arrays["known"], arrays["new"]
 
 
-def softmax(runner: Any, images: list[Path]) -> np.ndarray:
+def softmax(runner: Any, some: list[Path]) -> np.ndarray:
     """Probabilities of all classes, in the order of the card."""
     labels = runner.card.labels
-    rows = predict(runner, images, top=len(labels))
+    rows = predict(runner, some, top=len(labels))
     by_label = (dict(zip(row.labels, row.probabilities, strict=True)) for row in rows)
     return np.array([[row[label] for label in labels] for row in by_label])
 

@@ -6,8 +6,10 @@ weights would. For fine-tuning, which starts from the probe's classifier, the ac
 epoch shows whether its first steps spoil what was there; settings of `--tune` epochs are compared.
 With `--epochs 0` the weights are random, and only the times of probe and predict mean anything.
 
-`python benchmarks/probe.py FOLDER` takes a folder with one folder of images per class; without a
-folder it writes scikit-learn's digits as PNG. Run alone on the machine.
+`python benchmarks/probe.py [FOLDER] [--only NAME…] [--keep FOLDER]` takes a folder with one folder
+of images per class; without one it writes scikit-learn's digits as PNG. With `--keep`, weights and
+runs stay in that folder: those that are there are not repeated, and one that was stopped is
+resumed. Times mean something only for runs that were not stopped, alone on the machine.
 """
 
 from __future__ import annotations
@@ -43,58 +45,68 @@ TUNED: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Train, probe, and print the accuracy on held-out images of the second half."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("folder", nargs="?", type=Path)
-    options.add_argument("--model", default="resnext11_8x16d")
-    options.add_argument("--size", type=int, default=32)
-    options.add_argument("--epochs", type=int, default=20)
-    options.add_argument("--tune", type=int, default=10)
-    options.add_argument("--seed", type=int, default=0)
-    chosen = options.parse_args()
-    usual: dict[str, Any] = {"size": chosen.size, "seed": chosen.seed, "progress": False}
-    scratch = {"epochs": chosen.epochs, "flip": chosen.folder is not None}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--model", default="resnext11_8x16d")
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--tune", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+")
+    parser.add_argument("--keep", type=Path)
+    given = parser.parse_args()
     print(f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        os.environ["RESNEXT_HOME"] = str(work / "cache")  # no embeddings of earlier runs
-        first, second = halves(chosen.folder or digits(work / "digits"), work)
-        weights = work / "first.safetensors"
-        if chosen.epochs:
-            resnext.train(first, chosen.model, out=weights, **scratch, **usual)
-        else:
-            resnext.save(resnext.create(chosen.model, num_classes=1000), weights)
-        out = work / "second.safetensors"
-        tuned = {"weights": weights, "recipe": "finetune", "epochs": chosen.tune}
+    with tempfile.TemporaryDirectory() as temporary:
+        compare(given, given.keep or Path(temporary))
+
+
+def compare(given: argparse.Namespace, work: Path) -> None:
+    """Train the first half's weights, and all runs on the second half that are asked for."""
+    os.environ["RESNEXT_HOME"] = str(work / "cache")  # no embeddings of earlier runs
+    usual: dict[str, Any] = {"size": given.size, "seed": given.seed, "progress": False}
+    usual |= {"resume": given.keep is not None, "index": False}
+    scratch = {"epochs": given.epochs, "flip": given.folder is not None}
+    first, second = halves(given.folder or digits(work / "digits"), work)
+    weights = work / "first.safetensors"
+    if given.epochs:
+        resnext.train(first, given.model, out=weights, **scratch, **usual)
+    elif not weights.exists():
+        resnext.save(resnext.create(given.model, num_classes=1000), weights)
+    probe: dict[str, Any] = {"weights": weights, "recipe": "probe"}
+    runs: dict[str, dict[str, Any]] = {"probe": probe, "probe, embeddings cached": probe}
+    if given.epochs:
+        tuned = {"weights": weights, "recipe": "finetune", "epochs": given.tune}
         tuned["flip"] = scratch["flip"]
-        for name, model, how in (
-            ("probe", None, {"weights": weights, "recipe": "probe"}),
-            ("probe, embeddings cached", None, {"weights": weights, "recipe": "probe"}),
-            ("from scratch", chosen.model, scratch),
-            *((name, None, {**tuned, **how}) for name, how in TUNED.items()),
-        )[: None if chosen.epochs else 2]:
-            began, busy = time.perf_counter(), time.process_time()
-            resnext.train(second, model, out=out, overwrite=True, **how, **usual)
-            seconds, used = time.perf_counter() - began, time.process_time() - busy
-            result = resnext.evaluate(out, second)
-            low, high = result.interval()
-            print(
-                f"{name}: {result.accuracy:.2%} of {result.count} held-out images "
-                f"({low:.2%} to {high:.2%}), {seconds:.1f} s, processor {used:.1f} s"
-            )
-            metrics = out.with_suffix(".run") / "metrics.jsonl"
-            if how.get("recipe") == "finetune":
-                rows = map(json.loads, metrics.read_text().splitlines())
-                print("  after each epoch:", *(f"{row['val_accuracy']:.1%}" for row in rows))
-        began = time.perf_counter()
-        resnext.predict(out, second)
-        print(f"predict on the same images: {time.perf_counter() - began:.1f} s")
+        runs["from scratch"] = {"model": given.model, **scratch}
+        runs |= {name: {**tuned, **changes} for name, changes in TUNED.items()}
+    for name in given.only or runs:
+        out = work / f"{name}.safetensors"
+        began, busy = time.perf_counter(), time.process_time()
+        resnext.train(second, out=out, **runs[name], **usual)
+        seconds, used = time.perf_counter() - began, time.process_time() - busy
+        result = resnext.evaluate(out, second)
+        low, high = result.interval()
+        print(
+            f"{name}: {result.accuracy:.2%} of {result.count} held-out images "
+            f"({low:.2%} to {high:.2%}), {seconds:.1f} s, processor {used:.1f} s",
+            flush=True,
+        )
+        if runs[name].get("recipe") == "finetune":
+            rows = (work / f"{name}.run" / "metrics.jsonl").read_text().splitlines()
+            accuracies = (json.loads(row)["val_accuracy"] for row in rows)
+            print("  after each epoch:", *(f"{accuracy:.1%}" for accuracy in accuracies))
+    began = time.perf_counter()
+    resnext.predict(out, second)
+    print(f"predict on the same images: {time.perf_counter() - began:.1f} s")
 
 
 def halves(folder: Path, work: Path) -> tuple[Path, Path]:
     """Two folders with links to the images of every other class of a folder."""
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     parts = work / "first", work / "second"
-    for i, path in enumerate(classes):
+    for i, path in enumerate(classes if not parts[0].exists() else []):
         target = parts[i % 2] / path.name
         target.mkdir(parents=True)
         for file in path.iterdir():

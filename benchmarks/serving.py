@@ -6,21 +6,25 @@ FOLDER keeps them. SECONDS_EACH is how long each load lasts, by default 30. Part
 
     load       64 clients, resnext50_32x4d: throughput relative to `predict --out` on the same
                JPEGs, latency, /healthz meanwhile, memory
-    small      CPU time of a request beyond decoding and the engine, with a small network
+    small      CPU time of a request to a server whose decoding and engine cost nothing
     memory     memory after 2,000 and 22,000 requests of mixed sizes and formats
     start      seconds until it is ready, with a plan
     overload   ten times as many clients, which is more than the queue takes: good answers a second,
-               and how quickly the others are refused
-    litserve   the first part with LitServe and the same engine; LITSERVE names the Python of an
-               environment with litserve and resnext
+               and how quickly the others are refused; with both networks
+    litserve   the same load as in the first part, but forms, for `resnext serve` and for LitServe
+               with the same engine; LITSERVE names the Python of an environment with litserve and
+               resnext
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import io
+import multiprocessing
 import os
+import random
 import re
 import signal
 import socket
@@ -32,6 +36,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -46,6 +51,7 @@ SECONDS = float(os.environ.get("SECONDS_EACH", "30"))
 CLIENTS = 64
 IMAGES = 600
 BATCH = 16
+SPAWN = multiprocessing.get_context("spawn")
 
 
 def main(parts: Sequence[str]) -> None:
@@ -209,7 +215,8 @@ class Client(asyncio.Protocol):
         self.load.done(int(head[9:12]), now - self.began, now)
         if self.load.running(now):
             if head[9:12] == b"429":
-                asyncio.get_running_loop().call_later(self.load.pause, self.ask)
+                pause = self.load.pause * random.uniform(0.5, 1.5)
+                asyncio.get_running_loop().call_later(pause, self.ask)
             else:
                 self.ask()
         else:
@@ -233,7 +240,8 @@ class Load:
         clients: Their number.
         seconds: How long; the first tenth is not measured.
         count: End after so many requests instead.
-        pause: Seconds before a client that was refused comes again.
+        pause: Mean of the seconds after which a client that was refused comes again; with equal
+            pauses all clients would always come at once.
     """
 
     def __init__(
@@ -256,16 +264,19 @@ class Load:
         """Send until the end."""
         import uvloop
 
+        began = time.process_time(), time.perf_counter()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._run())
+        self.cores = (time.process_time() - began[0]) / (time.perf_counter() - began[1])
         return self
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         self.end = asyncio.Event()
         self.began = time.perf_counter()
-        for _ in range(self.clients):
+        for _ in range(self.clients):  # not all at the same moment
             await loop.create_connection(lambda: Client(self), "127.0.0.1", self.port)
+            await asyncio.sleep(0.05 * self.seconds / self.clients)
         await self.end.wait()
 
     def running(self, now: float) -> bool:
@@ -397,34 +408,40 @@ def predicted(folder: Path) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
-def small(folder: Path) -> None:
-    """CPU time of a request: all of the process, less decoding and the engine."""
-    from resnext.serving.model import Model
+FREE = """
+import sys
+import numpy as np
+from resnext.serving.model import Model
+from resnext.serving.run import serve
 
+blank, outputs, known = np.zeros((32, 32, 3), np.uint8), Model.outputs, {}
+
+def constant(self, x):
+    if not known:
+        known[0] = outputs(self, np.stack([blank] * self.batch))
+    return tuple(values[: len(x)] for values in known[0])
+
+Model.pixels, Model.outputs = lambda self, source: blank, constant
+serve(sys.argv[1], port=0)
+"""
+"""A server whose decoding and engine cost nothing."""
+
+
+def small(folder: Path) -> None:
+    """CPU time of a request but for decoding and the engine: of a server without them."""
     images = photos(folder)
-    chosen = Model(folder / "small.safetensors")
-    began = time.process_time()
-    pixels = [chosen.pixels(image) for image in images]
-    decode = (time.process_time() - began) / len(images)
     for title, requests in (("raw", raw(images)), ("multipart", forms(images))):
-        with ours(folder, "small") as server:
-            Load(server.port, requests, seconds=2).run()
-            names = ("resnext_batch_images_sum", "resnext_batch_images_count")
-            before, cpu = [server.metric(name) for name in names], server.cpu_seconds
+        with started([sys.executable, "-c", FREE, str(folder / "small.safetensors")]) as server:
+            Load(server.port, requests, clients=16, seconds=2).run()
+            cpu = server.cpu_seconds
             found = Load(server.port, requests, clients=16, seconds=SECONDS / 2).run()
             cpu = (server.cpu_seconds - cpu) / found.all
-            sums, counts = (server.metric(n) - b for n, b in zip(names, before, strict=True))
-        size = max(1, round(sums / counts))
-        batch, rounds = np.stack(pixels[:size]), 300
-        chosen.answers(chosen.outputs(batch), [1] * size)
-        began = time.process_time()
-        for _ in range(rounds):
-            chosen.outputs(batch)
-        engine = (time.process_time() - began) / rounds / size
+            sums, counts = (
+                server.metric(f"resnext_batch_images_{name}") for name in ("sum", "count")
+            )
         print(
-            f"{title}: {1000 * (cpu - decode - engine):.2f} ms of {1000 * cpu:.2f} ms CPU, "
-            f"beyond {1000 * decode:.2f} for decoding and {1000 * engine:.2f} for the engine; "
-            f"{found.throughput:.0f} requests/s, {sums / counts:.1f} images in a batch"
+            f"{title}: {1000 * cpu:.2f} ms CPU of a request; {found.throughput:.0f} requests/s, "
+            f"{sums / counts:.1f} images in a batch"
         )
 
 
@@ -468,47 +485,85 @@ def start(folder: Path) -> None:
         print(f"{name}: ready after {min(seconds):.2f} s, the least of five; {held[-1]:.0f} MB")
 
 
-def overload(folder: Path) -> None:
+def overload(folder: Path, names: Sequence[str] = ("model", "small")) -> None:
     """Good answers a second with ten times as many clients."""
     images = photos(folder)
-    with ours(folder, "small") as server:
-        Load(server.port, raw(images), seconds=3).run()
-        peak = Load(server.port, raw(images), seconds=SECONDS / 2).run()
-        print(f"peak: {peak.throughput:.0f}/s with {peak.clients} clients, {dict(peak.codes)}")
-        for pause in (1.0, 0.25):
-            found = Load(server.port, raw(images), 10 * CLIENTS, SECONDS / 2, pause=pause).run()
-            share = found.throughput / peak.throughput
-            offered = sum(found.codes.values()) / (0.9 * found.seconds)
+    for name in names:
+        with ours(folder, name) as server, ProcessPoolExecutor(1, SPAWN) as beside:
+            Load(server.port, raw(images), seconds=3).run()
+            began = server.cpu_seconds
+            peak = Load(server.port, raw(images), seconds=SECONDS / 2).run()
+            cost = (server.cpu_seconds - began) / peak.all
             print(
-                f"{found.clients} clients that come again after {pause:g} s: {offered:.0f}/s, "
-                f"of which good {found.throughput:.0f}/s, {share:.1%}; {dict(found.codes)}"
+                f"{name}: {peak.throughput:.1f}/s with {peak.clients} clients, {dict(peak.codes)}; "
+                f"{1000 * cost:.2f} ms CPU each, clients take {peak.cores:.2f} cores"
             )
-            if found.codes[429]:
-                half, most = found.quantile(0.5, 429), found.quantile(0.99, 429)
-                print(f"refused: p50 {half:.1f} ms, p99 {most:.1f} ms")
+            for pause in (1.0, 0.25):
+                single = beside.submit(refusals, server.port, images[0], SECONDS / 2)
+                found = Load(server.port, raw(images), 10 * CLIENTS, SECONDS / 2, pause=pause).run()
+                offered = sum(found.codes.values()) / (0.9 * found.seconds)
+                print(
+                    f"  {found.clients} clients that come again after {pause:g} s: "
+                    f"{offered:.0f}/s, {offered / peak.throughput:.1f} × the peak, of which good "
+                    f"{found.throughput:.1f}/s, {found.throughput / peak.throughput:.1%} of it; "
+                    f"{dict(found.codes)}; clients take {found.cores:.2f} cores"
+                )
+                print(f"    they see refusals after {spread(found.latencies.get(429, []))}")
+                print(
+                    f"    a client in a process of its own: {spread(single.result())}", flush=True
+                )
+
+
+def refusals(port: int, image: bytes, seconds: float) -> list[float]:
+    """How long each refusal takes that one client gets, which asks fifty times a second."""
+    found: list[float] = []
+    request, end = next(raw([image])), time.perf_counter() + seconds
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        time.sleep(0.1 * seconds)
+        while time.perf_counter() < end:
+            time.sleep(random.uniform(0.01, 0.03))
+            began = time.perf_counter()
+            connection.sendall(request)
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            response.read()
+            if response.status == 429:
+                found.append(time.perf_counter() - began)
+    return found
+
+
+def spread(seconds: Sequence[float]) -> str:
+    """Quantiles as text."""
+    if not seconds:
+        return "none"
+    half, most = (1000 * float(np.quantile(seconds, share)) for share in (0.5, 0.99))
+    return f"p50 {half:.1f} ms, p99 {most:.1f} ms of {len(seconds):,}"
 
 
 def litserve(folder: Path) -> None:
-    """LitServe with the same engine, decoder and clients."""
+    """LitServe and `resnext serve` with the same engine, decoder and clients, which send forms."""
     images = photos(folder)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     python = os.environ["LITSERVE"]
     version = "from importlib import metadata; print(metadata.version('litserve'))"
     known = subprocess.run([python, "-c", version], stdout=subprocess.PIPE, text=True, check=True)
-    print(f"LitServe {known.stdout.strip()}")
-    script = Path(__file__).parent / "peers" / "litserve_peer.py"
+    script = str(Path(__file__).parent / "peers" / "litserve_peer.py")
     alone = [predicted(folder)]
-    for workers in (1, 2):
-        command = [python, str(script), str(folder / "model.safetensors"), str(port), str(workers)]
-        with started(command, port) as server:
-            requests = forms(images, "/predict", "request")
-            Load(server.port, requests, seconds=5).run()
-            found = Load(server.port, requests).run()
-            held = server.megabytes
-        print(f"{workers} process(es) of the engine:")
+
+    def measured(title: str, server: Server, *form: str) -> None:
+        Load(server.port, forms(images, *form), seconds=5).run()
+        found = Load(server.port, forms(images, *form)).run()
+        print(f"{title}: {server.megabytes:.0f} MB; ready after {server.ready:.1f} s")
         report(found, alone)
-        print(f"memory: {held:.0f} MB; ready after {server.ready:.1f} s")
+
+    with ours(folder) as server:
+        measured("resnext serve", server)
+    for workers in (1, 2):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        command = [python, script, str(folder / "model.safetensors"), str(port), str(workers)]
+        with started(command, port) as server:
+            title = f"LitServe {known.stdout.strip()}, {workers} process(es) of the engine"
+            measured(title, server, "/predict", "request")
 
 
 PARTS = {

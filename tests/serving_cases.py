@@ -10,13 +10,16 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from fakes import CARD, Fake
+from helpers import wait_until
 from PIL import Image
 
 from resnext.card import Card
+from resnext.serving.connection import Connection
 from resnext.serving.run import listen, new_event_loop, new_server
 from resnext.serving.service import Service
 from resnext.serving.settings import Settings
@@ -90,6 +93,17 @@ class Served:
             text.rsplit(" ", 1) for text in content.decode().splitlines() if text[0] != "#"
         )
         return float(found.get(line, 0))
+
+    def hurry(self, connections: int, **limits: float) -> None:
+        """Give connections other limits once so many are there; what they await now keeps its own.
+
+        So a test with a short limit does not depend on how quickly it has sent what comes before.
+        """
+        there = self.server.server_state.connections
+        wait_until(lambda: len(there) == connections)
+        for connection in list(there):
+            assert isinstance(connection, Connection)
+            connection.settings = replace(connection.settings, **limits)
 
     def call(self, function: Any, *args: Any) -> None:
         """Call a function in the event loop, and wait until it is done."""

@@ -72,14 +72,6 @@ class Process:
         """Its exit code."""
         return self.popen.wait(WAIT)
 
-    def accepts(self) -> bool:
-        """Whether it takes new connections."""
-        try:
-            socket.create_connection(("127.0.0.1", self.port), WAIT).close()
-        except ConnectionError:
-            return False
-        return True
-
 
 @contextlib.contextmanager
 def process(*arguments: str, log: Path) -> Iterator[Process]:
@@ -170,6 +162,15 @@ class Load:
     def _count(self, what: str) -> None:
         with self._lock:
             self.counts[what] += 1
+
+
+def listens(port: int) -> bool:
+    """Whether a server takes new connections."""
+    try:
+        socket.create_connection(("127.0.0.1", port), WAIT).close()
+    except OSError:
+        return False
+    return True
 
 
 def complete(content: bytes) -> bool:

@@ -72,7 +72,7 @@ MODULES = (
 )
 PACKAGES = tuple(
     f"resnext.{name}"
-    for name in ("data", "explanation", "neighbours", "prediction", "serving", "system")
+    for name in ("data", "explanation", "neighbours", "pages", "prediction", "serving", "system")
 )
 
 

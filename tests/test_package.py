@@ -19,7 +19,7 @@ import resnext
 
 ROOT = Path(__file__).parent.parent
 NAME = f"resnext-{resnext.__version__}"
-IN_PACKAGE = {".py", ".html", ".js", ".mjs", ".txt", ".typed"}
+IN_PACKAGE = {".py", ".css", ".html", ".js", ".mjs", ".txt", ".typed"}
 FOLDERS = ("benchmarks", "docs", "scripts", "src", "tests")
 FILES = {
     ".gitignore",

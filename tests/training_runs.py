@@ -6,16 +6,19 @@ import hashlib
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import resnext
 from resnext import ResNeXtConfig
 from resnext.evaluation.metrics import Evaluation
 from resnext.training import Recipe, validation
+from resnext.training.checkpoint import Checkpoint, read_state, write_checkpoint
 from resnext.training.trainer import Trainer
 
 TINY = ResNeXtConfig((1, 1), 2, 8, num_classes=2, channels=(16, 32), num_stages=2, small_stem=True)
@@ -72,6 +75,18 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     monkeypatch.setattr(Trainer, "_after_step", stopping)
 
 
+def colour_photos(folder: Path) -> Path:
+    """Two classes of a dozen 20×24 images: reddish and bluish noise."""
+    rng = np.random.default_rng(0)
+    for name, channel in (("red", 0), ("blue", 2)):
+        (folder / "photos" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(0, 100, (20, 24, 3), dtype=np.uint8)
+            pixels[..., channel] += 120
+            Image.fromarray(pixels).save(folder / "photos" / name / f"{i}.png")
+    return folder / "photos"
+
+
 def more_photos(photos: Path, count: int) -> None:
     """So many images in each class, so that one is less than 5 %."""
     for name in ("red", "blue"):
@@ -79,3 +94,29 @@ def more_photos(photos: Path, count: int) -> None:
             shutil.copy(photos / name / f"{i % 12}.png", photos / name / f"{i}.png")
             with (photos / name / f"{i}.png").open("ab") as file:
                 file.write(bytes([i]))  # else they were duplicates
+
+
+def rewrite_checkpoint(folder: Path, change: Callable[[Checkpoint], None]) -> None:
+    """Replace the newest checkpoint of a run by one that is changed."""
+    path = max(folder.glob("*.state"))
+    state = read_state(path)
+    change(state)
+    write_checkpoint(state, folder, int(path.stem.partition("-")[2]))
+
+
+def forget_later_fields(state: Checkpoint) -> None:
+    """Leave in a checkpoint what the first version that continued exactly wrote."""
+    about = state.about
+    position, identity = about["position"], about["identity"]
+    for name in ("kept", "threads", "choice", "replans"):
+        position.pop(name, None)
+    if position["budget"] is None:
+        del position["budget"]
+    for row in position["history"]:
+        for name in ("size", "threads", "steps", "validating"):
+            del row[name]
+    later = ("probe", "distill_temperature", "first_size", "frozen_stages", "cached_views")
+    for name in (*(f"recipe.{name}" for name in later), "teacher"):
+        del identity[name]
+    for name in [name for name in state.tensors if name.startswith("dynamics.")]:
+        del state.tensors[name]

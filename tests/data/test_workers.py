@@ -243,7 +243,7 @@ resnext.train("photos", TINY, recipe=QUICK, size=16, workers=1, out="m.safetenso
 """
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_a_script_without_a_guard(tmp_path: Path, method: str) -> None:
     """Where processes are not forked, workers ran the script again, on the same files."""
     photo_folder(tmp_path / "photos")
@@ -268,13 +268,13 @@ def test_a_script_without_a_guard(tmp_path: Path, method: str) -> None:
 
 
 ABANDONED = """
-import sys, time, torch
+import sys, threading, torch
 from resnext.data.workers import Loading, loaded_batches, worker_loader
 
 class Slow(torch.utils.data.Dataset):
     def __len__(self): return 8
     def __getitem__(self, i):
-        if i > 3: time.sleep(1000)
+        if i > 3: threading.Event().wait()  # for ever
         return torch.tensor(i)
 
 feed = loaded_batches(worker_loader(Slow(), Loading(2, 1), batch_size=2))

@@ -145,7 +145,7 @@ def test_a_hundred_megapixels(page: Any, tmp_path: Path) -> None:
         (
             "a.pdf",
             b"%PDF-1.7\n%\xe2\xe3",
-            "a.pdf is a PDF document. Take a JPEG, PNG or WebP file.",
+            "a.pdf is a PDF document. Use a JPEG, PNG or WebP file.",
         ),
         ("a.svg", b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG"),
         ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "an HEIC photo, which this browser"),
@@ -154,7 +154,7 @@ def test_a_hundred_megapixels(page: Any, tmp_path: Path) -> None:
         ("a.mp4", b"\0\0\0\x18ftypisom\0\0\0\0", "is a video"),
         ("a.jpg", sample_images.encoded(".jpg")[:300], "is damaged"),
         ("a.png", sample_images.encoded(".png")[:300], "is damaged"),
-        ("a.txt", b"hello", "is no picture"),
+        ("a.txt", b"hello", "is not a picture"),
         ("empty.jpg", b"", "is empty"),
         ("long.png", stored(Image.new("L", (1, 60_000)), "PNG"), "1 × 60000 pixels, which is too"),
         ("bomb.png", sample_images.png_that_claims(20_000, 20_000), "bomb.png"),
@@ -190,5 +190,5 @@ def test_some_of_several(page: Any, tmp_path: Path) -> None:
     page.set_input_files("#files", [str(tmp_path / name) for name in names])
     until(page, "queue.then(() => true)")
     assert page.evaluate("pictures.length") == before + 1
-    wanted = "a.txt is no picture. Take a JPEG, PNG or WebP file. 2 of 3 files have no answer."
+    wanted = "a.txt is not a picture. Use a JPEG, PNG or WebP file. 2 of 3 files have no answer."
     assert page.inner_text("#status") == wanted

@@ -233,7 +233,7 @@ def test_the_command(tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFix
         (["info", "net.onnx", *given], 0, ("not written by", "Softmax is inside", "ant")),
         (["predict", "net.onnx", "photos"], 2, ("--labels",)),
         (["predict", "net.onnx", "photos", "--mean", "a"], 2, ("separated by commas",)),
-        (["predict", "net.pth", "photos", *given], 2, ("files of others",)),
+        (["predict", "net.pth", "photos", *given], 2, ("files from other programs",)),
     ):
         monkeypatch.setattr("sys.argv", ["resnext", *arguments])
         found = 0

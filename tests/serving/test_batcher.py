@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import socket
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import wait_until
 from serving_cases import WAIT, Gated, Served, form, photo, read_response, served
+
+from resnext.serving import admission as admission_module
 
 
 def held(server: Served, model: Gated, pool: ThreadPoolExecutor, level: int = 1) -> Future[Any]:
@@ -172,9 +175,10 @@ def test_a_full_server_refuses_without_its_application(monkeypatch: pytest.Monke
 
 def test_a_refused_body_that_does_not_come() -> None:
     model = Gated(shut=True)
-    with served(model, images=1, header=1.0) as server, ThreadPoolExecutor(1) as pool:
+    with served(model, images=1) as server, ThreadPoolExecutor(1) as pool:
         first = held(server, model, pool)
         with server.connect() as connection:
+            server.hurry(2, header=0.2)
             head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n1"
             connection.sendall(head)
             assert read_response(connection)[0] == 429
@@ -204,12 +208,10 @@ def test_bytes_count(chunked: bool) -> None:
 
 def test_when_to_come_again() -> None:
     """It follows from what is waiting and from the time that an image takes."""
-    from resnext.serving.admission import Admission
-
     clock = iter([10.0, 12.0, 14.0])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("time.monotonic", lambda: next(clock))
-        admission = Admission(100, 100)
+        patch.setattr(admission_module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+        admission = admission_module.Admission(100, 100)
         for _ in range(3):
             admission.computed(4, busy=True) if admission._last else admission.computed(4, False)
     admission.images = 20

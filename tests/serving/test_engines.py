@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import tiny_network
 from PIL import Image
 from serving_cases import WAIT
 
@@ -34,12 +35,8 @@ print("torch" in sys.modules)
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     """A small classifier."""
-    import torch
-
-    torch.manual_seed(0)
-    network = resnext.create("resnext11_8x16d", num_classes=3)
     preprocessing = resnext.Preprocessing(size=32, resize=36)
-    network.card = resnext.Card(labels=LABELS, preprocessing=preprocessing, threshold=0.5)
+    network = tiny_network(card=resnext.Card(LABELS, preprocessing, threshold=0.5))
     path = tmp_path_factory.mktemp("model") / "pets.safetensors"
     resnext.save(network, path)
     return path

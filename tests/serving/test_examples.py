@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import configparser
+import http.client
 import json
+import os
 import re
 import shlex
 import shutil
+import socket
+import ssl
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from helpers import run_cli
+from helpers import run_cli, wait_until
+from serving_cases import photo, served
+from serving_process import listens
 
 from resnext.serving.examples import EXAMPLES, Example, example
 
@@ -115,18 +122,59 @@ def test_systemd_takes_it(tmp_path: Path) -> None:
     assert [line for line in lines if "is not executable" not in line] == []
 
 
-@pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx")
-def test_nginx_takes_it(tmp_path: Path) -> None:
-    """Every directive exists and stands where it may."""
+@pytest.fixture(scope="module")
+def nginx(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The program: installed, or unpacked from Debian's package."""
+    if program := shutil.which("nginx"):
+        return program
+    if shutil.which("apt-get") is None:
+        pytest.skip("needs nginx, or apt-get to fetch it")
+    folder = tmp_path_factory.mktemp("nginx")
+    subprocess.run(["apt-get", "download", "nginx"], cwd=folder, check=True, capture_output=True)
+    subprocess.run(["dpkg-deb", "-x", *folder.glob("*.deb"), folder], check=True)
+    return str(folder / "usr/sbin/nginx")
+
+
+@pytest.mark.slow
+def test_nginx_serves_as_the_example_says(nginx: str, tmp_path: Path) -> None:
+    """Answers, limits, and /metrics that stays inside, through https and a real nginx."""
     files = f"-keyout {tmp_path}/key -out {tmp_path}/certificate"
     command = f"openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=x {files}"
     subprocess.run(shlex.split(command), check=True, capture_output=True)
-    site = re.sub(r"(ssl_certificate) \S+;", rf"\1 {tmp_path}/certificate;", example("nginx", "x"))
-    site = re.sub(r"(ssl_certificate_key) \S+;", rf"\1 {tmp_path}/key;", site)
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     folders = "".join(f"{kind}_temp_path {tmp_path}/{kind};" for kind in kinds)
-    text = f"pid {tmp_path}/pid; events {{}} http {{ access_log off; {folders} {site} }}"
-    (tmp_path / "nginx.conf").write_text(text)
-    subprocess.run(
-        ["nginx", "-t", "-e", str(tmp_path / "log"), "-c", str(tmp_path / "nginx.conf")], check=True
-    )
+    user = "" if os.getuid() else "user root root;"  # whose the temporary folders are
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with served(hosts=("photos.example.org",)) as server:
+        site = example("nginx", "x").replace("127.0.0.1:8000", f"127.0.0.1:{server.port}")
+        site = site.replace("listen 443 ssl", f"listen 127.0.0.1:{port} ssl")
+        site = re.sub(r"(ssl_certificate) \S+;", rf"\1 {tmp_path}/certificate;", site)
+        site = re.sub(r"(ssl_certificate_key) \S+;", rf"\1 {tmp_path}/key;", site)
+        text = f"{user} daemon off; pid {tmp_path}/pid; events {{}}\n"
+        text += f"http {{ access_log off; {folders}\n{site} }}"
+        (tmp_path / "nginx.conf").write_text(text)
+        command = [nginx, "-e", str(tmp_path / "log"), "-c", str(tmp_path / "nginx.conf")]
+        checked = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stderr
+        context = ssl.create_default_context(cafile=str(tmp_path / "certificate"))
+        context.check_hostname = False
+
+        def ask(path: str, body: bytes | None = None) -> tuple[int, bytes]:
+            method, host = "GET" if body is None else "POST", {"Host": "photos.example.org"}
+            with closing(http.client.HTTPSConnection("127.0.0.1", port, context=context)) as one:
+                one.request(method, path, body, host)
+                response = one.getresponse()
+                return response.status, response.read()
+
+        with subprocess.Popen(command) as running:
+            try:
+                wait_until(lambda: listens(port))
+                image = photo(7, side=400, kind="BMP")  # larger than nginx's buffer
+                assert ask("/v1/predict", image) == server.send("/v1/predict", image)[::2]
+                assert ask("/healthz") == (200, b"ok\n")
+                assert ask("/metrics")[0] == 403
+                assert ask("/v1/predict", bytes(20_000_001))[0] == 413
+                assert 429 in (ask("/healthz")[0] for _ in range(1000))
+            finally:
+                running.terminate()

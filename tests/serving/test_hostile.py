@@ -306,7 +306,7 @@ def misuse(server: Served, number: int) -> None:
             case 3:  # half a body, and nothing more
                 connection.sendall(whole[:-50])
                 content = rest(connection)
-                assert statuses(content) == [408]
+                assert statuses(content) in ([408], [])  # none if the header came too late
             case 4:  # a body, byte by byte
                 connection.sendall(whole[:-200])
                 trickle(connection, whole[-200:-1])
@@ -348,9 +348,7 @@ def test_slow_cut_and_half_closed_sockets(count: int) -> None:
         ThreadPoolExecutor(count) as clients,
     ):
         bad = [clients.submit(misuse, server, i) for i in range(count)]
-        with server.connect() as connection:  # needs no second attempt for its short header
-            connection.sendall(LAST)
-            assert statuses(rest(connection)) == [200]
+        wait_until(lambda: statuses(exchange(server, LAST)) == [200])  # late headers end unanswered
         for one in bad:
             one.result(WAIT)
 

@@ -21,6 +21,7 @@ from fakes import LABELS
 from helpers import wait_until
 from PIL import Image
 from serving_cases import WAIT, photo
+from serving_process import listens
 
 PROGRAM = Path(__file__).with_name("serve_fake.py")
 
@@ -287,11 +288,3 @@ def queued(server: Process) -> int:
 def model(server: Process) -> str:
     """The version that new requests get."""
     return ask(server.open(path="/v1/model"))[1]["version"]
-
-
-def listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=WAIT).close()
-    except OSError:
-        return False
-    return True

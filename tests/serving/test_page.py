@@ -13,17 +13,16 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import tiny_network
+from helpers import tiny_network, wait_until
 from inference_cases import CONFIG
+from page_cases import until
 from PIL import Image
 
 import resnext
@@ -36,6 +35,7 @@ from starlette.requests import Request  # noqa: E402
 from starlette.responses import JSONResponse  # noqa: E402
 from starlette.routing import Route  # noqa: E402
 
+from resnext.pages.template import read_template  # noqa: E402
 from resnext.serving.pages import content_policy, page_routes  # noqa: E402
 
 CHROMIUM = shutil.which("chromium")
@@ -77,8 +77,7 @@ class FakeServer:
         self._server: Any = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
-        while not self._server.started:
-            time.sleep(0.01)
+        wait_until(lambda: self._server.started)
         self.address = f"http://127.0.0.1:{port}/"
 
     def stop(self) -> None:
@@ -202,15 +201,6 @@ def settled(page: Any) -> None:
     page.evaluate("queue")
 
 
-def until(page: Any, condition: str) -> None:
-    """Wait for a condition; Playwright's own way needs `eval`, which the page forbids."""
-    for _ in range(600):
-        if page.evaluate(condition):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"{condition} did not come true; {page.inner_text('#status')}")
-
-
 def titles(page: Any) -> list[str]:
     """What stands below the pictures."""
     return page.eval_on_selector_all("#strip span", "spans => spans.map((x) => x.textContent)")
@@ -325,7 +315,7 @@ def test_the_history_stays_in_the_browser(chromium: Any, server: FakeServer) -> 
 
 
 def test_drop_paste_camera_and_no_picture(chromium: Any, server: FakeServer) -> None:
-    """Every way in gives an answer; what is no picture gives the server's line."""
+    """Every way in gives an answer; what is not a picture gives the server's line."""
     page = opened(chromium, server.address, permissions=["camera"])
     give_event = """([kind, bytes]) => {
       const data = new DataTransfer();
@@ -372,7 +362,7 @@ def test_a_server_with_a_token(chromium: Any, server: FakeServer) -> None:
     """The page asks for it, or takes it from its address and removes it from there."""
     server.token = "a secret"
     page = opened(chromium, server.address)
-    assert page.inner_text("#status") == "This server wants a token."
+    assert page.inner_text("#status") == "This server needs a token."
     give(page, "sure")
     page.fill("#token", "wrong")
     page.press("#token", "Enter")
@@ -473,7 +463,7 @@ def test_everybody_can_use_it(
 
 def test_the_page_is_small_and_asks_nobody() -> None:
     """One file without other assets, whose policy names its own style and script by hash."""
-    page = files("resnext.serving").joinpath("page.html").read_text(encoding="utf-8")
+    page = read_template("resnext.serving", "page.html")
     assert len(page.encode()) <= 60_000
     assert re.findall(r"https?://|@import|url\(", page) == []
     policy = content_policy(page)

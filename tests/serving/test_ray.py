@@ -9,6 +9,7 @@ import socket
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from helpers import run_cli, tiny_network, wait_until
@@ -17,6 +18,8 @@ from serving_process import process
 
 import resnext
 from resnext import Card, Preprocessing
+from resnext.serving import ray
+from resnext.serving.settings import Settings
 
 
 def test_replicas_need_ray(
@@ -28,6 +31,24 @@ def test_replicas_need_ray(
     code, _, errors = run_cli(capsys, monkeypatch, "serve", tmp_path / "a", "--ray", "--watch")
     assert code == 2
     assert "leave out --watch" in errors
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "1 replica"), (2, "2 replicas")])
+def test_the_terminal_says_how_to_try_it(
+    count: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An address that can be opened, and the token, as without Ray."""
+    for name in ("import_module", "signal", "threading"):
+        monkeypatch.setattr(ray, name, mock.MagicMock())
+    lines: list[str] = []
+    settings = Settings(host="0.0.0.0", port=80, token="secret")
+    ray.serve_with_ray("a.safetensors", settings, count, lines.append)
+    assert lines == [
+        f"a.safetensors, {words} on Ray: http://127.0.0.1:80",
+        '  curl -H "Authorization: Bearer $RESNEXT_TOKEN" --data-binary @photo.jpg '
+        "http://127.0.0.1:80/v1/predict",
+        "Ctrl-C ends",
+    ]
 
 
 def replicas(parent: int) -> list[int]:

@@ -47,6 +47,15 @@ def test_an_image_as_the_body(server: Served, path: str, kind: str) -> None:
     assert "embedding" not in result
 
 
+def test_curl_with_the_wrong_option(server: Served) -> None:
+    """`curl -d @photo.jpg` sends what is left of the file without zero bytes and line ends."""
+    rest = photo().translate(None, b"\r\n\0")
+    kind = "application/x-www-form-urlencoded"
+    status, problem = server.ask("/v1/predict", rest, Content_Type=kind)
+    assert (status, problem["type"]) == (422, "urn:resnext:damaged-image")
+    assert "--data-binary" in problem["detail"]
+
+
 def test_an_image_without_a_type(server: Served) -> None:
     status, got = server.ask("/v1/predict", photo(), Content_Type="")
     assert (status, len(got["results"][0]["top"])) == (200, 5)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -89,6 +92,17 @@ def test_sigterm_while_a_model_is_loaded(tmp_path: Path) -> None:
         assert load.unanswered == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority")
+def test_threads_that_compute_give_way_to_refusals() -> None:
+    """On two cores, refusals waited for half a second behind decoders and the engine."""
+    usual = os.getpriority(os.PRIO_PROCESS, os.getpid())
+    with served():
+        threads = [x for x in threading.enumerate() if x.name.startswith("resnext-")]
+        ids = [x.native_id for x in threads if x.native_id is not None]
+        assert len(ids) > 1
+        assert min(os.getpriority(os.PRIO_PROCESS, one) for one in ids) > usual
+
+
 def test_overload_at_ten_times_the_capacity() -> None:
     """What exceeds the queue is refused while the engine is busy; nothing is computed in vain."""
     model = Gated(batch=4, shut=True)
@@ -111,7 +125,7 @@ def test_overload_at_ten_times_the_capacity() -> None:
 
 
 def test_an_overloaded_engine_computes_only_what_is_answered() -> None:
-    """Clients that come again at once, ten times as many as fit: each computed image is a 200."""
+    """Clients that retry at once, ten times as many as fit: each computed image is a 200."""
     model = Gated(batch=4)
     with served(model, images=8) as server, ThreadPoolExecutor(80) as clients:
         warm = sum(map(len, model.batches))

@@ -12,37 +12,150 @@ from typing import Any
 import pytest
 import torch
 from helpers import wait_until
-from training_runs import more_photos, run, sha
+from training_runs import colour_photos, more_photos, sha
 
 import resnext
 
+TOGETHER = """
+import os, signal
+from pathlib import Path
 
-def processes(
-    count: int, command: list[str], environment: dict[str, str], folder: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    """`torchrun` with so many processes on this machine, in a folder."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
-    return run([*launcher, *command[1:]], environment, folder)
+import torch
+
+import resnext
+from resnext.data.dataset import ImageSet
+from resnext.errors import DataError, ResourceError, Terminated
+from resnext.training.trainer import Trainer
+from resnext.training.validation import Validator
+from training_runs import quick
+
+rank, groups = os.environ["RANK"], 0
+
+def new_group(resumes=False):
+    # each training ends its process group; after a restart it resumes
+    global groups
+    groups += 1
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(groups)
+
+# 1. What one process does
+
+for name, sync in (("two", True), ("apart", False)):
+    new_group()
+    resnext.train("digits", "resnext11_8x16d", out=f"{name}.safetensors", sync_norms=sync, epochs=1,
+                  batch_size=380, learning_rate=0.003, precision="fp32", progress=True)
+
+# 2. Another network in each process
+
+begin = Trainer.begin
+
+def begun(self, *given):
+    torch.save(self.train_step.average.network.state_dict(), f"begun{rank}.pth")
+    begin(self, *given)
+
+Trainer.begin = begun
+torch.manual_seed(int(rank))
+network = resnext.create("resnext11_8x16d", num_classes=10, in_channels=1)
+new_group()
+resnext.train("digits", network, out="other.safetensors", epochs=1, batch_size=1000, ema=0.9,
+              progress=False)
+Trainer.begin = begin
+
+# 3. Images that cannot be read in the second process
+
+read, gone, everything, memory = ImageSet.read, set(), False, True
+
+def failing(self, index):
+    # in the second process, the first image that training reads is gone, later all are
+    if rank == "1" and not memory:
+        raise ResourceError("There is no memory left.")
+    if rank == "1" and (everything or not gone):
+        gone.add(index)
+    if index in gone:
+        raise DataError(f"{self.title(index)}: no such file.")
+    return read(self, index)
+
+def failed(name, kind):
+    new_group()
+    try:
+        quick(Path("photos"), Path(f"{name}.safetensors"), epochs=1, val_fraction=0.1)
+    except kind as error:
+        Path(f"{name}{rank}.txt").write_text(str(error))
+
+ImageSet.read = failing  # only the first process checks the images before
+failed("one", ())
+everything = True
+failed("all", DataError)
+memory = False
+failed("memory", ResourceError)
+ImageSet.read = read
+
+# 4. A signal while they validate; torchrun itself gets it too, so this comes last
+
+evaluate = Validator.evaluate
+
+def signalled(*given):
+    # before the first of two batches of each process
+    if rank == "0":
+        os.killpg(os.getpgid(os.getppid()), signal.SIGTERM)  # torchrun sends it on
+        os.killpg(0, signal.SIGTERM)
+    return evaluate(*given)
+
+def train(name):
+    new_group()
+    quick(Path("few/photos"), Path(name), epochs=1, val_fraction=0.5, workers=1, progress=True)
+
+signal.signal(signal.SIGTERM, lambda *_: None)  # one may come late
+train("alone.safetensors")
+Validator.evaluate = signalled
+try:
+    train("signalled.safetensors")
+except Terminated:
+    Path(f"terminated{rank}").touch()
+Validator.evaluate = evaluate
+train("signalled.safetensors")
+"""
 
 
-def test_two_processes_train_what_one_does(tmp_path: Path, environment: dict[str, str]) -> None:
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes of `torchrun` left: `TOGETHER` and its errors.
+
+    One start for several tests, because three times torch and twice everything else are loaded.
+    """
+    folder = tmp_path_factory.mktemp("together")
+    more_photos(colour_photos(folder), 60)
+    colour_photos(folder / "few")
+    (folder / "script.py").write_text(TOGETHER)
+    paths = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
+    with (folder / "errors.txt").open("w") as errors:
+        subprocess.run(
+            [
+                sys.executable,
+                *["-m", "torch.distributed.run", "--nproc-per-node", "2", "script.py"],
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+            cwd=folder,
+            start_new_session=True,
+            check=False,  # torchrun says that a signal ended it
+        )
+    assert (folder / "signalled.safetensors").exists(), (folder / "errors.txt").read_text()
+    return folder
+
+
+def test_two_processes_train_what_one_does(tmp_path: Path, together: Path) -> None:
     """With the same batches and synchronised norms, only rounding may differ.
 
     Weights agree to 0.2 % after a few steps from the same start; without synchronised norms they
     differ by more, so the tolerance can fail.
     """
-    command = [
-        *(sys.executable, "-m", "resnext", "train", "digits", "--model", "resnext11_8x16d"),
-        *("--epochs", "1", "--batch-size", "380", "--learning-rate", "0.003"),
-    ]
-    names = {"one": [], "two": ["--sync-norms"], "apart": []}
-    for name, more in names.items():
-        whole = [*command, *more, "--out", str(tmp_path / f"{name}.safetensors")]
-        done = run(whole, environment) if name == "one" else processes(2, whole, environment)
-        assert done.stderr.count("epoch   1/1") == 1  # the first process speaks for all
-    one, two, apart = (
-        resnext.load(tmp_path / f"{name}.safetensors").state_dict() for name in names
-    )
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 380, "learning_rate": 0.003}
+    out = tmp_path / "one.safetensors"
+    options |= {"precision": "fp32", "progress": False}
+    resnext.train("digits", "resnext11_8x16d", out=out, **options)
+    paths = [out, together / "two.safetensors", together / "apart.safetensors"]
+    one, two, apart = (resnext.load(path).state_dict() for path in paths)
 
     def difference(other: dict[str, Any]) -> float:
         weights = [name for name, x in one.items() if x.ndim > 1 or "running" in name]
@@ -50,32 +163,42 @@ def test_two_processes_train_what_one_does(tmp_path: Path, environment: dict[str
 
     assert difference(two) < 0.002
     assert difference(apart) > 0.005
-    cards = [resnext.load(tmp_path / f"{name}.safetensors").card for name in names]
+    cards = [resnext.load(path).card for path in paths]
     assert all(card is not None and card.metrics for card in cards)
 
 
-def test_processes_that_pass_other_networks_train_the_first_ones(
-    tmp_path: Path, environment: dict[str, str]
-) -> None:
+def test_the_first_process_speaks_for_all(together: Path) -> None:
+    """Both digits runs and the three that were signalled or alone print each line once."""
+    lines = (together / "errors.txt").read_text().splitlines()
+    assert sum("epoch   1/1" in line for line in lines) == 4
+
+
+def test_processes_that_pass_other_networks_train_the_first_ones(together: Path) -> None:
     """Each process draws its own weights for `ResNeXt(config)`, and the averages never met."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import os, resnext, torch\n"
-        "from resnext.training.trainer import Trainer\n"
-        "rank = os.environ['RANK']\n"
-        "torch.manual_seed(int(rank))\n"
-        "network = resnext.create('resnext11_8x16d', num_classes=10, in_channels=1)\n"
-        "begin = Trainer.begin\n"
-        "def begun(self, *given):\n"
-        "    torch.save(self.average.network.state_dict(), f'{rank}.pth')\n"
-        "    begin(self, *given)\n"
-        "Trainer.begin = begun\n"
-        "resnext.train('digits', network, out='m.safetensors', epochs=1, batch_size=1000,\n"
-        "              ema=0.9, progress=False)\n"
-    )
-    processes(2, [sys.executable, str(script)], environment, tmp_path)
-    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    first, second = (torch.load(together / f"begun{rank}.pth") for rank in (0, 1))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_what_the_second_process_cannot_read_is_listed(together: Path) -> None:
+    """Only the first one wrote the list; an end for missing images left the others waiting."""
+    rows = (together / "one.run" / "quarantine.csv").read_text().splitlines()[1:]
+    assert len(rows) == 1, rows
+    assert rows[0].endswith("no such file.")
+    first, second = (together.joinpath(f"all{rank}.txt").read_text() for rank in "01")
+    assert first == second
+    assert "images in a row cannot be read" in first or "which is more than 5 %" in first
+    first, second = (together.joinpath(f"memory{rank}.txt").read_text() for rank in "01")
+    assert first == second
+    assert first.startswith("There is no memory left. The run is saved")
+
+
+def test_two_processes_stop_while_they_validate(together: Path) -> None:
+    """They validated to the end first, which can take longer than the grace period."""
+    errors = (together / "errors.txt").read_text()
+    assert "Interrupted in epoch 1" in errors, errors
+    assert "Resumed in epoch 1, step 3." in errors
+    assert {path.name for path in together.glob("terminated*")} == {"terminated0", "terminated1"}
+    assert sha(together / "signalled.safetensors") == sha(together / "alone.safetensors")
 
 
 def test_two_processes_go_on_after_a_kill(tmp_path: Path, environment: dict[str, str]) -> None:
@@ -102,119 +225,6 @@ def test_two_processes_go_on_after_a_kill(tmp_path: Path, environment: dict[str,
     card = resnext.load(out).card
     assert card is not None
     assert card.provenance["complete_epoch"]
-
-
-SIGNALLED = """
-import os, signal, sys
-from pathlib import Path
-from resnext.errors import Terminated
-from resnext.training.validation import Validator
-from training_runs import quick
-
-original = Validator.evaluate
-
-def evaluate(*given):
-    '''The signal comes before the first of two batches of each process.'''
-    if os.environ["RANK"] == "0":
-        os.killpg(os.getpgid(os.getppid()), signal.SIGTERM)  # torchrun sends it on
-        os.killpg(0, signal.SIGTERM)
-    return original(*given)
-
-def train(name, start):
-    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(start)  # a process group of its own; resumes
-    quick(Path("photos"), Path(name), epochs=1, val_fraction=0.5, workers=1, progress=True)
-
-signal.signal(signal.SIGTERM, lambda *_: None)  # one may come late
-train("alone.safetensors", 0)
-Validator.evaluate = evaluate
-try:
-    train("m.safetensors", 1)
-except Terminated:
-    Path(f"terminated{os.environ['RANK']}").touch()
-Validator.evaluate = original
-train("m.safetensors", 2)
-"""
-
-
-UNREADABLE = """
-import os, sys
-from pathlib import Path
-from resnext.data.dataset import ImageSet
-from resnext.errors import DataError, ResourceError
-from training_runs import quick
-
-rank, read = os.environ["RANK"], ImageSet.read
-gone, everything, memory = set(), False, True
-
-def failing(self, index):
-    # in the second process, the first image that training reads is gone, later all are
-    if rank == "1" and not memory:
-        raise ResourceError("There is no memory left.")
-    if rank == "1" and (everything or not gone):
-        gone.add(index)
-    if index in gone:
-        raise DataError(f"{self.title(index)}: no such file.")
-    return read(self, index)
-
-def train(name, start):
-    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(start)  # a process group of its own
-    quick(Path("photos"), Path(name), epochs=1, val_fraction=0.1)
-
-ImageSet.read = failing  # only the first process checks the images before
-train("one.safetensors", 0)
-everything = True
-try:
-    train("all.safetensors", 1)
-except DataError as error:
-    Path(f"error{rank}.txt").write_text(str(error))
-memory = False
-try:
-    train("memory.safetensors", 2)
-except ResourceError as error:
-    Path(f"memory{rank}.txt").write_text(str(error))
-"""
-
-
-def test_what_the_second_process_cannot_read_is_listed(
-    photos: Path, tmp_path: Path, environment: dict[str, str]
-) -> None:
-    """Only the first one wrote the list; an end for missing images left the others waiting."""
-    more_photos(photos, 60)
-    (tmp_path / "script.py").write_text(UNREADABLE)
-    paths = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
-    command = [sys.executable, "script.py"]
-    processes(2, command, {**environment, "PYTHONPATH": paths}, tmp_path)
-    rows = (tmp_path / "one.run" / "quarantine.csv").read_text().splitlines()[1:]
-    assert len(rows) == 1, rows
-    assert rows[0].endswith("no such file.")
-    first, second = (tmp_path.joinpath(f"error{rank}.txt").read_text() for rank in "01")
-    assert first == second
-    assert "images in a row cannot be read" in first or "which is more than 5 %" in first
-    first, second = (tmp_path.joinpath(f"memory{rank}.txt").read_text() for rank in "01")
-    assert first == second
-    assert first.startswith("There is no memory left. The run is saved")
-
-
-@pytest.mark.usefixtures("photos")
-def test_two_processes_stop_while_they_validate(
-    tmp_path: Path, environment: dict[str, str]
-) -> None:
-    """They validated to the end first, which can take longer than the grace period."""
-    (tmp_path / "script.py").write_text(SIGNALLED)
-    paths = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
-    done = subprocess.run(
-        [sys.executable, *["-m", "torch.distributed.run", "--nproc-per-node", "2", "script.py"]],
-        capture_output=True,
-        text=True,
-        env={**environment, "PYTHONPATH": paths},
-        cwd=tmp_path,
-        start_new_session=True,
-        check=False,
-    )
-    assert "Interrupted in epoch 1" in done.stderr, done.stderr
-    assert "Resumed in epoch 1, step 3." in done.stderr
-    assert {path.name for path in tmp_path.glob("terminated*")} == {"terminated0", "terminated1"}
-    assert sha(tmp_path / "m.safetensors") == sha(tmp_path / "alone.safetensors")
 
 
 ENDING = """

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import TINY, quick, sha
+from training_runs import QUICK, TINY, quick, sha, stop_after
 
 import resnext
 from resnext import ResNeXt
@@ -141,6 +141,28 @@ def test_dry_run(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     quick(photos, out)
     before = {path: sha(path) for path in tmp_path.rglob("*") if path.is_file()}
     quick(photos, out, overwrite=True, dry_run=True)
+    assert {path: sha(path) for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_dry_run_of_an_unfinished_run(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With `--resume` it said nothing at all; the forecast is of what is left."""
+    out = tmp_path / "a.safetensors"
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 5)  # the first of two epochs
+        with pytest.raises(KeyboardInterrupt):
+            quick(photos, out)
+    seen: list[float] = []
+    monkeypatch.setattr(forecast, "measure", lambda *_: Speed(60.0, 0.0))
+    monkeypatch.setattr(forecast, "clock_time", lambda seconds: seen.append(seconds) or "14:20")
+    before = {path: sha(path) for path in tmp_path.rglob("*") if path.is_file()}
+    quick(photos, out, resume=True, progress=True, dry_run=True)
+    assert "The run would be resumed in epoch 1, step 5.\n" in capsys.readouterr().err
+    assert seen == [Speed(60.0, 0.0).run(QUICK, 20) / 2]
     assert {path: sha(path) for path in tmp_path.rglob("*") if path.is_file()} == before
 
 

@@ -11,13 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training_runs import QUICK, TINY, sha, stop_after
+from training_runs import (
+    QUICK,
+    TINY,
+    forget_later_fields,
+    rewrite_checkpoint,
+    sha,
+    stop_after,
+)
 
 import resnext
 from resnext import ResNeXtConfig
 from resnext.errors import CheckpointError, InputError
 from resnext.training import minutes as module
-from resnext.training import preparation, trainer
+from resnext.training import preparation, replanning, trainer
+from resnext.training.checkpoint import Checkpoint
 from resnext.training.defaults import Choice
 from resnext.training.forecast import Speed, epochs_that_fit
 from resnext.training.minutes import (
@@ -27,7 +35,7 @@ from resnext.training.minutes import (
     enough_epochs,
 )
 from resnext.training.optim import lr_schedule
-from resnext.training.run_state import RunSettings, TrainState
+from resnext.training.run_state import Clock, RunSettings, TrainState
 
 SLOW = {"small": 1.0, "large": 4.0}  # seconds per epoch
 
@@ -49,7 +57,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     monkeypatch.setattr(module, "measure", measure)
     monkeypatch.setattr(module.time, "monotonic", lambda: 0.0)
     monkeypatch.setattr(preparation, "variant", variant)
-    for user in (module, trainer):
+    for user in (module, replanning):
         monkeypatch.setattr(user, "fastest_threads", lambda *_: 1.0)
     choices = [Choice("small", 16), Choice("large", 20)]
     monkeypatch.setattr(module, "choices", lambda *_: choices)
@@ -190,7 +198,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """
     each, load = {"seconds": 1.0, "turn": math.inf, "then": 1.0}, trainer.Trainer._next_parts
 
-    def add(clock: trainer.Clock, part: str, area: float = 1.0) -> None:
+    def add(clock: Clock, part: str, area: float = 1.0) -> None:
         late = sum(clock.seconds.values()) > each["turn"]
         clock.seconds[part] += area * each["then" if late else "seconds"] / 6
 
@@ -205,7 +213,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
     monkeypatch.setattr(trainer.Trainer, "_next_parts", parts)
 
-    monkeypatch.setattr(trainer.Clock, "measure", seconds)
+    monkeypatch.setattr(Clock, "measure", seconds)
     return each
 
 
@@ -261,13 +269,18 @@ def test_measuring_threads_is_part_of_the_time(
     machine: dict[str, float], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise a run beside a busy program ends late."""
-    parts: list[Any] = []
+    parts, clocks = list[Any](), list[Clock]()
 
-    def choose(run: Any) -> float:
-        parts.extend(run.clock._running)
+    def clock() -> Clock:
+        clocks.append(Clock())
+        return clocks[-1]
+
+    def choose(_: Any, state: TrainState) -> float:
+        parts.extend(clocks[0]._running)
         return 1.0
 
-    monkeypatch.setattr(trainer.Trainer, "_choose_threads", choose)
+    monkeypatch.setattr(trainer, "Clock", clock)
+    monkeypatch.setattr(replanning.Replanner, "choose_threads", choose)
     timed(photos, tmp_path / "a.safetensors", 0.15)
     assert parts
     assert {*parts} == {"training"}
@@ -276,10 +289,10 @@ def test_measuring_threads_is_part_of_the_time(
 def test_the_latest_epochs() -> None:
     """Short epochs say little about the next one, and those with other threads nothing."""
     rows = [{"seconds": 1.0, "threads": 1 + (i < 4)} for i in range(20)]
-    assert trainer._latest(rows, 0.0) == rows[-3:]
-    assert trainer._latest(rows, 7.5) == rows[-8:]
-    assert trainer._latest(rows, 99.0) == rows[4:]
-    assert trainer._latest(rows[:5], 0.0) == rows[4:5]
+    assert replanning.latest(rows, 0.0) == rows[-3:]
+    assert replanning.latest(rows, 7.5) == rows[-8:]
+    assert replanning.latest(rows, 99.0) == rows[4:]
+    assert replanning.latest(rows[:5], 0.0) == rows[4:5]
 
 
 def test_small_changes_need_no_line(
@@ -380,6 +393,40 @@ def test_resume_keeps_the_choice(
     assert sha(whole) == sha(halves)
 
 
+@pytest.mark.parametrize("lost", ["all", "steps", "size", "validating", "threads"])
+def test_a_run_of_an_earlier_version_keeps_its_time(
+    machine: dict[str, float],
+    steady: dict[str, float],
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lost: str,
+) -> None:
+    """Its epochs do not say how many steps they had: it ended in a KeyError when it replanned."""
+
+    def forget(state: Checkpoint) -> None:
+        if lost == "all":
+            forget_later_fields(state)
+        for row in state.about["position"]["history"]:
+            row.pop(lost, None)
+        state.about["position"]["threads"] = [2, 4]  # so that threads are chosen again
+
+    machine["large"] = 1e9
+    out, run = tmp_path / "a.safetensors", tmp_path / "a.run"
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 12)  # in the third epoch
+        with pytest.raises(KeyboardInterrupt):
+            timed(photos, out, 12 / 60)
+    rewrite_checkpoint(run, forget)
+    steady["seconds"] = 1.4
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    timed(photos, out, 12 / 60, resume=True)
+    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
+    seconds = sum(row["seconds"] for row in rows)
+    budget = 12 * (1 - module._MARGIN) - Speed(0.0, 0.0).ending()
+    assert 0.85 * budget < seconds < 1.1 * budget
+
+
 def test_resume_keeps_the_threads(
     machine: dict[str, float],
     steady: dict[str, float],
@@ -401,7 +448,7 @@ def test_resume_keeps_the_threads(
 
     monkeypatch.setattr(module, "fastest_threads", choose)
     monkeypatch.setattr(trainer.Trainer, "_train_epoch", train_epoch)
-    monkeypatch.setattr(trainer.Trainer, "_choose_threads", lambda _: 1.0)
+    monkeypatch.setattr(replanning.Replanner, "choose_threads", lambda *_: 1.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.Trainer, "_log_epoch", _interrupt_at(3))
         with pytest.raises(KeyboardInterrupt):

@@ -260,8 +260,9 @@ def test_fine_tuning_starts_from_the_classifier(
     original = Trainer.begin
 
     def look(self: Trainer, *arguments: Any) -> None:
-        assert self.average is not None
-        seen.extend(x.fc.weight.detach().clone() for x in (self.network, self.average.network))
+        average = self.train_step.average
+        assert average is not None
+        seen.extend(x.fc.weight.detach().clone() for x in (self.network, average.network))
         original(self, *arguments)
 
     monkeypatch.setattr(Trainer, "begin", look)

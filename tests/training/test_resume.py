@@ -10,11 +10,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_runs import QUICK, TINY, quick, sha, stop_after
+from training_runs import (
+    QUICK,
+    TINY,
+    forget_later_fields,
+    quick,
+    rewrite_checkpoint,
+    sha,
+    stop_after,
+)
 
 import resnext
 from resnext import Card, ResNeXtConfig
 from resnext.errors import CheckpointError
+from resnext.training.identity import check_identity
 from resnext.training.trainer import Trainer
 
 OPTIONS: list[dict[str, Any]] = [
@@ -145,3 +154,77 @@ def test_runs_of_older_versions_keep_classes_and_values(
     new = run(overwrite=True)
     assert new.labels == ("1", "2", "10")
     assert new.preprocessing.value_range is not None
+
+
+def test_a_run_of_an_earlier_version_is_continued_exactly(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fields that came later are missing in its checkpoint: it ended in a KeyError."""
+    quick(photos, tmp_path / "left_alone.safetensors", epochs=3)
+    stop_after(monkeypatch, 7)
+    with pytest.raises(KeyboardInterrupt):
+        quick(photos, tmp_path / "m.safetensors", epochs=3)
+    rewrite_checkpoint(tmp_path / "m.run", forget_later_fields)
+    quick(photos, tmp_path / "m.safetensors", epochs=3, resume=True)
+    assert sha(tmp_path / "m.safetensors") == sha(tmp_path / "left_alone.safetensors")
+    rows = (tmp_path / "m.run" / "metrics.jsonl").read_text().splitlines()
+    assert ["size" in row for row in rows] == [False, True, True]  # nothing is invented
+
+
+def _renamed(values: dict[str, Any], old: str) -> None:
+    values[f"{old}_elsewhere"] = values.pop(old)
+
+
+OTHER_VERSIONS: dict[str, Any] = {
+    r"forms\.dtype, forms\.dtype_elsewhere": lambda x: _renamed(x.about["forms"], "dtype"),
+    r"position\.later": lambda x: x.about["position"].update(later=1),
+    r"recipe\.later": lambda x: x.about["identity"].update({"recipe.later": 0.5}),
+    r"config\.layers": lambda x: x.about["identity"].pop("config.layers"),
+    r"preprocessing\.later": lambda x: x.about["identity"].update({"preprocessing.later": 1}),
+    r"classes": lambda x: x.about["identity"].pop("classes"),
+    r"seed, val_fraction, classes, …": lambda x: x.about.pop("identity"),
+    r"forms\.dtype, ": lambda x: x.about.pop("forms"),
+    r"scaler": lambda x: x.about.pop("scaler"),
+    r"KeyError|Missing key": lambda x: x.tensors.pop("network.fc.bias"),
+    r"parameter group|index|zip": lambda x: x.about["optimizer"]["groups"].pop(),
+}
+
+
+def test_a_checkpoint_of_a_version_that_differs_is_refused_in_one_line(
+    photos: Path, tmp_path: Path
+) -> None:
+    """There were a KeyError, a TypeError, and values of a later version that were passed over."""
+    out, folder = tmp_path / "m.safetensors", tmp_path / "m.run"
+    quick(photos, out, epochs=1)
+    kept = {path: path.read_bytes() for path in folder.glob("*.state")}
+    for names, change in OTHER_VERSIONS.items():
+        rewrite_checkpoint(folder, change)
+        with pytest.raises(
+            CheckpointError,
+            match=rf"^The run in {folder} was begun by another version of resnext, whose "
+            rf"checkpoints differ \(.*({names}).*\)\. Finish it with that version, or start again "
+            rf"with --overwrite\.$",
+        ):
+            quick(photos, out, epochs=1, resume=True)
+        for path, content in kept.items():
+            path.write_bytes(content)
+
+
+def test_a_recipe_that_has_changed_can_be_given_again() -> None:
+    """A named recipe has other values in a later version; the same command is then refused."""
+    before = {"seed": 0, "recipe.optimizer": "sgd", "recipe.clip": 1.0, "recipe.probe": False}
+    now = {"seed": 0, "recipe.optimizer": "adamw", "recipe.clip": 1.0, "recipe.first_size": 1.0}
+    with pytest.raises(CheckpointError) as caught:
+        check_identity(before, {**now, "recipe.momentum": 0.8})
+    assert str(caught.value) == (
+        "The checkpoint is of another run: optimizer was sgd, now adamw; momentum was 0.9, now "
+        "0.8. Give the same arguments (--set optimizer=sgd --set momentum=0.9), or start again "
+        "with --overwrite."
+    )
+    check_identity(before, {**now, "recipe.optimizer": "sgd"})
+    with pytest.raises(CheckpointError, match="ceil_pooling was True, now False"):
+        check_identity({**before, "config.ceil_pooling": True}, {**now, "recipe.optimizer": "sgd"})
+    with pytest.raises(CheckpointError, match="of a run with the recipe probe"):
+        check_identity({"seed": 0, "recipe": "probe", "recipe.balance": "none"}, now)
+    with pytest.raises(CheckpointError, match="of a run without the recipe probe"):
+        check_identity(before, {"seed": 0, "recipe": "probe", "recipe.balance": "none"})

@@ -21,7 +21,7 @@ import resnext
 from resnext import Backbone, Card, Preprocessing, ResNeXt
 from resnext.data.dataset import ImageSet
 from resnext.errors import CheckpointError, ResNeXtError
-from resnext.training import forecast, launch, minutes
+from resnext.training import forecast, minutes
 from resnext.training.augmentation import plain
 from resnext.training.dataloader import TrainDataset
 from resnext.training.forecast import Speed
@@ -194,7 +194,7 @@ def test_the_forecast_times_the_teacher(
     monkeypatch.setattr(
         forecast, "_validation_seconds", lambda _, __, settings, *___: settings.preprocessing.size
     )
-    monkeypatch.setattr(launch, "forecast_lines", lambda *given: forecasts.append(given[2]) or [])
+    monkeypatch.setattr(forecast, "forecast_lines", lambda *given: forecasts.append(given[2]) or [])
     distil(work, tmp_path / "s.safetensors", size=24, dry_run=True)
     assert forecasts == [Speed(1.0, 24, 16).run(SHORT, 20)]
     assert Speed(1.0, 24, 16).ending() == Speed(1.0, 24).ending() + 16
@@ -205,7 +205,7 @@ def test_a_time_budget(
 ) -> None:
     """Unlabelled images take time too, and the size of all candidates is the teacher's."""
     more = photo_folder(tmp_path / "more", ("x",), count=8, size=25)
-    for module in (minutes, launch):
+    for module in (minutes, forecast):
         monkeypatch.setattr(module, "measure", lambda *_, **__: Speed(1.0, 0.0))
     monkeypatch.setattr(minutes.time, "monotonic", lambda: 0.0)
     given: dict[str, Any] = {"unlabelled": more, "batch_size": 8, "minutes": 10, "progress": True}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,11 +11,18 @@ import torch
 from training_runs import TINY
 
 from resnext import ResNeXt
-from resnext.training import threads, trainer
+from resnext.training import replanning, threads
+from resnext.training.distributed import ProcessGroup
+from resnext.training.replanning import Replanner
 from resnext.training.run_state import TrainState
-from resnext.training.trainer import Trainer
 
 NETWORK = ResNeXt(TINY)
+
+
+def replanner(log: Callable[[str], object]) -> Replanner:
+    """A `Replanner` of images of 16 pixels."""
+    settings: Any = SimpleNamespace(execution=SimpleNamespace(dtype="float32"), side=lambda: 16)
+    return Replanner(NETWORK, settings, 5, ProcessGroup(), log)
 
 
 @pytest.fixture
@@ -85,14 +92,7 @@ def test_after_an_epoch(
     history = [{"images_per_second": rate, "size": 16} for rate in rates]
     state = TrainState(history=history, threads=None if now is None else (now, 8))
     lines: list[str] = []
-    run: Any = SimpleNamespace(
-        state=state,
-        network=NETWORK,
-        settings=SimpleNamespace(execution=SimpleNamespace(dtype="float32"), side=lambda: 16),
-        threads_due=0.0,
-        _line=lines.append,
-    )
-    change = Trainer._choose_threads(run)
+    change = replanner(lines.append).choose_threads(state)
     assert torch.get_num_threads() == after
     assert change == (0.5 if now == 8 and after == 4 else 1.0)
     expected = [
@@ -117,16 +117,12 @@ def test_measuring_takes_a_small_part_of_the_time(
         now[0] += 1.0
         return 1.0
 
-    monkeypatch.setattr(trainer, "fastest_threads", measure)
-    monkeypatch.setattr(trainer.time, "monotonic", lambda: now[0])
-    run: Any = SimpleNamespace(
-        state=TrainState(history=[{"images_per_second": 9.0, "size": 16}], threads=(8, 16)),
-        network=NETWORK,
-        settings=SimpleNamespace(execution=SimpleNamespace(dtype="float32"), side=lambda: 16),
-        threads_due=0.0,
-    )
+    monkeypatch.setattr(replanning, "fastest_threads", measure)
+    monkeypatch.setattr(replanning.time, "monotonic", lambda: now[0])
+    state = TrainState(history=[{"images_per_second": 9.0, "size": 16}], threads=(8, 16))
+    planner = replanner(pytest.fail)
     while now[0] < 300:
-        Trainer._choose_threads(run)
+        planner.choose_threads(state)
         now[0] += 0.5
     assert len(measured) == 4
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -112,17 +111,18 @@ class Benchmark:
         from rich.console import Console
         from rich.table import Column, Table
 
+        from resnext.system.terminal import columns
+
         names = ("Batch", "Images/s", "Ours is", "p50 ms", "p99 ms", "Of peak", "MiB")
-        columns = [Column(name, justify="right", no_wrap=True) for name in names]
+        numbers = [Column(name, justify="right", no_wrap=True) for name in names]
         texts = [Column(name, no_wrap=True) for name in ("Who", "Precision")]
-        table = Table(*texts, *columns, Column("", overflow="fold"), box=None, pad_edge=False)
+        table = Table(*texts, *numbers, Column("", overflow="fold"), box=None, pad_edge=False)
         for row in sorted(self.rows, key=lambda row: (row.batch, -row.images_per_second)):
             table.add_row(
                 row.who, row.precision, str(row.batch), *self._numbers(row), _remarks(row)
             )
         text = io.StringIO()
-        width = shutil.get_terminal_size((150, 24)).columns
-        console = Console(file=text, width=width, no_color=True, highlight=False, markup=False)
+        console = Console(file=text, width=columns(), no_color=True, highlight=False, markup=False)
         peaks = ", ".join(f"{kind} {peak:,.0f} GFLOP/s" for kind, peak in self.peaks.items())
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         console.print(f"{self.name}, {self.size}×{self.size} pixels")

@@ -35,9 +35,8 @@ def catalog(
         variant: Only checkpoints of this variant.
         plot: Draw a chart of accuracy against cost (.png, .svg or .pdf).
     """
-    from rich.console import Console
-
     from resnext.cli.tables import catalog_table
+    from resnext.system.terminal import new_console
     from resnext.weights.catalog import catalog
 
     check_outputs(plot)
@@ -46,7 +45,7 @@ def catalog(
         from resnext.cli.plots import plot_catalog
 
         plot_catalog(rows, plot)
-    console = Console()
+    console = new_console()
     console.print(catalog_table(rows, console.width))
     console.print(f"\n{len(rows)} checkpoints. To use one: resnext predict NAME photos/")
     if plot is not None:
@@ -112,15 +111,14 @@ def doctor(file: Path, /) -> None:
     Args:
         file: A checkpoint file from any library, or a folder that contains one.
     """
-    from rich.console import Console
-
     from resnext.cli.tables import diagnosis_table
     from resnext.exporting.examine import examine
     from resnext.inference.exported import Exported, is_exported
+    from resnext.system.terminal import print_table
     from resnext.weights.diagnosis import diagnose
 
     diagnosis = examine(Exported(file)) if is_exported(file) else diagnose(file)
-    Console().print(diagnosis_table(diagnosis))
+    print_table(diagnosis_table(diagnosis))
     sys.exit(1 if diagnosis.problems else 0)
 
 

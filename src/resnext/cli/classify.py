@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from resnext.cli.options import STANDARD_INPUT, Flag, check_outputs, with_given, write_json
+from resnext.cli.options import (
+    STANDARD_INPUT,
+    Flag,
+    OptionalWhole,
+    Whole,
+    check_outputs,
+    with_given,
+    write_json,
+)
 from resnext.errors import ResNeXtError
 
 if TYPE_CHECKING:
@@ -27,12 +35,12 @@ def evaluate(
     views: Literal[1, 2, 10] = 1,
     against: str | None = None,
     json: Path | None = None,
-    batch_size: int | None = None,
-    workers: int = 0,
+    batch_size: OptionalWhole = None,
+    workers: Whole = 0,
     device: str = "auto",
     plan: bool = True,
     labels: str | None = None,
-    size: int | None = None,
+    size: OptionalWhole = None,
     mean: str | None = None,
     std: str | None = None,
 ) -> None:
@@ -53,8 +61,9 @@ def evaluate(
         workers: Number of processes that decode images.
         device: auto, cpu, cuda, cuda:1, …
         plan: Use the plan that `resnext optimize` saved next to the model file.
-        labels: For an ONNX or OpenVINO file of others: its class names, as a text file with one
-            name a line, or imagenet-1k. Default: what its metadata say; so for the next three.
+        labels: For an ONNX or OpenVINO file from another program: its class names, as a text file
+            with one name a line, or imagenet-1k. Default: what its metadata say;
+            so for the next three.
         size: Its image size, pixels.
         mean: Its means of each channel, for values from 0 to 1: 0.485,0.456,0.406.
         std: Its standard deviations of each channel.
@@ -86,22 +95,22 @@ def predict(
     file: str,
     /,
     *images: str,
-    top: int = 1,
+    top: Whole = 1,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     embeddings: Path | None = None,
     sheet: Path | None = None,
-    limit: int | None = None,
-    batch_size: int | None = None,
-    workers: int | None = None,
+    limit: OptionalWhole = None,
+    batch_size: OptionalWhole = None,
+    workers: OptionalWhole = None,
     device: str = "auto",
     plan: bool = True,
-    like: int | None = None,
+    like: OptionalWhole = None,
     similar: Path | None = None,
     index: Path | None = None,
     ray: Flag = False,
     overwrite: Flag = False,
     labels: str | None = None,
-    size: int | None = None,
+    size: OptionalWhole = None,
     mean: str | None = None,
     std: str | None = None,
 ) -> None:
@@ -133,8 +142,9 @@ def predict(
         index: Index to search. Default: the one next to the model file.
         ray: With --out, run on a cluster with Ray Data.
         overwrite: With --out, replace the file if it exists.
-        labels: For an ONNX or OpenVINO file of others: its class names, as a text file with one
-            name a line, or imagenet-1k. Default: what its metadata say; so for the next three.
+        labels: For an ONNX or OpenVINO file from another program: its class names, as a text file
+            with one name a line, or imagenet-1k. Default: what its metadata say;
+            so for the next three.
         size: Its image size, pixels.
         mean: Its means of each channel, for values from 0 to 1: 0.485,0.456,0.406.
         std: Its standard deviations of each channel.
@@ -175,8 +185,6 @@ def predict(
     only_with_out = {"--embeddings": embeddings, "--workers": workers, "--ray": ray or None}
     if given := [name for name, value in only_with_out.items() if value is not None]:
         raise ResNeXtError(f"{given[0]} needs --out FILE, the file to write the predictions to.")
-    from rich.console import Console
-
     from resnext.card import card_of
     from resnext.cli.tables import predictions_table
     from resnext.data.passed_over import PassedOver
@@ -185,6 +193,7 @@ def predict(
     from resnext.prediction.contact_sheet import check_sheet, draw_sheet, save_sheet
     from resnext.prediction.images import held_out_images, predict
     from resnext.prediction.inputs import expand_images
+    from resnext.system.terminal import print_table
     from resnext.system.text import counted
 
     if sheet is not None:
@@ -211,7 +220,7 @@ def predict(
         one._replace(name="-") if isinstance(picture, bytes) else one
         for picture, one in zip(pictures, predict(model, pictures, **options), strict=True)
     ]
-    Console().print(predictions_table(predictions))
+    print_table(predictions_table(predictions))
     _print_moved([one for prediction in predictions for one in prediction.like])
     if unsure := sum(not prediction.sure for prediction in predictions):
         print(
@@ -239,21 +248,20 @@ def _print_similar(
     plan: bool,
 ) -> None:
     """Run `predict --similar`."""
-    from rich.console import Console
-
     from resnext.card import card_of
     from resnext.cli.tables import neighbours_table
     from resnext.data.decoding import open_image
     from resnext.inference.opener import open_runner
     from resnext.neighbours.index import open_index
     from resnext.prediction.contact_sheet import check_sheet, draw_neighbours, save_sheet
+    from resnext.system.terminal import print_table
     from resnext.system.text import counted
 
     if sheet is not None:
         check_sheet(sheet)
     runner = open_runner(file, device=device, batch=1, plan=plan)
     found = open_index(file, index, runner=runner).search(image, count)
-    Console().print(neighbours_table(found))
+    print_table(neighbours_table(found))
     _print_moved(found)
     if sheet is not None:
         values = card_of(runner).preprocessing.value_range

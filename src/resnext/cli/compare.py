@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from resnext.cli.options import check_outputs, write_json
+from resnext.cli.options import OptionalWhole, Whole, check_outputs, write_json
 
 if TYPE_CHECKING:
     from resnext.evaluation.comparison import Comparison
@@ -24,8 +24,8 @@ def compare(
     sheet: Path | None = None,
     views: Literal[1, 2, 10] = 1,
     json: Path | None = None,
-    batch_size: int | None = None,
-    workers: int = 0,
+    batch_size: OptionalWhole = None,
+    workers: Whole = 0,
     device: str = "auto",
     plan: bool = True,
 ) -> None:

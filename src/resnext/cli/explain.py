@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from resnext.cli.options import Flag, check_outputs, write_json
+from resnext.cli.options import Flag, OptionalWhole, check_outputs, write_json
 from resnext.errors import ResNeXtError
 
 if TYPE_CHECKING:
@@ -28,15 +28,15 @@ def explain(
     label: Annotated[str | None, Parameter(name="--class")] = None,
     against: str | None = None,
     how: Literal["map", "occlusion", "layercam", "ig"] | None = None,
-    stage: int | None = None,
+    stage: OptionalWhole = None,
     fine: Flag = False,
     check: bool = True,
     sanity: Flag = False,
     html: Flag = False,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     json: Path | None = None,
-    limit: int | None = None,
-    like: int | None = None,
+    limit: OptionalWhole = None,
+    like: OptionalWhole = None,
     device: str = "auto",
     plan: bool = True,
 ) -> None:
@@ -69,15 +69,13 @@ def explain(
     """
     for name in images:
         if html and name.endswith((".html", ".htm")):
-            raise ResNeXtError(f"{name} is no image. To write the page there: --out {name}")
+            raise ResNeXtError(f"{name} is not an image. To write the page there: --out {name}")
     if limit is not None and limit < 1:
         raise ResNeXtError(f"--limit must be at least 1, not {limit}.")
     check_outputs(json)
     out = out or Path("explanation.html" if html else "explanation.png")
     as_page = html or out.suffix == ".html"
     check_outputs(out)
-    from rich.console import Console
-
     from resnext.cli.tables import explanations_table
     from resnext.data.open import BUILT_IN
     from resnext.explanation.images import check_sanity, explain
@@ -90,6 +88,7 @@ def explain(
     from resnext.prediction.inputs import expand_images
     from resnext.system.atomic import write_bytes_atomically
     from resnext.system.progress import reporter
+    from resnext.system.terminal import print_table
     from resnext.system.text import counted
 
     if not as_page:
@@ -120,7 +119,7 @@ def explain(
             shown.advance(1)
     finally:
         shown.stop()
-    Console().print(explanations_table(done))
+    print_table(explanations_table(done))
     _print_checks(done, checks)
     if as_page:
         page = explanation_page(done, Path(file).name)

@@ -7,14 +7,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from resnext.cli.options import with_given
+from resnext.cli.options import whole, with_given
 
 
 def info(
     name: str | None = None,
     /,
     *,
-    size: Annotated[int | None, Parameter(name=["--size", "-s"])] = None,
+    size: Annotated[int | None, Parameter(name=["--size", "-s"], converter=whole)] = None,
     labels: str | None = None,
     mean: str | None = None,
     std: str | None = None,
@@ -27,22 +27,21 @@ def info(
             (`.json`, or OpenMMLab's `.py`). Without a name, all variants are listed.
         size: Image size in pixels. Default: the model's own; for a variant 224, or 32 if it is
             made for small images.
-        labels: For an ONNX or OpenVINO file of others: its class names, as a text file with one
-            name a line, or imagenet-1k.
+        labels: For an ONNX or OpenVINO file from another program: its class names, as a text file
+            with one name a line, or imagenet-1k.
         mean: Its means of each channel, for values from 0 to 1: 0.485,0.456,0.406.
         std: Its standard deviations of each channel.
     """
-    from rich.console import Console
-
     from resnext.architectures import variant, variants
     from resnext.cli.tables import diagnosis_table, network_table, plain, variants_table
     from resnext.exporting.examine import examine
     from resnext.inference.exported import Exported, is_exported
     from resnext.inference.foreign import ForeignConfig
     from resnext.summary import summarize
+    from resnext.system.terminal import new_console
     from resnext.weights.description import Description, describe
 
-    console = Console()
+    console = new_console()
     if name is None:
         console.print(variants_table([(x, summarize(variant(x), size)) for x in variants()]))
         return

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 if TYPE_CHECKING:
     from resnext.inference.exported import Exported
@@ -20,6 +20,21 @@ Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 STANDARD_INPUT = "/dev/stdin"
 Several = Parameter(negative="", show_default=False)
 """An option that can be repeated; empty by default."""
+
+
+def whole(_: type, tokens: Sequence[Token]) -> int:
+    """The whole number that an option was given; cyclopts would round 3.5 to 4."""
+    text = tokens[0].value
+    if not re.fullmatch(r"[+-]?\d+", text):
+        raise ValueError(f'"{text}" is not a whole number.')
+    return int(text)
+
+
+Whole = Annotated[int, Parameter(converter=whole)]
+"""An option that is a whole number."""
+
+OptionalWhole = Annotated[int | None, Parameter(converter=whole)]
+"""An option that is a whole number, or is left out."""
 
 
 def options_of(command: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -128,8 +143,8 @@ def with_given(
 
     if not is_exported(file):
         raise InputError(
-            f"{file}: --labels, --size, --mean and --std are for ONNX and OpenVINO files of "
-            f"others. A model file has its own; resnext convert --labels changes the names."
+            f"{file}: --labels, --size, --mean and --std are for ONNX and OpenVINO files from "
+            f"other programs. A model file has its own; resnext convert --labels changes the names."
         )
     numbers: list[tuple[float, ...]] = []
     for name, text in (("--mean", mean), ("--std", std)):

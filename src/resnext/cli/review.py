@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from resnext.cli.options import Flag
+from resnext.cli.options import Flag, Whole
 from resnext.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def review(
     apply: Flag = False,
     undo: Flag = False,
     map: Flag = False,
-    port: int = 0,
+    port: Whole = 0,
     browser: bool = True,
     device: str = "auto",
     plan: bool = True,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from resnext.checks import at_least
-from resnext.cli.options import Flag, Several
+from resnext.cli.options import Flag, OptionalWhole, Several, Whole
 from resnext.errors import InputError
 
 
@@ -16,7 +16,7 @@ def serve(
     /,
     *,
     host: str = "127.0.0.1",
-    port: int = 8000,
+    port: Whole = 8000,
     token_file: Path | None = None,
     no_token: Flag = False,
     allow_host: Annotated[tuple[str, ...], Several] = (),
@@ -26,15 +26,15 @@ def serve(
     reference: Path | None = None,
     device: str = "auto",
     plan: bool = True,
-    max_images: int = 256,
+    max_images: Whole = 256,
     max_megabytes: float = 20.0,
     ray: Flag = False,
-    replicas: int | None = None,
+    replicas: OptionalWhole = None,
     example: Literal["systemd", "docker", "compose", "kubernetes", "nginx"] | None = None,
 ) -> None:
     """Answer requests over HTTP, and show a page for photos in the browser.
 
-    SIGTERM or Ctrl-C ends it once everything that was let in is answered. SIGHUP loads the file
+    SIGTERM or Ctrl-C ends it once all accepted requests are answered. SIGHUP loads the file
     again and replaces the model without a gap.
 
     Args:

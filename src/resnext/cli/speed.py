@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from resnext.cli.options import Flag, Several, check_outputs, write_json
+from resnext.cli.options import Flag, Several, check_outputs, whole, write_json
 from resnext.errors import ResNeXtError
 
 
@@ -17,7 +17,7 @@ def optimize(
     *,
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto",
     engine: Literal["auto", "torch", "compile", "tensorrt", "onnxruntime", "openvino"] = "auto",
-    batch_size: Annotated[int, Parameter(name=["--batch-size", "-b"])] = 16,
+    batch_size: Annotated[int, Parameter(name=["--batch-size", "-b"], converter=whole)] = 16,
     data: str | None = None,
     max_loss: float | None = None,
     device: str = "auto",

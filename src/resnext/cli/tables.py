@@ -6,11 +6,14 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from resnext.system.terminal import new_console, print_table
+
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from resnext.evaluation.comparison import Comparison
     from resnext.evaluation.metrics import Evaluation
     from resnext.explanation import Explanation
@@ -69,7 +72,7 @@ def network_table(summary: Summary, *, classifier: bool = True) -> Table:
 
 def print_evaluation(result: Evaluation) -> None:
     """Print the classes, the most frequent confusions and the overall numbers."""
-    console = Console()
+    console = new_console()
     classes, shown = _classes_table(result)
     console.print(classes)
     if shown < len(result.labels):
@@ -120,7 +123,7 @@ def _classes_table(result: Evaluation) -> tuple[Table, int]:
 
 def print_drift(drift: Drift) -> None:
     """Print both tests, and the classes whose share changed by more than chance."""
-    console = Console()
+    console = new_console()
     tests = _table("", *_right("Reference", "Answers", "Difference", "p"))
     for name, before, now, distance, p in (
         ("Answers", f"{drift.reference:,}", f"{drift.count:,}", "", ""),
@@ -148,7 +151,7 @@ def print_drift(drift: Drift) -> None:
 
 def print_comparison(result: Comparison, megabytes: Sequence[float | None]) -> None:
     """Print both models side by side, the classes and images that changed, and McNemar's test."""
-    console = Console()
+    console = new_console()
     a, b = result.a, result.b
     both = _table("", *_right("A", "B", "Change"))
     low, high = result.loss_interval
@@ -193,7 +196,7 @@ def print_comparison(result: Comparison, megabytes: Sequence[float | None]) -> N
             )
             images.add_row(plain(flip.name), plain(flip.actual), *answers)
         console.print(f"\n{len(flips):,} images got another class, lost ones first", style="bold")
-        console.print(images, highlight=False)
+        print_table(images, console)
     print(
         f"\nOnly A is right on {result.only_a:,} images, only B on {result.only_b:,}; "
         f"p = {result.p:.2g} (McNemar's exact test)"

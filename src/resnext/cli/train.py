@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from resnext.cli.options import Flag, Several, options_of
+from resnext.cli.options import Flag, OptionalWhole, Several, Whole, options_of
 from resnext.errors import ConfigError
 
 _Unparsed = Annotated[Any, Parameter(parse=False)]
@@ -25,20 +25,20 @@ def train(
     weights: Annotated[str | None, Parameter(name=["--weights", "-w"])] = None,
     out: Annotated[Path, Parameter(name=["--out", "-o"])] = Path("model.safetensors"),
     recipe: Annotated[str | None, Parameter(name=["--recipe", "-r"])] = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
+    epochs: OptionalWhole = None,
+    batch_size: OptionalWhole = None,
     learning_rate: Annotated[float | None, Parameter(name=["--learning-rate", "--lr"])] = None,
     set: Annotated[tuple[str, ...], Several] = (),
-    size: int | None = None,
-    seed: int = 0,
+    size: OptionalWhole = None,
+    seed: Whole = 0,
     val_fraction: float = 0.2,
-    workers: int | None = None,
+    workers: OptionalWhole = None,
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     compile: bool | None = None,
     sync_norms: Flag = False,
     resume: Flag = False,
-    retries: int = 0,
+    retries: Whole = 0,
     checkpoint_minutes: float = 5.0,
     minutes: float | None = None,
     dry_run: Flag = False,

@@ -55,8 +55,8 @@ def open_splits(
     """
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction must be between 0 and 1, not {val_fraction}.")
-    if type(seed) is not int or seed < 0:
-        raise DataError(f"seed must be 0 or a positive integer, not {brief(seed)}.")
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise DataError(f"seed must be 0 or a positive integer below 2^63, not {brief(seed)}.")
     opened = find_source(source)
     if "train" not in opened.splits:
         raise DataError(

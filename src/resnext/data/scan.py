@@ -340,6 +340,44 @@ def add_to_quarantine(path: Path, problems: Iterable[Problem]) -> None:
     write_quarantine(path, dict.fromkeys([*listed, *problems]))
 
 
+def record_unreadable(
+    images: ImageSet,
+    known: dict[str, str],
+    found: Mapping[int, str],
+    path: Path | None,
+    log: Callable[[str], None],
+) -> None:
+    """Log images that have become unreadable since the scan, and list them in quarantine.csv.
+
+    Args:
+        images: The training images.
+        known: Why each image that was recorded earlier is unreadable, by its index as text; new
+            ones are added.
+        found: The same, by index, of those that were just found.
+        path: The file quarantine.csv; None to leave it alone.
+        log: Called with a line about each new one.
+
+    Raises:
+        DataError: More than 5 % of a class cannot be read, or the file cannot be written.
+    """
+    new = {index: reason for index, reason in found.items() if str(index) not in known}
+    known.update({str(index): reason for index, reason in new.items()})
+    problems: list[Problem] = []
+    for index, reason in new.items():
+        log(f"Left out: {reason}")
+        title, label = images.title(index), images.labels[images.targets[index]]
+        problems.append(Problem("train", title, label, reason.removeprefix(f"{title}: ")))
+    if problems and path is not None:
+        add_to_quarantine(path, problems)
+    lost = np.bincount([int(images.targets[int(i)]) for i in known], minlength=len(images.labels))
+    worst = too_many(lost, images.counts())
+    if worst is not None:
+        raise DataError(
+            f"{lost[worst]} of {images.counts()[worst]} images of class {images.labels[worst]!r} "
+            f"cannot be read any more, which is more than 5 %."
+        )
+
+
 def _read_all(
     images: ImageSet, colour: str, cache: ScanCache, progress: Reporter, threads: int | None
 ) -> tuple[np.ndarray, dict[int, str]]:

@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 
 from PIL import Image
 
@@ -14,6 +13,7 @@ from resnext.explanation.deletion import FRACTIONS
 from resnext.explanation.explanation import METHODS, Explanation
 from resnext.explanation.overlay import enlarged
 from resnext.explanation.sheet import legend, title, verdict
+from resnext.pages.template import fill, read_template
 from resnext.prediction.contact_sheet import by_class
 
 _SIDE = 480  # pixels of a picture's longer side
@@ -26,15 +26,11 @@ def explanation_page(explanations: Sequence[Explanation], model: str) -> str:
         explanations: What to show, in order.
         model: Name of the model.
     """
-    page = files("resnext.explanation").joinpath("page.html").read_text(encoding="utf-8")
     cards = "\n".join(map(_card, explanations))
     methods = {explanation.how: _READING[explanation.how] for explanation in explanations}
     reading = "\n".join(f"<p>{text}</p>" for text in methods.values())
-    return (
-        page.replace("{{ model }}", escape(model))
-        .replace("{{ reading }}", reading)
-        .replace("{{ cards }}", cards)
-    )
+    values = {"model": escape(model), "reading": reading, "cards": cards}
+    return fill(read_template("resnext.explanation", "page.html"), values)
 
 
 _READING = {

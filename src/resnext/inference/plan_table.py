@@ -11,6 +11,7 @@ from rich.table import Column, Table
 from resnext.inference.engines import ENGINES
 from resnext.inference.engines.base import EngineConfig
 from resnext.inference.plan import Measurement, Plan, Tradeoff
+from resnext.system.terminal import columns
 
 
 def plan_table(plan: Plan) -> str:
@@ -91,7 +92,7 @@ def _printed(title: str, table: Table) -> str:
     """A title and a table as plain lines."""
     text = io.StringIO()
     console = Console(
-        file=text, width=160, color_system=None, force_terminal=False, highlight=False
+        file=text, width=columns(), color_system=None, force_terminal=False, highlight=False
     )
     console.print(title, markup=False)
     console.print(table)

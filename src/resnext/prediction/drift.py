@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from resnext.checks import at_least
 from resnext.errors import InputError
 from resnext.prediction.output import KINDS, needs
+from resnext.system.text import counted
 
 ALPHA = 0.05
 """Share of false alarms among answers that are like the reference."""
@@ -112,10 +113,11 @@ class Drift:
         """The result in one line."""
         rule = f"p = {self.p:.2g}, {'below' if self.drifted else 'not below'} {self.alpha:g}"
         if not self.drifted:
-            return f"No drift found in {self.count:,} answers: {rule}"
+            return f"No drift found in {counted(self.count, 'answer')}: {rule}"
         tests = {"classes": self.label_p, "probabilities": self.probability_p}
         changed = [name for name, p in tests.items() if 2 * p < self.alpha]
-        return f"Drift in {self.count:,} answers, of the {' and the '.join(changed)}: {rule}"
+        answers = counted(self.count, "answer")
+        return f"Drift in {answers}, of the {' and the '.join(changed)}: {rule}"
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers and the verdict, as JSON values."""
@@ -296,7 +298,8 @@ def read_answers(path: str | Path) -> Answers:
         ) from error
     ordered = np.sort(np.concatenate(probabilities or [np.zeros(0)]))
     if not len(ordered):
-        raise InputError(f"{path} holds no answer, only {unreadable:,} images without one.")
+        only = f", only {counted(unreadable, 'image')} without one" if unreadable else ""
+        raise InputError(f"{path} holds no answer{only}.")
     if not (ordered[0] >= 0 and ordered[-1] <= 1):  # NaN is last
         raise InputError(f"{path} has probabilities that are not from 0 to 1.")
     return Answers(tuple(counts), np.array([*counts.values()]), ordered, unreadable)

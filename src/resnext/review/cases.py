@@ -19,7 +19,7 @@ from resnext.data.open import find_source
 from resnext.data.scan import read_records
 from resnext.errors import DataError
 from resnext.evaluation.label_doubts import Doubts, Opinions, find_doubts, read_doubts
-from resnext.inference.runner import Runner, check_finite, embedding_width
+from resnext.inference.runner import Runner, check_finite, embedding_width, probabilities
 from resnext.neighbours.index import Index, Neighbour
 from resnext.neighbours.unknown import UnknownScore
 from resnext.prediction.images import to_pixels
@@ -149,9 +149,7 @@ def ask(model: Runner, paths: Sequence[str], progress: Reporter) -> Answers:
                 logits[[start + i for i in rows]] = some
                 embeddings[[start + i for i in rows]] = found
             progress.advance(len(batch))
-    scaled = logits / np.float32(card.temperature)
-    p = np.exp(scaled - scaled.max(1, keepdims=True))
-    return Answers(logits, p / p.sum(1, keepdims=True), embeddings)
+    return Answers(logits, probabilities(logits, card.temperature), embeddings)
 
 
 def find_cases(

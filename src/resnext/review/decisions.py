@@ -186,12 +186,10 @@ class LabelList:
         """
         try:
             data = self.file.read_bytes()
-            for text, encoding in readings(data):
-                header, rows = self._cells(text)
-                names = [row[header.index("path")] for row in rows]
-                found = (os.path.exists(self._path(x)) for x in names if not x.isascii())  # noqa: PTH110
-                if encoding != "cp1252" or all(found):
-                    break
+            (text, encoding), *others = readings(data)
+            if others and not self._finds_files(text):
+                text, encoding = others[-1]
+            header, rows = self._cells(text)
         except (OSError, ValueError, csv.Error) as error:
             raise self._other(str(error)) from error
         plain = encoding in ("utf-8", "bytes") and not data.startswith(codecs.BOM_UTF8)
@@ -207,6 +205,12 @@ class LabelList:
             if path in self._moved and not os.path.exists(path):  # noqa: PTH110
                 entry = entry._replace(path=self._moved[path])
             self._add(entry, [values[name] for name in self._more])
+
+    def _finds_files(self, text: str) -> bool:
+        """Whether files of the names in a text exist, so that its encoding is right."""
+        header, rows = self._cells(text)
+        names = (row[header.index("path")] for row in rows)
+        return all(os.path.exists(self._path(x)) for x in names if not x.isascii())  # noqa: PTH110
 
     def _cells(self, text: str) -> tuple[list[str], list[list[str]]]:
         """The names of the columns, and the cells of each row.

@@ -6,13 +6,13 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
 import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
 from resnext.explanation.page import image_url
+from resnext.pages.template import fill, read_template
 
 _TILE = 40  # side of a thumbnail in the sprite, pixels
 
@@ -47,7 +47,7 @@ class Points:
 
 
 def map_fragment(points: Points, nonce: str = "") -> str:
-    """The map as a part of a page that defines the colours of `report.html`.
+    """The map as a part of a page that has the shared `base.css`.
 
     Args:
         points: The images.
@@ -69,9 +69,9 @@ def map_fragment(points: Points, nonce: str = "") -> str:
         "sprite": image_url(_sprite(points)) if points.thumbnails else "",
     }
     text = json.dumps(values, separators=(",", ":")).replace("<", "\\u003c")
-    page = files("resnext.review").joinpath("map.html").read_text(encoding="utf-8")
     attribute = f' nonce="{nonce}"' if nonce else ""
-    return page.replace("{{ nonce }}", attribute).replace("{{ data }}", text)
+    template = read_template("resnext.review", "map.html")
+    return fill(template, {"nonce": attribute, "data": text})
 
 
 def thumbnail(image: Image.Image) -> Image.Image:

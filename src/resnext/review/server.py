@@ -16,7 +16,6 @@ from functools import lru_cache
 from html import escape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from PIL import Image
 from resnext.data.decoding import ValueRange, open_image
 from resnext.errors import DataError, InputError, ResNeXtError
 from resnext.neighbours.index import Neighbour
+from resnext.pages.template import fill, read_template
 from resnext.review.map import map_fragment
 from resnext.review.session import Session
 
@@ -141,14 +141,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _page(self) -> None:
         nonce = secrets.token_urlsafe(16)
-        self._html(_template("page.html").replace("{{ nonce }}", nonce), nonce)
+        self._html(fill(read_template("resnext.review", "page.html"), {"nonce": nonce}), nonce)
 
     def _map(self) -> None:
         session, nonce = self.server.session, secrets.token_urlsafe(16)
         assert session.points is not None  # checked by the caller
-        page = _template("map_page.html").replace("{{ nonce }}", f' nonce="{nonce}"')
-        page = page.replace("{{ title }}", escape(session.data))
-        self._html(page.replace("{{ map }}", map_fragment(session.points, nonce)), nonce)
+        values = {"nonce": f' nonce="{nonce}"', "title": escape(session.data)}
+        values["map"] = map_fragment(session.points, nonce)
+        self._html(fill(read_template("resnext.review", "map_page.html"), values), nonce)
 
     def _html(self, page: str, nonce: str) -> None:
         policy = (
@@ -187,10 +187,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
-
-
-def _template(name: str) -> str:
-    return files("resnext.review").joinpath(name).read_text(encoding="utf-8")
 
 
 def _similar(one: Neighbour) -> dict[str, Any]:

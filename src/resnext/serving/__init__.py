@@ -14,7 +14,7 @@ guard.py      middleware: deadlines, errors, security, headers and the log line 
 connection.py the HTTP protocol of a connection: its timers and limits
 problems.py   errors as application/problem+json
 service.py    what the routes call: admission, batches, replacing the model. No HTTP
-admission.py  how many images and bytes are let in, and when to come again
+admission.py  how many images and bytes are accepted, and when to retry
 batcher.py    threads that decode images and compute batches, oldest first
 model.py      an opened model: from images to answers
 replace.py    a new version of the model file: loaded, checked, compared

@@ -1,4 +1,4 @@
-"""How much work is let in. Used by the event loop only, so it needs no lock."""
+"""How much work is accepted. Used by the event loop only, so it needs no lock."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import time
 
 from resnext.serving.problems import Problem
+from resnext.system.text import counted
 
 _SMOOTH = 0.9  # weight of the past in the mean time of an image
 _LONGEST = 60  # seconds in Retry-After
@@ -41,7 +42,8 @@ class Admission:
     def refusal(self, images: int, size: int) -> Problem | None:
         """429 if there is no room for so many more images and bytes."""
         if self.images + images > self.most_images:
-            detail = f"The server has {self.images} images to answer, as many as it takes."
+            waiting = counted(self.images, "image")
+            detail = f"The server has {waiting} to answer, as many as it takes."
         elif self.bytes + size > self.most_bytes:
             detail = "The server holds as many bytes of requests as it takes."
         else:

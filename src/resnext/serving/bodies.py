@@ -10,14 +10,15 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from resnext.checks import brief
-from resnext.serving.problems import Problem
+from resnext.serving.problems import Problem, damaged
 
 if TYPE_CHECKING:
     from resnext.serving.admission import Ticket
     from resnext.serving.settings import Settings
 
 FIELD = "images"
-_RAW = ("application/octet-stream", "application/x-www-form-urlencoded", "")
+_CURL = "application/x-www-form-urlencoded"
+_RAW = ("application/octet-stream", _CURL, "")
 """Taken as one image, besides `image/*`: `curl --data-binary` sends the second."""
 _FORM = "multipart/form-data"
 
@@ -104,6 +105,10 @@ async def read_images(request: Request, ticket: Ticket, settings: Settings) -> S
         )
     body = await read_body(request, ticket, settings)
     if not form:
+        if essence == _CURL and body and b"\0" not in body:
+            raise damaged(
+                "The image has no zero bytes: curl -d leaves them out. Send it with --data-binary."
+            )
         return [body]
     images = _parts(kind, body, settings.per_request)
     ticket.add(images=len(images) - 1)

@@ -6,8 +6,8 @@ import json
 import re
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 
+from resnext.pages.template import fill, read_template
 from resnext.serving.openapi import Json
 
 _CURL = {
@@ -32,7 +32,6 @@ def docs_page(described: Json, address: str) -> str:
         described: What `document` returns.
         address: Address of the server in examples.
     """
-    template = files("resnext.serving").joinpath("docs.html").read_text(encoding="utf-8")
     sections = "\n".join(
         f"<h2>{escape(tag['name'])}</h2>\n<p>{escape(tag['description'])}</p>\n"
         + "\n".join(
@@ -43,8 +42,8 @@ def docs_page(described: Json, address: str) -> str:
         )
         for tag in described["tags"]
     )
-    version = escape(described["info"]["version"])
-    return template.replace("{{ version }}", version).replace("{{ sections }}", sections)
+    values = {"version": escape(described["info"]["version"]), "sections": sections}
+    return fill(read_template("resnext.serving", "docs.html"), values)
 
 
 def _article(described: Json, path: str, method: str, one: Json, address: str) -> str:

@@ -24,7 +24,7 @@ _PROBLEMS = {
     413: "The body is too large.",
     415: "The body is neither an image nor multipart, or compressed.",
     422: "No image can be read, there are too many of them, or a parameter is out of range.",
-    429: "The server is full; Retry-After says when to come again.",
+    429: "The server is full; Retry-After says when to retry.",
     503: "The model is being loaded, the server ends, or the image was not computed in time.",
 }
 _PREDICTIONS: Json = {

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
 from collections.abc import Callable
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from resnext.pages.template import digests, read_template
 from resnext.serving.docs import docs_page
 from resnext.serving.openapi import Json, document
 from resnext.serving.routes import counted
@@ -24,14 +21,9 @@ if TYPE_CHECKING:
 
 def content_policy(page: str) -> str:
     """The Content-Security-Policy of a page: its own styles and scripts, and requests to us."""
-    allowed = {"style": "'none'", "script": "'none'"}
-    for kind in allowed:
-        parts = re.findall(rf"<{kind}>(.*?)</{kind}>", page, re.DOTALL)
-        digests = [base64.b64encode(hashlib.sha256(part.encode()).digest()) for part in parts]
-        if digests:
-            allowed[kind] = " ".join(f"'sha256-{digest.decode()}'" for digest in digests)
+    style, script = (digests(page, tag) or "'none'" for tag in ("style", "script"))
     return (
-        f"default-src 'none'; style-src {allowed['style']}; script-src {allowed['script']}; "
+        f"default-src 'none'; style-src {style}; script-src {script}; "
         f"connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
         f"frame-ancestors 'none'"
     )
@@ -47,7 +39,7 @@ def page_routes(
         model: The current model; None while it is loaded.
     """
     settings = settings or Settings()
-    page = files("resnext.serving").joinpath("page.html").read_text(encoding="utf-8")
+    page = read_template("resnext.serving", "page.html")
 
     def described() -> Json:
         return document(settings, None if settings.token is not None else model())

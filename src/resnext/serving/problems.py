@@ -64,6 +64,6 @@ def unavailable(detail: str, kind: str, seconds: int = 1) -> Problem:
     Args:
         detail: Why not now.
         kind: "loading", "draining", "deadline" or "engine".
-        seconds: When to come again.
+        seconds: When to retry.
     """
     return Problem(503, detail, kind, {"Retry-After": str(seconds)})

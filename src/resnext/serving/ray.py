@@ -17,8 +17,10 @@ from starlette.applications import Starlette
 
 from resnext.errors import CheckpointError, InputError
 from resnext.serving.app import build_app
+from resnext.serving.run import start_lines, url
 from resnext.serving.service import Service
 from resnext.serving.settings import Settings
+from resnext.system.text import counted
 
 _NAME = "resnext"
 _HEALTH = 5.0  # seconds between checks of a replica's health
@@ -105,10 +107,9 @@ def serve_with_ray(
             serve.run(application, name=_NAME, route_prefix="/")
         except RuntimeError as error:
             raise CheckpointError(f"Ray could not start {source}: {error}") from error
-        address = f"http://{settings.host}:{settings.port}"
-        report(f"{source}, {replicas} replicas on Ray: {address}")
-        report(f"  curl --data-binary @photo.jpg {address}/v1/predict")
-        report("Ctrl-C ends")
+        what = f"{source}, {counted(replicas, 'replica')} on Ray"
+        for line in start_lines(what, url(settings.host, settings.port), settings):
+            report(line)
         ended.wait()
     finally:
         serve.shutdown()

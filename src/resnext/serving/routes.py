@@ -249,7 +249,7 @@ def check_some(answers: Sequence[Answer | Problem]) -> None:
     problems = [one for one in answers if isinstance(one, Problem)]
     if len(problems) < len(answers):
         return
-    first = max(problems, key=lambda one: one.status)  # 503 says to come again
+    first = max(problems, key=lambda one: one.status)  # 503 says to retry
     if len(problems) == 1:
         raise first
     more = {"results": [{"error": one.to_dict()} for one in problems]}

@@ -24,7 +24,6 @@ from resnext.inference.runner import Runner
 from resnext.serving.app import build_app
 from resnext.serving.connection import Connection
 from resnext.serving.guard import LOG
-from resnext.serving.model import Model
 from resnext.serving.service import Service
 from resnext.serving.settings import Settings
 from resnext.serving.systemd import notify, passed_sockets
@@ -193,7 +192,7 @@ async def run(
     sockets: Sequence[socket.socket],
     report: Callable[[str], object] = lambda line: print(line, flush=True),
 ) -> None:
-    """Serve until a signal asks to end. Everything that was let in is answered.
+    """Serve until a signal asks to end. All accepted requests are answered.
 
     Args:
         service: The service, not loaded yet.
@@ -246,7 +245,9 @@ async def run(
     try:
         model = await asyncio.to_thread(service.load, loop)
         if not server.should_exit:
-            for line in start_lines(model, settings, sockets):
+            what = f"{model.name} ({len(model.labels)} classes) on {model.engine}"
+            address = next((at for at in map(_url, sockets) if at), "a Unix socket")
+            for line in start_lines(what, address, settings):
                 report(line)
             notify("READY=1")
         if settings.watch and isinstance(service.source, str | Path):
@@ -263,24 +264,25 @@ async def run(
                 loop.remove_signal_handler(number)
 
 
-def start_lines(
-    model: Model, settings: Settings, sockets: Sequence[socket.socket]
-) -> Iterator[str]:
+def start_lines(what: str, address: str, settings: Settings) -> Iterator[str]:
     """What a person at the terminal wants to know: what runs where, and how to try it."""
-    address = next((at for at in map(url, sockets) if at), "a Unix socket")
     token = "" if settings.token is None else ' -H "Authorization: Bearer $RESNEXT_TOKEN"'
-    yield f"{model.name} ({len(model.labels)} classes) on {model.engine}: {address}"
+    yield f"{what}: {address}"
     yield f"  curl{token} --data-binary @photo.jpg {address}/v1/predict"
     yield "Ctrl-C ends"
 
 
-def url(listening: socket.socket) -> str:
+def url(host: str, port: int) -> str:
+    """The address of a server on this machine, from where it listens."""
+    shown: str = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host) or host
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+
+
+def _url(listening: socket.socket) -> str:
     """The address of a socket; empty if it is none of IP."""
     if listening.family not in (socket.AF_INET, socket.AF_INET6):
         return ""
-    host, port = listening.getsockname()[:2]
-    shown: str = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host) or host
-    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    return url(*listening.getsockname()[:2])
 
 
 def logging_to_stderr() -> None:

@@ -25,6 +25,7 @@ from resnext.serving.model import Answer, Model
 from resnext.serving.problems import Problem, unavailable
 from resnext.serving.replace import check_replacement, open_gate
 from resnext.serving.settings import Settings
+from resnext.system.priority import give_way
 
 if TYPE_CHECKING:
     from resnext.network import ResNeXt
@@ -62,7 +63,7 @@ class Service:
         self._side = ThreadPoolExecutor(1, "resnext-side")  # explanations and neighbours
         self._changing = threading.Lock()
         gauge = self.metrics.gauge
-        gauge("resnext_queue_images", "Images let in and not answered.", self._images)
+        gauge("resnext_queue_images", "Images accepted and not answered yet.", self._images)
         gauge("resnext_queue_bytes", "Bytes of request bodies.", lambda: self.admission.bytes)
         gauge("resnext_ready", "Whether it is ready.", lambda: float(self.state == "ready"))
         gauge("resnext_build_info", "Versions.", self._build)
@@ -96,7 +97,7 @@ class Service:
     def load(self, loop: asyncio.AbstractEventLoop) -> Model:
         """Open and warm the model; with another one running, replace it if it is no worse.
 
-        Blocks; call it in a thread.
+        Blocks; call it in a thread, whose priority is lowered.
 
         Args:
             loop: The event loop that waits for answers.
@@ -106,6 +107,7 @@ class Service:
                 stays.
         """
         settings = self.settings
+        give_way()  # and so do the engine's threads, which begin here: a refusal is quick
         with self._changing:
             model = Model(
                 self.source,

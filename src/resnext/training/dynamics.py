@@ -38,7 +38,7 @@ class StepOutputs(NamedTuple):
 
 
 class Dynamics:
-    """Sums over the epochs of what the network said about each training image.
+    """Sums over the epochs of what the network predicted for each training image.
 
     Args:
         targets: Class of each training image.

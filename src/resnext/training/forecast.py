@@ -24,9 +24,8 @@ from resnext.system.progress import SilentReporter
 from resnext.system.text import clock_time, counted, duration
 from resnext.training.dataloader import Batch, TrainSampler, run_loader
 from resnext.training.distributed import ProcessGroup
-from resnext.training.optim import EMA
 from resnext.training.recipe import Recipe
-from resnext.training.run_state import RunSettings
+from resnext.training.run_state import RunSettings, TrainState
 from resnext.training.step import TrainStep, keeps_maps
 from resnext.training.validation import Validator
 
@@ -176,7 +175,6 @@ def _step_seconds(
     loader = run_loader(images, settings, sampler)
     train_step = TrainStep(network, images, settings, group)
     train_step.set_rate(0.0)
-    average = EMA(network, recipe.ema) if recipe.ema else None
     model = train_step.model(recipe.head_epochs + 1)
     train_step.epoch = 1  # which computes maps that are to be kept
     enough = 0.01 * recipe.epochs * sampler.steps  # short runs are not timed for long
@@ -193,9 +191,7 @@ def _step_seconds(
                 train_step.backward(model, next(batches), 0, part, places).loss
                 for part in range(recipe.accumulate)
             ]
-            train_step.update()
-            if average:
-                average.update(network, 0)
+            train_step.update(0)
             losses[-1].item()  # waits for a GPU
             steps += 1
             if steps == 0:
@@ -242,6 +238,34 @@ def _teacher_seconds(splits: Splits, settings: RunSettings, group: ProcessGroup)
         return 0.0
     settings = replace(settings, preprocessing=teacher.preprocessing)
     return _validation_seconds(teacher.network, splits, settings, group)
+
+
+def run_forecast(
+    network: ResNeXt,
+    splits: Splits,
+    settings: RunSettings,
+    group: ProcessGroup,
+    state: TrainState | None,
+) -> list[str]:
+    """Lines that say when a run will be done, from timing; all processes measure together.
+
+    Args:
+        network: The network, on the device of the run. It is not changed.
+        splits: The images.
+        settings: Everything else that defines the run.
+        group: The processes that train together.
+        state: Where it would be resumed; None for a new run.
+    """
+    recipe, images = settings.recipe, len(training_pool(splits))
+    seconds = measure(network, splits, settings, group).run(recipe, images)
+    if state is None:
+        return forecast_lines(settings, images, seconds)
+    done = state.epoch - 1 + state.step / max(images // recipe.batch_size, 1)
+    seconds *= max(state.epochs(recipe.epochs) - done, 0.0) / recipe.epochs
+    return [
+        f"The run would be resumed in epoch {state.epoch}, step {state.step}.",
+        *forecast_lines(settings, images, seconds),
+    ]
 
 
 def forecast_lines(settings: RunSettings, images: int, seconds: float) -> list[str]:

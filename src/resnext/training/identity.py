@@ -4,27 +4,67 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import MISSING, Field, asdict, fields, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from resnext.card import Preprocessing
 from resnext.config import ResNeXtConfig
 from resnext.data.unlabelled import unlabelled_fingerprint
 from resnext.errors import CheckpointError
-from resnext.training.recipe import Recipe
+from resnext.training.recipe import Probe, Recipe
+from resnext.training.request import ProbePlan, Request, RunPlan
+from resnext.training.run_state import ExecutionConfig, TrainState
 
-if TYPE_CHECKING:
-    from resnext.training.preparation import ProbePlan, Request, RunPlan
+_GROUPS = {"config": ResNeXtConfig, "preprocessing": Preprocessing, "recipe": Recipe}
+"""What the fields of an identity belong to, by the first part of their names."""
 
-_LATER_FIELDS = {
-    "recipe.probe": False,
-    "recipe.distill_temperature": 1.0,
-    "recipe.first_size": 1.0,
-    "recipe.frozen_stages": -1,
-    "recipe.cached_views": 0,
-}
-"""What older checkpoints, which lack these fields, were trained with; None for all others."""
+
+def check_version(about: dict[str, Any], folder: Path) -> None:
+    """Check that this version knows everything that a checkpoint holds, and misses nothing in it.
+
+    Fields that came later have defaults, with which earlier versions trained.
+
+    Args:
+        about: The values of the checkpoint.
+        folder: Folder of the run.
+
+    Raises:
+        CheckpointError: Another version wrote it, which this one cannot continue.
+    """
+    identity = about.get("identity", {})
+    parts = {group: (kind, _fields(identity, group)) for group, kind in _GROUPS.items()}
+    wrong = [name for name in ("seed", "val_fraction", "classes", "images") if name not in identity]
+    if identity.get("recipe") == "probe":
+        parts["recipe"] = (Probe, parts["recipe"][1])
+    else:
+        parts |= {
+            "position": (TrainState, about.get("position", {})),
+            "forms": (ExecutionConfig, about.get("forms", {})),
+        }
+        wrong += [name for name in ("optimizer", "scaler") if name not in about]
+    for group, (kind, given) in parts.items():
+        known = {field.name: field for field in fields(kind)}
+        needed = (name for name, field in known.items() if _default(field) is MISSING)
+        wrong += [f"{group}.{name}" for name in needed if name not in given]
+        wrong += [f"{group}.{name}" for name in given if name not in known]
+    if wrong:
+        raise other_version(folder, f"{', '.join(wrong[:3])}{', …' if wrong[3:] else ''}")
+
+
+def other_version(folder: Path, difference: str) -> CheckpointError:
+    """The error that a run of another version cannot be continued."""
+    return CheckpointError(
+        f"The run in {folder} was begun by another version of resnext, whose checkpoints differ "
+        f"({difference}). Finish it with that version, or start again with --overwrite."
+    )
+
+
+def _default(field: Field[Any]) -> Any:
+    factory = field.default_factory
+    return field.default if factory is MISSING else factory()
 
 
 def chosen_before(request: Request, identity: dict[str, Any]) -> Request:
@@ -82,16 +122,41 @@ def check_identity(saved: dict[str, Any], current: dict[str, Any]) -> None:
     Raises:
         CheckpointError: The checkpoint belongs to another run.
     """
-    for name, value in current.items():
-        before = saved.get(name, _LATER_FIELDS.get(name))
-        if before == value:
-            continue
-        if name == "images":
-            raise CheckpointError(
-                "The checkpoint is of a run on other images: some were added, removed, "
-                "repaired or damaged since. Restore them, or start again with --overwrite."
-            )
+    changed = {
+        name: (before, now)
+        for name in {**current, **saved}
+        if (before := _value(saved, name)) != (now := _value(current, name))
+    }
+    if "recipe" in changed:
+        before = "with" if saved.get("recipe") == "probe" else "without"
         raise CheckpointError(
-            f"The checkpoint is of another run: {name.rpartition('.')[2]} was {before}, "
-            f"now {value}. Give the same arguments, or start again with --overwrite."
+            f"The checkpoint is of a run {before} the recipe probe. Give the same arguments, or "
+            f"start again with --overwrite."
         )
+    if not changed:
+        return
+    first = next(iter(changed))
+    if first == "images":
+        raise CheckpointError(
+            "The checkpoint is of a run on other images: some were added, removed, "
+            "repaired or damaged since. Restore them, or start again with --overwrite."
+        )
+    group = first.partition(".")[0]
+    alike = {k.rpartition(".")[2]: v for k, v in changed.items() if k.partition(".")[0] == group}
+    same = ""
+    if group == "recipe":  # a named recipe may have had other values in an earlier version
+        same = f" ({' '.join(f'--set {name}={before}' for name, (before, _) in alike.items())})"
+    values = "; ".join(f"{name} was {before}, now {now}" for name, (before, now) in alike.items())
+    raise CheckpointError(
+        f"The checkpoint is of another run: {values}. Give the same arguments{same}, or start "
+        f"again with --overwrite."
+    )
+
+
+def _value(identity: dict[str, Any], name: str) -> Any:
+    """A value of an identity; one that is not in it is the default of its field, if any."""
+    group, _, field = name.partition(".")
+    if name in identity or group not in _GROUPS or not field:
+        return identity.get(name)
+    default = next((_default(f) for f in fields(_GROUPS[group]) if f.name == field), MISSING)
+    return None if default is MISSING else json.loads(json.dumps(default))

@@ -19,46 +19,47 @@ from resnext.data.dataset import Splits
 from resnext.data.open import open_splits
 from resnext.data.scan import Scan, scan
 from resnext.data.unlabelled import open_unlabelled, scan_unlabelled, training_pool
-from resnext.data.workers import check_workers, shared_memory_line
+from resnext.data.workers import shared_memory_line
 from resnext.errors import CheckpointError, InputError
 from resnext.evaluation.label_doubts import Opinions
 from resnext.evaluation.metrics import Evaluation
 from resnext.foreign_names import answering_call
 from resnext.network import ResNeXt
-from resnext.system.allocator import keep_freed_memory
 from resnext.system.atomic import locked
-from resnext.system.device import pick_device, pick_precision
 from resnext.system.main_guard import refuse_in_new_process
 from resnext.system.progress import reporter
 from resnext.training.checkpoint import Checkpoint, latest_checkpoint
 from resnext.training.dataloader import training_workers
 from resnext.training.defaults import default_choice
 from resnext.training.distributed import (
-    ProcessGroup,
     init_distributed,
     peer_errors,
     shutdown_distributed,
 )
 from resnext.training.finalize import finalize
-from resnext.training.forecast import TimePlan, forecast_lines, measure
+from resnext.training.forecast import TimePlan, run_forecast
 from resnext.training.given_model import read_model
-from resnext.training.identity import check_identity, chosen_before, run_identity
+from resnext.training.identity import (
+    check_identity,
+    check_version,
+    chosen_before,
+    other_version,
+    run_identity,
+)
 from resnext.training.minutes import fit_to_minutes
 from resnext.training.preparation import (
-    Context,
-    Request,
-    RunPlan,
-    check_out,
     fastest_execution,
     fit_batch_size,
     make_plan,
     prepare_folder,
     resumed_execution,
     run_settings,
+    validate_arguments,
 )
 from resnext.training.probe import probe_plan, run_probe, starting_classifier
 from resnext.training.recipe import Recipe
-from resnext.training.run_state import ExecutionConfig, RunSettings
+from resnext.training.request import Context, Request, RunPlan
+from resnext.training.run_state import ExecutionConfig, TrainState
 from resnext.training.teacher import open_teacher
 from resnext.training.threads import kept_threads
 from resnext.training.trainer import Trainer
@@ -198,7 +199,7 @@ def train(
     )
     try:
         with peer_errors(group):
-            context = Context(group, _validate_arguments(request, group), progress_reporter)
+            context = Context(group, validate_arguments(request, group), progress_reporter)
             checkpoint = group.broadcast(_newest_checkpoint(request, context))
             before = {} if checkpoint is None else checkpoint.about["identity"]
             order = before.get("classes", ())
@@ -298,45 +299,18 @@ def _probe(
         run_probe(request, context, plan, scanned, checkpoint, command=_command(request))
 
 
-def _validate_arguments(request: Request, group: ProcessGroup) -> torch.device:
-    """Check all arguments that need no data, and return the device of this process."""
-    check_out(request)
-    if request.weights is not None and not isinstance(request.weights, str | Path):
-        raise InputError(
-            f"weights must be a file, a name or an address, not {brief(request.weights)}. Give a "
-            f"network as the model."
-        )
-    for name, value in (
-        ("retries", request.retries),
-        ("checkpoint_minutes", request.checkpoint_minutes),
-        ("workers", request.workers or 0),
-    ):
-        if type(value) not in (int, float) or not 0 <= value < 1e9:
-            raise InputError(f"{name} must be 0 or more, not {brief(value)}.")
-    check_workers(request.workers or 0)
-    if request.minutes is not None:
-        if type(request.minutes) not in (int, float) or not 0 < request.minutes < 1e6:
-            raise InputError(f"minutes must be more than 0, not {brief(request.minutes)}.")
-        if "epochs" in request.changes:
-            raise InputError("Give minutes or epochs, not both: minutes decides the epochs.")
-    device = pick_device(request.device)
-    keep_freed_memory()
-    if group.world > 1 and device.type == "cuda":  # each process has its own GPU
-        device = torch.device("cuda", group.local)
-        torch.cuda.set_device(device)
-    pick_precision(request.precision, device)
-    return device
-
-
 def _newest_checkpoint(request: Request, context: Context) -> Checkpoint | None:
     """In the first process: the checkpoint to resume from, if the run resumes and there is one.
 
     Raises:
-        CheckpointError: A finished model would be lost, or all checkpoints are damaged.
+        CheckpointError: A finished model would be lost, all checkpoints are damaged, or another
+            version wrote them.
     """
     if not (request.resume and context.group.first):
         return None
     checkpoint = latest_checkpoint(request.folder, context.progress.line)
+    if checkpoint is not None:
+        check_version(checkpoint.about, request.folder)
     if checkpoint is None and request.out.exists() and not request.overwrite:
         raise CheckpointError(
             f"{request.out} exists, and there is no checkpoint to resume from. Choose another "
@@ -424,8 +398,10 @@ def _run(
     ):
         context.progress.line(line)
     shown = context.group.any(context.shows_progress or request.dry_run)[0]
-    if checkpoint is None and time_plan is None and shown:  # all processes measure together
-        _show_forecast(plan, settings, context)
+    if time_plan is None and shown and (checkpoint is None or request.dry_run):
+        state = None if checkpoint is None else TrainState(**checkpoint.about["position"])
+        for line in run_forecast(plan.network, plan.splits, settings, context.group, state):
+            context.progress.line(line)
     if request.dry_run:
         return
     with locked(request.folder) if context.group.first else nullcontext():
@@ -442,24 +418,24 @@ def _run(
             trainer.close()
 
 
-def _show_forecast(plan: RunPlan, settings: RunSettings, context: Context) -> None:
-    speed = measure(plan.network, plan.splits, settings, context.group)
-    images = len(training_pool(plan.splits))
-    for line in forecast_lines(settings, images, speed.run(settings.recipe, images)):
-        context.progress.line(line)
-
-
 def _start(
     trainer: Trainer,
     checkpoint: Checkpoint | None,
     head: tuple[Evaluation, Opinions] | None,
     time_plan: TimePlan | None,
 ) -> None:
-    """Restore the checkpoint, or write the first one, with the result of the first classifier."""
+    """Restore the checkpoint, or write the first one, with the result of the first classifier.
+
+    Raises:
+        CheckpointError: Another version wrote the checkpoint, which this one cannot continue.
+    """
     if checkpoint is None:
         trainer.begin(head, time_plan)
         return
-    trainer.restore(checkpoint)
+    try:
+        trainer.restore(checkpoint)
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise other_version(trainer.settings.folder, brief(error)) from error
     state = trainer.state
     if state.epoch > trainer.epochs:
         trainer.progress.line("The run is complete; its report is written again.")

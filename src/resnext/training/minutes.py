@@ -23,15 +23,9 @@ from resnext.training.forecast import (
     forecast_lines,
     measure,
 )
-from resnext.training.preparation import (
-    Context,
-    Request,
-    RunPlan,
-    fastest_execution,
-    make_plan,
-    run_settings,
-)
+from resnext.training.preparation import fastest_execution, make_plan, run_settings
 from resnext.training.report.image_map import ARRANGING, mappable
+from resnext.training.request import Context, Request, RunPlan
 from resnext.training.run_state import RunSettings
 from resnext.training.threads import changed_threads, fastest_threads
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -22,105 +22,61 @@ from resnext.data.dataset import ImageSet, Problem, Splits
 from resnext.data.scan import add_to_quarantine
 from resnext.data.transforms import fast_decoder
 from resnext.data.unlabelled import training_pool
-from resnext.data.workers import default_workers
+from resnext.data.workers import check_workers, default_workers
 from resnext.errors import CheckpointError, ConfigError, DataError, InputError
 from resnext.grouped_conv import fastest_groups
 from resnext.network import ResNeXt
+from resnext.system.allocator import keep_freed_memory
 from resnext.system.atomic import check_writable
-from resnext.system.device import pick_precision
+from resnext.system.device import pick_device, pick_precision
 from resnext.system.limits import total_memory
-from resnext.system.progress import Reporter, SilentReporter
 from resnext.training.distributed import ProcessGroup
 from resnext.training.given_model import network_copy
 from resnext.training.identity import run_identity
 from resnext.training.memory import parts_that_fit
-from resnext.training.recipe import Probe, Recipe
+from resnext.training.recipe import Recipe
 from resnext.training.recipes import choose
+from resnext.training.request import Context, ProbePlan, Request, RunPlan
 from resnext.training.run_state import ExecutionConfig, RunSettings
 from resnext.training.teacher import Teacher, check_distillation
 from resnext.weights.load import load
 
 
-@dataclass(frozen=True)
-class Request:
-    """The arguments of `train`, which documents them; the teacher is opened."""
-
-    data: str | Path
-    model: str | ResNeXtConfig | ResNeXt | None
-    weights: str | Path | None
-    teacher: Teacher | None
-    out: Path
-    recipe: str | Recipe | None
-    size: int | None
-    seed: int
-    val_fraction: float
-    workers: int | None
-    device: str
-    precision: str
-    compile: bool | None
-    sync_norms: bool
-    resume: bool
-    retries: int
-    checkpoint_minutes: float
-    minutes: float | None
-    dry_run: bool
-    overwrite: bool
-    index: bool
-    changes: dict[str, Any]
-    parts: int | None = None
-    """Parts of a batch, as a resumed run has begun; None to choose them by memory."""
-
-    @property
-    def folder(self) -> Path:
-        """The run folder, next to the model file."""
-        return self.out.with_name(f"{self.out.stem}.run")
-
-    @property
-    def origin(self) -> str | None:
-        """Where the first weights come from; None if they are random."""
-        if isinstance(self.model, ResNeXt):
-            return "a network in memory"
-        return None if self.weights is None else str(self.weights)
-
-    @property
-    def fine_tunes(self) -> bool:
-        """Whether the first weights were trained: loaded ones, or a network's that has a card."""
-        carded = isinstance(self.model, ResNeXt) and self.model.card is not None
-        return carded or self.weights is not None
+def validate_arguments(request: Request, group: ProcessGroup) -> torch.device:
+    """Check all arguments that need no data, and return the device of this process."""
+    check_out(request)
+    if request.weights is not None and not isinstance(request.weights, str | Path):
+        raise InputError(
+            f"weights must be a file, a name or an address, not {brief(request.weights)}. Give a "
+            f"network as the model."
+        )
+    for name, value, kinds in (
+        ("retries", request.retries, (int,)),
+        ("checkpoint_minutes", request.checkpoint_minutes, (int, float)),
+        ("workers", request.workers or 0, (int,)),
+    ):
+        if type(value) not in kinds or not 0 <= value < 1e9:
+            whole = "a whole number, " if kinds == (int,) else ""
+            raise InputError(f"{name} must be {whole}0 or more, not {brief(value)}.")
+    check_workers(request.workers or 0)
+    if request.minutes is not None:
+        if type(request.minutes) not in (int, float) or not 0 < request.minutes < 1e6:
+            raise InputError(
+                f"minutes must be more than 0 and less than a million, not "
+                f"{brief(request.minutes)}."
+            )
+        if "epochs" in request.changes:
+            raise InputError("Give minutes or epochs, not both: minutes decides the epochs.")
+    device = pick_device(request.device)
+    keep_freed_memory()
+    if group.world > 1 and device.type == "cuda":  # each process has its own GPU
+        device = torch.device("cuda", group.local)
+        torch.cuda.set_device(device)
+    pick_precision(request.precision, device)
+    return device
 
 
-@dataclass(frozen=True)
-class Context:
-    """The environment of a run: its processes, the device of this one, and the progress display."""
-
-    group: ProcessGroup
-    device: torch.device
-    progress: Reporter
-
-    @property
-    def shows_progress(self) -> bool:
-        """Whether this process shows its progress to someone."""
-        return self.group.first and not isinstance(self.progress, SilentReporter)
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """Data, recipe, network and preprocessing, chosen before any file is changed."""
-
-    splits: Splits
-    recipe: Recipe
-    network: ResNeXt
-    preprocessing: Preprocessing
-
-
-@dataclass(frozen=True)
-class ProbePlan:
-    """As `RunPlan`, for the recipe `probe`."""
-
-    splits: Splits
-    recipe: Probe
-    network: ResNeXt
-    preprocessing: Preprocessing
+_LARGEST = 10_000  # pixels; an image of this size takes more than a gigabyte
 
 
 def make_plan(request: Request, splits: Splits, context: Context) -> RunPlan:
@@ -145,8 +101,17 @@ def make_plan(request: Request, splits: Splits, context: Context) -> RunPlan:
     network = build_network(request, splits, recipe, context.shows_progress)
     preprocessing = chosen_preprocessing(network, splits, request.size, teacher)
     recipe = _fit_memory(request, recipe, network, preprocessing.size, context)
+    side, smallest = recipe.train_size or preprocessing.size, _smallest(network.config, teacher)
+    if side < smallest:
+        raise _too_small("train_size", smallest, network.config, side)
+    if recipe.padding >= side:
+        raise ConfigError(f"padding must be less than the images' {side} pixels; lower it.")
     if teacher is not None:
         check_distillation(recipe, teacher, preprocessing.size)
+    elif recipe.distill_temperature != 1:
+        raise ConfigError(
+            "distill_temperature needs a teacher (resnext distill). Leave it out, or give one."
+        )
     check_packages(recipe)
     if recipe.frozen_stages > network.config.num_stages:
         raise ConfigError(
@@ -212,11 +177,9 @@ def chosen_preprocessing(
     smallest = _smallest(config, None)
     chosen = default.size if size is None else size
     if type(chosen) is not int or chosen < smallest:
-        raise ConfigError(
-            f"size must be at least {smallest} pixels for this network, "
-            f"whose last map has one pixel for every {config.stride}, not {brief(chosen)}. Raise "
-            f"--size, or choose a network for small images such as resnext29_32x4d."
-        )
+        raise _too_small("--size", smallest, config, chosen)
+    if chosen > _LARGEST:
+        raise ConfigError(f"size must be at most {_LARGEST:,} pixels, not {brief(chosen)}.")
     resize = default.resize
     if chosen != default.size:
         resize = chosen if chosen <= 64 else round(chosen * default.resize / default.size)
@@ -224,6 +187,14 @@ def chosen_preprocessing(
     if grey and default.colour != "L":
         return replace(default, size=chosen, resize=resize, mean=(0.5,), std=(0.25,), colour="L")
     return replace(default, size=chosen, resize=resize)
+
+
+def _too_small(name: str, smallest: int, config: ResNeXtConfig, size: object) -> ConfigError:
+    return ConfigError(
+        f"{name.removeprefix('--')} must be at least {smallest} pixels for this network, whose "
+        f"last map has one pixel for every {config.stride}, not {brief(size)}. Raise {name}, or "
+        f"choose a network for small images such as resnext29_32x4d."
+    )
 
 
 def _smallest(config: ResNeXtConfig, teacher: Teacher | None) -> int:
@@ -305,8 +276,9 @@ def check_out(request: Request) -> None:
     Raises:
         CheckpointError: One cannot be written, or a model or checkpoint would be lost.
     """
-    out, folder = request.out, request.folder
+    out = request.out
     check_writable(out)
+    folder = request.folder
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file, not a run folder. Choose another name.")
     check_writable(folder / "report.html")

@@ -26,10 +26,6 @@ from resnext.training.identity import check_identity, run_identity
 from resnext.training.interrupts import Interrupts
 from resnext.training.logistic import Head, fit_head
 from resnext.training.preparation import (
-    Context,
-    ProbePlan,
-    Request,
-    RunPlan,
     chosen_preprocessing,
     loaded_network,
     network_title,
@@ -38,6 +34,7 @@ from resnext.training.preparation import (
     wanted_workers,
 )
 from resnext.training.recipe import Probe
+from resnext.training.request import Context, ProbePlan, Request, RunPlan
 from resnext.training.run_state import TrainState
 
 
@@ -50,13 +47,13 @@ def probe_plan(request: Request, splits: Splits, context: Context) -> ProbePlan:
         CheckpointError: The weights cannot be loaded.
     """
     recipe = Probe().changed(**request.changes)
-    if request.model is not None:
-        raise ConfigError("Give a model or weights, not both: weights define their network.")
     if request.weights is None:
         raise ConfigError(
             "The recipe probe needs weights (--weights) to compute embeddings with. To train from "
             "scratch, use the recipe small."
         )
+    if request.model is not None:
+        raise ConfigError("Give a model or weights, not both: weights define their network.")
     given = {
         "compile (--compile)": request.compile is not None,
         "sync_norms (--sync-norms)": request.sync_norms,

@@ -286,7 +286,7 @@ def choose(
     if recipe in RECIPES:
         return RECIPES[recipe](images)
     file, colon, name = recipe.rpartition(":")
-    if not colon:
+    if not file or not colon:
         raise ConfigError(
             f"No recipe is called {recipe!r}. Available are {', '.join([*RECIPES, 'probe'])}; give "
             f"your own as file.py:name."

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from resnext.data.dataset import ImageSet, class_weights
+from resnext.data.workers import loaded_batches
 from resnext.inference.fused import quick_classifier
 from resnext.network import ResNeXt
+from resnext.system.progress import Reporter
 from resnext.training.augmentation import Augment
-from resnext.training.dataloader import BATCH, Batch, view_number
+from resnext.training.checkpoint import Checkpoint, optimizer_state, restore_optimizer
+from resnext.training.dataloader import BATCH, Batch, TrainSampler, view_number
 from resnext.training.distributed import ProcessGroup
 from resnext.training.dynamics import StepOutputs
 from resnext.training.frozen import FrozenMaps, LearningPart, frozen_maps
-from resnext.training.optim import freeze_norms, frozen_parts, loss, optimizer
-from resnext.training.run_state import RunSettings
+from resnext.training.optim import EMA, freeze_norms, frozen_parts, loss, optimizer
+from resnext.training.run_state import RunSettings, TrainState
 from resnext.training.teacher import distillation_loss
 
 
@@ -34,7 +40,7 @@ def keeps_maps(settings: RunSettings, group: ProcessGroup) -> bool:
 
 
 class TrainStep:
-    """Computes gradients and updates the weights.
+    """Computes gradients and updates the weights and their average.
 
     Args:
         network: The network, on the device of the run.
@@ -72,6 +78,7 @@ class TrainStep:
             classify = quick_classifier(teacher.network, self.device, self.dtype)
             self.ask = lambda x: teacher.logits(x, preprocessing, classify)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+        self.average = EMA(network, self.recipe.ema) if self.recipe.ema else None
 
     def model(self, epoch: int) -> nn.Module:
         """The network as this epoch trains it: frozen parts, all processes, compiled."""
@@ -158,15 +165,70 @@ class TrainStep:
         maps.store(view, images, new, batch.targets, bad)
         return new, self.augment.soft(batch.targets)
 
+    def compute_maps_again(
+        self,
+        state: TrainState,
+        sampler: TrainSampler,
+        loader: DataLoader[Any],
+        check_stop: Callable[[], None],
+        progress: Reporter,
+    ) -> None:
+        """After a resume: compute the maps that were kept, each in the batch of its epoch.
+
+        Args:
+            state: How far the run is.
+            sampler: Order of the images.
+            loader: Their batches.
+            check_stop: Called before each batch; raises to interrupt.
+            progress: Shows the progress.
+        """
+        if self.maps is None or (state.epoch, state.step) == (1, 0):
+            return
+        epochs = range(1, min(state.epoch, self.maps.views) + 1)
+        progress.start("Computing the frozen stages again", len(epochs))
+        for epoch in epochs:
+            sampler.epoch, sampler.start, sampler.side = epoch, 0, self.settings.side()
+            sampler.stop = state.step if epoch == state.epoch else sampler.steps
+            self.model(epoch)
+            order, batches = sampler.whole(epoch), loaded_batches(loader)
+            for step, part in product(range(sampler.stop), range(self.recipe.accumulate)):
+                check_stop()
+                images = order[[*sampler.places(step, part)]]
+                self.known_or_new(self.maps, next(batches), images)
+            progress.advance(1)
+
     def _autocast(self) -> torch.autocast:
         enabled = self.dtype is not torch.float32
         return torch.autocast(self.device.type, self.dtype, enabled=enabled)
 
-    def update(self) -> None:
-        """Clip the gradients, update the weights, clear the gradients."""
+    def update(self, number: int) -> None:
+        """Clip the gradients, update weights and average, clear the gradients.
+
+        Args:
+            number: Number of the step in the run.
+        """
         if self.recipe.clip:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
+        if self.average:
+            self.average.update(self.network, number)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON values of weights, average, optimizer and scaler, for a checkpoint."""
+        moments, values = optimizer_state(self.optimizer)
+        tensors = {f"network.{k}": x for k, x in self.network.state_dict().items()}
+        tensors |= {f"optimizer.{k}": x for k, x in moments.items()}
+        if self.average:
+            tensors |= {f"average.{k}": x for k, x in self.average.network.state_dict().items()}
+        return tensors, {"optimizer": values, "scaler": self.scaler.state_dict()}
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Continue from a checkpoint."""
+        self.network.load_state_dict(saved.part("network"))
+        if self.average:
+            self.average.network.load_state_dict(saved.part("average"))
+        restore_optimizer(self.optimizer, saved.part("optimizer"), saved.about["optimizer"])
+        self.scaler.load_state_dict(saved.about["scaler"])

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
-from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
 
-from resnext.card import Card
-from resnext.data.dataset import Problem
-from resnext.data.scan import Scan, add_to_quarantine, too_many
+from resnext.data.scan import Scan, record_unreadable
 from resnext.data.unlabelled import training_pool
 from resnext.data.workers import loaded_batches, stop_workers
 from resnext.errors import CheckpointError, DataError, ResNeXtError, ResourceError
@@ -25,12 +22,11 @@ from resnext.evaluation.metrics import Evaluation
 from resnext.grouped_conv import merge_groups
 from resnext.network import ResNeXt
 from resnext.system.progress import Reporter
+from resnext.training.best_model import BestModel
 from resnext.training.checkpoint import (
     Checkpoint,
     CheckpointWriter,
     latest_checkpoint,
-    optimizer_state,
-    restore_optimizer,
     snapshot,
     write_checkpoint,
 )
@@ -38,18 +34,14 @@ from resnext.training.dataloader import Batch, TrainSampler, run_loader
 from resnext.training.distributed import ProcessGroup, synchronize_norms
 from resnext.training.divergence import Diverged, LossMonitor
 from resnext.training.dynamics import Dynamics
-from resnext.training.forecast import MOST_EPOCHS, TimePlan, epochs_that_fit
+from resnext.training.forecast import TimePlan
 from resnext.training.interrupts import Interrupts
 from resnext.training.metrics_log import MetricsLog, epoch_line
-from resnext.training.optim import EMA, lr_schedule
+from resnext.training.optim import lr_schedule
+from resnext.training.replanning import Replanner
 from resnext.training.run_state import Clock, RunSettings, TrainState
 from resnext.training.step import TrainStep
-from resnext.training.threads import CLEARLY, changed_threads, fastest_threads
 from resnext.training.validation import Validator
-from resnext.weights.save import save
-
-_MUCH = 1.25  # times more or fewer epochs, from which on a line says so
-_MEASURING = 0.02  # part of the time for measuring threads
 
 
 class Trainer:
@@ -86,13 +78,14 @@ class Trainer:
         merge_groups(network, settings.execution.merged)
         if settings.sync_norms and group.world > 1:
             synchronize_norms(network)
-        self.average = EMA(network, self.recipe.ema) if self.recipe.ema else None
         self.train_step = TrainStep(network, self.pool, settings, group)
         if self.train_step.maps:
             self.sampler.kept = self.train_step.maps.known
         self.validator = Validator(self.splits.val, settings, group, progress, self._check_stop)
-        self.saved_at, self.threads_due = time.monotonic(), 0.0
+        self.saved_at = time.monotonic()
         self.writer = CheckpointWriter(progress.line) if group.first else None
+        self.best = BestModel(settings, self.splits.train.labels, self.writer, self.clock)
+        self.replanner = Replanner(network, settings, self.sampler.steps, group, self._line)
         self.metrics_log = MetricsLog(settings.folder, progress.line) if group.first else None
 
     # -- the run ------------------------------------------------------------------------------
@@ -108,7 +101,10 @@ class Trainer:
         with self.interrupts.listen():
             try:
                 self._check_stop()
-                self._compute_maps_again()
+                if self.state.epoch <= self.epochs:
+                    self.train_step.compute_maps_again(
+                        self.state, self.sampler, self.loader, self._check_stop, self.progress
+                    )
                 while self.state.epoch <= self.epochs:
                     try:
                         self._epoch()
@@ -147,10 +143,11 @@ class Trainer:
 
     def _epoch(self) -> None:
         before, done = dict(self.clock.seconds), self.state.step
+        average = self.train_step.average
         self._train_epoch()
         with self.clock.measure("validating"):
             result = self._validate(self.network)
-            averaged = self._validate(self.average.network) if self.average else None
+            averaged = self._validate(average.network) if average else None
         took = {part: seconds - before[part] for part, seconds in self.clock.seconds.items()}
         steps = self.sampler.stop - done
         learning = took["training"] + took["waiting for images"]
@@ -171,10 +168,13 @@ class Trainer:
             "waiting_data": round(took["waiting for images"], 3),
             "waiting_checkpoint": round(took["checkpoints"], 3),
         }
-        self._log_epoch(row, took, best=self._keep_best(result, averaged))
+        candidates = [(result, self.network)]
+        if average and averaged:
+            candidates.append((averaged, average.network))
+        self._log_epoch(row, took, best=self.best.offer(self.state, candidates))
         self.state.history.append(row)
         self.state.epoch, self.state.step, self.state.total = self.state.epoch + 1, 0, 0.0
-        self._replan()
+        self.replanner.replan(self.state, self.clock)
         self.dynamics.merge(self.group)
         self._save_checkpoint()
         if self.metrics_log:
@@ -213,33 +213,12 @@ class Trainer:
                     value += outputs.loss
                     bad = (index for index, _ in batch.bad)
                     self.dynamics.record(places, bad, outputs)
-                self.train_step.update()
-                if self.average:
-                    self.average.update(self.network, number)
+                self.train_step.update(number)
                 state.step = step + 1
                 self.losses.pending.append(value)
                 self.progress.advance(recipe.batch_size)
                 self._after_step()
         self._sync_losses()
-
-    def _compute_maps_again(self) -> None:
-        """After a resume: the maps that the run had kept, each in the batch of its epoch."""
-        maps, state, sampler = self.train_step.maps, self.state, self.sampler
-        begun = (state.epoch, state.step) > (1, 0)
-        if maps is None or not begun or state.epoch > self.epochs:
-            return
-        epochs = range(1, min(state.epoch, maps.views) + 1)
-        self.progress.start("Computing the frozen stages again", len(epochs))
-        for epoch in epochs:
-            sampler.epoch, sampler.start, sampler.side = epoch, 0, self.settings.side()
-            sampler.stop = state.step if epoch == state.epoch else sampler.steps
-            self.train_step.model(epoch)
-            order, batches = sampler.whole(epoch), loaded_batches(self.loader)
-            for step, part in product(range(sampler.stop), range(self.recipe.accumulate)):
-                self._check_stop()
-                images = order[[*sampler.places(step, part)]]
-                self.train_step.known_or_new(maps, next(batches), images)
-            self.progress.advance(1)
 
     def _position(self, number: int) -> float:
         """Where a step is in the run as it was planned, in steps."""
@@ -248,70 +227,6 @@ class Trainer:
     def _rate(self, number: int) -> float:
         factor = lr_schedule(self.recipe, self._position(number), self.steps)
         return self.recipe.learning_rate * factor * self.state.factor
-
-    def _replan(self) -> None:
-        """Change the number of epochs if the planned ones would end clearly before or after time.
-
-        Clearly is 3 % of the time that is left, and half a percent of the budget. Small changes are
-        seen in the number of epochs; large ones get a line.
-        """
-        state, finished = self.state, self.state.epoch - 1
-        if state.budget is None or finished >= self.epochs:
-            return
-        early, steps = self.recipe.cached_views, self.sampler.steps
-        rows = [row for row in state.history[early:] if row["steps"]]
-        if not rows:  # the first epochs compute the maps that later ones take from memory
-            return
-        rows = _latest(rows, 0.05 * state.budget)
-        validation = sum(row["validating"] for row in rows) / len(rows)
-        learning = sum(row["seconds"] - row["validating"] for row in rows)
-        largest = self.settings.side()
-        full = learning / sum(row["steps"] * (row["size"] / largest) ** 2 for row in rows)
-        with self.clock.measure("training"):
-            full *= self._choose_threads()
-        step = full * self.settings.area(self._position(finished * steps) / self.steps)
-        seconds = state.budget - state.kept - sum(state.seconds.values())
-        planned = state.epochs(self.recipe.epochs) - finished
-        needed = planned * steps * step + math.ceil(planned) * validation
-        fit = min(epochs_that_fit(seconds, step, validation, steps), MOST_EPOCHS - finished)
-        clear = abs(needed - seconds) > max(0.03 * seconds, 0.005 * state.budget)
-        fit = self.group.broadcast(fit if clear else planned)
-        if fit == planned:
-            return
-        state.replans.append((finished, finished + fit))
-        if not planned / _MUCH < fit < planned * _MUCH:
-            state.resumes.append(
-                f"Planned again after epoch {finished}: {finished + fit:.1f} instead of "
-                f"{finished + planned:.1f} epochs, because an epoch takes "
-                f"{steps * step + validation:.1f} s on this machine now."
-            )
-            self._line(state.resumes[-1])
-
-    def _choose_threads(self) -> float:
-        """Change the number of threads if another trains clearly faster now.
-
-        It is measured after an epoch that was clearly slower than the fastest one, and while fewer
-        threads are used than the machine has; for a small part of the time at most.
-
-        Returns:
-            Time of a step relative to that before.
-        """
-        if self.state.threads is None:
-            return 1.0
-        now, most = self.state.threads
-        rates = [row["images_per_second"] * row["size"] ** 2 for row in self.state.history]
-        if now == most and rates[-1] > max(rates) / CLEARLY:
-            return 1.0
-        if (began := time.monotonic()) < self.threads_due:
-            return 1.0
-        dtype = getattr(torch, self.settings.execution.dtype)
-        change = fastest_threads(self.network, self.settings.side(), dtype, most)
-        self.threads_due = began + (time.monotonic() - began) / _MEASURING
-        if (count := torch.get_num_threads()) != now:
-            self.state.threads = (count, most)
-            self.state.resumes.append(changed_threads(change, now))
-            self._line(self.state.resumes[-1])
-        return change
 
     # -- what happens between steps -----------------------------------------------------------
 
@@ -402,37 +317,16 @@ class Trainer:
         if self.group.any(bool(bad or problem))[0]:
             self.dynamics.merge(self.group)  # what a checkpoint holds, if the run ends here
             problems, found = zip(*self.group.gather((problem, bad)), strict=True)
-            self._record_unreadable(dict(each for bad in found for each in bad))
+            record_unreadable(
+                self.pool,
+                self.state.bad,
+                dict(each for bad in found for each in bad),
+                self.settings.folder / "quarantine.csv" if self.group.first else None,
+                self._line,
+            )
             if any(problems):
                 raise next(filter(None, problems))
         return parts
-
-    def _record_unreadable(self, found: dict[int, str]) -> None:
-        """Log images that could not be read, and add them to quarantine.csv.
-
-        Args:
-            found: Why each image could not be read, by its index.
-
-        Raises:
-            DataError: More than 5 % of a class cannot be read.
-        """
-        train, bad = self.pool, self.state.bad
-        new = {index: reason for index, reason in found.items() if str(index) not in bad}
-        bad.update({str(index): reason for index, reason in new.items()})
-        problems: list[Problem] = []
-        for index, reason in new.items():
-            self._line(f"Left out: {reason}")
-            title, label = train.title(index), train.labels[train.targets[index]]
-            problems.append(Problem("train", title, label, reason.removeprefix(f"{title}: ")))
-        if problems and self.group.first:
-            add_to_quarantine(self.settings.folder / "quarantine.csv", problems)
-        lost = np.bincount([int(train.targets[int(i)]) for i in bad], minlength=len(train.labels))
-        worst = too_many(lost, train.counts())
-        if worst is not None:
-            raise DataError(
-                f"{lost[worst]} of {train.counts()[worst]} images of class "
-                f"{train.labels[worst]!r} cannot be read any more, which is more than 5 %."
-            )
 
     def _check_stop(self) -> None:
         """Stop between steps if a signal asked for it, in any process.
@@ -470,55 +364,6 @@ class Trainer:
         title = f"Epoch {self.state.epoch}/{self.epochs}, validating"
         return self.validator.evaluate(network, title)
 
-    def _keep_best(self, result: Evaluation, averaged: Evaluation | None) -> bool:
-        """Write the model if this epoch is the best so far, and return whether it is."""
-        chosen, network = result, self.network
-        if averaged and self.average and _rank(averaged) >= _rank(result):
-            chosen, network = averaged, self.average.network
-        best = self.state.best
-        if best is not None and _rank(chosen) <= (best["accuracy"], -best["nll"]):
-            return False
-        self._record_best(self.state.epoch, chosen, network, averaged=chosen is averaged)
-        return True
-
-    def _record_best(
-        self, epoch: int, result: Evaluation, network: ResNeXt, *, averaged: bool
-    ) -> None:
-        """Write a model as the best one so far."""
-        self.state.best = {
-            "epoch": epoch,
-            "accuracy": result.accuracy,
-            "nll": result.nll,
-            "averaged": averaged,
-        }
-        self._write_model(network, self.card(result.metrics("val"), complete=True))
-
-    def card(self, metrics: dict[str, float], *, complete: bool) -> Card:
-        """The card of the model file."""
-        best = self.state.best or {"epoch": self.state.epoch, "averaged": False}
-        return Card(
-            labels=self.splits.train.labels,
-            preprocessing=self.settings.preprocessing,
-            metrics=metrics,
-            provenance={
-                **self.settings.provenance,
-                "epoch": best["epoch"],
-                "averaged_weights": best["averaged"],
-                "complete_epoch": complete,
-                **({"minutes": self.state.choice} if self.state.choice else {}),
-            },
-        )
-
-    def _write_model(self, network: ResNeXt, card: Card) -> None:
-        if not self.writer:
-            return
-        with self.clock.measure("checkpoints"):
-            with torch.device("meta"):
-                copy = ResNeXt(network.config)
-            copy.load_state_dict(snapshot(network.state_dict()), assign=True)
-            copy.card = card
-            self.writer.model(lambda: save(copy, self.settings.out))
-
     def _save_checkpoint(self, *, wait: bool = False, unvalidated: bool = False) -> None:
         """Write a checkpoint in the background.
 
@@ -530,7 +375,7 @@ class Trainer:
             return
         with self.clock.measure("checkpoints"):
             if unvalidated:
-                self._write_model(self.network, self.card({}, complete=False))
+                self.best.write(self.state, self.network)
             state, position = self.checkpoint(), self._checkpoint_id()
             self.writer.state(lambda: write_checkpoint(state, self.settings.folder, position))
             self.saved_at = time.monotonic()
@@ -547,16 +392,10 @@ class Trainer:
 
     def checkpoint(self) -> Checkpoint:
         """Everything this run needs to resume."""
-        optimizer_tensors, optimizer_values = optimizer_state(self.train_step.optimizer)
-        tensors = {f"network.{k}": x for k, x in self.network.state_dict().items()}
-        tensors |= {f"optimizer.{k}": x for k, x in optimizer_tensors.items()}
+        tensors, values = self.train_step.state()
         tensors |= {f"dynamics.{k}": x for k, x in self.dynamics.tensors.items()}
-        if self.average:
-            tensors |= {f"average.{k}": x for k, x in self.average.network.state_dict().items()}
-        values = {
+        values |= {
             "position": asdict(self.state),
-            "optimizer": optimizer_values,
-            "scaler": self.train_step.scaler.state_dict(),
             "identity": self.settings.identity,
             "forms": asdict(self.settings.execution),
         }
@@ -565,13 +404,7 @@ class Trainer:
     def restore(self, state: Checkpoint | None) -> None:
         """Continue from a checkpoint."""
         assert state is not None, "a run writes its first checkpoint before its first step"
-        self.network.load_state_dict(state.part("network"))
-        if self.average:
-            self.average.network.load_state_dict(state.part("average"))
-        restore_optimizer(
-            self.train_step.optimizer, state.part("optimizer"), state.about["optimizer"]
-        )
-        self.train_step.scaler.load_state_dict(state.about["scaler"])
+        self.train_step.restore(state)
         self.dynamics.restore(state.part("dynamics"))
         self.state = TrainState(**state.about["position"])
         self.clock.seconds = self.state.seconds
@@ -601,7 +434,7 @@ class Trainer:
         if head is not None:
             result, opinions = head
             self.dynamics.hold_out(opinions)
-            self._record_best(0, result, self.network, averaged=False)
+            self.best.record(self.state, 0, result, self.network)
             self._line(f"epoch   0  val accuracy {result.accuracy:.2%}, by the classifier alone")
         self._save_checkpoint()
 
@@ -614,18 +447,3 @@ class Trainer:
     def _line(self, text: str) -> None:
         if self.group.first:
             self.progress.line(text)
-
-
-def _latest(rows: Sequence[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
-    """The last three epochs, or more until they took a time; only those with the same threads."""
-    chosen: list[dict[str, Any]] = []
-    for row in reversed(rows):
-        enough = len(chosen) >= 3 and sum(x["seconds"] for x in chosen) > seconds
-        if enough or row["threads"] != rows[-1]["threads"]:
-            break
-        chosen.append(row)
-    return chosen
-
-
-def _rank(result: Evaluation) -> tuple[float, float]:
-    return result.accuracy, -result.nll

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from PIL import Image
 from resnext.calibration import expected_calibration_error, interval, reliability
 from resnext.evaluation.metrics import Evaluation
 from resnext.explanation.page import image_url
+from resnext.pages.template import read_template
 from resnext.prediction.contact_sheet import by_class
 from resnext.system.atomic import write_bytes_atomically
 from resnext.training.report.charts import Line, bars, curves, reliability_diagram
@@ -160,8 +160,7 @@ def _template() -> Any:
         "uri": _uri,
         "by_class": by_class,
     }
-    text = files("resnext.training.report").joinpath("report.html").read_text(encoding="utf-8")
-    return environment.from_string(text)
+    return environment.from_string(read_template("resnext.training.report", "report.html"))
 
 
 def duration(seconds: float) -> str:
