@@ -103,6 +103,10 @@ def test_the_list_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_doubts(file, [Doubt("train", 0, name, "a,b", "c", 0.123456) for name in names])
     assert file.read_bytes().startswith(b"path,label,suggestion,score\r\n")
     assert read_doubts(file) == [(name, "a,b", "c", 0.1235) for name in names]
+    saved = "\ufeff" + "path;label;suggestion;score\r\n1.png;a,b;c;0,1235\r\n"  # by a spreadsheet
+    for encoding in ("utf-8", "utf-16"):
+        file.write_text(saved, encoding=encoding, newline="")
+        assert read_doubts(file) == [("1.png", "a,b", "c", 0.1235)]
 
 
 @pytest.mark.parametrize("content", [b"path,label\na,b\n", b"path,label,suggestion,score\na,b\n"])

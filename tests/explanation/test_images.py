@@ -260,6 +260,19 @@ def test_crop_box(size: tuple[int, int], how: tuple[int, int]) -> None:
         assert ((line < 0) | (line > 1))[~known].all()
 
 
+@pytest.mark.parametrize("how", ["map", "occlusion"])
+def test_a_map_comes_with_the_logits(network: ResNeXt, how: Any) -> None:
+    """A second pass would double the cost of an explanation, which is to be on everywhere."""
+    passes = []
+    runner = open_runner(network)
+    handle = network.conv1.register_forward_hook(lambda *x: passes.append(len(x[1][0])))
+    try:
+        explain(runner, photo(), how=how)
+    finally:
+        handle.remove()
+    assert (passes == [1]) == (how == "map")
+
+
 def test_a_thousand_calls_leave_nothing(network: ResNeXt) -> None:
     """Hooks that stay make every later prediction slower; memory that stays ends a server."""
     picture = photo()

@@ -90,6 +90,19 @@ def test_commands_print_neighbours(folder: Path, run: Run) -> None:
     assert (code, out.count("away")) == (0, 0)
 
 
+def test_a_sheet_of_similar_images_shows_deep_ones(folder: Path, run: Run) -> None:
+    """An image of 12 bits in 16 is black, if it is not shown with the range of the card."""
+    deep = Preprocessing(16, 16, value_range=(0, 4095))
+    save(tiny_network(card=Card(("cat", "dog"), deep)), folder / "deep.safetensors")
+    assert run("index", "photos", "--model", "deep.safetensors")[0] == 0
+    Image.fromarray(np.full((20, 20), 4000, np.uint16)).save("query.png")
+    given = ("predict", "deep.safetensors", "--similar", "query.png", "--like", "1")
+    assert run(*given, "--sheet", "s.png")[0] == 0
+    with Image.open("s.png") as sheet:
+        shown = np.asarray(sheet.convert("L"))[40:160, 40:160]
+    assert abs(shown.astype(int) - round(4000 / 4095 * 255)).max() <= 1
+
+
 def test_photos_that_were_moved_are_named(folder: Path, run: Run) -> None:
     """Their thumbnails are still shown; the paths lead nowhere."""
     photo = shutil.copy(Path("photos", "cat", "003.jpg"), "query.jpg")

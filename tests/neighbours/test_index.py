@@ -17,7 +17,7 @@ from resnext.errors import CheckpointError, DataError, InputError, MissingFileEr
 from resnext.inference import open_runner
 from resnext.neighbours import Index, build_index, open_index
 from resnext.neighbours import build as building
-from resnext.neighbours.file import IndexFile, single
+from resnext.neighbours.file import IndexFile, UnfinishedIndex, single
 from resnext.neighbours.model_files import index_path, model_digest
 from resnext.neighbours.photos import open_photos
 from resnext.system.progress import reporter
@@ -186,6 +186,16 @@ def test_an_interrupted_index_is_continued(
     assert build(file, photos).read_bytes() == whole
     assert sorted(seen) == [*range(12, 20)]
     assert not part.exists()
+
+
+def test_two_runs_do_not_write_one_index(tmp_path: Path) -> None:
+    """Both would write into one unfinished file, and the pictures of the index would be wrong."""
+    settings = {"model": "a"}, 4, 1
+    first = UnfinishedIndex(tmp_path / "m.index", *settings)
+    with pytest.raises(CheckpointError, match=r"Another run is writing .*m\.index\.part"):
+        UnfinishedIndex(tmp_path / "m.index", *settings)
+    first.close()
+    UnfinishedIndex(tmp_path / "m.index", *settings).close()
 
 
 def test_an_index_begun_with_other_images_is_not_continued(file: Path, photos: Path) -> None:

@@ -118,6 +118,20 @@ def test_copies_are_found_in_whatever_class(photos: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("size", [0, 8, 47])
+def test_small_or_damaged_images_alone(photos: Path, size: int) -> None:
+    """None of them is compared by its content: equal files are found, and nothing fails."""
+    for path in photos.glob("*/*.png"):
+        if size:
+            Image.open(path).resize((size, size)).save(path)
+        else:
+            path.write_bytes(b"no image")
+    shutil.copy(photos / "cat" / "0.png", photos / "dog" / "4.png")
+    p = [[0.9, 0.1]] * 4 + [[0.1, 0.9]] * 5 if size else [[np.nan, np.nan]] * 9
+    found = [case.kind for case in cases(photos, p)]
+    assert found == (["duplicate"] if size else [])
+
+
 def test_unknown_images_are_an_input(photos: Path) -> None:
     """Scores of another part of the library, the highest first."""
     unknown = {str(photos / "dog" / "1.png"): 0.2, str(photos / "cat" / "2.png"): 0.9}

@@ -155,6 +155,18 @@ def test_a_spreadsheet_may_save_the_list(tmp_path: Path, form: str) -> None:
     assert written.splitlines()[0].decode("utf-8-sig").split(separator)[0] == "path"
 
 
+def test_classes_are_written_in_several_ways(tmp_path: Path) -> None:
+    """A Mac takes letters and accents apart, and people add spaces: `train` sees the same class."""
+    entries = [entry._replace(label=f"{entry.label}é") for entry in photos(tmp_path)]
+    labels = LabelList(tmp_path / "labels.csv", entries)
+    labels.write()
+    text = labels.file.read_text(encoding="utf-8")
+    text = text.replace("caté", " cate\N{COMBINING ACUTE ACCENT} ")
+    labels.file.write_text(text, encoding="utf-8")
+    again = LabelList(labels.file, entries, classes=("caté", "dogé"))
+    assert again.entries == entries
+
+
 def test_names_of_files_need_not_be_text(tmp_path: Path) -> None:
     """`train` must read what the review wrote."""
     entries = photos(tmp_path)

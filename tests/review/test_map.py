@@ -98,3 +98,12 @@ def test_thumbnails_are_in_one_picture() -> None:
     values = data(map_fragment(points(thumbnails=pictures)))
     assert values["columns"] == 3
     assert values["sprite"].startswith("data:image/jpeg;base64,")
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 4), (9, 4), (11, 1), (12, 4)], ids=str)
+def test_few_or_equal_images_have_places(shape: tuple[int, int]) -> None:
+    """A set of two images, a network of one feature, or images that are all the same."""
+    for x in (np.ones(shape), np.zeros(shape), np.random.default_rng(0).normal(size=shape)):
+        places = arrange(x)
+        assert places.shape == (shape[0], 2)
+        assert ((places >= 0) & (places <= 1)).all()

@@ -248,8 +248,10 @@ def _print_similar(
     plan: bool,
 ) -> None:
     """Run `predict --similar`."""
+    from resnext.card import card_of
     from resnext.cli.tables import neighbours_table
     from resnext.data.decoding import open_image
+    from resnext.inference.opener import open_runner
     from resnext.neighbours.index import open_index
     from resnext.prediction.contact_sheet import check_sheet, draw_neighbours, save_sheet
     from resnext.system.terminal import print_table
@@ -257,11 +259,13 @@ def _print_similar(
 
     if sheet is not None:
         check_sheet(sheet)
-    found = open_index(file, index, device=device, plan=plan).search(image, count)
+    runner = open_runner(file, device=device, batch=1, plan=plan)
+    found = open_index(file, index, runner=runner).search(image, count)
     print_table(neighbours_table(found))
     _print_moved(found)
     if sheet is not None:
-        save_sheet(draw_neighbours(open_image(image, "RGB"), found), sheet)
+        values = card_of(runner).preprocessing.value_range
+        save_sheet(draw_neighbours(open_image(image, "RGB", values), found), sheet)
         print(f"{sheet}: {counted(len(found), 'similar image')}")
 
 

@@ -11,8 +11,7 @@ from resnext.cli.options import Flag, Whole
 from resnext.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
+    from resnext.review.cases import Collection
     from resnext.review.decisions import LabelList
 
 
@@ -84,7 +83,7 @@ def review(
     runner = open_runner(model, device=device, plan=plan, progress=True)
     card = card_of(runner)
     collection = open_collection(data, card.labels)
-    labels = _labels(collection.classes(), out)
+    labels = _labels(out, collection)
     now = {path: labels[path].label for path in collection.paths}
     refuse_unknown(str(out), {*now.values()}, card.labels)
     beside = Path(model).parent / f"{Path(model).stem}.run" / "label_doubts.csv"
@@ -130,19 +129,15 @@ def review(
         server.server_close()
 
 
-def _labels(classes: Iterable[tuple[str, str, str]], out: Path) -> LabelList:
-    """The list of labels, continued if it exists.
-
-    Args:
-        classes: Path, split and class of each image.
-        out: The list.
-    """
+def _labels(out: Path, collection: Collection | None = None) -> LabelList:
+    """The list of labels of some images, continued if it exists."""
     from resnext.review.decisions import Entry, LabelList
     from resnext.review.moves import journal_of, read_moves
 
-    images = (Entry(path, label, split) for path, split, label in classes)
+    found = () if collection is None else collection.classes()
+    images = (Entry(path, label, split) for path, split, label in found)
     moved = {move["from"]: move["to"] for move in read_moves(journal_of(out))}
-    return LabelList(out, images, moved)
+    return LabelList(out, images, moved, () if collection is None else collection.labels)
 
 
 def _move(data: str, out: Path, *, undo: bool) -> None:
@@ -157,12 +152,12 @@ def _move(data: str, out: Path, *, undo: bool) -> None:
     if not out.exists():
         raise InputError(f"{out} does not exist. Decide first: resnext review {data} --model …")
     if undo:  # whatever is left of the data
-        moves = Moves(_labels((), out), Path(data), {})
+        moves = Moves(_labels(out), Path(data), {})
         print(f"{counted(moves.undo(), 'image')} moved back; the decisions stay in {out}")
         return
     collection = open_collection(data, None)
     classes = {path: label for path, _, label in collection.classes()}
     images = [part.images for part in collection.parts.values()]
     parts = [files.folder for files in images if isinstance(files, Files)]
-    count = Moves(_labels(collection.classes(), out), Path(data), classes, parts).apply()
+    count = Moves(_labels(out, collection), Path(data), classes, parts).apply()
     print(f"{counted(count, 'image')} moved; {journal_of(out)} records where from (--undo)")

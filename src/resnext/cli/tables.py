@@ -241,12 +241,12 @@ def explanations_table(explanations: Sequence[Explanation]) -> Table:
     for one in explanations:
         error, check = one.completeness_error, one.check
         adds_up = error is not None
+        parts = one.evidence_for, one.evidence_against, one.bias, one.score
         table.add_row(
             plain(one.name),
             plain(title(one)),
             f"{one.probability:.2%}",
-            *(signed(x) for x in (one.evidence_for, one.evidence_against)),
-            *(signed(x) if adds_up else "–" for x in (one.bias, one.score)),
+            *(signed(x) if adds_up else "–" for x in parts),
             f"{error:.0e}" if adds_up else "–",
             "–" if check is None else f"{'' if check.passed else '! '}{check.beaten}/{RANDOM_MAPS}",
         )

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from resnext.data.dataset import ImageSet
+from resnext.data.sources.csv_list import readings, separated
 from resnext.errors import DataError
 from resnext.system.atomic import write_bytes_atomically
 
@@ -161,13 +162,20 @@ def write_doubts(path: Path, doubts: Sequence[Doubt]) -> None:
 def read_doubts(path: Path) -> list[tuple[str, str, str, float]]:
     """Path, label, suggestion and score of each doubt in a file that `write_doubts` wrote.
 
+    A spreadsheet may have saved it, with its own separators and encoding.
+
     Raises:
         DataError: The file cannot be read, or is not such a list.
     """
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            rows = [*csv.DictReader(file)]
-            return [(r["path"], r["label"], r["suggestion"], float(r["score"])) for r in rows]
+        found: list[tuple[str, str, str, float]] = []
+        for text, encoding in readings(path.read_bytes()):
+            text, separator = separated(text)
+            rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+            found = [(r["path"], r["label"], r["suggestion"], _number(r["score"])) for r in rows]
+            if encoding != "cp1252" or all(Path(x).exists() for x, *_ in found if not x.isascii()):
+                break
+        return found
     except FileNotFoundError as error:
         raise DataError(
             f"{path} does not exist. Training writes it into its run folder."
@@ -177,3 +185,8 @@ def read_doubts(path: Path) -> list[tuple[str, str, str, float]]:
             f"{path} is not a list of doubts ({error}). Wanted the columns {', '.join(COLUMNS)}; "
             f"training writes it again."
         ) from error
+
+
+def _number(text: str | None) -> float:
+    """A number, also as the spreadsheets of many countries write it."""
+    return float(str(text).replace(",", "."))

@@ -24,7 +24,7 @@ from jaxtyping import Float16, Float32, Int64, UInt8
 from safetensors import SafetensorError, safe_open
 
 from resnext.errors import CheckpointError, MissingFileError
-from resnext.system.atomic import write_atomically
+from resnext.system.atomic import lock, write_atomically
 
 _VERSION = 2
 _KEY = "resnext_index"
@@ -65,7 +65,7 @@ class UnfinishedIndex:
         step: Of an earlier call, a multiple of this many records is kept.
 
     Raises:
-        CheckpointError: The file cannot be written.
+        CheckpointError: The file cannot be written, or another run is writing it.
     """
 
     def __init__(self, out: Path, settings: dict[str, Any], width: int, step: int) -> None:
@@ -77,12 +77,16 @@ class UnfinishedIndex:
         self._start = len(line)
         try:
             self._file: IO[bytes] = self.path.open("r+b" if self.path.exists() else "w+b")
+            lock(self._file.fileno(), self.path)
             if self._file.readline() == line:
                 self._keep(step)
             else:
                 self._file.seek(0)
                 self._file.truncate()
                 self._file.write(line)
+        except CheckpointError:
+            self._file.close()
+            raise
         except OSError as error:
             raise self._not_written(error) from error
 

@@ -40,6 +40,8 @@ def find_copies(
         open_image: Opens an image; may raise DataError.
         progress: Advanced for each image.
     """
+    if len(looks) < 2:
+        return
     straight, mirrored = (_standard(x.reshape(len(x), -1)) for x in (looks, looks[:, :, ::-1]))
 
     @lru_cache(maxsize=10_000)

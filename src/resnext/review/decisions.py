@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from resnext.data.labels import as_spelled
 from resnext.data.sources.csv_list import DECISION, LEFT_OUT, readings, separated
 from resnext.errors import DataError
 from resnext.system.atomic import check_writable, locked, make_folder, write_bytes_atomically
@@ -45,6 +46,7 @@ class LabelList:
         images: The images of the data, with the classes that the data gives them. The file decides
             about those that it has.
         moved: New path of files that were moved, for rows that an interruption left behind.
+        classes: All classes. The file may have them in another Unicode form.
 
     Raises:
         DataError: The file is there, and is another kind of table.
@@ -52,9 +54,13 @@ class LabelList:
     """
 
     def __init__(
-        self, file: Path, images: Iterable[Entry], moved: Mapping[str, str] | None = None
+        self,
+        file: Path,
+        images: Iterable[Entry],
+        moved: Mapping[str, str] | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
-        self.file, self._moved = file, moved or {}
+        self.file, self._moved, self._classes = file, moved or {}, classes
         check_writable(file)
         self._folder = os.path.abspath(file.parent)  # noqa: PTH100
         self._images = [*images]
@@ -180,24 +186,31 @@ class LabelList:
         """
         try:
             data = self.file.read_bytes()
-            for text, encoding in readings(data):
-                header, rows = self._cells(text)
-                names = [row[header.index("path")] for row in rows]
-                found = (os.path.exists(self._path(x)) for x in names if not x.isascii())  # noqa: PTH110
-                if encoding != "cp1252" or all(found):
-                    break
+            (text, encoding), *others = readings(data)
+            if others and not self._finds_files(text):
+                text, encoding = others[-1]
+            header, rows = self._cells(text)
         except (OSError, ValueError, csv.Error) as error:
             raise self._other(str(error)) from error
         plain = encoding in ("utf-8", "bytes") and not data.startswith(codecs.BOM_UTF8)
         self._mark = "" if plain else "\ufeff"  # tells spreadsheets that it is UTF-8
         self._more = tuple(name for name in header if name not in _OWN)
+        found = dict.fromkeys(row[header.index("label")] for row in rows)
+        spelled = dict(zip(found, as_spelled(map(str.strip, found), self._classes), strict=True))
         for row in rows:
             values = dict(zip(header, row, strict=True))
+            values["label"] = spelled[values["label"]]
             path = self._path(values["path"])
             entry = Entry(path, *(values.get(name, "") for name in _OWN[1:]))
             if path in self._moved and not os.path.exists(path):  # noqa: PTH110
                 entry = entry._replace(path=self._moved[path])
             self._add(entry, [values[name] for name in self._more])
+
+    def _finds_files(self, text: str) -> bool:
+        """Whether files of the names in a text exist, so that its encoding is right."""
+        header, rows = self._cells(text)
+        names = (row[header.index("path")] for row in rows)
+        return all(os.path.exists(self._path(x)) for x in names if not x.isascii())  # noqa: PTH110
 
     def _cells(self, text: str) -> tuple[list[str], list[list[str]]]:
         """The names of the columns, and the cells of each row.

@@ -40,7 +40,7 @@ def arrange(
     if not len(embeddings):
         return np.zeros((0, 2))
     x = components(np.asarray(embeddings, np.float64))
-    if len(x) < _FEWEST:
+    if len(x) < _FEWEST or x.shape[1] < 2 or _same(x):
         points = np.pad(x, ((0, 0), (0, 2)))[:, :2]
     elif find_spec("umap") is not None:
         from umap import UMAP  # pyright: ignore[reportMissingImports]
@@ -63,6 +63,11 @@ def components(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:
     return x @ vectors[:, ::-1][:, :count]
 
 
+def _same(x: Float[np.ndarray, "n c"]) -> bool:
+    """Whether all rows are equal, but for rounding."""
+    return float(np.ptp(x, 0).max()) < 1e-9
+
+
 def _tsne(x: Float[np.ndarray, "n c"], count: int) -> Float[np.ndarray, "n 2"]:
     try:
         from sklearn.manifold import TSNE
@@ -73,7 +78,8 @@ def _tsne(x: Float[np.ndarray, "n c"], count: int) -> Float[np.ndarray, "n 2"]:
     chosen = np.sort(np.random.default_rng(0).permutation(len(x))[:count])
     landmarks = x[chosen]
     perplexity = min(30.0, (len(chosen) - 1) / 3)
-    options = {"init": "pca", "random_state": 0, "max_iter": 500, "n_jobs": 1}
+    init = "random" if _same(landmarks) else "pca"  # which divides by their spread
+    options = {"init": init, "random_state": 0, "max_iter": 500, "n_jobs": 1}
     arranged = TSNE(perplexity=perplexity, **options).fit_transform(landmarks)
     points = np.empty((len(x), 2))
     for start in range(0, len(x), 4096):

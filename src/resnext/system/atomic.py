@@ -75,17 +75,33 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise CheckpointError(
-                f"Another run is writing {folder}. Wait until it ends, or choose another name."
-            ) from error
-        except OSError:  # a file system without locks
-            pass
+        lock(handle, folder, wait=wait)
         yield
     finally:
         os.close(handle)
+
+
+def lock(handle: int, path: Path, *, wait: bool = False) -> None:
+    """Keep other runs out of an open file or folder until it is closed, where locks exist.
+
+    Args:
+        handle: Its descriptor.
+        path: Its path, for the message.
+        wait: Whether to wait for another run; else it is an error.
+
+    Raises:
+        CheckpointError: Another run is writing it.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError as error:
+        raise CheckpointError(
+            f"Another run is writing {path}. Wait until it ends, or choose another name."
+        ) from error
+    except OSError:  # a file system without locks
+        pass
 
 
 def write_atomically(path: Path, write: Callable[[str], None]) -> None:
