@@ -68,7 +68,7 @@ def open_torch(path):
 def open_executorch(path):
     """Our metadata, and a function from a batch to a dictionary of outputs."""
     import torch
-    from executorch.runtime import Runtime
+    from executorch.runtime import Runtime  # pyright: ignore[reportMissingImports]
 
     program = Runtime.get().load_program(path)
     own = program.load_method("resnext").execute([])[0]
@@ -187,7 +187,7 @@ def main(target, path, pictures, result):
         found = [run(x) for x in batches(described, files)]
     described["modules"] = sorted({name.partition(".")[0] for name in sys.modules})
     outputs = {f"{i} {name}": x for i, batch in enumerate(found) for name, x in batch.items()}
-    np.savez(result, **{"described": np.array(json.dumps(described)), **outputs})  # pyright: ignore
+    np.savez(result, **{"described": np.array(json.dumps(described)), **outputs})  # pyright: ignore[reportMissingImports]
 
 
 if __name__ == "__main__":
