@@ -187,7 +187,7 @@ def main(target, path, pictures, result):
         found = [run(x) for x in batches(described, files)]
     described["modules"] = sorted({name.partition(".")[0] for name in sys.modules})
     outputs = {f"{i} {name}": x for i, batch in enumerate(found) for name, x in batch.items()}
-    np.savez(result, **{"described": np.array(json.dumps(described)), **outputs})  # pyright: ignore[reportMissingImports]
+    np.savez(result, **{"described": np.array(json.dumps(described)), **outputs})  # pyright: ignore
 
 
 if __name__ == "__main__":
