@@ -68,14 +68,15 @@ def open_torch(path):
 def open_executorch(path):
     """Our metadata, and a function from a batch to a dictionary of outputs."""
     import torch
-    from executorch.runtime import Runtime
+    from executorch.runtime import Runtime  # pyright: ignore[reportMissingImports]
 
     program = Runtime.get().load_program(path)
     own = program.load_method("resnext").execute([])[0]
     names, method = json.loads(own)["outputs"], program.load_method("forward")
 
-    def run(x):  # the next call writes into the same memory
-        found = method.execute([torch.from_numpy(x)])
+    def run(x):
+        found = method.execute([torch.from_numpy(np.ascontiguousarray(x))])  # it ignores strides
+        # The next call writes into the same memory.
         return {name: value.numpy().copy() for name, value in zip(names, found, strict=True)}
 
     return own, run

@@ -107,9 +107,10 @@ class EightBits:
             for port in model.input(0).get_node().output(0).get_target_inputs():
                 port.replace_source_output(cropped)
             model = openvino.Model(model.get_results(), front.get_parameters(), "resnext")
-        model.input(0).get_tensor().set_names({kind})
-        for name, port in zip(outputs, model.outputs, strict=True):
-            port.get_tensor().set_names({name})
+        names = [kind, *(f"{name}/result" for name in outputs)]  # the usual ones are counted
+        for name, port in zip(names, [model.input(0), *model.outputs], strict=True):
+            port.get_node().set_friendly_name(name)
+            port.get_tensor().set_names({name.partition("/")[0]})
         return model
 
     def _model(self) -> Any:

@@ -236,8 +236,8 @@ class Executorch(Target):
 
     def write(self, built: Any, path: Path, own: str, module: ExportedModule) -> None:
         """Write the program, with our metadata as a method that returns them."""
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import to_edge_transform_and_lower
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner  # pyright: ignore[reportMissingImports]
+        from executorch.exir import to_edge_transform_and_lower  # pyright: ignore[reportMissingImports]
 
         with silenced("executorch"):
             lowered = to_edge_transform_and_lower(

@@ -390,7 +390,7 @@ def _executorch() -> tuple[Any, int]:
     """
     with silenced("torchao"), silenced("torch"):  # torchao's remarks about GPUs
         load_package("executorch", '"resnext[executorch]"')
-        from executorch.runtime import Runtime
+        from executorch.runtime import Runtime  # pyright: ignore[reportMissingImports]
     return Runtime.get(), os.getpid()
 
 
