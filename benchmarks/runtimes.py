@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -33,7 +34,8 @@ Answers = Callable[[np.ndarray], np.ndarray] | None
 def ncnn(network: torch.nn.Module, x: torch.Tensor, *options: str) -> Answers:
     """By pnnx, from TorchScript. NCNN takes one image without the dimension of the batch."""
     runtime, _ = (importlib.import_module(name) for name in ("ncnn", "pnnx"))
-    torch.jit.trace(network, x).save("net.pt")
+    traced: Any = torch.jit.trace(network, x)
+    traced.save("net.pt")
     tool = Path(sys.executable).with_name("pnnx")
     shape = str(list(x.shape)).replace(" ", "")
     command = [str(tool), "net.pt", f"inputshape={shape}", *options]

@@ -214,5 +214,5 @@ def test_reviews_wait_for_each_other(tmp_path: Path) -> None:
             lists[number].update(decided(entry, None))
 
     with ThreadPoolExecutor(4) as pool:
-        [*pool.map(decide, range(4))]
+        list(pool.map(decide, range(4)))
     assert [row["decision"] for row in table(lists[0].file)] == [LEFT_OUT] * 20

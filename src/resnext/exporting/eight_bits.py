@@ -5,6 +5,7 @@ Nothing is quantized here: the file computes what the plan computes.
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,10 @@ class EightBits:
                 f"{self._graph}, which holds the 8-bit network, is missing. Run resnext optimize "
                 f"{model} --again --precision int8 --data FOLDER."
             )
-        model = self._model()
-        model.reshape([1, *list(model.input(0).partial_shape)[1:]])
+        graph = self._model()
+        graph.reshape([1, *list(graph.input(0).partial_shape)[1:]])
         precise = {"INFERENCE_PRECISION_HINT": "f32"}
-        self._compiled = openvino_core().compile_model(model, "CPU", precise)
+        self._compiled = openvino_core().compile_model(graph, "CPU", precise)
 
     def answers(self, image: Float[Tensor, "1 c h w"], temperature: float) -> dict[str, Tensor]:
         """What the plan's graph says about a normalized image, by name."""
@@ -87,14 +88,16 @@ class EightBits:
             temperature: Divisor of the logits before softmax.
             outputs: Names of the outputs.
         """
-        import openvino
+        from openvino import Type
         from openvino import opset13 as ops
 
+        openvino: Any = import_module("openvino")  # whose types do not fit together
         model = self._model()
         model.reshape([-1, *list(model.input(0).partial_shape)[1:]])
         logits, embedding, last = (port.get_node().input_value(0) for port in model.outputs)
-        scaled = ops.divide(logits, ops.constant(temperature, openvino.Type.f32))
-        found = dict(zip(OUTPUTS, (logits, ops.softmax(scaled, 1), embedding, last), strict=True))
+        scaled = ops.divide(logits, ops.constant(temperature, Type.f32))
+        ports = (logits, ops.softmax(scaled, 1), embedding, last)
+        found: dict[str, Any] = dict(zip(OUTPUTS, ports, strict=True))
         results = [ops.result(found[name]) for name in outputs]
         model = openvino.Model(results, model.get_parameters(), "resnext")
         if kind != "images":

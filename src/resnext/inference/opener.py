@@ -155,7 +155,9 @@ def open_exported(
         progress: Whether to show the choice of plan on standard error.
     """
     found = _plan_beside(file, device, batch, progress) if plan else None
-    return Exported(file, given, *((found.form, found.batch) if found else ()))
+    if found is None:
+        return Exported(file, given)
+    return Exported(file, given, found.form, found.batch)
 
 
 def _plan_beside(file: Path, device: str, batch: int, progress: bool) -> Plan | None:
