@@ -116,7 +116,7 @@ def train(name: str, given: argparse.Namespace) -> None:
             if folder.name != name.removeprefix("without-") and not link.exists():
                 link.symlink_to(folder.absolute())
     options: dict[str, Any] = {"size": 32, "epochs": given.epochs, "val_fraction": 0.1}
-    options |= {"resume": True, "workers": 0}
+    options |= {"resume": True, "workers": 0, "index": False}
     resnext.train(data, given.model, out=out, recipe="quick", **options)
 
 
@@ -235,6 +235,18 @@ def scores(bank: Seen, targets: np.ndarray, val: Seen, classifier: Classifier) -
         logs = [np.log(p + 1e-12) - np.log(some.mean(0) + 1e-12) for some in usual if len(some)]
         return np.min([(p * each).sum(1) for each in logs], axis=0)
 
+    kinds = np.unique(targets)
+    means = np.stack([bank.embeddings[targets == kind].mean(0) for kind in kinds])
+    within = np.linalg.pinv(np.cov((bank.embeddings - means[np.searchsorted(kinds, targets)]).T))
+    overall = np.linalg.pinv(np.cov(bank.embeddings.T))
+
+    def relative(x: Seen) -> np.ndarray:
+        """Relative Mahalanobis distance (arXiv:2106.09022)."""
+        own = np.min([mahalanobis(x.embeddings - mean, within) for mean in means], axis=0)
+        return own - mahalanobis(x.embeddings - bank.embeddings.mean(0), overall)
+
+    far, unlike = standard(lambda x: distance(x, 50)), standard(relative)
+
     def rectified(x: Seen) -> np.ndarray:
         """ReAct (arXiv:2111.12797)."""
         logits = np.minimum(x.embeddings, cap) @ weight.T + bias
@@ -257,6 +269,8 @@ def scores(bank: Seen, targets: np.ndarray, val: Seen, classifier: Classifier) -
         "NNGuide, k = 10": lambda x: guided(x, 10),
         "NNGuide, k = 100": lambda x: guided(x, 100),
         "ViM": vim,
+        "relative Mahalanobis": relative,
+        "kNN, k = 50 + relative M.": lambda x: far(x) + unlike(x),
         "energy + kNN, k = 5": lambda x: weak(x) + near(x),
         "ViM + kNN, k = 5": lambda x: virtual(x) + near(x),
         "energy + kNN of the class": lambda x: weak(x) + own(x),
@@ -266,6 +280,11 @@ def scores(bank: Seen, targets: np.ndarray, val: Seen, classifier: Classifier) -
 def energy(x: Seen) -> np.ndarray:
     """The energy (arXiv:2010.03759)."""
     return -np.asarray(logsumexp(x.logits, axis=1))
+
+
+def mahalanobis(x: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+    """Squared distance of each row from 0, by the inverse of a covariance."""
+    return ((x @ inverse) * x).sum(1)
 
 
 def unit(x: np.ndarray) -> np.ndarray:

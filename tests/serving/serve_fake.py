@@ -52,7 +52,7 @@ def main() -> None:
         "resnext.serving.model.open_runner", side_effect=lambda *_, **__: Waiting(file)
     )
     runner = asyncio.Runner(loop_factory=run.new_event_loop)
-    with opens, mock.patch.object(run, "_POLL", 0.05), runner:
+    with run.logging_to_stderr(), opens, mock.patch.object(run, "_POLL", 0.05), runner:
         runner.run(run.run(Service(file, settings), sockets))
     print("ended", "torch" in sys.modules, flush=True)
 

@@ -19,6 +19,8 @@ from serving_cases import Gated, Served, form, photo, served
 from resnext.neighbours.index import Neighbour
 from resnext.neighbours.unknown import UnknownScore
 from resnext.prediction.images import predict
+from resnext.serving.guard import LOG
+from resnext.serving.run import logging_to_stderr
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +231,16 @@ def test_one_line_in_the_log(server: Served, caplog: pytest.LogCaptureFixture) -
     assert first.startswith("POST /v1/predict 200 ")
     assert second.startswith("GET other 404 ")
     assert "secret" not in first + second
+
+
+def test_the_log_of_a_server_ends_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """A program may serve twice, or log otherwise afterwards."""
+    for _ in range(2):
+        with logging_to_stderr():
+            LOG.info("a line")
+    assert capsys.readouterr().err.count("a line") == 2
+    assert not LOG.handlers
+    assert LOG.propagate
 
 
 def test_images_like_none_and_like_others() -> None:

@@ -117,7 +117,7 @@ def serve(
         return
     few_arenas()
     sockets = passed_sockets() or [listen(host, port)]
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    with logging_to_stderr(), asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(run(Service(model, settings), sockets))
 
 
@@ -203,7 +203,6 @@ async def run(
         ResNeXtError: The model cannot be used.
     """
     settings, loop = service.settings, asyncio.get_running_loop()
-    logging_to_stderr()
     server = new_server(service)
     reloading = asyncio.Lock()
 
@@ -285,19 +284,29 @@ def _url(listening: socket.socket) -> str:
     return url(*listening.getsockname()[:2])
 
 
-def logging_to_stderr() -> None:
-    """One line for each request on standard error, and uvicorn's own errors."""
+@contextlib.contextmanager
+def logging_to_stderr() -> Iterator[None]:
+    """In a `with` block, one line for each request on standard error, and uvicorn's own errors.
+
+    A program that has a handler of its own for them keeps it.
+    """
     if LOG.handlers:
+        yield
         return
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    LOG.addHandler(handler)
-    LOG.setLevel(logging.INFO)
-    LOG.propagate = False
-    errors = logging.getLogger("uvicorn.error")
-    errors.addHandler(handler)
-    errors.setLevel(logging.ERROR)
-    errors.propagate = False
+    levels = {LOG: logging.INFO, logging.getLogger("uvicorn.error"): logging.ERROR}
+    before = {logger: (logger.level, logger.propagate) for logger in levels}
+    for logger, level in levels.items():
+        logger.addHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, (level, logger.propagate) in before.items():
+            logger.removeHandler(handler)
+            logger.setLevel(level)
 
 
 async def _watch(file: Path, changed: Callable[[], object]) -> None:
