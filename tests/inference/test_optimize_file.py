@@ -125,7 +125,7 @@ def test_the_command(folder: Path, monkeypatch: Any, capsys: pytest.CaptureFixtu
         (("net.onnx", "--precision", "int8"), "precision and size are fixed"),
         (("net.xml", "--engine", "onnxruntime"), "can be run by openvino only"),
         (("net.pt2",), "cannot be opened"),
-        (("net.plan.json", "--size", 12), "are for ONNX and OpenVINO files of others"),
+        (("net.plan.json", "--size", 12), "are for ONNX and OpenVINO files from other programs"),
     ):
         code, _, text = run_cli(capsys, monkeypatch, "optimize", *arguments)
         assert code == 2

@@ -11,8 +11,8 @@ from helpers import photo_folder
 from training_runs import more_photos, quick, sha, stop_after
 
 from resnext.errors import CheckpointError, DataError
+from resnext.training import best_model
 from resnext.training import checkpoint as state
-from resnext.training import trainer
 from resnext.training.dataloader import TrainDataset
 from resnext.training.trainer import Trainer
 
@@ -53,7 +53,7 @@ def test_an_unwritable_result_is_an_error(
         raise CheckpointError(f"{path} cannot be written: read-only file system.")
 
     with monkeypatch.context() as patched:
-        patched.setattr(trainer, "save", failing)
+        patched.setattr(best_model, "save", failing)
         with pytest.raises(CheckpointError, match="read-only"):
             quick(photos, tmp_path / "m.safetensors")
     assert quick(photos, tmp_path / "m.safetensors", resume=True).card is not None

@@ -101,7 +101,7 @@ def test_resuming_gives_the_same_file(photos: Path, weights: Path, tmp_path: Pat
     assert sha(out) == before
     with pytest.raises(CheckpointError, match="seed was 0, now 3"):
         probe(photos, weights, out, resume=True, seed=3)
-    with pytest.raises(CheckpointError, match="another run"):
+    with pytest.raises(CheckpointError, match="with the recipe probe"):
         probe(photos, weights, out, resume=True, recipe="finetune")
     with pytest.raises(CheckpointError, match="exists"):
         probe(photos, weights, out)

@@ -39,6 +39,9 @@ METADATA_KEY = "resnext"
 SUFFIXES = (".onnx", ".xml", ".pt2", ".pte")
 """Suffixes of the files that are read."""
 
+READERS = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}
+"""Engines that can run a file, by its suffix."""
+
 
 class Exported:
     """A file for another runtime, run in that runtime; opened again in a forked process.

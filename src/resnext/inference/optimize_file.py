@@ -12,13 +12,12 @@ from jaxtyping import UInt8
 from resnext.errors import InputError
 from resnext.inference.engines import ENGINES
 from resnext.inference.engines.base import EngineConfig
-from resnext.inference.exported import Exported, usual_form
+from resnext.inference.exported import READERS, Exported, usual_form
 from resnext.inference.optimize import patterns
 from resnext.inference.plan import Measurement, Plan, machine_id
 from resnext.inference.search import EQUAL, MAX_DIFFERENCE
 from resnext.system.progress import Reporter, reporter
 
-_READERS = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}
 _PATTERNS = 64
 _ROUNDS = 8
 _PROMISING = 0.8  # fraction of the best speed from which a form is timed again
@@ -47,7 +46,7 @@ def optimize_file(
     Raises:
         InputError: There is nothing to choose, or no way agrees.
     """
-    readers = _READERS.get(file.path.suffix.lower(), ())
+    readers = READERS.get(file.path.suffix.lower(), ())
     names = readers if engine == "auto" else (engine,)
     if not set(names) <= set(readers) or not names:
         raise InputError(

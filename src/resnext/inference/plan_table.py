@@ -13,6 +13,8 @@ from resnext.inference.engines.base import EngineConfig
 from resnext.inference.plan import Measurement, Plan, Tradeoff
 from resnext.system.terminal import columns
 
+_WIDTH = 160  # columns at least: narrower, the reasons in the last one are unreadable
+
 
 def plan_table(plan: Plan) -> str:
     """All measurements, fastest first, and which of them was chosen."""
@@ -92,7 +94,11 @@ def _printed(title: str, table: Table) -> str:
     """A title and a table as plain lines."""
     text = io.StringIO()
     console = Console(
-        file=text, width=columns(), color_system=None, force_terminal=False, highlight=False
+        file=text,
+        width=max(columns(), _WIDTH),
+        color_system=None,
+        force_terminal=False,
+        highlight=False,
     )
     console.print(title, markup=False)
     console.print(table)

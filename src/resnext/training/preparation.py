@@ -101,7 +101,7 @@ def make_plan(request: Request, splits: Splits, context: Context) -> RunPlan:
     network = build_network(request, splits, recipe, context.shows_progress)
     preprocessing = chosen_preprocessing(network, splits, request.size, teacher)
     recipe = _fit_memory(request, recipe, network, preprocessing.size, context)
-    side, smallest = recipe.train_size or preprocessing.size, _smallest(network.config, teacher)
+    side, smallest = recipe.train_size or preprocessing.size, _smallest(network.config, None)
     if side < smallest:
         raise _too_small("train_size", smallest, network.config, side)
     if recipe.padding >= side:
