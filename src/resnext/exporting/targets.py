@@ -230,9 +230,11 @@ class Executorch(Target):
         """
         example, shapes = _example(module, sizes)
         largest = example.new_zeros(module.max_batch, *example.shape[1:])
-        shapes[0] = torch.export.Dim("n", min=1, max=module.max_batch)
-        ranges = (shapes,) if module.max_batch > 1 else None
-        return torch.export.export(module, (largest,), dynamic_shapes=ranges)
+        if module.max_batch > 1:
+            shapes[0] = torch.export.Dim("n", min=1, max=module.max_batch)
+        else:
+            del shapes[0]
+        return torch.export.export(module, (largest,), dynamic_shapes=(shapes,))
 
     def write(self, built: Any, path: Path, own: str, module: ExportedModule) -> None:
         """Write the program, with our metadata as a method that returns them."""
