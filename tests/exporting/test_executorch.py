@@ -14,6 +14,8 @@ import resnext
 from resnext.errors import InputError
 from resnext.exporting.client import batch_sizes
 from resnext.exporting.export import export
+from resnext.exporting.graph import ExportedModule
+from resnext.exporting.targets import Executorch
 
 PACKAGES = ["executorch==1.5.1", "torchao==0.18.0", "ruamel.yaml"]
 PROGRAM = """
@@ -27,7 +29,7 @@ from resnext.inference.exported import Exported
 file, photo, folder = map(Path, sys.argv[1:])
 pixels = np.random.default_rng(0).integers(0, 256, (40, 12, 12, 3), np.uint8)
 wanted = open_runner(file, plan=False).pixels(pixels)[1]
-for kind, largest in (("images", 32), ("pixels", 1), ("pixels", 18)):
+for kind, largest in (("images", 32), ("pixels", 1), ("pixels", 12)):
     one, two = (
         resnext.export(
             file, folder / f"{i}-{kind}-{largest}.pte", input=kind,
@@ -66,7 +68,7 @@ def test_files_take_what_they_declare(tmp_path: Path) -> None:
     assert [row["batches"] for row in rows] == [
         [1, 2, 17, 32, 12],
         [1] * 64,
-        [1, 2, 17, 18, 18, 8],
+        [1, 2, *[12] * 5, 1],
     ]
     for row in rows:
         assert row["same"]
@@ -75,6 +77,18 @@ def test_files_take_what_they_declare(tmp_path: Path) -> None:
         assert row["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-5)
         assert max(row["difference"].values()) <= 1e-4
         assert row["embedding"] < 1e-4
+
+
+def test_the_bound_is_no_other_size() -> None:
+    """With a bound of 16, files of networks with a map of 16×16 took nothing but batches of 16."""
+    module = ExportedModule(
+        tiny_network(CONFIG, CARD), CARD, "images", ("logits",), half=False
+    ).eval()
+    side = CARD.preprocessing.size
+    for bound, wanted in ((side, side + 1), (side + 9, side + 9), (1, None)):
+        module.max_batch = bound
+        ranges = Executorch().build(module, "fixed").range_constraints.values()
+        assert [one.upper for one in ranges] == ([] if wanted is None else [wanted])
 
 
 def test_the_largest_batch_is_tried() -> None:

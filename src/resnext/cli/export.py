@@ -64,6 +64,7 @@ def export(
         outputs=outputs or None,
         sizes=sizes,
         precision=precision,
+        max_batch=max_batch,
         index=None if no_index else index or "auto",
         overwrite=overwrite,
     )

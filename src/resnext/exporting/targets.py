@@ -226,15 +226,23 @@ class Executorch(Target):
         """An `ExportedProgram`; the example is the largest batch.
 
         While ExecuTorch lowers a program it compares the batch with other sizes, and narrows its
-        range to the side of the example: from a batch of 2, a bound of 32 became one of 15.
+        range to the side of the example: from a batch of 2, a bound of 32 became one of 15. A
+        bound that is also another size, as 16 of a map of 16×16, is taken for a fixed one.
         """
         example, shapes = _example(module, sizes)
-        largest = example.new_zeros(module.max_batch, *example.shape[1:])
-        if module.max_batch > 1:
-            shapes[0] = torch.export.Dim("n", min=1, max=module.max_batch)
-        else:
-            del shapes[0]
-        return torch.export.export(module, (largest,), dynamic_shapes=(shapes,))
+        bound = module.max_batch
+        while True:
+            largest = example.new_zeros(bound, *example.shape[1:])
+            if bound == 1:
+                return torch.export.export(module, (largest,))
+            shapes[0] = torch.export.Dim("n", min=1, max=bound)
+            program = torch.export.export(module, (largest,), dynamic_shapes=(shapes,))
+            values = (node.meta.get("val") for node in program.graph.nodes)
+            shapes_inside = (x.shape for x in values if isinstance(x, torch.Tensor))
+            fixed = {size for shape in shapes_inside for size in shape if type(size) is int}
+            if bound not in fixed:
+                return program
+            bound += 1
 
     def write(self, built: Any, path: Path, own: str, module: ExportedModule) -> None:
         """Write the program, with our metadata as a method that returns them."""
