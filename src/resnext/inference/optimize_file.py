@@ -15,7 +15,7 @@ from resnext.inference.engines.base import EngineConfig
 from resnext.inference.exported import READERS, Exported, usual_form
 from resnext.inference.optimize import patterns
 from resnext.inference.plan import Measurement, Plan, machine_id
-from resnext.inference.search import EQUAL, MAX_DIFFERENCE
+from resnext.inference.search import EQUAL, compared
 from resnext.system.progress import Reporter, reporter
 
 _PATTERNS = 64
@@ -102,7 +102,8 @@ def _measured(
         log.line(f"Timing {form.engine}, {form} …")
         runner = file.computed_as(form, batch)
         try:
-            rows[form] = _compared(form, runner.pixels(pixels)[0], wanted)
+            row = Measurement(form, 0.0)
+            rows[form] = compared(row, "fp32", runner.pixels(pixels)[0], wanted)
             rows[form] = replace(rows[form], images_per_second=_speed(runner, x))
         except Exception as error:  # runtimes raise errors of many types
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -121,16 +122,6 @@ def _measured(
             rows[form] = replace(rows[form], images_per_second=speed)
     last = rows.pop(usual)
     return [*sorted(rows.values(), key=lambda row: -row.images_per_second), last]
-
-
-def _compared(form: EngineConfig, logits: np.ndarray, wanted: np.ndarray) -> Measurement:
-    """A row without its speed."""
-    difference = float(np.abs(logits - wanted).max() / (np.abs(wanted).max() + 1e-30))
-    verdict = ""
-    if not difference <= MAX_DIFFERENCE:  # also if it is NaN
-        verdict = f"refused: logits differ by {difference:.1e}, more than {MAX_DIFFERENCE:.0e}"
-    same = float((logits.argmax(1) == wanted.argmax(1)).mean())
-    return Measurement(form, 0.0, verdict, difference, same)
 
 
 def _speed(runner: Exported, x: Pixels) -> float:

@@ -284,28 +284,18 @@ class Search:
 
     def agrees(self, form: EngineConfig) -> bool:
         """Whether a form agrees with the network; the comparison is added to its row."""
-        row, verdict = self.rows[form], ""
+        row = self.rows[form]
         if form.precision == "int8":
-            accuracy, wanted = row.accuracy, self.rows[None].accuracy
+            accuracy, wanted, verdict = row.accuracy, self.rows[None].accuracy, ""
             if accuracy is None or wanted is None:
                 verdict = "refused: its accuracy could not be measured"
             elif accuracy < wanted - MAX_DROP:
                 verdict = f"refused: accuracy {accuracy:.2%}, the network has {wanted:.2%}"
+            row = replace(row, verdict=verdict)
         else:
-            reference, logits = self.reference(), self.logits(self.sessions[form])
-            difference = float(abs(logits - reference).max() / (abs(reference).max() + 1e-30))
-            same = float((logits.argmax(1) == reference.argmax(1)).mean())
-            row = replace(row, difference=difference, agreement=same)
-            if not np.isfinite(logits).all() or not difference < np.inf:
-                verdict = "refused: logits are not finite"
-            elif form.precision == "fp32" and difference > MAX_DIFFERENCE:
-                verdict = (
-                    f"refused: logits differ by {difference:.1e}, more than {MAX_DIFFERENCE:.0e}"
-                )
-            elif form.precision != "fp32" and same < MIN_AGREEMENT:
-                verdict = f"refused: only {same:.1%} of the images keep their class"
-        self.rows[form] = replace(row, verdict=verdict)
-        return not verdict
+            row = compared(row, form.precision, self.logits(self.sessions[form]), self.reference())
+        self.rows[form] = row
+        return not row.verdict
 
     def reference(self) -> np.ndarray:
         """The network's own logits of the examples."""
@@ -353,3 +343,29 @@ class Search:
         self.rows[form] = replace(
             self.rows[form], accuracy=achieved, images_per_second=self.speed(session)
         )
+
+
+def compared(
+    row: Measurement,
+    precision: str,
+    logits: Float32[np.ndarray, "n k"],
+    wanted: Float32[np.ndarray, "n k"],
+) -> Measurement:
+    """A row with how far its logits are from the wanted ones, and why they are refused, if so.
+
+    Args:
+        row: The row.
+        precision: Compute precision of the row: any but fp32 must only keep the classes.
+        logits: What its form computed.
+        wanted: What it should compute.
+    """
+    difference = float(abs(logits - wanted).max() / (abs(wanted).max() + 1e-30))
+    same = float((logits.argmax(1) == wanted.argmax(1)).mean())
+    verdict = ""
+    if not np.isfinite(logits).all() or not difference < np.inf:
+        verdict = "refused: logits are not finite"
+    elif precision == "fp32" and difference > MAX_DIFFERENCE:
+        verdict = f"refused: logits differ by {difference:.1e}, more than {MAX_DIFFERENCE:.0e}"
+    elif precision != "fp32" and same < MIN_AGREEMENT:
+        verdict = f"refused: only {same:.1%} of the images keep their class"
+    return replace(row, difference=difference, agreement=same, verdict=verdict)
