@@ -62,6 +62,7 @@ def photos(tmp_path: Path) -> Path:
         ("train PHOTOS --size 3.5", '--size: "3.5" is not a whole number.'),
         ("train PHOTOS --retries 0.6", '--retries: "0.6" is not a whole number.'),
         ("predict TEXT PHOTOS --top 1.5", '--top: "1.5" is not a whole number.'),
+        ("bench --batch-size 1 --batch-size 2.5", '"2.5" is not a whole number.'),
         ("train PHOTOS --out .", ". is a folder. Give the name of a file"),
         ("train PHOTOS --config nothing.json", "nothing.json does not exist. Give a config file"),
         ("train PHOTOS --config TEXT", "notes.txt is not JSON"),

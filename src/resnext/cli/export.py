@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from resnext.cli.options import Flag
+from resnext.cli.options import Flag, OptionalWhole
 
 
 def export(
@@ -20,7 +20,7 @@ def export(
     outputs: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
     sizes: Literal["fixed", "dynamic"] | None = None,
     precision: Literal["fp32", "fp16", "int8"] | None = None,
-    max_batch: int | None = None,
+    max_batch: OptionalWhole = None,
     index: Path | None = None,
     no_index: Flag = False,
     overwrite: Flag = False,

@@ -30,6 +30,11 @@ def whole(_: type, tokens: Sequence[Token]) -> int:
     return int(text)
 
 
+def wholes(kind: type, tokens: Sequence[Token]) -> tuple[int, ...]:
+    """The whole numbers of an option that can be repeated."""
+    return tuple(whole(kind, [token]) for token in tokens)
+
+
 Whole = Annotated[int, Parameter(converter=whole)]
 """An option that is a whole number."""
 

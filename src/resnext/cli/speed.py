@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from resnext.cli.options import Flag, Several, check_outputs, whole, with_given, write_json
+from resnext.cli.options import (
+    Flag,
+    OptionalWhole,
+    Several,
+    check_outputs,
+    whole,
+    wholes,
+    with_given,
+    write_json,
+)
 from resnext.errors import ResNeXtError
 
 
@@ -22,7 +31,7 @@ def optimize(
     max_loss: float | None = None,
     device: str = "auto",
     labels: str | None = None,
-    size: int | None = None,
+    size: OptionalWhole = None,
     mean: str | None = None,
     std: str | None = None,
     again: Flag = False,
@@ -45,7 +54,8 @@ def optimize(
             smaller images, tighter crops and int8 are measured together, and the fastest within
             the bound is chosen.
         device: auto, cpu, cuda, cuda:1, …
-        labels: For an ONNX or OpenVINO file of others, as for predict; as size, mean and std.
+        labels: For an ONNX or OpenVINO file from another program, as for predict; as size, mean
+            and std.
         size: Side of its images, pixels.
         mean: Mean of each channel, for values from 0 to 1.
         std: Deviation of each channel, for values from 0 to 1.
@@ -108,7 +118,7 @@ def bench(
     model: str = "resnext50_32x4d",
     /,
     *,
-    batch_size: Annotated[tuple[int, ...], Several] = (),
+    batch_size: Annotated[tuple[int, ...], Several, Parameter(converter=wholes)] = (),
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
     data: str | None = None,
     compiled: Flag = False,
