@@ -506,7 +506,7 @@ def test_names_that_the_terminal_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_output_that_nobody_takes(reader: str, arguments: list[str]) -> None:
-    """`| head -1` is no error, a full disk is one line; exit code 1 is that of `compare`."""
+    """`| head -1` is not an error, a full disk is one line; exit code 1 is that of `compare`."""
     ours, output = os.pipe()
     if reader == "full":
         os.close(output)

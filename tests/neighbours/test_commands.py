@@ -111,7 +111,7 @@ def test_photos_that_were_moved_are_named(folder: Path, run: Run) -> None:
     assert code == 0
     assert "10 of 10 similar images are not where they were, such as photos" in err
     Path("days").mkdir()
-    for name in ("2026-01-01 12:30:00.jpg", "2.jpg"):  # a time is no part of a larger file
+    for name in ("2026-01-01 12:30:00.jpg", "2.jpg"):  # a time does not name a larger file
         shutil.copy(photo, Path("days", name))
     assert run("index", "days", "--model", "m.safetensors")[0] == 0
     shutil.rmtree("days")

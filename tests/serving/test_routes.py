@@ -244,7 +244,7 @@ def test_the_log_of_a_server_ends_with_it(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_images_like_none_and_like_others() -> None:
-    """With an index: whether an image is unknown, and its neighbours, of which no name is told."""
+    """With an index: whether an image is unknown, and its neighbours, without their names."""
 
     class Index:
         def nearest(self, embeddings: np.ndarray, k: int) -> list[list[Neighbour]]:
@@ -292,7 +292,7 @@ def test_metrics() -> None:
 
 
 def test_outputs_that_are_no_numbers() -> None:
-    """They were probabilities of NaN, which is no JSON."""
+    """They were probabilities of NaN, which is not JSON."""
 
     class Sick(Gated):
         def pixels(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

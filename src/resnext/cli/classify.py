@@ -62,8 +62,8 @@ def evaluate(
         device: auto, cpu, cuda, cuda:1, …
         plan: Use the plan that `resnext optimize` saved next to the model file.
         labels: For an ONNX or OpenVINO file from another program: its class names, as a text file
-            with one name a line, or imagenet-1k. Default: what its metadata say;
-            so for the next three.
+            with one name a line, or imagenet-1k. For this and the next three, the default is what
+            its metadata say.
         size: Its image size, pixels.
         mean: Its means of each channel, for values from 0 to 1: 0.485,0.456,0.406.
         std: Its standard deviations of each channel.
@@ -143,8 +143,8 @@ def predict(
         ray: With --out, run on a cluster with Ray Data.
         overwrite: With --out, replace the file if it exists.
         labels: For an ONNX or OpenVINO file from another program: its class names, as a text file
-            with one name a line, or imagenet-1k. Default: what its metadata say;
-            so for the next three.
+            with one name a line, or imagenet-1k. For this and the next three, the default is what
+            its metadata say.
         size: Its image size, pixels.
         mean: Its means of each channel, for values from 0 to 1: 0.485,0.456,0.406.
         std: Its standard deviations of each channel.

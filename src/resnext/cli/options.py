@@ -90,7 +90,7 @@ def complete_optional(tokens: Sequence[str], name: str) -> tuple[str, ...]:
 
 
 def with_standard_input(tokens: Sequence[str]) -> tuple[str, ...]:
-    """Tokens with a name for each `-` that stands for standard input, since it is no option."""
+    """Tokens with a name for each `-` that stands for standard input, since it is not an option."""
     before = ("", *tokens)
     return tuple(
         STANDARD_INPUT if token == "-" and not before[i].startswith("-") else token

@@ -124,7 +124,7 @@ def _token(file: Path | None) -> str | None:
     try:
         token = file.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError as error:
-        raise InputError(f"--token-file {file} is no UTF-8 text.") from error
+        raise InputError(f"--token-file {file} is not UTF-8 text.") from error
     except OSError as error:
         raise InputError(f"--token-file {file} cannot be read: {error.strerror}.") from error
     if not token:

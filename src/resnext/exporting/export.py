@@ -165,13 +165,13 @@ def export(
         trial = Path(temporary) / path.name
         bound = largest if target.bounded else 0
         shown = network.config, card, kind, names, size_kind, stored, bound
-        told = partial(own_metadata, *shown)
-        target.write(built, trial, told({}), module)
+        described = partial(own_metadata, *shown)
+        target.write(built, trial, described({}), module)
         rounding = ROUNDING if eight_bits is None else ROUNDING_IN_8_BITS
         proof = check(target, trial, wanted, card, TOLERANCES[stored], rounding)
         if eight_bits is not None:
             proof["accuracy"] = eight_bits.accuracy
-        target.write(built, trial, told(proof), module)  # the same but for the proof
+        target.write(built, trial, described(proof), module)  # the same but for the proof
         make_folder(target.files(path)[0])
         for made, file in zip(target.files(trial), target.files(path), strict=True):
             write_bytes_atomically(file, made.read_bytes())

@@ -176,8 +176,8 @@ def check(
     described, found = _run(target, path, wanted.folder)
     if foreign := _OWN.intersection(described["modules"]) - {*target.brings}:
         raise ResNeXtError(f"The client of {target.title} loaded {', '.join(sorted(foreign))}.")
-    told = Card.from_dict(described["card"])
-    if (told.labels, told.preprocessing, told.temperature, told.threshold) != (
+    stated = Card.from_dict(described["card"])
+    if (stated.labels, stated.preprocessing, stated.temperature, stated.threshold) != (
         card.labels,
         card.preprocessing,
         card.temperature,

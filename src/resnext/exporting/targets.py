@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from resnext.errors import InputError
+from resnext.exporting.client import BATCHES, LARGEST
 from resnext.exporting.graph import ExportedModule, FileInput
 from resnext.exporting.metadata import onnx_metadata, openvino_metadata
 from resnext.exporting.page import (
@@ -58,7 +59,7 @@ class Target(ABC):
     precisions: tuple[str, ...] = ("fp32", "fp16")
     sizes: tuple[str, ...] = ("fixed", "dynamic")
     outputs: tuple[str, ...] | None = None
-    batches: tuple[int, ...] = (1, 2, 17, 44)
+    batches: tuple[int, ...] = (*BATCHES, LARGEST)
     bounded = False
     brings: tuple[str, ...] = ()
     takes_index = False

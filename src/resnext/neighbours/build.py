@@ -50,7 +50,7 @@ def build_index(
 
     Args:
         runner: The model.
-        images: The images; a target of -1 is no class.
+        images: The images; a target of -1 means no class.
         out: The index.
         model: What `model_digest` returns for the model's file.
         progress: Shows the progress.

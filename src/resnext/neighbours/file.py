@@ -232,7 +232,7 @@ class IndexFile:
 
     Raises:
         MissingFileError: The file does not exist.
-        CheckpointError: The file is no index, is damaged, or of another version.
+        CheckpointError: The file is not an index, is damaged, or of another version.
     """
 
     def __init__(self, path: Path) -> None:

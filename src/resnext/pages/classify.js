@@ -27,7 +27,7 @@ function stopCamera() {
   $("video").srcObject = null;
 }
 
-// False, and a line that says why, if there is no film.
+// False, and a line that says why, if it cannot be used.
 async function startCamera() {
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1280 } } });

@@ -108,7 +108,7 @@ class Connection(HttpToolsProtocol):
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP with a problem, and close the connection."""
+        """Answer what is not HTTP with a problem, and close the connection."""
         self._stop_timers()
         self._answer(Problem(400, msg, "http", {"Connection": "close"}))
         self.transport.close()

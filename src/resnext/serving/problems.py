@@ -12,7 +12,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(Exception):
-    """An error that a client is told.
+    """An error as a client gets it.
 
     Args:
         status: The HTTP status.

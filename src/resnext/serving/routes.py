@@ -286,7 +286,7 @@ def number(request: Request, name: str, default: int, low: int, high: int) -> in
     """A whole number of the query.
 
     Raises:
-        Problem: 422; it is no such number.
+        Problem: 422; it is not such a number.
     """
     text = request.query_params.get(name)
     if text is None:

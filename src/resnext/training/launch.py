@@ -31,11 +31,7 @@ from resnext.system.progress import reporter
 from resnext.training.checkpoint import Checkpoint, latest_checkpoint
 from resnext.training.dataloader import training_workers
 from resnext.training.defaults import default_choice
-from resnext.training.distributed import (
-    init_distributed,
-    peer_errors,
-    shutdown_distributed,
-)
+from resnext.training.distributed import init_distributed, peer_errors, shutdown_distributed
 from resnext.training.finalize import finalize
 from resnext.training.forecast import TimePlan, run_forecast
 from resnext.training.given_model import read_model

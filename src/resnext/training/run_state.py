@@ -135,7 +135,7 @@ class TrainState:
             budget decides.
         choice: Network, size and epochs that were chosen for the budget, and the candidates.
         replans: Each choice of a number of epochs to keep the budget: epochs finished before it,
-            and epochs in total after it; the last one is shorter if that is no whole number.
+            and epochs in total after it; the last one is shorter if that is not a whole number.
     """
 
     epoch: int = 1
