@@ -1438,7 +1438,7 @@ FUNCTIONS = {  # a star stands before what is given by name only
     "load_backbone": "source *out_indices *frozen_stages *norm_eval *checkpointing *with_stem "
     "*in_channels *config *output_stride *dilation_convention *device *progress",
     "optimize": "model *precision *engine *batch *data *max_loss *device *again *progress",
-    "predict": "model images *top *batch_size *device *plan *like *index *progress",
+    "predict": "model images *top *batch_size *device *plan *like *index *unreadable *progress",
     "save": "model path",
     "serve": "model *host *port *token *allow_hosts *allow_origins *open_to_all *gate *reference "
     "*watch *device *plan *max_images *max_megabytes *replicas",

@@ -139,7 +139,9 @@ def test_unknown_images_are_an_input(photos: Path) -> None:
     assert names(found) == [("unknown", "cat/2.png", None), ("unknown", "dog/1.png", None)]
 
 
-def test_a_model_is_asked_about_every_readable_image(photos: Path) -> None:
+def test_a_model_is_asked_about_every_readable_image(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Probabilities in the order of the images, with the temperature of the card."""
     config = ResNeXtConfig((1, 1), 2, 8, num_classes=2, channels=(16, 32), num_stages=2)
     network = ResNeXt(config).eval()
@@ -147,10 +149,12 @@ def test_a_model_is_asked_about_every_readable_image(photos: Path) -> None:
     (photos / "cat" / "1.png").write_bytes(b"no image")
     collection = open_collection(photos, LABELS)
     runner = open_runner(network, device="cpu")
-    answers = ask(runner, collection.paths, SilentReporter())
+    answers = ask(runner, collection.paths, PlainReporter())
+    told = f"1 image could not be read, such as {collection.paths[1]}\n"
+    assert capsys.readouterr().err == told
     assert np.isnan(answers.probabilities).any(1).tolist() == [i == 1 for i in range(8)]
-    told = resnext.predict(network, collection.paths[5], top=2, device="cpu")[0]
-    wanted = dict(zip(told.labels, told.probabilities, strict=True))
+    other = resnext.predict(network, collection.paths[5], top=2, device="cpu")[0]
+    wanted = dict(zip(other.labels, other.probabilities, strict=True))
     assert answers.probabilities[5] == pytest.approx([wanted[x] for x in LABELS], abs=1e-6)
     assert answers.embeddings.shape == (8, network.num_features)
     assert [c.kind for c in cases(photos, answers.probabilities, threshold=1.0)] == ["unsure"] * 7

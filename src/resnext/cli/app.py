@@ -25,7 +25,7 @@ from resnext.cli.explain import explain
 from resnext.cli.export import export
 from resnext.cli.index import index
 from resnext.cli.info import info
-from resnext.cli.options import Flag, complete_optional, with_standard_input
+from resnext.cli.options import Flag, complete_optional, one_line, with_standard_input
 from resnext.cli.review import review
 from resnext.cli.serve import serve
 from resnext.cli.speed import bench, optimize
@@ -164,6 +164,5 @@ def exit_code(error: KeyboardInterrupt) -> int:
 
 def _fail(message: str) -> NoReturn:
     """Print one line on standard error and exit with code 2."""
-    line = "".join(c if c.isprintable() else " " for c in " ".join(message.splitlines()))
-    print(f"resnext: {line}", file=sys.stderr)
+    print(f"resnext: {one_line(message)}", file=sys.stderr)
     sys.exit(2)

@@ -18,6 +18,7 @@ from resnext.cli.options import (
     with_given,
     write_json,
 )
+from resnext.cli.unreadable import Unreadable, not_read
 from resnext.errors import ResNeXtError
 
 if TYPE_CHECKING:
@@ -211,14 +212,18 @@ def predict(
     model = open_runner(source, device=device, batch=expected, plan=plan, progress=True)
     if built_in:
         pictures = held_out_images(model, built_in, limit)
-    options = {"top": top, "batch_size": batch_size, "progress": True}
+    unreadable = Unreadable(len(pictures))
+    options = {"top": top, "batch_size": batch_size, "progress": True, "unreadable": unreadable}
     if like or index is not None:
         options |= {"like": like or 0, "index": open_index(file, index, runner=model)}
     else:
         options["index"] = find_index(file, model, partial(print, file=sys.stderr))
+    found = predict(model, pictures, **options)
+    ending = unreadable.ending()
+    pictures = [x for name, x in expand_images(pictures) if name not in unreadable.names]
     predictions = [
         one._replace(name="-") if isinstance(picture, bytes) else one
-        for picture, one in zip(pictures, predict(model, pictures, **options), strict=True)
+        for picture, one in zip(pictures, found, strict=True)
     ]
     print_table(predictions_table(predictions))
     _print_moved([one for prediction in predictions for one in prediction.like])
@@ -235,7 +240,9 @@ def predict(
     if sheet is not None:
         values = card_of(model).preprocessing.value_range
         save_sheet(draw_sheet(pictures, predictions, values=values), sheet)
-        print(f"{sheet}: {counted(len(predictions), 'image')} with predictions")
+        print(f"{sheet}: {counted(len(predictions), 'image')} with predictions{ending}")
+    elif ending:
+        print(f"{counted(len(predictions), 'image')} with predictions{ending}")
 
 
 def _print_similar(
@@ -324,6 +331,5 @@ def _predict_files(
             print("Interrupted. Run the same command again to continue.", file=sys.stderr)
         raise
     earlier = f" ({done.resumed:,} from an earlier run)" if done.resumed else ""
-    unreadable = f"; {done.unreadable:,} could not be read" if done.unreadable else ""
     speed = f"{done.images_per_second:,.1f} images/s"
-    print(f"{out}: {done.count:,} images{earlier}, {speed}{unreadable}")
+    print(f"{out}: {done.count:,} images{earlier}, {speed}{not_read(done.unreadable)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from resnext.cli.options import Flag, OptionalWhole, check_outputs, write_json
-from resnext.errors import ResNeXtError
+from resnext.cli.unreadable import Unreadable
+from resnext.errors import DataError, ResNeXtError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,6 +80,7 @@ def explain(
     check_outputs(out)
     from resnext.cli.tables import explanations_table
     from resnext.data.open import BUILT_IN
+    from resnext.data.passed_over import PassedOver
     from resnext.explanation.images import check_sanity, explain
     from resnext.explanation.page import explanation_page
     from resnext.explanation.sheet import draw_explanations
@@ -94,7 +97,10 @@ def explain(
     if not as_page:
         check_sheet(out)
     built_in = len(images) == 1 and images[0] in BUILT_IN
-    named = [] if built_in else [*islice(expand_images(images), limit)]
+    passed_over = PassedOver()
+    named = [] if built_in else [*islice(expand_images(images, passed_over), limit)]
+    for line in passed_over.lines():
+        print(line, file=sys.stderr)
     in_torch = fine or sanity or how in ("layercam", "ig") or stage is not None
     model = open_runner(file, device=device, batch=1, plan=plan and not in_torch, progress=True)
     if built_in:
@@ -109,16 +115,22 @@ def explain(
         options |= {"like": 0 if found is None else like or 3, "index": found}
     done: list[Explanation] = []
     checks: list[SanityCheck] = []
+    unreadable = Unreadable(len(named))
     shown = reporter(True)
     shown.start("Explaining", len(named))
     try:
         for name, picture in named:
-            done.append(replace(explain(model, picture, **options), name=name))
-            if sanity:
-                checks.append(check_sanity(model, picture, done[-1], fine=fine, device=device))
+            try:
+                done.append(replace(explain(model, picture, **options), name=name))
+            except DataError as error:
+                unreadable(name, error)
+            else:
+                if sanity:
+                    checks.append(check_sanity(model, picture, done[-1], fine=fine, device=device))
             shown.advance(1)
     finally:
         shown.stop()
+    ending = unreadable.ending()
     print_table(explanations_table(done))
     _print_checks(done, checks)
     if as_page:
@@ -126,9 +138,10 @@ def explain(
         write_bytes_atomically(out, page.encode("utf-8", "backslashreplace"))  # names of files
     else:
         save_sheet(draw_explanations(done), out)
-    print(f"{out}: {counted(len(done), 'image')} with maps")
+    print(f"{out}: {counted(len(done), 'image')} with maps{ending}")
     if json is not None:
-        write_json(json, {"explanations": [one.to_dict() for one in done]})
+        explanations = [one.to_dict() for one in done]
+        write_json(json, {"explanations": explanations, "skipped": unreadable.names})
         print(f"{json}: all numbers")
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from resnext.cli.options import check_outputs
+from resnext.cli.unreadable import not_read
 from resnext.errors import ResNeXtError
 
 
@@ -66,7 +67,7 @@ def index(
     finally:
         shown.stop()
     count = len(IndexFile(out))
-    unreadable = f"; {len(images) - count:,} could not be read" if count < len(images) else ""
+    unreadable = not_read(len(images) - count)
     print(f"{out}: {counted(count, 'image')}, {out.stat().st_size / 1e6:,.1f} MB{unreadable}")
     if score is not None:
         print(f"{out}: predict now also says which images are like none of the classes")

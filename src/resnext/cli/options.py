@@ -98,6 +98,11 @@ def with_standard_input(tokens: Sequence[str]) -> tuple[str, ...]:
     )
 
 
+def one_line(message: str) -> str:
+    """A message as one line, without control characters."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(message.splitlines()))
+
+
 def check_outputs(*paths: Path | None) -> None:
     """Refuse files that could not be written, before any work is done.
 

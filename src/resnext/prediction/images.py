@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from resnext.prediction.inputs import Picture
 
 
+Unreadable = Callable[[str, DataError], object]
+"""Called with the name of an image that cannot be read, and why."""
+
+
 class Prediction(NamedTuple):
     """The most likely classes of one image, most likely first."""
 
@@ -86,6 +90,7 @@ def predict(
     plan: bool = True,
     like: int = 0,
     index: Index | None = None,
+    unreadable: Unreadable | None = None,
     progress: bool = False,
 ) -> list[Prediction]:
     """Classify images.
@@ -105,6 +110,8 @@ def predict(
         like: Number of similar images to return for each of the two most likely classes.
         index: Where to search for them, and what images are compared with to find those that are
             like none of the classes; None for the index next to the model file.
+        unreadable: Called with the name of each image that cannot be read and the `DataError`;
+            such images then have no prediction. None to raise the error.
         progress: Whether to show progress on standard error.
 
     Returns:
@@ -141,14 +148,15 @@ def predict(
         shown.start("Predicting", total)
         try:
             while batch := [*islice(named, batch_size or runner.batch)]:
-                x = np.stack([to_pixels(*one, card.preprocessing) for one in batch])
-                logits, embeddings = runner.pixels(x)
-                ranked = rank([name for name, _ in batch], logits, card, top)
-                if unknown is not None:
-                    ranked = with_scores(ranked, logits, embeddings, unknown)
-                if like and index is not None:
-                    ranked = with_neighbours(ranked, logits, embeddings, index, card, like)
-                predictions += ranked
+                names, x = _read(batch, card.preprocessing, unreadable)
+                if names:
+                    logits, embeddings = runner.pixels(np.stack(x))
+                    ranked = rank(names, logits, card, top)
+                    if unknown is not None:
+                        ranked = with_scores(ranked, logits, embeddings, unknown)
+                    if like and index is not None:
+                        ranked = with_neighbours(ranked, logits, embeddings, index, card, like)
+                    predictions += ranked
                 shown.advance(len(batch))
         finally:
             shown.stop()
@@ -288,6 +296,24 @@ def with_neighbours(
         one._replace(like=tuple(index.of_classes(embedding, [card.labels[i] for i in two], count)))
         for one, two, embedding in zip(predictions, likely, embeddings, strict=True)
     ]
+
+
+def _read(
+    batch: Sequence[tuple[str, Picture]], how: Preprocessing, unreadable: Unreadable | None
+) -> tuple[list[str], list[UInt8[np.ndarray, "h w c"]]]:
+    """Names and pixels of the images that can be read."""
+    names: list[str] = []
+    x: list[np.ndarray] = []
+    for name, picture in batch:
+        try:
+            x.append(to_pixels(name, picture, how))
+        except DataError as error:
+            if unreadable is None:
+                raise
+            unreadable(name, error)
+        else:
+            names.append(name)
+    return names, x
 
 
 def _network_input(image: Image.Image, preprocessing: Preprocessing) -> UInt8[np.ndarray, "h w c"]:

@@ -29,6 +29,7 @@ from resnext.review.layout import MOST, arrange
 from resnext.review.map import Points
 from resnext.system.cpu import available_cores
 from resnext.system.progress import Reporter
+from resnext.system.text import counted
 
 _TOP = 9  # classes with a number key
 _LIKE = 3  # similar images of each of two classes
@@ -149,6 +150,8 @@ def ask(model: Runner, paths: Sequence[str], progress: Reporter) -> Answers:
                 logits[[start + i for i in rows]] = some
                 embeddings[[start + i for i in rows]] = found
             progress.advance(len(batch))
+    if len(bad := np.flatnonzero(np.isnan(logits).all(1))):
+        progress.line(f"{counted(len(bad), 'image')} could not be read, such as {paths[bad[0]]}")
     return Answers(logits, probabilities(logits, card.temperature), embeddings)
 
 
