@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,22 @@ def test_small_or_damaged_images_alone(photos: Path, size: int) -> None:
     assert found == (["duplicate"] if size else [])
 
 
+def test_copies_are_found_among_deep_images(tmp_path: Path) -> None:
+    """Their upper 8 bits alone are black, so no pair was found, and a warning was printed."""
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        values = np.kron(rng.integers(0, 250, (8, 8)), np.ones((16, 16))).astype(np.uint16)
+        folder = tmp_path / "deep" / LABELS[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(folder / f"{i}.png")
+        if i == 0:
+            Image.fromarray(values[::2, ::2].copy()).save(folder / "copy.png")
+    found = cases(tmp_path / "deep", [[0.9, 0.1]] * 5, values=(0, 250))
+    assert [{*map(os.path.basename, c.paths)} for c in found if c.kind == "duplicate"] == [
+        {"0.png", "copy.png"}
+    ]
+
+
 def test_unknown_images_are_an_input(photos: Path) -> None:
     """Scores of another part of the library, the highest first."""
     unknown = {str(photos / "dog" / "1.png"): 0.2, str(photos / "cat" / "2.png"): 0.9}
@@ -150,14 +167,16 @@ def test_a_model_is_asked_about_every_readable_image(
     collection = open_collection(photos, LABELS)
     runner = open_runner(network, device="cpu")
     answers = ask(runner, collection.paths, PlainReporter())
-    told = f"1 image could not be read, such as {collection.paths[1]}\n"
-    assert capsys.readouterr().err == told
+    told = f"1 image could not be read, such as {collection.paths[1]}: not a "
+    assert capsys.readouterr().err.startswith(told)
     assert np.isnan(answers.probabilities).any(1).tolist() == [i == 1 for i in range(8)]
     other = resnext.predict(network, collection.paths[5], top=2, device="cpu")[0]
     wanted = dict(zip(other.labels, other.probabilities, strict=True))
     assert answers.probabilities[5] == pytest.approx([wanted[x] for x in LABELS], abs=1e-6)
     assert answers.embeddings.shape == (8, network.num_features)
     assert [c.kind for c in cases(photos, answers.probabilities, threshold=1.0)] == ["unsure"] * 7
+    with pytest.raises(DataError, match=r"None of 2 images could be read\. .*1\.png: not a"):
+        ask(runner, collection.paths[1:2] * 2, SilentReporter())
 
 
 def test_with_an_index_unknown_images_and_neighbours_are_shown(

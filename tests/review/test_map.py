@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from resnext.errors import InputError
+from resnext.review import layout
 from resnext.review.layout import arrange
 from resnext.review.map import Points, map_fragment, thumbnail
 
@@ -57,6 +58,16 @@ def test_a_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     with pytest.raises(InputError, match=r'A map needs scikit-learn.*"resnext\[map\]"'):
         arrange(clusters(2, 10)[0])
+
+
+def test_components_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many images are taken block by block; the places must be those of all at once."""
+    x = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    left, scale, _ = np.linalg.svd((unit - unit.mean(0)).astype(np.float64), full_matrices=False)
+    for block in (7, 50, 99):
+        monkeypatch.setattr(layout, "_BLOCK", block)
+        assert np.abs(layout.components(x)) == pytest.approx(np.abs(left * scale), abs=1e-5)
 
 
 def points(n: int = 5, **changes: Any) -> Points:

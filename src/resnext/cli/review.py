@@ -102,6 +102,7 @@ def review(
             doubts=doubts,
             progress=shown,
             unknown=unlike_all(collection, answers, score),
+            values=card.preprocessing.value_range,
         )
         if map:
             shown.start("Arranging the map", 0)

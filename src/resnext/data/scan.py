@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from resnext.data.dataset import ImageSet, Problem, Splits
+from resnext.data.decoding import ValueRange
 from resnext.data.duplicates import Conflict, ImageIndex, Sizes
 from resnext.data.scan_cache import RECORD, ScanCache, cache_file
 from resnext.errors import CheckpointError, DataError
@@ -211,7 +212,7 @@ def scan(
 
 
 def read_records(
-    images: ImageSet, colour: str, progress: Reporter
+    images: ImageSet, colour: str, progress: Reporter, values: ValueRange = None
 ) -> tuple[np.ndarray, dict[int, str]]:
     """A record of each image, from the cache where it is, and why images cannot be read.
 
@@ -219,9 +220,10 @@ def read_records(
         images: The images.
         colour: "L" if they are grey by nature, else "RGB".
         progress: Shows progress.
+        values: What becomes 0 and 255 in 16-bit images, as in a card's `value_range`.
     """
     progress.start("Comparing images", len(images))
-    cache = ScanCache(cache_file(images.name))
+    cache = ScanCache(cache_file(images.name), values)
     return _read_all(images, colour, cache, progress, None)
 
 

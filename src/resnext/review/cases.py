@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from resnext.card import card_of
 from resnext.data.dataset import ImageSet
-from resnext.data.decoding import open_image
+from resnext.data.decoding import ValueRange, open_image
 from resnext.data.duplicates import ImageIndex
 from resnext.data.open import find_source
 from resnext.data.scan import read_records
@@ -126,32 +126,38 @@ def ask(model: Runner, paths: Sequence[str], progress: Reporter) -> Answers:
     """Run a model over image files.
 
     Raises:
+        DataError: No image can be read.
         ResNeXtError: An output is NaN or infinite.
     """
     card = card_of(model)
 
-    def decode(path: str) -> np.ndarray | None:
+    def decode(path: str) -> np.ndarray | DataError:
         try:
             return to_pixels(path, Path(path), card.preprocessing)
-        except DataError:
-            return None
+        except DataError as error:
+            return error
 
     logits = np.full((len(paths), len(card.labels)), np.nan, np.float32)
     embeddings = np.full((len(paths), embedding_width(model)), np.nan, np.float32)
+    failed: list[DataError] = []
     progress.start("Looking at the images", len(paths))
     with ThreadPoolExecutor(min(available_cores(), 8)) as pool:
         for start in range(0, len(paths), 64):
             batch = paths[start : start + 64]
             decoded = [*pool.map(decode, batch)]
-            rows = [i for i, x in enumerate(decoded) if x is not None]
-            if rows:
-                some, found = model.pixels(np.stack([x for x in decoded if x is not None]))
+            failed += [x for x in decoded if isinstance(x, DataError)]
+            good = [x for x in decoded if not isinstance(x, DataError)]
+            if good:
+                rows = [i for i, x in enumerate(decoded) if not isinstance(x, DataError)]
+                some, found = model.pixels(np.stack(good))
                 check_finite(some, lambda i, rows=rows, batch=batch: batch[rows[i]])
                 logits[[start + i for i in rows]] = some
                 embeddings[[start + i for i in rows]] = found
             progress.advance(len(batch))
-    if len(bad := np.flatnonzero(np.isnan(logits).all(1))):
-        progress.line(f"{counted(len(bad), 'image')} could not be read, such as {paths[bad[0]]}")
+    if len(failed) == len(paths):
+        raise DataError(f"None of {len(paths):,} images could be read. {failed[0]}")
+    if failed:
+        progress.line(f"{counted(len(failed), 'image')} could not be read, such as {failed[0]}")
     return Answers(logits, probabilities(logits, card.temperature), embeddings)
 
 
@@ -164,6 +170,7 @@ def find_cases(
     doubts: Path | None,
     progress: Reporter,
     unknown: Mapping[str, float] | None = None,
+    values: ValueRange = None,
 ) -> list[Case]:
     """What to look at: doubts first, then near-duplicates, unknown and unsure images.
 
@@ -175,6 +182,7 @@ def find_cases(
         doubts: The list that training wrote; None to judge by `answers`.
         progress: Shows the progress of the search for duplicates.
         unknown: Images that may be of no class, with a score.
+        values: What becomes 0 and 255 in 16-bit images, as in a card's `value_range`.
 
     Raises:
         DataError: The list of doubts cannot be read, or is about other images.
@@ -196,7 +204,7 @@ def find_cases(
             progress.line(f"No label is shown as doubtful. {judged.why_none}")
     cases = [Case("doubt", (p,), f"score {score:.2f}", new, classes(p)) for p, new, score in found]
     seen = {case.paths[0] for case in cases}
-    for pair, sizes, exact in _alike(collection, answers, progress):
+    for pair, sizes, exact in _alike(collection, answers, progress, values):
         same = labels[pair[0]] == labels[pair[1]]
         note = "Equal files" if exact else "Nearly the same picture"
         note += "" if same else " in two classes"
@@ -314,14 +322,14 @@ def _listed(
 
 
 def _alike(
-    collection: Collection, answers: Answers, progress: Reporter
+    collection: Collection, answers: Answers, progress: Reporter, values: ValueRange
 ) -> Iterator[tuple[tuple[str, str], tuple[str, ...], bool]]:
     """Pairs of images that are equal or show the same picture, sizes, and whether they are equal.
 
     Of many that are alike, each is paired with the one of most pixels, if it is like that one.
     """
     parts, paths = collection.parts.items(), collection.paths
-    read = {name: read_records(images, "RGB", progress) for name, images in parts}
+    read = {name: read_records(images, "RGB", progress, values) for name, images in parts}
     index = ImageIndex(
         collection.parts,
         {name: records for name, (records, _) in read.items()},
@@ -337,7 +345,7 @@ def _alike(
     found = find_copies(
         answers.embeddings[rows],
         records["look"][rows],
-        lambda i: open_image(Path(paths[rows[i]]), "L"),
+        lambda i: open_image(Path(paths[rows[i]]), "L", values),
         progress,
     )
     pairs += [(int(rows[a]), int(rows[b])) for a, b in found]

@@ -11,7 +11,7 @@ from resnext.errors import InputError
 
 MOST = 50_000
 """Images on a map; of more, some are drawn at random."""
-_COMPONENTS = 50
+_COMPONENTS, _BLOCK = 50, 4096
 _NEAREST = 5
 _FEWEST = 10  # images below which there is nothing to arrange
 
@@ -39,7 +39,7 @@ def arrange(
     """
     if not len(embeddings):
         return np.zeros((0, 2))
-    x = components(np.asarray(embeddings, np.float64))
+    x = components(embeddings)
     if len(x) < _FEWEST or x.shape[1] < 2 or _same(x):
         points = np.pad(x, ((0, 0), (0, 2)))[:, :2]
     elif find_spec("umap") is not None:
@@ -55,12 +55,21 @@ def arrange(
 
 
 def components(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:
-    """The principal components of rows scaled to length one, as the cosine compares them."""
-    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    x = x - x.mean(0)
+    """The principal components of rows scaled to length one, as the cosine compares them.
+
+    In double precision, of a block of rows at a time, as there may be 50,000 rows of 2,048 values.
+    """
+    blocks = np.array_split(x, -(-len(x) // _BLOCK))
+
+    def scaled(block: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m d"]:
+        block = np.asarray(block, np.float64)
+        return block / np.linalg.norm(block, axis=1, keepdims=True).clip(1e-12)
+
+    mean = sum(scaled(block).sum(0) for block in blocks) / len(x)
+    centred = (scaled(block) - mean for block in blocks)
+    _, vectors = np.linalg.eigh(sum(rows.T @ rows for rows in centred))
     count = min(_COMPONENTS, *x.shape)
-    _, vectors = np.linalg.eigh(x.T @ x)
-    return x @ vectors[:, ::-1][:, :count]
+    return np.concatenate([(scaled(b) - mean) @ vectors[:, ::-1][:, :count] for b in blocks])
 
 
 def _same(x: Float[np.ndarray, "n c"]) -> bool:
@@ -82,12 +91,12 @@ def _tsne(x: Float[np.ndarray, "n c"], count: int) -> Float[np.ndarray, "n 2"]:
     options = {"init": init, "random_state": 0, "max_iter": 500, "n_jobs": 1}
     arranged = TSNE(perplexity=perplexity, **options).fit_transform(landmarks)
     points = np.empty((len(x), 2))
-    for start in range(0, len(x), 4096):
-        rows = x[start : start + 4096]
+    for start in range(0, len(x), _BLOCK):
+        rows = x[start : start + _BLOCK]
         distance = (rows**2).sum(1)[:, None] + (landmarks**2).sum(1) - 2 * rows @ landmarks.T
         nearest = np.argpartition(distance, min(_NEAREST, len(chosen)) - 1)[:, :_NEAREST]
         weight = 1 / (np.take_along_axis(distance, nearest, 1).clip(0) + 1e-9)
         weight /= weight.sum(1, keepdims=True)
-        points[start : start + 4096] = (arranged[nearest] * weight[..., None]).sum(1)
+        points[start : start + _BLOCK] = (arranged[nearest] * weight[..., None]).sum(1)
     points[chosen] = arranged
     return points
