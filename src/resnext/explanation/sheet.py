@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -10,7 +11,11 @@ from resnext.errors import DataError
 from resnext.explanation.deletion import RANDOM_MAPS
 from resnext.explanation.explanation import Explanation
 from resnext.explanation.overlay import AGAINST, FOR, enlarged
-from resnext.prediction.contact_sheet import by_class, draw_strip, fit_text
+from resnext.prediction.contact_sheet import by_class, draw_strip
+from resnext.prediction.lettering import Lettering
+
+if TYPE_CHECKING:
+    from resnext.neighbours.index import Neighbour
 
 _SIDE, _GAP, _BETWEEN, _TEXT = 240, 20, 8, 78  # pixels: image, gaps, text below
 _STRIP = 72  # pixels: a similar image
@@ -36,15 +41,24 @@ def draw_explanations(explanations: Sequence[Explanation], *, columns: int = 2) 
     text = _TEXT + (_STRIP + 20 + _GAP) * any(one.like for one in explanations)
     height = sum(heights) + len(rows) * (text + _GAP) + _GAP
     sheet = Image.new("RGB", (columns * (cell_w + _GAP) + _GAP, height), _PAPER)
+    similar = (_similar(neighbour) for one in explanations for neighbour in one.like)
+    letters = Lettering([*map(title, explanations), *similar])
     top = _GAP
     for row, tallest in zip(rows, heights, strict=True):
         for i, explanation in enumerate(row):
-            _draw(sheet, explanation, _GAP + i * (cell_w + _GAP), top, tallest)
+            _draw(sheet, letters, explanation, _GAP + i * (cell_w + _GAP), top, tallest)
         top += tallest + text + _GAP
     return sheet
 
 
-def _draw(sheet: Image.Image, explanation: Explanation, left: int, top: int, tallest: int) -> None:
+def _draw(
+    sheet: Image.Image,
+    letters: Lettering,
+    explanation: Explanation,
+    left: int,
+    top: int,
+    tallest: int,
+) -> None:
     """Draw one explanation; its text begins below the tallest image of the row."""
     for i, picture in enumerate((enlarged(explanation.image, _SIDE), explanation.overlay(_SIDE))):
         corner = left + i * (_SIDE + _BETWEEN) + (_SIDE - picture.width) // 2
@@ -55,9 +69,7 @@ def _draw(sheet: Image.Image, explanation: Explanation, left: int, top: int, tal
     percent = f"{explanation.probability:.1%}"
     edge = right - draw.textlength(percent, font=large)
     draw.text((edge, below), percent, _FAINT, font=large)
-    draw.text(
-        (left, below), fit_text(draw, title(explanation), edge - left - 8, large), _INK, large
-    )
+    letters.write(draw, (left, below), title(explanation), edge - left - 8, 20, _INK)
     x: float = left
     for colour, text in legend(explanation):
         if colour:
@@ -70,9 +82,13 @@ def _draw(sheet: Image.Image, explanation: Explanation, left: int, top: int, tal
         draw.text((left, below + 51), verdict(explanation), colour, font=small)
     for j, similar in enumerate(by_class(explanation.like)[:2]):
         x = left + j * (_SIDE + _BETWEEN)
-        label = "Similar" if similar[0].label is None else f"Similar: {similar[0].label}"
-        draw.text((x, below + 74), fit_text(draw, label, _SIDE, small), _FAINT, font=small)
+        letters.write(draw, (x, below + 74), _similar(similar[0]), _SIDE, 14, _FAINT)
         draw_strip(sheet, int(x), below + 96, similar[:3], _STRIP)
+
+
+def _similar(one: Neighbour) -> str:
+    """What stands above similar images."""
+    return "Similar" if one.label is None else f"Similar: {one.label}"
 
 
 def title(explanation: Explanation) -> str:

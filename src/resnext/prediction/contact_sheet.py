@@ -14,6 +14,7 @@ from resnext.data.decoding import ValueRange
 from resnext.errors import DataError, InputError
 from resnext.prediction.images import Prediction
 from resnext.prediction.inputs import decode
+from resnext.prediction.lettering import Lettering
 from resnext.system.atomic import check_writable, make_folder
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ def draw_sheet(
     strips = [by_class(prediction.like) for prediction in predictions]
     height = _TEXT + max(map(len, strips)) * (_STRIP + 20)
     sheet, corners = _grid(decoded, len(pictures), columns, height)
-    draw = ImageDraw.Draw(sheet)
-    large, small = ImageFont.load_default(22), ImageFont.load_default(14)
+    draw, small = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    letters = Lettering(prediction.label for prediction in predictions)
     for (left, bottom), rows in zip(corners, strips, strict=True):
         for j, row in enumerate(rows):
             draw_strip(sheet, left, bottom + _TEXT + j * (_STRIP + 20), row[:3], _STRIP)
@@ -75,9 +76,7 @@ def draw_sheet(
         below = bottom + 8
         right = left + _SIDE - draw.textlength(percent, font=small)
         draw.text((right, below + 6), percent, _FAINT, font=small)
-        draw.text(
-            (left, below), fit_text(draw, prediction.label, right - left - 8, large), _INK, large
-        )
+        letters.write(draw, (left, below), prediction.label, right - left - 8, 22, _INK)
         bar = below + 34
         draw.rectangle((left, bar, left + _SIDE - 1, bar + 4), fill="#e8ebf1")
         filled = left + round(probability * (_SIDE - 1))
@@ -103,14 +102,13 @@ def draw_neighbours(
     """
     pictures = [picture, *(one.thumbnail.convert("RGB") for one in neighbours)]
     sheet, corners = _grid(pictures, len(pictures), columns, _TEXT)
-    draw = ImageDraw.Draw(sheet)
-    large, small = ImageFont.load_default(22), ImageFont.load_default(14)
+    draw, small = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     texts = [(one.label or Path(one.name).name, f"{one.distance:.3f}") for one in neighbours]
+    letters = Lettering(label for label, _ in texts)
     for (left, bottom), (label, far) in zip(corners[1:], texts, strict=True):
         right = left + _SIDE - draw.textlength(far, font=small)
         draw.text((right, bottom + 14), far, _FAINT, font=small)
-        text = fit_text(draw, label, right - left - 8, large)
-        draw.text((left, bottom + 8), text, _INK, large)
+        letters.write(draw, (left, bottom + 8), label, right - left - 8, 22, _INK)
     return sheet
 
 
@@ -163,11 +161,11 @@ def draw_flips(
     if not pictures:
         raise DataError("A sheet needs at least one image.")
     sheet, corners = _grid(pictures, len(pictures), columns, _FLIP_TEXT)
-    draw = ImageDraw.Draw(sheet)
-    large, small = ImageFont.load_default(20), ImageFont.load_default(15)
+    draw, small = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    letters = Lettering([*actual, *(one.label for one in (*before, *after))])
     for (left, bottom), right, *answers in zip(corners, actual, before, after, strict=True):
         below = bottom + 6
-        draw.text((left, below), fit_text(draw, right, _SIDE, large), _INK, large)
+        letters.write(draw, (left, below), right, _SIDE, 20, _INK)
         for j, (name, one) in enumerate(zip("AB", answers, strict=True)):
             line = below + 28 + 20 * j
             mark = (left + 16, line + 5, left + 24, line + 13)
@@ -176,8 +174,7 @@ def draw_flips(
             end = left + _SIDE - draw.textlength(percent, font=small)
             draw.text((left, line), name, _FAINT, small)
             draw.text((end, line), percent, _FAINT, small)
-            text = fit_text(draw, one.label, end - left - 38, small)
-            draw.text((left + 31, line), text, _INK, small)
+            letters.write(draw, (left + 31, line), one.label, end - left - 38, 15, _INK)
     return sheet
 
 
@@ -240,16 +237,3 @@ def _thumbnail(image: Image.Image, length: int = _SIDE) -> Image.Image:
     tiny = side * 4 <= length
     filter_ = Image.Resampling.NEAREST if tiny else Image.Resampling.LANCZOS
     return square.resize((length, length), filter_)
-
-
-def fit_text(
-    draw: ImageDraw.ImageDraw,
-    text: str,
-    width: float,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-) -> str:
-    """Text on one line, shortened with an ellipsis to fit a width in pixels."""
-    text = " ".join(text.split())
-    while len(text) > 1 and draw.textlength(text, font=font) > width:
-        text = text[:-2] + "…"
-    return text
