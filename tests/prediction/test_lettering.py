@@ -107,9 +107,13 @@ def test_names_without_special_letters_are_drawn_as_ever(monkeypatch: pytest.Mon
         ("ab\u200dc", "abc"),
     ],
 )
+@pytest.mark.parametrize("font", ["", "猫"])  # which cannot spell, so it is no help
 @pytest.mark.filterwarnings("ignore::resnext.errors.ResNeXtWarning")
-def test_letters_that_no_font_has_are_spelled_out(fonts: Path, text: str, ascii: str) -> None:
+def test_letters_that_no_font_has_are_spelled_out(
+    fonts: Path, font: str, text: str, ascii: str
+) -> None:
     """Boxes say nothing, and look alike for all classes."""
+    write_font(fonts / "a.ttf", font)
     assert np.array_equal(drawn(text), drawn(ascii))
 
 

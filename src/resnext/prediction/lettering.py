@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import string
 import sys
 import unicodedata
 import warnings
@@ -24,6 +25,9 @@ _PROBE = 20  # pixels
 _NO_CHARACTER = "\uffff"  # drawn as what a font shows for letters that it lacks
 _ASCII = {"Pd": "-", "Pi": "'", "Pf": "'", "Cf": "", "Mn": ""}
 """Categories: dashes, quotation marks, joiners, and marks on other letters."""
+
+_SPELLING = frozenset(f"{string.ascii_letters}{string.digits}[]+-'")
+"""What other letters are spelled with."""
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 """Pillow's type of its own font."""
@@ -49,8 +53,10 @@ class Lettering:
         open_texts = {text: some for text, some in letters.items() if some & own}
         for path, lacking in _covering(set[str]().union(*open_texts.values())):
             for text, some in open_texts.items():
-                if len(some & lacking) < len(best[text][0]):
-                    best[text] = some & lacking, path
+                left = some & lacking
+                spells = not left or not lacking & _SPELLING
+                if spells and len(left) < len(best[text][0]):
+                    best[text] = left, path
             if not any(left for left, _ in best.values()):
                 break
         self._best = best
@@ -119,7 +125,7 @@ def _spelled(letter: str) -> str:
 
 
 def _covering(letters: Set[str]) -> Iterator[tuple[Path, Set[str]]]:
-    """Fonts of the system, usual ones first, and which letters each lacks."""
+    """Fonts of the system, usual ones first, and which letters each lacks, also of `_SPELLING`."""
     if not letters:
         return
     found = {
@@ -132,7 +138,7 @@ def _covering(letters: Set[str]) -> Iterator[tuple[Path, Set[str]]]:
     for path in sorted(found, key=lambda x: (bool(_UNUSUAL.search(x.stem)), x.name, x)):
         try:
             font = ImageFont.truetype(path, _PROBE, layout_engine=ImageFont.Layout.BASIC)
-            lacking = _lacking(font, letters)
+            lacking = _lacking(font, letters | _SPELLING)
         except OSError:  # damaged, or of pictures of another size
             continue
         yield path, lacking
