@@ -454,12 +454,13 @@ def test_explanations_that_need_more_than_the_file(
     suffix = SUFFIXES[to]
     photo = next(pictures(tmp_path / "photos", 1).rglob("*.png"))
     plain = export(network, tmp_path / f"plain{suffix}")
-    with pytest.raises(InputError, match="--outputs logits embedding map"):
+    advice = r"\(--how occlusion\), or export it again with --outputs logits embedding map"
+    with pytest.raises(InputError, match=advice):
         resnext.explain(plain, photo)
+    assert resnext.explain(plain, photo, how="occlusion").how == "occlusion"
     path = folder / f"net{suffix}"
     assert not returns_maps(Exported(plain))  # to ask so raised an error, and a server failed
     assert returns_maps(Exported(path))
-    assert resnext.explain(path, photo, how="occlusion").how == "occlusion"
     refused: list[dict[str, Any]] = [{"how": "layercam"}, {"how": "ig"}, {"fine": True}]
     for other in refused:
         with pytest.raises(InputError, match=rf"behind .*net\{suffix} is not known.* model file"):

@@ -169,10 +169,10 @@ class Exported:
     def _check_map(self) -> None:
         if "map" not in self.outputs:
             packed = self.foreign or self.path.suffix == ".pte"  # its last layer cannot be read
-            again = "" if packed else ", or export it with --outputs logits embedding map"
+            again = "" if packed else ", or export it again with --outputs logits embedding map"
             raise InputError(
-                f"{self.path} has no output map, so no exact class map. Use the method "
-                f"occlusion{again}."
+                f"{self.path} has no output map, so no exact class map. Use the method occlusion "
+                f"(--how occlusion){again}."
             )
 
     def _run(self, x: UInt8[np.ndarray, "n h w c"], other: int) -> tuple[Any, Any]:

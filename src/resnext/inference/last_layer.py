@@ -30,7 +30,7 @@ def read_last_layer(path: Path, position: int) -> Classifier:
     if found is None:
         raise InputError(
             f"{path} has no last layer that can be read, so no exact class map. Use the method "
-            f"occlusion."
+            f"occlusion (--how occlusion)."
         )
     weight, bias = (np.asarray(values, np.float32) for values in found)
     return Classifier(weight, bias)
