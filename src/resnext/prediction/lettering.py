@@ -91,7 +91,7 @@ class Lettering:
         lacking, path = self._best[_normal(text)]
         own = ImageFont.load_default(size)
         assert isinstance(own, ImageFont.FreeTypeFont), "as it has a size"
-        font = own if path is None else ImageFont.truetype(path, size)
+        font = own if path is None else ImageFont.truetype(str(path), size)
         shown = "".join(_spelled(c) if c in lacking else c for c in _normal(text))
         if lacking:
             shown = shown.replace("][", " ")  # "[ka o te]"
@@ -137,9 +137,9 @@ def _covering(letters: Set[str]) -> Iterator[tuple[Path, Set[str]]]:
     }
     for path in sorted(found, key=lambda x: (bool(_UNUSUAL.search(x.stem)), x.name, x)):
         try:
-            font = ImageFont.truetype(path, _PROBE, layout_engine=ImageFont.Layout.BASIC)
+            font = ImageFont.truetype(str(path), _PROBE, layout_engine=ImageFont.Layout.BASIC)
             lacking = _lacking(font, letters | _SPELLING)
-        except OSError:  # damaged, or of pictures of another size
+        except (OSError, ValueError):  # damaged, pictures of another size, a name in no encoding
             continue
         yield path, lacking
 
