@@ -220,7 +220,10 @@ def predict(
         options["index"] = find_index(file, model, partial(print, file=sys.stderr))
     found = predict(model, pictures, **options)
     ending = unreadable.ending()
-    pictures = [x for name, x in expand_images(pictures) if name not in unreadable.names]
+    bad = {*unreadable.names}
+    pictures = [
+        x for i, x in enumerate(pictures) if (x if isinstance(x, str) else str(i)) not in bad
+    ]
     predictions = [
         one._replace(name="-") if isinstance(picture, bytes) else one
         for picture, one in zip(pictures, found, strict=True)
