@@ -539,6 +539,7 @@ def test_images_grow(size: int, train_size: int | None, smallest: int, sides: li
         ({"frozen_stages": -1}, "cached_views needs frozen_stages"),
         ({"mixup": 0.2}, "With cached_views, mixup must be 0.0"),
         ({"policy": "trivial"}, "With cached_views, policy must be 'none'"),
+        ({"repeats": 2}, "With cached_views, repeats must be 1"),
         ({"first_size": 0.5}, "With cached_views, first_size must be 1.0"),
     ],
 )

@@ -1,9 +1,10 @@
 """Training: from images to a model file with its report.
 
 launch.py        train() and distill(): from arguments to a run, phase by phase
+arguments.py     what is refused before data is opened, and what would have no effect
 request.py       what a run was asked for, where it runs, and its plan: data only
 given_model.py   the `model` argument of train(): a name, a config, a config file or a network
-preparation.py   checks, network, batch size and execution of a run
+preparation.py   network, batch size and execution of a run
 identity.py      what a run was started with: compared and taken over on resume
 defaults.py      network and image size that follow from the images
 forecast.py      how long a run will take, from timing real steps

@@ -161,12 +161,12 @@ class Recipe:
             raise ConfigError(
                 "cached_views needs frozen_stages, whose maps are kept. Set both, or neither."
             )
-        for name in ("policy", "erasing", "mixup", "cutmix", "first_size"):
+        for name in ("repeats", "policy", "erasing", "mixup", "cutmix", "first_size"):
             usual = next(field.default for field in fields(self) if field.name == name)
             if getattr(self, name) != usual:
                 raise ConfigError(
-                    f"With cached_views, {name} must be {usual!r}: it would change what the frozen "
-                    f"stages see. Set {name}={usual}, or cached_views=0."
+                    f"With cached_views, {name} must be {usual!r}: anything else needs new views. "
+                    f"Set {name}={usual}, or cached_views=0."
                 )
 
     def side(self, size: int, smallest: int, part: float) -> int:
