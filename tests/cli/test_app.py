@@ -503,7 +503,12 @@ def test_names_that_the_terminal_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("left", ["--help"]),
         ("left", ["info"]),
+        ("left", ["train", "--help"]),
+        ("left", ["--version"]),
         ("full", ["info"]),
+        ("full", ["--help"]),
+        ("full", ["train", "--help"]),
+        ("full", ["--version"]),
     ],
 )
 def test_output_that_nobody_takes(reader: str, arguments: list[str]) -> None:
