@@ -11,7 +11,7 @@ forecast.py      how long a run will take, from timing real steps
 minutes.py       network, size and epochs for a time budget
 trainer.py       the loop over epochs and steps
 best_model.py    the model file, written whenever an epoch is the best so far
-replanning.py    epochs and threads of a run with a time budget, after each epoch
+replanning.py    epochs and threads of a run with a time budget; where its last epoch ends
 teacher.py       a trained network that gives the targets: distillation
 threads.py       fewer threads while other programs run, for runs with a budget
 dynamics.py      what a run says about the label of each training image

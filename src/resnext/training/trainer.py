@@ -133,6 +133,13 @@ class Trainer:
         """Epochs of the run, as it is planned now, with a shorter last one."""
         return math.ceil(self.state.epochs(self.recipe.epochs))
 
+    @property
+    def stop(self) -> int:
+        """Steps of the running epoch, as it is planned now: fewer in a shorter last one."""
+        steps = self.sampler.steps
+        total = round(self.state.epochs(self.recipe.epochs) * steps)
+        return min(steps, total - (self.state.epoch - 1) * steps)
+
     def close(self) -> None:
         """Stop worker processes and background writes."""
         stop_workers(self.loader)
@@ -149,16 +156,16 @@ class Trainer:
             result = self._validate(self.network)
             averaged = self._validate(average.network) if average else None
         took = {part: seconds - before[part] for part, seconds in self.clock.seconds.items()}
-        steps = self.sampler.stop - done
+        steps = self.state.step - done
         learning = took["training"] + took["waiting for images"]
         totals = self.group.gather(self.state.total)
         row = {
             "epoch": self.state.epoch,
-            "loss": round(sum(totals) / len(totals) / max(self.sampler.stop, 1), 6),
+            "loss": round(sum(totals) / len(totals) / max(self.state.step, 1), 6),
             "val_accuracy": result.accuracy,
             "val_nll": round(result.nll, 6),
             "ema_accuracy": averaged.accuracy if averaged else None,
-            "rate": self._rate((self.state.epoch - 1) * self.sampler.steps + self.sampler.stop - 1),
+            "rate": self._rate((self.state.epoch - 1) * self.sampler.steps + self.state.step - 1),
             "images_per_second": round(steps * self.recipe.batch_size / max(learning, 1e-9), 1),
             "size": self.sampler.side,
             "threads": torch.get_num_threads(),
@@ -187,18 +194,16 @@ class Trainer:
         self.sampler.side = self.settings.side(
             self._position((state.epoch - 1) * steps) / self.steps
         )
-        total = round(state.epochs(recipe.epochs) * steps)
-        self.sampler.stop = min(steps, total - (state.epoch - 1) * steps)
+        self.sampler.stop = steps  # of which this takes as many as there is time for
         order = self.sampler.whole(state.epoch)
         self.dynamics.start_epoch(order)
         model = self.train_step.model(state.epoch)
-        self.progress.start(
-            f"Epoch {state.epoch}/{self.epochs}", self.sampler.stop * recipe.batch_size
-        )
+        self.progress.start(f"Epoch {state.epoch}/{self.epochs}", self.stop * recipe.batch_size)
         self.progress.advance(state.step * recipe.batch_size)
+        self.replanner.start_epoch(state, self.sampler.side)
         with self.clock.measure("training"):
             batches = loaded_batches(self.loader) if len(self.sampler) else iter(())
-            for step in range(state.step, self.sampler.stop):
+            while (step := state.step) < self.stop:
                 number = (state.epoch - 1) * steps + step
                 self.train_step.set_rate(self._rate(number))
                 with self.clock.measure(
@@ -238,11 +243,14 @@ class Trainer:
         due = time.monotonic() - self.saved_at > self.settings.checkpoint_seconds
         due = due and self.group.first
         requested = self.interrupts.requested is not None
-        stop, diverged, due = self.group.any(requested, bool(problem), due)
+        measured = self.group.first and self.replanner.measure(self.state, self.clock)
+        stop, diverged, due, measured = self.group.any(requested, bool(problem), due, measured)
         if diverged:
             raise Diverged(problem or "the loss of another process diverged")
         if stop:
             self.interrupts.stop()
+        if measured:
+            self.replanner.replan_within(self.state)
         if due:
             self._sync_losses()
             self.dynamics.merge(self.group)
