@@ -152,7 +152,7 @@ def test_what_has_an_effect_is_accepted(
     changes: dict[str, Any] = {"momentum": 0.8, "min_area": 0.5, "frozen_stages": 1}
     changes |= {"schedule": "step", "milestones": (0.5,), "label_smoothing": 0.0}
     quick(photos, tmp_path / "m.safetensors", dry_run=True, progress=True, **changes)
-    line = "Without weights, frozen_stages keeps layers at their random values."
+    line = "Without weights, frozen_stages keeps layers as they are initialized."
     assert capsys.readouterr().err.count(line) == 1
     given: dict[str, Any] = {"recipe": QUICK, "size": 16, "workers": 0, "progress": False}
     given |= {"drop_path": 0.1, "zero_init_residual": True, "dry_run": True}

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ import resnext
 from resnext.evaluation.metrics import Evaluation
 from resnext.training import launch, minutes
 from resnext.training.dataloader import Batch
+from resnext.training.distributed import ProcessGroup
 from resnext.training.dynamics import Dynamics, StepOutputs
 from resnext.training.forecast import Speed
 from resnext.training.replanning import Replanner
-from resnext.training.run_state import Clock
+from resnext.training.run_state import Clock, TrainState
 from resnext.training.step import TrainStep
 from resnext.training.trainer import Trainer
 
@@ -162,6 +164,21 @@ def test_an_epoch_that_is_cut_short_is_told(many: Path, tmp_path: Path) -> None:
     steps = run.state.history[-1]["steps"]
     told = [line for line in run.state.resumes if line.startswith("Planned again in epoch 2, ")]
     assert re.search(rf"it has {steps} instead of \d+ steps, because a step takes 4.3 s", told[-1])
+
+
+def test_other_processes_end_where_the_first_one_does() -> None:
+    """They measure nothing, and there is no pace that they could speak of."""
+
+    class Other(ProcessGroup):
+        def broadcast(self, value: Any) -> Any:
+            return 60
+
+    lines: list[str] = []
+    settings: Any = SimpleNamespace(recipe=QUICK)
+    replanner = Replanner(resnext.ResNeXt(TINY), settings, STEPS, Other(1, 2), lines.append)
+    state = TrainState(epoch=2, step=7, budget=SECONDS)
+    replanner.replan_within(state)
+    assert (state.replans, lines) == ([((STEPS + 7) / STEPS, 60 / STEPS)], [])
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import torch
@@ -93,7 +94,7 @@ def check_effects(request: Request, recipe: Recipe, progress: Reporter) -> None:
     Args:
         request: The arguments of a new run.
         recipe: Its recipe, with the changes.
-        progress: Gets a line about layers that would stay at random values.
+        progress: Gets a line about layers that would stay as they are initialized.
 
     Raises:
         ConfigError: A teacher or weights are missing, or a change has no effect.
@@ -101,7 +102,8 @@ def check_effects(request: Request, recipe: Recipe, progress: Reporter) -> None:
     if request.recipe == "distill" and request.teacher is None:
         raise ConfigError(
             f"The recipe distill needs a teacher, and none is given. Use resnext distill TEACHER "
-            f"--data {request.data}, or leave out the recipe to train on the labels."
+            f"--data {shlex.quote(str(request.data))}, or leave out the recipe to train on the "
+            f"labels."
         )
     if recipe.probe and request.origin is None:
         name = "The recipe finetune" if request.recipe == "finetune" else "probe"
@@ -120,9 +122,9 @@ def check_effects(request: Request, recipe: Recipe, progress: Reporter) -> None:
     for name in request.changes:
         if name in ignored:
             raise ConfigError(f"{name} has no effect with {ignored[name]}. Leave it out.")
-    kept = [name for name in ("frozen_stages", "frozen_norms") if name in request.changes]
-    if kept and request.origin is None:
-        progress.line(f"Without weights, {kept[0]} keeps layers at their random values.")
+    if request.origin is None and (recipe.frozen_stages >= 0 or recipe.frozen_norms):
+        name = "frozen_stages" if recipe.frozen_stages >= 0 else "frozen_norms"
+        progress.line(f"Without weights, {name} keeps layers as they are initialized.")
 
 
 def _ignored(request: Request) -> dict[str, str]:

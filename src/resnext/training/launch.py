@@ -391,9 +391,8 @@ def _run(
         check_identity(checkpoint.about["identity"], run_identity(request, plan))
     execution = _choose_execution(request, context, plan, checkpoint)
     settings = run_settings(request, context, plan, execution)
-    if line := shared_memory_line(
-        settings.workers, training_workers(settings, context.group).workers
-    ):
+    workers = training_workers(settings, context.group).workers
+    if line := shared_memory_line(settings.workers, workers):
         context.progress.line(line)
     shown = context.group.any(context.shows_progress or request.dry_run)[0]
     if time_plan is None and shown and (checkpoint is None or request.dry_run):

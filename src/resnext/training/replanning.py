@@ -13,7 +13,7 @@ import torch
 
 from resnext.network import ResNeXt
 from resnext.training.distributed import ProcessGroup
-from resnext.training.forecast import MOST_EPOCHS, epochs_that_fit
+from resnext.training.forecast import MOST_EPOCHS, TimePlan, epochs_that_fit
 from resnext.training.run_state import Clock, RunSettings, TrainState
 from resnext.training.threads import CLEARLY, changed_threads, fastest_threads
 
@@ -56,6 +56,15 @@ class Replanner:
         self.paces: deque[float] = deque(maxlen=3)
         self.measured, self.area = (0, 0.0), 1.0
         self.usual: tuple[float, float] | None = None
+
+    def plan(self, state: TrainState, time_plan: TimePlan) -> None:
+        """Begin a run with a time budget."""
+        state.budget = time_plan.end - time.monotonic()
+        state.kept, state.choice = time_plan.kept, time_plan.choice
+        state.threads = time_plan.threads
+        seconds = state.budget - state.kept
+        fit = time_plan.speed.epochs(self.settings.recipe, seconds, self.steps)
+        state.replans.append((0, self.group.broadcast(max(fit, 1 / self.steps))))
 
     def replan(self, state: TrainState, clock: Clock) -> None:
         """Change the number of epochs if the planned ones would end clearly before or after time.
@@ -115,7 +124,7 @@ class Replanner:
     def replan_within(self, state: TrainState) -> None:
         """Change where the running epoch ends, if the run would end in it clearly out of time.
 
-        An epoch may be a large part of the time.
+        An epoch may be a large part of the time. The first process decides; only it measures.
         """
         steps, number = self.steps, (state.epoch - 1) * self.steps + state.step
         planned = round(state.epochs(self.settings.recipe.epochs) * steps)
@@ -125,7 +134,7 @@ class Replanner:
         state.replans.append((number / steps, fit / steps))
         end = state.epoch * steps
         before, now = min(planned, end) - number, min(fit, end) - number
-        if not before / _MUCH <= now <= before * _MUCH:
+        if self.paces and not before / _MUCH <= now <= before * _MUCH:
             self._say(
                 state,
                 f"Planned again in epoch {state.epoch}, after step {state.step}: it has "
@@ -141,7 +150,7 @@ class Replanner:
             planned: Steps that are planned.
             number: Steps that are done.
         """
-        if not self.paces:  # only the first process measures
+        if not self.paces:
             return planned
         assert state.budget is not None, "only runs with a time budget are replanned"
         pace, end = self._pace(), state.epoch * self.steps

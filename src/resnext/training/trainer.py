@@ -206,10 +206,8 @@ class Trainer:
             while (step := state.step) < self.stop:
                 number = (state.epoch - 1) * steps + step
                 self.train_step.set_rate(self._rate(number))
-                with self.clock.measure(
-                    "waiting for images"
-                ):  # all, so that no step ends half done
-                    parts = self._next_parts(batches)
+                with self.clock.measure("waiting for images"):
+                    parts = self._next_parts(batches)  # all, so that no step ends half done
                 value = torch.zeros((), device=self.device)
                 for part, batch in enumerate(parts):
                     places = self.sampler.places(step, part)
@@ -433,12 +431,7 @@ class Trainer:
             time_plan: Limit for the epochs, and what was chosen for it.
         """
         if time_plan is not None:
-            self.state.budget = time_plan.end - time.monotonic()
-            self.state.kept, self.state.choice = time_plan.kept, time_plan.choice
-            self.state.threads = time_plan.threads
-            seconds, steps = self.state.budget - self.state.kept, self.sampler.steps
-            fit = time_plan.speed.epochs(self.recipe, seconds, steps)
-            self.state.replans.append((0, self.group.broadcast(max(fit, 1 / steps))))
+            self.replanner.plan(self.state, time_plan)
         if head is not None:
             result, opinions = head
             self.dynamics.hold_out(opinions)
