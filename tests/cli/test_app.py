@@ -75,6 +75,7 @@ def photos(tmp_path: Path) -> Path:
         ("train PHOTOS --model resnext50_32x4d --size 16", "size must be at least 32 pixels"),
         ("train PHOTOS --epochs 0", "epochs must be a whole number from 1"),
         ("train PHOTOS --recipe best", "No recipe is called 'best'"),
+        ("train PHOTOS --recipe distill", "Use resnext distill TEACHER --data PHOTOS"),
         ("train PHOTOS --device toaster", "device 'toaster' cannot be used"),
         ("train PHOTOS --out MODEL", "exists. Choose another name"),
         ("train digits --model resnext50_32x4d", "size must be at least 32 pixels"),
@@ -502,7 +503,12 @@ def test_names_that_the_terminal_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("left", ["--help"]),
         ("left", ["info"]),
+        ("left", ["train", "--help"]),
+        ("left", ["--version"]),
         ("full", ["info"]),
+        ("full", ["--help"]),
+        ("full", ["train", "--help"]),
+        ("full", ["--version"]),
     ],
 )
 def test_output_that_nobody_takes(reader: str, arguments: list[str]) -> None:

@@ -527,3 +527,10 @@ def test_defaults() -> None:
     for function in (open_model, open_runner):
         parameters = inspect.signature(function).parameters
         assert {name: parameters[name].default for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "toaster"])
+def test_files_of_other_runtimes_run_on_the_processor(device: str) -> None:
+    """The device was passed over, and the answers came from the processor."""
+    with pytest.raises(InputError, match=f"a.onnx runs on the processor only, not on '{device}'"):
+        open_model("a.onnx", device=device)

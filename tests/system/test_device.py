@@ -1,14 +1,85 @@
-"""Precisions: what the hardware computes fast, and what is refused."""
+"""Devices and precisions: what the hardware computes fast, and what is refused."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 import torch
 
 from resnext.errors import InputError
-from resnext.system.device import pick_precision
+from resnext.system.device import pick_device, pick_precision
 
 CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("cuda", "this torch, 9.9, was built without CUDA; pytorch.org says how to install one .*"),
+        ("cuda:7", "this torch, 9.9, was built without CUDA; .*"),
+        ("mps", "this torch, 9.9, was built without MPS; .*"),
+        ("xpu:0", "this torch, 9.9, was built without XPU; .*"),
+        ("meta", "torch cannot compute on it here"),
+        ("hpu", "torch cannot compute on it here"),
+        ("vulkan", "torch cannot compute on it here"),
+        *((name, "it is not the name of a torch device") for name in ("gpu", "CPU", "cuda:x", "")),
+    ],
+)
+def test_devices_that_a_torch_for_processors_lacks(
+    name: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was advised to use cuda:0, or quoted torch's list of twenty names."""
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    for module, build in (
+        (torch.backends.cuda, "is_built"),
+        (torch.backends.mps, "is_built"),
+        (torch.xpu, "_is_compiled"),
+        (torch.cuda, "is_available"),
+        (torch.accelerator, "is_available"),
+    ):
+        monkeypatch.setattr(module, build, lambda: False)
+
+    def empty(*_: object, **__: object) -> None:
+        raise AssertionError("Torch not compiled with it")
+
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(InputError) as caught:
+        pick_device(name)
+    wanted = rf"device {name!r} cannot be used: {reason}\. Use auto or cpu\."
+    assert re.fullmatch(wanted, str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "message"),
+    [
+        ("cuda:7", 1, "this machine has 1 CUDA device. Use auto, cpu, or cuda:0."),
+        ("cuda:2", 2, "this machine has 2 CUDA devices. Use auto, cpu, or cuda:0 to cuda:1."),
+        ("cuda:0", 2, "busy. Use auto, cpu, or cuda:0 to cuda:1."),
+        ("cuda", 0, "torch finds no CUDA device: its driver is missing, or the device is hidden."),
+        ("mps", 1, "this torch, 9.9, was built without MPS; pytorch.org says"),
+    ],
+)
+def test_devices_that_a_torch_for_gpus_lacks(
+    name: str, count: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The advice names the devices that there are."""
+
+    def empty(*_: object, **__: object) -> None:
+        raise RuntimeError("busy.\nMore lines")
+
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_built", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    for module in (torch.cuda, torch.accelerator):
+        monkeypatch.setattr(module, "is_available", lambda: count > 0)
+        monkeypatch.setattr(module, "device_count", lambda: count)
+    with pytest.raises(InputError) as caught:
+        pick_device(name)
+    assert str(caught.value).startswith(f"device {name!r} cannot be used: {message}")
+    assert "\n" not in str(caught.value)
 
 
 def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import QUICK, TINY, quick
+from training_runs import QUICK, TINY, quick, stop_after
 
 import resnext
 from resnext import ResNeXtError
 from resnext.data.dataset import ImageSet
 from resnext.errors import CheckpointError, ConfigError, DataError
-from resnext.training import Recipe, identity, preparation
+from resnext.training import Recipe, identity, launch, preparation
 from resnext.training.distributed import ProcessGroup, peer_errors
 from resnext.training.run_state import ExecutionConfig
 
@@ -76,6 +76,19 @@ def test_same_seed_same_file(photos: Path, tmp_path: Path) -> None:
         ({"train_size": 1}, "train_size must be at least 2 pixels .* Raise train_size"),
         ({"padding": 32, "size": 32}, "padding must be less than the images' 32 pixels"),
         ({"distill_temperature": 2.0}, "distill_temperature needs a teacher"),
+        ({"recipe": "distill"}, "needs a teacher, and none is given. Use resnext distill TEACHER"),
+        ({"recipe": "finetune"}, "The recipe finetune needs weights to start from"),
+        ({"probe": True}, "^probe needs weights to start from, and none are given. Give --weights"),
+        ({"drop_path": 0.1}, "no effect with a config, whose drop_path_rate is used. Leave it out"),
+        ({"zero_init_residual": True}, "zero_init_residual has no effect with a config"),
+        (
+            {"momentum": 0.5, "optimizer": "adamw"},
+            "no effect with optimizer=adamw, only with .*sgd",
+        ),
+        ({"milestones": (0.5,)}, "milestones has no effect with schedule=cosine"),
+        ({"operations": 3}, "operations has no effect with policy=none, only with policy=rand"),
+        ({"magnitude": 3}, "magnitude has no effect with policy=none"),
+        ({"min_area": 0.5, "padding": 2}, "min_area has no effect with padding=2, only with .*=0"),
         ({"seed": 2**63}, r"seed must be 0 or a positive integer below 2\^63"),
         ({"minutes": 1e6}, "minutes must be more than 0 and less than a million"),
         ({"recipe": "probe"}, r"The recipe probe needs weights"),
@@ -119,6 +132,45 @@ def test_wrong_arguments_leave_an_existing_file_alone(
         resnext.train(out=out, progress=False, **given)
     assert out.read_text() == "precious"
     assert checkpoint.exists()
+
+
+def test_a_network_ignores_what_is_for_new_weights(photos: Path, tmp_path: Path) -> None:
+    """Its weights are what they are, and nothing can be fitted to a file that there is not."""
+    network, out = resnext.ResNeXt(TINY), tmp_path / "m.safetensors"
+    given: dict[str, Any] = {"recipe": QUICK, "size": 16, "progress": False}
+    with pytest.raises(ConfigError, match=r"zero_init_residual has no effect with a network"):
+        resnext.train(photos, network, out=out, zero_init_residual=True, **given)
+    with pytest.raises(ConfigError, match="probe has no effect with a network in memory, only"):
+        resnext.train(photos, network, out=out, probe=True, **given)
+    assert not list(tmp_path.glob("m.*"))
+
+
+def test_what_has_an_effect_is_accepted(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Together with the field that it needs; layers that stay random are worth a line."""
+    changes: dict[str, Any] = {"momentum": 0.8, "min_area": 0.5, "frozen_stages": 1}
+    changes |= {"schedule": "step", "milestones": (0.5,), "label_smoothing": 0.0}
+    quick(photos, tmp_path / "m.safetensors", dry_run=True, progress=True, **changes)
+    line = "Without weights, frozen_stages keeps layers as they are initialized."
+    assert capsys.readouterr().err.count(line) == 1
+    given: dict[str, Any] = {"recipe": QUICK, "size": 16, "workers": 0, "progress": False}
+    given |= {"drop_path": 0.1, "zero_init_residual": True, "dry_run": True}
+    network = resnext.train(photos, "resnext_nano_32px", out=tmp_path / "m.safetensors", **given)
+    assert network.config.drop_path_rate == 0.1
+
+
+def test_a_run_that_has_begun_continues(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions accepted what had no effect, and their runs are not lost."""
+    given: dict[str, Any] = {"recipe": "distill", "epochs": 2, "batch_size": 4, "magnitude": 3}
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "check_effects", lambda *_: None)
+        stop_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            quick(photos, tmp_path / "m.safetensors", **given)
+    assert quick(photos, tmp_path / "m.safetensors", resume=True, **given).card
 
 
 def test_existing_files_are_not_overwritten_unasked(photos: Path, tmp_path: Path) -> None:

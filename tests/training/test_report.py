@@ -648,6 +648,9 @@ def test_the_map_is_made_where_there_is_time(monkeypatch: pytest.MonkeyPatch) ->
     assert not wanted(61, train=images.select([0] * 4600, "train"))
     assert wanted(100, budget=131)
     assert not wanted(100, budget=129)
+    state = TrainState(seconds={"training": 90.0, "validating": 10.0}, budget=131, history=[{}, {}])
+    assert image_map.worthwhile(parts, state, indexing=0.5)
+    assert not image_map.worthwhile(parts, state, indexing=2.0)  # both had been given all the time
     monkeypatch.setattr(image_map, "installed", lambda: False)
     assert not wanted(61)
 

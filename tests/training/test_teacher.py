@@ -311,6 +311,11 @@ def test_the_command_compares_student_and_teacher(
         ({"loss": "binary"}, "loss must be 'cross_entropy' with a teacher"),
         ({"balance": "sampling"}, "balance must be 'none' with a teacher"),
         ({"recipe": "finetune"}, "probe must be False with a teacher"),
+        ({"label_smoothing": 0.1}, "label_smoothing has no effect with a teacher, whose answers"),
+        (
+            {"frozen_stages": 1, "cached_views": 1, "mixup": 0.0},
+            "cached_views has no effect with a teacher, which needs the images",
+        ),
         ({"recipe": "probe", "weights": "w.pth", "model": None}, "probe learns from labels"),
         ({"distill_temperature": 0.0}, "distill_temperature must be a number from"),
         (

@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
@@ -46,6 +47,7 @@ app = App(
     suppress_keyboard_interrupt=False,  # Ctrl-C and SIGTERM have their own exit codes
 )
 app.meta.group_parameters = Group("All commands", sort_key=9)
+app.meta.suppress_keyboard_interrupt = False
 for _command in (
     info,
     train,
@@ -74,24 +76,30 @@ def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     debug: Flag = False,
 ) -> None:
-    """Run a command and turn its errors into one line and an exit code.
+    """Run a command.
 
     Args:
         tokens: The command and its arguments.
         debug: Show the full traceback of an error.
     """
+    del debug  # `main` looks for it, because help and version never come here
     if tokens[:1] == ("explain",):
         tokens = complete_optional(tokens, "--against")
     if tokens[:1] == ("predict",):
         tokens = with_standard_input(tokens)
-    if debug:
-        app(tokens, exit_on_error=False, print_error=False)
-        return
+    app(tokens, exit_on_error=False, print_error=False)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Turn errors, also those of a full disk behind the output, into one line and an exit code."""
     try:
-        app(tokens, exit_on_error=False, print_error=False)
-        sys.stdout.flush()  # here, an error is one line
-    except CycloptsError as error:
-        _fail(f"{error} See resnext --help.")
+        try:
+            yield
+        except SystemExit:  # of `compare` and `drift`, after their tables
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
     except (ResNeXtError, OSError) as error:
         if isinstance(error, OSError) and _reader_left():
             sys.exit(_CLOSED_PIPE)
@@ -118,7 +126,8 @@ def main() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("default", ResNeXtWarning)
             warnings.showwarning = partial(_show_warning, warnings.showwarning)
-            app.meta(sys.argv[1:], exit_on_error=False, print_error=False)
+            with nullcontext() if "--debug" in sys.argv else _one_line():
+                app.meta(sys.argv[1:], exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(f"{error} See resnext --help.")
     except SystemExit as error:
@@ -164,5 +173,6 @@ def exit_code(error: KeyboardInterrupt) -> int:
 
 def _fail(message: str) -> NoReturn:
     """Print one line on standard error and exit with code 2."""
-    print(f"resnext: {one_line(message)}", file=sys.stderr)
+    with suppress(OSError):  # the disk behind it may be full, too
+        print(f"resnext: {one_line(message)}", file=sys.stderr)
     sys.exit(2)

@@ -63,7 +63,7 @@ def optimize(
     """
     if not Path(file).is_file():
         raise ResNeXtError(f"{file} is not a file. A plan is saved next to a model file.")
-    from resnext.inference.exported import is_exported
+    from resnext.inference.exported import check_processor, is_exported
 
     if is_exported(file):
         given = labels, size, mean, std
@@ -72,6 +72,7 @@ def optimize(
                 f"{file} is an exported file, whose precision and size are fixed. --precision, "
                 f"--data and --max-loss are for the model that it was made from."
             )
+        check_processor(file, device)
         _optimize_file(file, given, engine, batch_size)
         return
     with_given(file, labels, size, mean, std)  # refuses them: a model file has its own

@@ -246,6 +246,23 @@ def is_exported(source: object) -> bool:
     return isinstance(source, str | Path) and Path(source).suffix.lower() in SUFFIXES
 
 
+def check_processor(path: str | Path, device: str) -> None:
+    """Refuse another device than the processor for a file of another runtime.
+
+    Args:
+        path: The file.
+        device: "auto", or a torch device.
+
+    Raises:
+        InputError: It is another device.
+    """
+    if device.partition(":")[0] not in ("auto", "cpu"):
+        raise InputError(
+            f"{path} runs on the processor only, not on {device!r}. Leave out the device, or use "
+            f"the model file that it was made from."
+        )
+
+
 class _Opened:
     """A file in its runtime: what it says about itself, and sessions of it.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from resnext.errors import CheckpointError, InputError
-from resnext.inference.exported import Exported, is_exported
+from resnext.inference.exported import Exported, check_processor, is_exported
 from resnext.inference.foreign import Given
 from resnext.inference.optimized import Optimized
 from resnext.inference.plan import Plan, find_plan, plan_path
@@ -77,10 +77,13 @@ def open_model(
         CheckpointError: The file does not exist, is damaged or holds no classifier.
         InputError: The model has no classifier, or the device does not exist.
     """
+    if isinstance(model, Exported):
+        check_processor(model.path, device)
     if isinstance(model, Runner):
         return model
     if isinstance(model, str | Path):
         if is_exported(model):
+            check_processor(model, device)
             return open_exported(Path(model), None, device, batch, plan, progress)
         if plan and (planned := open_planned(model, device, batch, progress)):
             return planned

@@ -11,6 +11,7 @@ from resnext.errors import InputError
 from resnext.system.cpu import cpu_name, within_quota
 from resnext.system.forks import refuse_after_fork
 from resnext.system.limits import total_memory
+from resnext.system.text import counted
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,15 +31,47 @@ def pick_device(name: str) -> torch.device:
         refuse_after_fork(0, "CUDA")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reason = "it is not the name of a torch device"
     try:
         device = torch.device(name)
+        reason = ""
         torch.empty(1, device=device).item()  # the meta device has no values
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(
-            f"device {name!r} cannot be used: {reason.rstrip('.')}. Use auto, cpu, or cuda:0."
-        ) from error
+        reason = reason or _why_not(torch.device(name), error)
+        raise InputError(f"device {name!r} cannot be used: {reason}. Use {_usable()}.") from error
     return device
+
+
+def _why_not(device: torch.device, error: Exception) -> str:
+    """Why torch cannot compute on a device."""
+    builds = {
+        "cuda": ("CUDA", torch.backends.cuda.is_built(), torch.cuda),
+        "mps": ("MPS", torch.backends.mps.is_built(), torch.mps),
+        "xpu": ("XPU", torch.xpu._is_compiled(), torch.xpu),
+    }
+    if device.type not in builds:
+        return "torch cannot compute on it here"
+    title, built, module = builds[device.type]
+    if not built:
+        return (
+            f"this torch, {torch.__version__}, was built without {title}; pytorch.org says how to "
+            f"install one that has it"
+        )
+    if not (count := module.device_count()):
+        return f"torch finds no {title} device: its driver is missing, or the device is hidden"
+    if (device.index or 0) >= count:
+        return f"this machine has {counted(count, f'{title} device')}"
+    return str(error).partition("\n")[0].rstrip(".")
+
+
+def _usable() -> str:
+    """The devices that can be used, as advice."""
+    if not torch.accelerator.is_available():
+        return "auto or cpu"
+    kind, count = torch.accelerator.current_accelerator(), torch.accelerator.device_count()
+    assert kind is not None, "one is available"
+    more = f" to {kind.type}:{count - 1}" if count > 1 else ""
+    return f"auto, cpu, or {kind.type}:0{more}"
 
 
 def _lower_threads() -> None:

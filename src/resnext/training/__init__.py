@@ -1,16 +1,17 @@
 """Training: from images to a model file with its report.
 
 launch.py        train() and distill(): from arguments to a run, phase by phase
+arguments.py     what is refused before data is opened, and what would have no effect
 request.py       what a run was asked for, where it runs, and its plan: data only
 given_model.py   the `model` argument of train(): a name, a config, a config file or a network
-preparation.py   checks, network, batch size and execution of a run
+preparation.py   network, batch size and execution of a run
 identity.py      what a run was started with: compared and taken over on resume
 defaults.py      network and image size that follow from the images
 forecast.py      how long a run will take, from timing real steps
 minutes.py       network, size and epochs for a time budget
 trainer.py       the loop over epochs and steps
 best_model.py    the model file, written whenever an epoch is the best so far
-replanning.py    epochs and threads of a run with a time budget, after each epoch
+replanning.py    epochs and threads of a run with a time budget; where its last epoch ends
 teacher.py       a trained network that gives the targets: distillation
 threads.py       fewer threads while other programs run, for runs with a budget
 dynamics.py      what a run says about the label of each training image

@@ -147,9 +147,10 @@ def calibrate_and_report(
         threshold=threshold,
     )
     save(network, run.out)
-    index = None
+    index, began = None, time.monotonic()
     if indexing is not None:
         index = index_run(network, run.out, run.scan.splits, run.state, indexing)
+    indexed = time.monotonic() - began
     p = (outputs.logits / temperature).softmax(1).numpy()
     unseen_opinions = Opinions.of(p, outputs.targets.numpy())
     judged = {
@@ -196,7 +197,7 @@ def calibrate_and_report(
         undoubted={name: part.why_none for name, part in judged.items() if part.why_none},
         review=shlex.join(["resnext", "review", train.name, "--model", str(run.out)]),
         map=image_map(network, parts, run.preprocessing, temperature)
-        if worthwhile(parts, run.state)
+        if worthwhile(parts, run.state, indexed)
         else "",
         events=run.state.resumes,
         strengths=run.strengths,

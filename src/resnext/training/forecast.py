@@ -71,6 +71,21 @@ class Speed(NamedTuple):
         """Seconds from the last epoch to the written report."""
         return self.validation + self.teacher + _REPORT_SECONDS
 
+    def seconds(self, settings: RunSettings) -> dict[str, float]:
+        """Seconds of a step with the largest images, of the validations and of the ending.
+
+        If maps are kept, the steps that compute them are the first ones.
+        """
+        first = self.step / settings.area()
+        step = first if self.later is None else self.later
+        validations = self.validations(settings.recipe)
+        return {
+            "first_step": first,
+            "step": step,
+            "validation": validations,
+            "ending": self.ending(),
+        }
+
     def run(self, recipe: Recipe, images: int) -> float:
         """Seconds of a whole run on `images` training images, with its report."""
         seconds = recipe.epochs * self.epoch(recipe, images) + self.ending()

@@ -28,6 +28,7 @@ from resnext.network import ResNeXt
 from resnext.system.atomic import locked
 from resnext.system.main_guard import refuse_in_new_process
 from resnext.system.progress import reporter
+from resnext.training.arguments import check_effects, validate_arguments
 from resnext.training.checkpoint import Checkpoint, latest_checkpoint
 from resnext.training.dataloader import training_workers
 from resnext.training.defaults import default_choice
@@ -50,7 +51,6 @@ from resnext.training.preparation import (
     prepare_folder,
     resumed_execution,
     run_settings,
-    validate_arguments,
 )
 from resnext.training.probe import probe_plan, run_probe, starting_classifier
 from resnext.training.recipe import Recipe
@@ -270,6 +270,8 @@ def _train(
     """All phases of a run with epochs."""
     asked, request = request, _with_defaults(request, splits, context, checkpoint)
     plan = make_plan(request, splits, context)  # finds invalid arguments early
+    if checkpoint is None:
+        check_effects(request, plan.recipe, context.progress)
     scanned = _scan(splits, None if request.dry_run else request.folder, context)
     recipe = fit_batch_size(plan.recipe, training_pool(scanned.splits), context.group)
     plan = replace(plan, splits=scanned.splits, recipe=recipe)
@@ -389,9 +391,8 @@ def _run(
         check_identity(checkpoint.about["identity"], run_identity(request, plan))
     execution = _choose_execution(request, context, plan, checkpoint)
     settings = run_settings(request, context, plan, execution)
-    if line := shared_memory_line(
-        settings.workers, training_workers(settings, context.group).workers
-    ):
+    workers = training_workers(settings, context.group).workers
+    if line := shared_memory_line(settings.workers, workers):
         context.progress.line(line)
     shown = context.group.any(context.shows_progress or request.dry_run)[0]
     if time_plan is None and shown and (checkpoint is None or request.dry_run):

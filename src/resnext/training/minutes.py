@@ -161,7 +161,13 @@ def fit_to_minutes(
             time.monotonic() + seconds - chosen.speed.ending(),
             chosen.extras(seconds),
             threads,
-            {"minutes": request.minutes, "chosen": best, "candidates": rows, "reason": reason},
+            {
+                "minutes": request.minutes,
+                "chosen": best,
+                "candidates": rows,
+                "reason": reason,
+                "seconds": chosen.speed.seconds(settings),
+            },
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Before the first step of a run: checks, network, batch size, execution."""
+"""Before the first step of a run: network, batch size, execution."""
 
 from __future__ import annotations
 
@@ -22,13 +22,11 @@ from resnext.data.dataset import ImageSet, Problem, Splits
 from resnext.data.scan import add_to_quarantine
 from resnext.data.transforms import fast_decoder
 from resnext.data.unlabelled import training_pool
-from resnext.data.workers import check_workers, default_workers
+from resnext.data.workers import default_workers
 from resnext.errors import CheckpointError, ConfigError, DataError, InputError
 from resnext.grouped_conv import fastest_groups
 from resnext.network import ResNeXt
-from resnext.system.allocator import keep_freed_memory
-from resnext.system.atomic import check_writable
-from resnext.system.device import pick_device, pick_precision
+from resnext.system.device import pick_precision
 from resnext.system.limits import total_memory
 from resnext.training.distributed import ProcessGroup
 from resnext.training.given_model import network_copy
@@ -40,41 +38,6 @@ from resnext.training.request import Context, ProbePlan, Request, RunPlan
 from resnext.training.run_state import ExecutionConfig, RunSettings
 from resnext.training.teacher import Teacher, check_distillation
 from resnext.weights.load import load
-
-
-def validate_arguments(request: Request, group: ProcessGroup) -> torch.device:
-    """Check all arguments that need no data, and return the device of this process."""
-    check_out(request)
-    if request.weights is not None and not isinstance(request.weights, str | Path):
-        raise InputError(
-            f"weights must be a file, a name or an address, not {brief(request.weights)}. Give a "
-            f"network as the model."
-        )
-    for name, value, kinds in (
-        ("retries", request.retries, (int,)),
-        ("checkpoint_minutes", request.checkpoint_minutes, (int, float)),
-        ("workers", request.workers or 0, (int,)),
-    ):
-        if type(value) not in kinds or not 0 <= value < 1e9:
-            whole = "a whole number, " if kinds == (int,) else ""
-            raise InputError(f"{name} must be {whole}0 or more, not {brief(value)}.")
-    check_workers(request.workers or 0)
-    if request.minutes is not None:
-        if type(request.minutes) not in (int, float) or not 0 < request.minutes < 1e6:
-            raise InputError(
-                f"minutes must be more than 0 and less than a million, not "
-                f"{brief(request.minutes)}."
-            )
-        if "epochs" in request.changes:
-            raise InputError("Give minutes or epochs, not both: minutes decides the epochs.")
-    device = pick_device(request.device)
-    keep_freed_memory()
-    if group.world > 1 and device.type == "cuda":  # each process has its own GPU
-        device = torch.device("cuda", group.local)
-        torch.cuda.set_device(device)
-    pick_precision(request.precision, device)
-    return device
-
 
 _LARGEST = 10_000  # pixels; an image of this size takes more than a gigabyte
 
@@ -268,29 +231,6 @@ def network_title(request: Request, plan: RunPlan | ProbePlan) -> str:
 def _named(model: str | None) -> str:
     assert model is not None, "a request without weights has a network, see `default_choice`"
     return model
-
-
-def check_out(request: Request) -> None:
-    """Check that the model file and the run folder can be written and replace nothing.
-
-    Raises:
-        CheckpointError: One cannot be written, or a model or checkpoint would be lost.
-    """
-    out = request.out
-    check_writable(out)
-    folder = request.folder
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder} is a file, not a run folder. Choose another name.")
-    check_writable(folder / "report.html")
-    if request.resume or request.overwrite:
-        return
-    unfinished = any(folder.glob("checkpoint-*.state"))
-    if out.exists() or unfinished:
-        existing = out if out.exists() else folder
-        advice = ", continue with --resume" if unfinished else ""
-        raise CheckpointError(
-            f"{existing} exists. Choose another name{advice}, or allow overwriting (--overwrite)."
-        )
 
 
 def fit_batch_size(recipe: Recipe, images: ImageSet, group: ProcessGroup) -> Recipe:

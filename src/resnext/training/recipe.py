@@ -161,12 +161,12 @@ class Recipe:
             raise ConfigError(
                 "cached_views needs frozen_stages, whose maps are kept. Set both, or neither."
             )
-        for name in ("policy", "erasing", "mixup", "cutmix", "first_size"):
+        for name in ("repeats", "policy", "erasing", "mixup", "cutmix", "first_size"):
             usual = next(field.default for field in fields(self) if field.name == name)
             if getattr(self, name) != usual:
                 raise ConfigError(
-                    f"With cached_views, {name} must be {usual!r}: it would change what the frozen "
-                    f"stages see. Set {name}={usual}, or cached_views=0."
+                    f"With cached_views, {name} must be {usual!r}: anything else needs new views. "
+                    f"Set {name}={usual}, or cached_views=0."
                 )
 
     def side(self, size: int, smallest: int, part: float) -> int:
@@ -291,6 +291,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "learning_rate": (1e-12, 1e3),
     "accumulate": (1, 1_000_000),
     "clip": (0, 1e9),
+    "label_smoothing": (0, 0.99),  # with 1, there is nothing to learn
     "min_area": (0.01, 1.0),
     "padding": (0, 1000),
     "repeats": (1, 100),
@@ -298,6 +299,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "magnitude": (0, 30),
     "mixup": (0, 100),
     "cutmix": (0, 100),
+    "drop_path": (0, 0.99),
     "layer_decay": (0.01, 1.0),
     "head_epochs": (0, 1_000_000),
     "frozen_stages": (-1, 100),

@@ -98,15 +98,16 @@ class Clock:
     @contextmanager
     def measure(self, part: str) -> Iterator[None]:
         """Add the time spent inside the `with` block to a part."""
-        self._add()
+        self.update()
         self._running.append(part)
         try:
             yield
         finally:
-            self._add()
+            self.update()
             self._running.pop()
 
-    def _add(self) -> None:
+    def update(self) -> None:
+        """Add the time that has passed to the activity that is running."""
         now = time.perf_counter()
         if self._running:
             self.seconds[self._running[-1]] += now - self._since
@@ -135,7 +136,8 @@ class TrainState:
             budget decides.
         choice: Network, size and epochs that were chosen for the budget, and the candidates.
         replans: Each choice of a number of epochs to keep the budget: epochs finished before it,
-            and epochs in total after it; the last one is shorter if that is not a whole number.
+            and epochs in total after it; both are fractions where an epoch was cut short or the
+            last one is a shorter one.
     """
 
     epoch: int = 1
@@ -153,7 +155,7 @@ class TrainState:
     kept: float = 0.0
     threads: tuple[int, int] | None = None
     choice: dict[str, Any] | None = None
-    replans: list[tuple[int, float]] = field(default_factory=list)
+    replans: list[tuple[float, float]] = field(default_factory=list)
 
     def epochs(self, planned: int) -> float:
         """Epochs of the run: as planned, or as replanned."""
@@ -176,8 +178,9 @@ class TrainState:
         end = total = steps * planned
         position, since = 0.0, 0
         for finished, changed in self.replans:
-            if number < finished * steps:
+            now = round(finished * steps)
+            if number < now:
                 break
-            position += (finished * steps - since) * (end - position) / (total - since)
-            since, total = finished * steps, round(changed * steps)
-        return position + (number - since) * (end - position) / (total - since)
+            position += (now - since) * (end - position) / max(total - since, 1)
+            since, total = now, round(changed * steps)
+        return position + (number - since) * (end - position) / max(total - since, 1)

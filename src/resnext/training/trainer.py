@@ -133,6 +133,13 @@ class Trainer:
         """Epochs of the run, as it is planned now, with a shorter last one."""
         return math.ceil(self.state.epochs(self.recipe.epochs))
 
+    @property
+    def stop(self) -> int:
+        """Steps of the running epoch, as it is planned now: fewer in a shorter last one."""
+        steps = self.sampler.steps
+        total = round(self.state.epochs(self.recipe.epochs) * steps)
+        return min(steps, total - (self.state.epoch - 1) * steps)
+
     def close(self) -> None:
         """Stop worker processes and background writes."""
         stop_workers(self.loader)
@@ -149,16 +156,16 @@ class Trainer:
             result = self._validate(self.network)
             averaged = self._validate(average.network) if average else None
         took = {part: seconds - before[part] for part, seconds in self.clock.seconds.items()}
-        steps = self.sampler.stop - done
+        steps = self.state.step - done
         learning = took["training"] + took["waiting for images"]
         totals = self.group.gather(self.state.total)
         row = {
             "epoch": self.state.epoch,
-            "loss": round(sum(totals) / len(totals) / max(self.sampler.stop, 1), 6),
+            "loss": round(sum(totals) / len(totals) / max(self.state.step, 1), 6),
             "val_accuracy": result.accuracy,
             "val_nll": round(result.nll, 6),
             "ema_accuracy": averaged.accuracy if averaged else None,
-            "rate": self._rate((self.state.epoch - 1) * self.sampler.steps + self.sampler.stop - 1),
+            "rate": self._rate((self.state.epoch - 1) * self.sampler.steps + self.state.step - 1),
             "images_per_second": round(steps * self.recipe.batch_size / max(learning, 1e-9), 1),
             "size": self.sampler.side,
             "threads": torch.get_num_threads(),
@@ -187,24 +194,20 @@ class Trainer:
         self.sampler.side = self.settings.side(
             self._position((state.epoch - 1) * steps) / self.steps
         )
-        total = round(state.epochs(recipe.epochs) * steps)
-        self.sampler.stop = min(steps, total - (state.epoch - 1) * steps)
+        self.sampler.stop = steps  # of which this takes as many as there is time for
         order = self.sampler.whole(state.epoch)
         self.dynamics.start_epoch(order)
         model = self.train_step.model(state.epoch)
-        self.progress.start(
-            f"Epoch {state.epoch}/{self.epochs}", self.sampler.stop * recipe.batch_size
-        )
+        self.progress.start(f"Epoch {state.epoch}/{self.epochs}", self.stop * recipe.batch_size)
         self.progress.advance(state.step * recipe.batch_size)
+        self.replanner.start_epoch(state, self.sampler.side)
         with self.clock.measure("training"):
             batches = loaded_batches(self.loader) if len(self.sampler) else iter(())
-            for step in range(state.step, self.sampler.stop):
+            while (step := state.step) < self.stop:
                 number = (state.epoch - 1) * steps + step
                 self.train_step.set_rate(self._rate(number))
-                with self.clock.measure(
-                    "waiting for images"
-                ):  # all, so that no step ends half done
-                    parts = self._next_parts(batches)
+                with self.clock.measure("waiting for images"):
+                    parts = self._next_parts(batches)  # all, so that no step ends half done
                 value = torch.zeros((), device=self.device)
                 for part, batch in enumerate(parts):
                     places = self.sampler.places(step, part)
@@ -238,11 +241,14 @@ class Trainer:
         due = time.monotonic() - self.saved_at > self.settings.checkpoint_seconds
         due = due and self.group.first
         requested = self.interrupts.requested is not None
-        stop, diverged, due = self.group.any(requested, bool(problem), due)
+        measured = self.group.first and self.replanner.measure(self.state, self.clock)
+        stop, diverged, due, measured = self.group.any(requested, bool(problem), due, measured)
         if diverged:
             raise Diverged(problem or "the loss of another process diverged")
         if stop:
             self.interrupts.stop()
+        if measured:
+            self.replanner.replan_within(self.state)
         if due:
             self._sync_losses()
             self.dynamics.merge(self.group)
@@ -425,12 +431,7 @@ class Trainer:
             time_plan: Limit for the epochs, and what was chosen for it.
         """
         if time_plan is not None:
-            self.state.budget = time_plan.end - time.monotonic()
-            self.state.kept, self.state.choice = time_plan.kept, time_plan.choice
-            self.state.threads = time_plan.threads
-            seconds, steps = self.state.budget - self.state.kept, self.sampler.steps
-            fit = time_plan.speed.epochs(self.recipe, seconds, steps)
-            self.state.replans.append((0, self.group.broadcast(max(fit, 1 / steps))))
+            self.replanner.plan(self.state, time_plan)
         if head is not None:
             result, opinions = head
             self.dynamics.hold_out(opinions)

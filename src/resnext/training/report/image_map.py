@@ -24,8 +24,14 @@ _SHORT = 60.0  # seconds of a run below which the map would take a large part of
 ARRANGING = 20.0  # seconds to arrange points and thumbnails
 
 
-def worthwhile(parts: Mapping[str, ImageSet], state: TrainState) -> bool:
-    """Whether the report has a map: for few enough images, if there is time for it."""
+def worthwhile(parts: Mapping[str, ImageSet], state: TrainState, indexing: float = 0.0) -> bool:
+    """Whether the report has a map: for few enough images, if there is time for it.
+
+    Args:
+        parts: The images.
+        state: How long the run took, and how long it may take.
+        indexing: Seconds that the index took after it.
+    """
     count, seconds = sum(map(len, parts.values())), sum(state.seconds.values())
     if not mappable(count) or seconds < _SHORT:
         return False
@@ -33,7 +39,7 @@ def worthwhile(parts: Mapping[str, ImageSet], state: TrainState) -> bool:
         return True
     passes = max(len(state.history), 1)
     look = state.seconds["validating"] / passes / max(len(parts["val"]), 1)  # at one image
-    return max(state.budget - seconds, state.kept) > count * look + ARRANGING
+    return max(state.budget - seconds, state.kept) - indexing > count * look + ARRANGING
 
 
 def mappable(count: int) -> bool:
