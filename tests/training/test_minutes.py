@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from resnext.training.minutes import (
     MOST_EPOCHS,
     PASSES,
     STEPS,
+    climb,
     enough_epochs,
 )
 from resnext.training.optim import lr_schedule
@@ -90,8 +92,9 @@ def planned(photos: Path, out: Path, minutes: float, **changes: Any) -> dict[str
     ("seconds", "channels", "size", "epochs"),
     [
         (10, (16, 32), 16, 10),  # too short for either: the fastest
-        (2 * PASSES, (16, 32), 16, 2 * PASSES),
-        (4 * PASSES, (24, 48), 20, PASSES),
+        (4 * PASSES, (16, 32), 16, 4 * PASSES),
+        (320, (16, 32), 16, MOST_EPOCHS),  # 80 epochs of the other: 84 would be needed
+        (324, (24, 48), 20, 81),
         (4 * MOST_EPOCHS * 2, (24, 48), 20, MOST_EPOCHS),
     ],
 )
@@ -128,16 +131,33 @@ def test_few_images_need_more_epochs(images: int, batch_size: int, wanted: int) 
     assert enough_epochs(images, batch_size) == wanted
 
 
+@pytest.mark.parametrize(
+    ("epochs", "best"),
+    [
+        ((24.3, 16.9, 6.4), 1),  # 3 minutes of 5,000 CIFAR-10 images
+        ((96.0, 65.3, 19.8), 1),  # 8: the last network is worse, as measured
+        ((10.0, 10.7, 1.9), 1),  # it is larger, and not slower
+        ((10.0, 9.0, 8.0), 0),
+        ((300.0, 290.0, 280.0), 2),
+        ((300.0, 100.0, 90.0), 2),  # compared with the first, the third is not much slower
+        ((30.0, 0.0), 0),
+    ],
+)
+def test_a_slower_network_needs_more_epochs(epochs: tuple[float, ...], best: int) -> None:
+    """What it learns more than the one before must be worth the epochs that it costs."""
+    assert climb(epochs, 5000, 32)[0] == best
+
+
 def test_the_table(
     machine: dict[str, float], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every candidate, the choice and its reason are shown."""
-    planned(photos, tmp_path / "a.safetensors", 3, progress=True)
+    planned(photos, tmp_path / "a.safetensors", 8, progress=True)
     text = capsys.readouterr().err
-    assert "Candidates for 3 minutes on this machine:" in text
+    assert "Candidates for 8 minutes on this machine:" in text
     assert "  small   16 pixels" in text
-    assert "> large   20 pixels" in text
-    assert f"Chosen: large at 20 pixels, the largest one with time for {PASSES}" in text
+    assert re.search(r"> large   20 pixels .* images/s  .* epochs, \d+ needed\n", text)
+    assert "Chosen: large at 20 pixels, the largest one with time for the epochs that" in text
 
 
 def test_a_short_time(
@@ -148,8 +168,10 @@ def test_a_short_time(
     planned(photos, tmp_path / "a.safetensors", 1, progress=True)
     text = capsys.readouterr().err
     assert "Candidates for 1 minute on this machine:" in text
-    assert "large" not in text
-    assert "Chosen: small at 16 pixels, the fastest one, because the time is short" in text
+    assert "  large   " not in text
+    assert (
+        "Chosen: small at 16 pixels, the fastest one, because a larger one needs more time" in text
+    )
     planned(photos, tmp_path / "a.safetensors", 1, model="small", size=16, progress=True)
     assert "Chosen: small at 16 pixels, network and size were given." in capsys.readouterr().err
 
