@@ -40,7 +40,7 @@ _SLOWER = 1.6
 
 On 5,000 CIFAR-10 images, eight minutes are 65 epochs of resnext_tiny_32px or 20 of
 resnext_small_32px: 72.2 % (60 epochs) and 66.8 %. Three are 17 epochs of resnext_tiny_32px or 24 of
-resnext_nano_32px: XX % and YY %.
+resnext_nano_32px: 63.9 % and 59.0 %.
 """
 _MARGIN = 0.01
 """Fraction of the time that is kept for what a forecast does not see."""
