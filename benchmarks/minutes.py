@@ -119,6 +119,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     names = list(dict.fromkeys(row["images"] for row in rows))
     figure, panels = plt.subplots(1, len(names), figsize=(4.4 * len(names), 3.6), squeeze=False)
     for panel, name in zip(panels[0], names, strict=True):
+        last: dict[str, tuple[float, float]] = {}
         for who in ["resnext", *PEERS]:
             runs = [row for row in rows if (row["images"], row["library"]) == (name, who)]
             runs.sort(key=lambda row: row["took"])
@@ -126,23 +127,27 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                 continue
             x = [row["took"] for row in runs]
             y = [100 * row["accuracy"] for row in runs]
+            last[who] = x[-1], y[-1]
             first = who == "resnext"
             colour, width = (ours, 2.5) if first else (grey, 1.2)
             panel.plot(x, y, marker="o", color=colour, linewidth=width)
-            weight = "bold" if first else "normal"
+        height = 0.0
+        apart = 0.055 * (max(y for _, y in last.values()) - min(y for _, y in last.values()))
+        for who, (x, y) in sorted(last.items(), key=lambda item: item[1][1]):
+            height = max(y, height + apart)
             panel.annotate(
-                f"{who} {y[-1]:.1f} %",
-                (x[-1], y[-1]),
-                xytext=(0, 7),
+                f"{who} {y:.1f} %",
+                (x, height),
+                xytext=(9, 0),
                 textcoords="offset points",
-                ha="center",
+                va="center",
                 fontsize=8,
-                color=colour,
-                weight=weight,
+                color=ours if who == "resnext" else grey,
+                weight="bold" if who == "resnext" else "normal",
             )
         panel.set(title=name, xlabel="minutes", ylabel="accuracy, %")
         panel.margins(y=0.15)
-        panel.set_xlim(0, 1.25 * max(row["took"] for row in rows if row["images"] == name))
+        panel.set_xlim(0, 1.5 * max(row["took"] for row in rows if row["images"] == name))
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)
     figure.tight_layout()
