@@ -492,7 +492,7 @@ def _interrupt_at(epoch: int) -> Any:
 @pytest.mark.parametrize(
     "replans", [[], [(2, 5)], [(1, 20), (4, 6)], [(3, 4)], [(0, 3.5), (16 / 7, 20 / 7)]]
 )
-def test_the_schedule_is_stretched(replans: list[tuple[int, float]]) -> None:
+def test_the_schedule_is_stretched(replans: list[tuple[float, float]]) -> None:
     """It starts at the start, never jumps, and ends at the end, however often it is changed."""
     steps, planned = 7, 10
     state = TrainState(replans=replans)

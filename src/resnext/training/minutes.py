@@ -133,11 +133,12 @@ def fit_to_minutes(
         own = plan if candidate is request else make_plan(candidate, plan.splits, context)
         teacher = measured[0].speed.teacher if measured else None  # the same for all
         measured.append(_measured(candidate, own, context, teacher))
-        seconds = left()
-        epochs = [each.epochs(seconds) for each in measured]
-        best, needed = climb(epochs, images, batch_size)
-        if epochs[-1] < needed[-1] / 2:
+        epochs = [each.epochs(left()) for each in measured]
+        if epochs[-1] < climb(epochs, images, batch_size)[1][-1] / 2:
             break  # the next ones are slower
+    seconds = left()
+    epochs = [each.epochs(seconds) for each in measured]
+    best, needed = climb(epochs, images, batch_size)
     chosen, most = measured[best], epochs[best]
     if most < 1 and not (chosen.probes and chosen.learning(seconds) > 0):
         each = chosen.speed.epoch(chosen.plan.recipe, images)
@@ -152,7 +153,7 @@ def fit_to_minutes(
     whole = max(math.ceil(most), 1)
     recipe = recipe.changed(epochs=whole, head_epochs=min(recipe.head_epochs, whole - 1))
     reason = "network and size were given" if len(requests) == 1 else _reason(best)
-    rows = [each.row(*counts) for each, *counts in zip(measured, epochs, needed, strict=True)]
+    rows = [each.row(epochs[i], needed[i]) for i, each in enumerate(measured)]
     settings = replace(chosen.settings, recipe=recipe)
     until_done = min(total - (time.monotonic() - began), chosen.speed.run(recipe, images))
     for line in (
