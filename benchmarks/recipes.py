@@ -63,7 +63,6 @@ FROM_QUICK: dict[str, dict[str, Any]] = {
     "quick, no smoothing": {"label_smoothing": 0.0},
     "quick, mixup 0.2": {"mixup": 0.2},
     "quick, cutmix 1": {"cutmix": 1.0},
-    "quick, mixup 0.2, cutmix 1": {"mixup": 0.2, "cutmix": 1.0},
     "quick, erasing 0.25": {"erasing": 0.25},
     "quick, averaged weights": {"ema": 0.99},
     "quick, rate 0.006": {"learning_rate": 0.006},

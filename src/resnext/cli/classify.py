@@ -220,10 +220,9 @@ def predict(
         options["index"] = find_index(file, model, partial(print, file=sys.stderr))
     found = predict(model, pictures, **options)
     ending = unreadable.ending()
-    bad = {*unreadable.names}
-    pictures = [
-        x for i, x in enumerate(pictures) if (x if isinstance(x, str) else str(i)) not in bad
-    ]
+    if ending:
+        by_name = dict(expand_images(pictures))
+        pictures = [by_name[one.name] for one in found]
     predictions = [
         one._replace(name="-") if isinstance(picture, bytes) else one
         for picture, one in zip(pictures, found, strict=True)

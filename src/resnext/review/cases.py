@@ -146,13 +146,12 @@ def ask(model: Runner, paths: Sequence[str], progress: Reporter) -> Answers:
             batch = paths[start : start + 64]
             decoded = [*pool.map(decode, batch)]
             failed += [x for x in decoded if isinstance(x, DataError)]
-            good = [x for x in decoded if not isinstance(x, DataError)]
+            good = {start + i: x for i, x in enumerate(decoded) if not isinstance(x, DataError)}
             if good:
-                rows = [i for i, x in enumerate(decoded) if not isinstance(x, DataError)]
-                some, found = model.pixels(np.stack(good))
-                check_finite(some, lambda i, rows=rows, batch=batch: batch[rows[i]])
-                logits[[start + i for i in rows]] = some
-                embeddings[[start + i for i in rows]] = found
+                rows = [*good]
+                some, found = model.pixels(np.stack([*good.values()]))
+                check_finite(some, lambda i, rows=rows: paths[rows[i]])
+                logits[rows], embeddings[rows] = some, found
             progress.advance(len(batch))
     if len(failed) == len(paths):
         raise DataError(f"None of {len(paths):,} images could be read. {failed[0]}")

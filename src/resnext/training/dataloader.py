@@ -63,7 +63,7 @@ class TrainSampler(Sampler[list[SampleKey]]):
     Attributes:
         epoch: The epoch, from 1.
         start: Its first step that is not done yet.
-        stop: Its number of steps: fewer than `steps` in a shorter last epoch.
+        stop: The step before which its batches end.
         side: Size of its views, pixels; None for that of the data set.
         kept: Which maps are kept, by view and image; None if none are.
     """

@@ -306,17 +306,16 @@ def _newest_checkpoint(request: Request, context: Context) -> Checkpoint | None:
     """
     if not (request.resume and context.group.first):
         return None
-    checkpoint = latest_checkpoint(request.folder, context.progress.line)
-    if checkpoint is not None:
+    if (checkpoint := latest_checkpoint(request.folder, context.progress.line)) is not None:
         check_version(checkpoint.about, request.folder)
-    if checkpoint is None and request.out.exists() and not request.overwrite:
+        return checkpoint
+    if request.out.exists() and not request.overwrite:
         raise CheckpointError(
             f"{request.out} exists, and there is no checkpoint to resume from. Choose another "
             f"name, or allow overwriting (--overwrite)."
         )
-    if checkpoint is None:
-        context.progress.line("There is no checkpoint to resume from; starting a new run.")
-    return checkpoint
+    context.progress.line("There is no checkpoint to resume from; starting a new run.")
+    return None
 
 
 def _with_teacher(

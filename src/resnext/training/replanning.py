@@ -180,10 +180,8 @@ class Replanner:
         """
         # The first epochs compute the maps that later ones take from memory. Rows that an earlier
         # version wrote lack fields.
-        rows = [
-            row for row in state.history[self.settings.recipe.cached_views :] if row.get("steps")
-        ]
-        rows = [row for row in rows if {"size", "validating"} <= row.keys()]
+        rows = state.history[self.settings.recipe.cached_views :]
+        rows = [row for row in rows if row.get("steps") and {"size", "validating"} <= row.keys()]
         if not rows:
             return None
         assert state.budget is not None, "only runs with a time budget are replanned"

@@ -194,7 +194,7 @@ class Trainer:
         self.sampler.side = self.settings.side(
             self._position((state.epoch - 1) * steps) / self.steps
         )
-        self.sampler.stop = steps  # of which this takes as many as there is time for
+        self.sampler.stop = steps  # a shorter last epoch leaves the rest
         order = self.sampler.whole(state.epoch)
         self.dynamics.start_epoch(order)
         model = self.train_step.model(state.epoch)
