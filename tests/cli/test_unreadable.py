@@ -72,12 +72,12 @@ def test_without_an_answer_the_command_fails(
     assert not Path("explanation.png").exists()
 
 
-def test_python_tells_a_function(folder: Path) -> None:
+def test_python_calls_a_function(folder: Path) -> None:
     """A list of predictions has one for each image, unless the caller asked for less."""
-    told: list[tuple[str, str]] = []
+    called: list[tuple[str, str]] = []
     found = resnext.predict(
-        "m.safetensors", "photos", unreadable=lambda name, error: told.append((name, str(error)))
+        "m.safetensors", "photos", unreadable=lambda name, error: called.append((name, str(error)))
     )
-    assert told == [(DAMAGED, f"{DAMAGED}: not a readable image (unknown format).")]
+    assert called == [(DAMAGED, f"{DAMAGED}: not a readable image (unknown format).")]
     wanted = ["photos/cat/000.jpg", "photos/dog/000.jpg", "photos/dog/001.jpg"]
     assert [one.name for one in found] == wanted

@@ -118,7 +118,7 @@ def test_letters_that_no_font_has_are_spelled_out(
 
 
 def test_what_is_missing_is_said(fonts: Path) -> None:
-    """A user can install a font, if told which letters are missing."""
+    """A user who knows which letters are missing can install a font."""
     with pytest.warns(ResNeXtWarning, match="No font of this computer has 狗 猫, so .*Install"):
         Lettering(["cat", "猫", "狗猫"])
     Lettering(["Löwe"])  # a warning is an error here; "Lowe" needs none

@@ -167,8 +167,8 @@ def test_a_model_is_asked_about_every_readable_image(
     collection = open_collection(photos, LABELS)
     runner = open_runner(network, device="cpu")
     answers = ask(runner, collection.paths, PlainReporter())
-    told = f"1 image could not be read, such as {collection.paths[1]}: not a "
-    assert capsys.readouterr().err.startswith(told)
+    line = f"1 image could not be read, such as {collection.paths[1]}: not a "
+    assert capsys.readouterr().err.startswith(line)
     assert np.isnan(answers.probabilities).any(1).tolist() == [i == 1 for i in range(8)]
     other = resnext.predict(network, collection.paths[5], top=2, device="cpu")[0]
     wanted = dict(zip(other.labels, other.probabilities, strict=True))

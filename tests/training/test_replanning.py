@@ -36,7 +36,7 @@ STEPS = 48
 
 @dataclass
 class Machine:
-    """A machine on which nothing is computed, and the clock goes as it is told.
+    """A machine on which nothing is computed, and the clock advances as the test says.
 
     Args:
         share: A whole epoch as a part of the budget, at the speed of the forecast.
@@ -59,7 +59,7 @@ class Machine:
         return [1.0, *(times for since, times in self.course if since <= now)][-1]
 
     def spend(self, clock: Clock, part: str, seconds: float) -> None:
-        """Let the clock go on, as far as it goes for something of so many seconds."""
+        """Advance the clock by what something of so many seconds takes now."""
         now = sum(clock.seconds.values())
         took = seconds * self.slower(now)
         if self.stall is not None and now <= self.stall < now + took:
@@ -158,12 +158,12 @@ def test_a_run_ends_in_time(many: Path, tmp_path: Path, course: str, share: floa
     assert rows[-1]["rate"] < 0.1 * QUICK.learning_rate  # the schedule ends
 
 
-def test_an_epoch_that_is_cut_short_is_told(many: Path, tmp_path: Path) -> None:
+def test_an_epoch_that_is_cut_short_is_reported(many: Path, tmp_path: Path) -> None:
     """In the report, with what it had and has."""
     run = Machine(0.4, [(90, 3.0)]).run(many, tmp_path / "a.safetensors")
     steps = run.state.history[-1]["steps"]
-    told = [line for line in run.state.resumes if line.startswith("Planned again in epoch 2, ")]
-    assert re.search(rf"it has {steps} instead of \d+ steps, because a step takes 4.3 s", told[-1])
+    lines = [line for line in run.state.resumes if line.startswith("Planned again in epoch 2, ")]
+    assert re.search(rf"it has {steps} instead of \d+ steps, because a step takes 4.3 s", lines[-1])
 
 
 def test_other_processes_end_where_the_first_one_does() -> None:

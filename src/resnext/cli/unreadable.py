@@ -1,4 +1,4 @@
-"""Images that a command cannot read: it names them, and goes on with the others."""
+"""Images that a command cannot read: it names them, and continues with the others."""
 
 from __future__ import annotations
 

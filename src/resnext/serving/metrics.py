@@ -93,19 +93,19 @@ class Metrics:
         """Compare the newest answers with those of a reference."""
         self._monitor = monitor
 
-        def told(values: Callable[[Drift], dict[Labels, float]]) -> dict[Labels, float]:
+        def measured(values: Callable[[Drift], dict[Labels, float]]) -> dict[Labels, float]:
             drift = monitor.drift()
             return {} if drift is None else values(drift)
 
         self.gauge(
             "resnext_drift_p",
             "Probability of answers this unlike the reference without drift.",
-            lambda: told(lambda drift: {(): drift.p}),
+            lambda: measured(lambda drift: {(): drift.p}),
         )
         self.gauge(
             "resnext_drift_distance",
             "How far the newest answers are from the reference, from 0 to 1.",
-            lambda: told(
+            lambda: measured(
                 lambda drift: {
                     (("of", "classes"),): drift.label_distance,
                     (("of", "probabilities"),): drift.probability_distance,
