@@ -7,6 +7,7 @@ protocol_v2.py  the routes of the Open Inference Protocol, /v2/…
 pages.py      the pages: /, /docs and /openapi.json
 page.html     the page at /
 openapi.py    the description of all routes, for machines
+schemas.py    the JSON of requests and answers, for that description
 docs.py       the same for people
 docs.html     its template
 bodies.py     request bodies: one image, or several as multipart, in memory

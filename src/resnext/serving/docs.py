@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 
 from resnext.pages.template import fill, read_template
-from resnext.serving.openapi import Json
+from resnext.serving.schemas import Json
 
 _CURL = {
     "predict": "curl --data-binary @photo.jpg 'ADDRESS/v1/predict?top=3'\n"

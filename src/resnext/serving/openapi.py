@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from resnext.serving.protocol_v2 import INPUT, OUTPUTS, offered
+from resnext.serving.protocol_v2 import OUTPUTS, offered
+from resnext.serving.schemas import Json, message_schemas, object_of, ref
 from resnext.serving.settings import Settings
 
 if TYPE_CHECKING:
     from resnext.serving.model import Model
-
-Json = dict[str, Any]
 
 _PROBLEMS = {
     400: "The body is not what its Content-Type says.",
@@ -72,7 +70,7 @@ def document(settings: Settings, model: Model | None = None) -> Json:
             "application/octet-stream": {"schema": picture},
             "multipart/form-data": {
                 "schema": {
-                    **_object(
+                    **object_of(
                         {
                             "images": {
                                 "type": "array",
@@ -108,7 +106,7 @@ def document(settings: Settings, model: Model | None = None) -> Json:
         "requestBody": body,
         "responses": {
             "200": _json(
-                "The answers, in the order of the images.", _ref("Predictions"), _PREDICTIONS
+                "The answers, in the order of the images.", ref("Predictions"), _PREDICTIONS
             ),
             **_problems(*_WITH_BODY),
         },
@@ -136,7 +134,7 @@ def document(settings: Settings, model: Model | None = None) -> Json:
                         "description": "The embeddings, in the order of the images.",
                         "headers": shape,
                         "content": {
-                            "application/json": {"schema": _ref("Embeddings")},
+                            "application/json": {"schema": ref("Embeddings")},
                             "application/octet-stream": {"schema": picture},
                         },
                     },
@@ -161,7 +159,7 @@ def document(settings: Settings, model: Model | None = None) -> Json:
                     "200": {
                         "description": "The map.",
                         "content": {
-                            "application/json": {"schema": _ref("Explanation")},
+                            "application/json": {"schema": ref("Explanation")},
                             "image/png": {"schema": picture},
                         },
                     },
@@ -175,7 +173,7 @@ def document(settings: Settings, model: Model | None = None) -> Json:
                 "tags": ["Server"],
                 "summary": "Name, version, classes and limits of the model",
                 "responses": {
-                    "200": _json("The model.", _ref("Model")),
+                    "200": _json("The model.", ref("Model")),
                     **_problems(*_GUARDED, 406),
                 },
             }
@@ -200,7 +198,9 @@ def document(settings: Settings, model: Model | None = None) -> Json:
         ],
         "paths": paths,
         "components": {
-            "schemas": _schemas(settings.per_request, [*(offered(model) if model else OUTPUTS)]),
+            "schemas": message_schemas(
+                settings.per_request, [*(offered(model) if model else OUTPUTS)]
+            ),
             "responses": {str(code): _problem(code) for code in _PROBLEMS},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
@@ -225,13 +225,13 @@ def _v2(model: Model | None) -> Json:
         "whose length `Inference-Header-Content-Length` then tells.",
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": _ref("InferRequest")}},
+            "content": {"application/json": {"schema": ref("InferRequest")}},
         },
         "responses": {
             "200": {
                 "description": "The outputs.",
                 "content": {
-                    "application/json": {"schema": _ref("InferResponse")},
+                    "application/json": {"schema": ref("InferResponse")},
                     "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
                 },
             },
@@ -263,149 +263,6 @@ def _v2(model: Model | None) -> Json:
     }
 
 
-def _schemas(images: int, outputs: list[str]) -> Json:
-    text, number, flag = {"type": "string"}, {"type": "number"}, {"type": "boolean"}
-    numbers = {"type": "array", "items": number}
-    chance = {"type": "number", "minimum": 0, "maximum": 1}
-    texts = {"type": "array", "items": text}
-    identity = _object({"name": text, "version": text})
-    maybe = {"type": ["string", "null"]}
-    failed = _object({"error": _ref("Problem")})
-    answer = _object(
-        {
-            "label": text,
-            "probability": chance,
-            "unsure": flag,
-            "unknown": {"type": ["boolean", "null"]},
-            "top": {"type": "array", "items": _object({"label": text, "probability": chance})},
-        },
-        {
-            "embedding": numbers,
-            "neighbours": {
-                "type": "array",
-                "items": _object({"label": maybe, "distance": number, "jpeg": text}),
-            },
-        },
-    )
-    shape = {"type": "array", "items": {"type": "integer", "minimum": 1}}
-    parameters = {"type": "object"}
-    binary = _object({}, {"binary_data": flag})
-    return {
-        "Problem": _object(
-            {"type": text, "title": text, "status": {"type": "integer"}, "detail": text},
-            {"error": text, "results": {"type": "array", "items": {"type": "object"}}},
-        ),
-        "Predictions": _object(
-            {
-                "model": identity,
-                "results": {"type": "array", "items": {"anyOf": [answer, failed]}},
-            }
-        ),
-        "Embeddings": _object(
-            {
-                "model": identity,
-                "results": {
-                    "type": "array",
-                    "items": {"anyOf": [_object({"embedding": numbers}), failed]},
-                },
-            }
-        ),
-        "Explanation": _object(
-            {
-                "model": identity,
-                "label": text,
-                "against": maybe,
-                "logit": number,
-                "score": number,
-                "bias": number,
-                "size": shape,
-                "crop": {**numbers, "minItems": 4, "maxItems": 4},
-                "values": {"type": "array", "items": numbers},
-                "completeness": {"type": ["number", "null"]},
-            }
-        ),
-        "Model": _object(
-            {
-                "name": text,
-                "version": text,
-                "labels": texts,
-                "preprocessing": {"type": "object"},
-                "threshold": {"type": ["number", "null"]},
-                "unknown": flag,
-                "neighbours": flag,
-                "explain": flag,
-                "engine": text,
-                "batch": {"type": "integer"},
-                "licence": text,
-                "limits": {"type": "object"},
-            }
-        ),
-        "InferRequest": _object(
-            {
-                "inputs": {
-                    "type": "array",
-                    "minItems": 1,
-                    "maxItems": 1,
-                    "items": {"oneOf": [_encoded(count) for count in range(1, images + 1)]},
-                }
-            },
-            {
-                "id": maybe,
-                "parameters": _object({}, {"binary_data_output": flag}),
-                "outputs": {
-                    "type": ["array", "null"],
-                    "items": _object({"name": {"enum": outputs}}, {"parameters": binary}),
-                },
-            },
-        ),
-        "InferResponse": _object(
-            {
-                "model_name": text,
-                "model_version": text,
-                "outputs": {
-                    "type": "array",
-                    "items": _object(
-                        {
-                            "name": text,
-                            "datatype": text,
-                            "shape": shape,
-                        },
-                        {"data": {"type": "array"}, "parameters": parameters},
-                    ),
-                },
-            },
-            {"id": text},
-        ),
-    }
-
-
-def _encoded(count: int) -> Json:
-    """The input of the Open Inference Protocol with so many encoded images."""
-    return _object(
-        {
-            "name": {"const": INPUT},
-            "datatype": {"const": "BYTES"},
-            "shape": {"const": [count]},
-            "data": {
-                "type": "array",
-                "items": {"type": "string", "format": "byte", "contentEncoding": "base64"},
-                "minItems": count,
-                "maxItems": count,
-            },
-        }
-    )
-
-
-def _ref(name: str) -> Json:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _object(required: Mapping[str, Any], optional: Mapping[str, Any] | None = None) -> Json:
-    properties = {**required, **(optional or {})}
-    needed = {"required": [*required]} if required else {}
-    return {"type": "object", "properties": properties, **needed}
-
-
 def _whole(low: int, high: int | None) -> Json:
     return {"type": "integer", "minimum": low, **({"maximum": high} if high else {})}
 
@@ -431,7 +288,7 @@ def _json(text: str, schema: Json, example: Json | None = None) -> Json:
 def _problem(code: int) -> Json:
     found = {
         "description": _PROBLEMS[code],
-        "content": {"application/problem+json": {"schema": _ref("Problem")}},
+        "content": {"application/problem+json": {"schema": ref("Problem")}},
     }
     if code == 429:
         found["headers"] = {"Retry-After": _header("Seconds until it is worth trying again.")}

@@ -11,8 +11,9 @@ from starlette.routing import Route
 
 from resnext.pages.template import digests, read_template
 from resnext.serving.docs import docs_page
-from resnext.serving.openapi import Json, document
+from resnext.serving.openapi import document
 from resnext.serving.routes import counted
+from resnext.serving.schemas import Json
 from resnext.serving.settings import Settings
 
 if TYPE_CHECKING:
