@@ -7,6 +7,7 @@ registry.py     `build`: modules from config dicts; `BACKBONES`: classes of user
 layer_cfg.py    `conv_cfg`, `norm_cfg`, `act_cfg` as fields of our config
 init_cfg.py     mmcv's initializers
 config_file.py  `read_config`: reads config files without executing them
+expressions.py  what their expressions amount to, as data
 """
 
 from resnext.mmcls.backbone import ResNeXt, SEResNeXt

@@ -1,7 +1,7 @@
 """Reads OpenMMLab config files (mmcls, mmpretrain, mmdet) as data, without executing them.
 
 A config file is Python. It is parsed, and the subset of the language that describes data is
-evaluated here, node by node; anything else is refused, and the error names its line. Work and
+evaluated, statement by statement; anything else is refused, and the error names its line. Work and
 memory are bounded, so that a hostile file can neither run code nor hang.
 """
 
@@ -9,33 +9,17 @@ from __future__ import annotations
 
 import ast
 import json
-import operator as do
-import re
-import reprlib
 import warnings
-from collections.abc import Callable
 from os.path import normpath
 from pathlib import Path
 from typing import Any
 
 from resnext.errors import ConfigError, MissingFileError, ResNeXtError
+from resnext.mmcls.expressions import BASE_VALUE, EXECUTED, Expressions, code_of, kind_of
 
 _MAX_BYTES = 1_000_000
 _MAX_ITEMS = 1_000_000  # elements or characters that one operation may make
 _MAX_WORK = 2_000_000  # the same over a file and all its bases, each step counting as one
-_MAX_INT = 2**63  # products of larger numbers would fill the memory
-
-_MATHS: dict[type[ast.AST], Callable[..., Any]] = {
-    **{ast.Add: do.add, ast.Sub: do.sub, ast.Mult: do.mul, ast.Mod: do.mod, ast.Pow: do.pow},
-    **{ast.Div: do.truediv, ast.FloorDiv: do.floordiv},
-    **{ast.USub: do.neg, ast.UAdd: do.pos, ast.Not: do.not_},
-    **{ast.Eq: do.eq, ast.NotEq: do.ne, ast.Is: do.is_, ast.IsNot: do.is_not},
-    **{ast.Lt: do.lt, ast.LtE: do.le, ast.Gt: do.gt, ast.GtE: do.ge},
-    **{ast.In: lambda item, all_: item in all_, ast.NotIn: lambda item, all_: item not in all_},
-}
-_BASE_VALUE = re.compile(r"\{\{\s*_base_\.([\w.]+)\s*\}\}")
-_FILE_VALUE = re.compile(r"\{\{\s*(file(?:Dirname|Basename|BasenameNoExtension|Extname))\s*\}\}")
-_EXECUTED = "which would have to be executed"
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -68,7 +52,7 @@ class _BaseDict(dict[Any, Any]):
     """A dict from a base file: `update` merges into it, but replaces values of a plain dict."""
 
 
-class _File:
+class _File(Expressions):
     """One config file while it is evaluated.
 
     Args:
@@ -77,22 +61,19 @@ class _File:
     """
 
     def __init__(self, path: Path, child: _File | None = None) -> None:
+        super().__init__(path)
         self.path = path
-        self.full = Path(normpath(path.absolute()))
         self.child = child
         self.leaf: _File = child.leaf if child else self  # counts the work of all files
         self.work = 0
-        self.line = 1  # the current one, for messages
-        self.names: dict[str, Any] = {}
-        self.lines: dict[str, int] = {}
-        self.imports: dict[str, str | None] = {}  # None for a module, which has no value
+        self.lines: dict[str, int] = {}  # where each name got its value
 
     def read(self) -> dict[str, Any]:
         """Settings of the file, merged into those of its bases."""
         try:
             text = self.text()
             if self.path.suffix == ".json":
-                self.load(json.loads(_BASE_VALUE.sub(r'"{{_base_.\1}}"', text)))
+                self.load(json.loads(BASE_VALUE.sub(r'"{{_base_.\1}}"', text)))
             else:
                 with warnings.catch_warnings(action="ignore"):  # about escapes such as "\d"
                     statements = ast.parse(text).body
@@ -140,7 +121,7 @@ class _File:
     def load(self, settings: Any) -> None:
         """Define the values of a JSON file."""
         if not isinstance(settings, dict):
-            raise self.error(f"holds {_kind(settings)}", "Write an object: {...}.")
+            raise self.error(f"holds {kind_of(settings)}", "Write an object: {...}.")
         self.define("_base_", settings.pop("_base_", []))
         self.names |= self.fill(settings)
 
@@ -200,7 +181,7 @@ class _File:
                     value = self.merge(value, below, f"{path}.", strict=strict)
                 elif strict:
                     self.line = self.lines.get(path.partition(".")[0], self.line)
-                    problem = f"{path} is a dict that does not fit {_kind(below)} in the base"
+                    problem = f"{path} is a dict that does not fit {kind_of(below)} in the base"
                     raise self.error(problem, "Add _delete_=True to replace it.")
             merged[index] = value
         return merged
@@ -246,13 +227,13 @@ class _File:
                 for statement in body:
                     self.read_base(statement)
             case _:
-                raise self.error(f"uses {_brief(node)}, {_EXECUTED}")
+                raise self.error(f"uses {code_of(node)}, {EXECUTED}")
 
     def read_base(self, node: ast.stmt) -> None:
         """Execute an import from another config file, under `with read_base`."""
         self.line = node.lineno
         if not isinstance(node, ast.ImportFrom) or not node.level or not node.module:
-            raise self.error(f"uses {_brief(node)} to inherit", "Write from .file import names.")
+            raise self.error(f"uses {code_of(node)} to inherit", "Write from .file import names.")
         base = self.base("../" * (node.level - 1) + node.module.replace(".", "/") + ".py")
         settings = base.read()
         for alias in node.names:
@@ -282,13 +263,13 @@ class _File:
         elif isinstance(target, ast.Attribute | ast.Subscript):
             holder: Any = self.evaluate(target.value)
             if type(holder) not in (dict, _BaseDict, list):
-                raise self.error(f"sets an element of {_kind(holder)}", "Set it in a dict.")
+                raise self.error(f"sets an element of {kind_of(holder)}", "Set it in a dict.")
             if isinstance(target, ast.Attribute):
                 holder[target.attr] = value
             else:
                 holder[self.flat(self.evaluate(target.slice))] = value
         else:
-            raise self.error(f"assigns to {_brief(target)}", "Assign to one name.")
+            raise self.error(f"assigns to {code_of(target)}", "Assign to one name.")
 
     def update(self, owner: ast.expr, call: ast.Call, *, merge: bool) -> None:
         """Execute `owner.update(...)` or `owner.merge(...)`."""
@@ -298,187 +279,6 @@ class _File:
             new = self.merge(new, {} if new.get("_delete_") else holder, strict=False)
             holder.clear()
         holder.update(new)
-
-    # Expressions
-
-    def evaluate(self, node: ast.expr) -> Any:
-        """Value of an expression."""
-        self.line = node.lineno
-        self.spend(1)
-        value = self.value(node)
-        if isinstance(value, complex) or (isinstance(value, int) and abs(value) >= _MAX_INT):
-            raise self.error("makes a number that no config needs")
-        return value
-
-    def value(self, node: ast.expr) -> Any:
-        """Value of an expression, by its kind."""
-        match node:
-            case ast.Constant(str() | int() | float() | None as value):
-                return self.fill(value)
-            case ast.Name(name):
-                return self.lookup(name)
-            case ast.List(nodes):
-                return [self.evaluate(each) for each in nodes]
-            case ast.Tuple(nodes):
-                return tuple([self.evaluate(each) for each in nodes])
-            case ast.Set([ast.Set([ast.Name() | ast.Attribute()])]):
-                text = ast.unparse(node)  # Python reads {{_base_.a}} as a set in a set
-                if not _BASE_VALUE.fullmatch(text) and not _FILE_VALUE.fullmatch(text):
-                    raise self.error(f"uses {_brief(node)}, which refers to nothing")
-                return self.fill(text)
-            case ast.Set(nodes):
-                return sorted({self.flat(self.evaluate(each)) for each in nodes}, key=repr)
-            case ast.Dict(keys, nodes):
-                made: dict[Any, Any] = {}
-                for key, each in zip(keys, nodes, strict=True):
-                    if key is None:
-                        made |= self.elements(each, dict)
-                    else:
-                        made[self.flat(self.evaluate(key))] = self.evaluate(each)
-                return made
-            case ast.Call():
-                return self.call(node)
-            case ast.Attribute(owner, key):
-                return self.member(self.evaluate(owner), key)
-            case ast.Subscript(owner, ast.Slice(lower, upper, step)):
-                holder = self.elements(owner, str, list, tuple)
-                return holder[
-                    slice(*(each and self.evaluate(each) for each in (lower, upper, step)))
-                ]
-            case ast.Subscript(owner, index):
-                return self.member(self.evaluate(owner), self.evaluate(index))
-            case ast.UnaryOp(op, operand) if type(op) in _MATHS:
-                return _MATHS[type(op)](self.evaluate(operand))
-            case ast.BinOp(left, op, right):
-                return self.combine(op, self.evaluate(left), self.evaluate(right))
-            case ast.BoolOp(op, [*nodes, last]):
-                for each in nodes:
-                    value = self.evaluate(each)
-                    if bool(value) is isinstance(op, ast.Or):
-                        return value
-                return self.evaluate(last)
-            case ast.Compare(left, ops, others):
-                values = [self.flat(self.evaluate(each)) for each in (left, *others)]
-                trios = zip(ops, values, values[1:], strict=False)
-                return all(_MATHS[type(op)](one, other) for op, one, other in trios)
-            case ast.IfExp(test, body, orelse):
-                return self.evaluate(body if self.evaluate(test) else orelse)
-            case ast.ListComp(element, [ast.comprehension(target, source, conditions)]):
-                self.spend(len(self.names))
-                outside = self.names.copy()
-                results: list[Any] = []
-                for item in self.elements(source, list, tuple):
-                    self.assign(target, item)
-                    if all(self.evaluate(each) for each in conditions):
-                        results.append(self.evaluate(element))
-                self.names = outside
-                return results
-            case _:
-                raise self.error(f"uses {_brief(node)}, {_EXECUTED}")
-
-    def lookup(self, name: str) -> Any:
-        """Value of a name."""
-        if name in self.imports and self.imports[name] is None:
-            raise self.error(f"uses {name}, a module, {_EXECUTED}")
-        if name not in self.imports and name not in self.names:
-            raise self.error(f"uses {name}, which is not defined above")
-        return self.imports.get(name) or self.names[name]
-
-    def fill(self, value: Any) -> Any:
-        """Replace `{{ _base_.a.b }}`, `{{ fileBasename }}` and other references by their values."""
-        if isinstance(value, dict):
-            return {key: self.fill(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self.fill(item) for item in value]
-        if not isinstance(value, str) or "{{" not in value:
-            return value
-        if reference := _BASE_VALUE.fullmatch(value):
-            result = self.lookup("_base_")
-            for key in reference[1].split("."):
-                result = self.member(result, key)
-            return result
-        if _BASE_VALUE.search(value) or "{{$" in value:
-            raise self.error(f"refers to a value from inside the string {reprlib.repr(value)}")
-        file_values = {
-            "fileDirname": self.full.parent.as_posix(),
-            "fileBasename": self.full.name,
-            "fileBasenameNoExtension": self.full.stem,
-            "fileExtname": self.full.suffix,
-        }
-        return _FILE_VALUE.sub(lambda name: file_values[name[1]], value)
-
-    def elements(self, node: ast.expr, *kinds: type) -> Any:
-        """Value of an expression that must be of one of these types, to be taken apart."""
-        value = self.evaluate(node)
-        if not isinstance(value, kinds):
-            wanted = " or ".join(kind.__name__ for kind in kinds)
-            raise self.error(f"needs a {wanted} where {_kind(value)} is")
-        self.spend(len(value))
-        return value
-
-    def call(self, call: ast.Call) -> Any:
-        """Result of one of the few functions that turn data into data."""
-        name = _brief(call.func)
-        own = name in self.names or name in self.imports
-        match name, call.args, call.keywords:
-            case "dict", _, _ if not own:
-                return self.arguments(call)
-            case "int" | "round", [number], [] if not own:
-                return (int if name == "int" else round)(self.evaluate(number))
-            case "range", bounds, [] if not own:
-                numbers = range(*[self.evaluate(each) for each in bounds])
-                self.spend(len(numbers))
-                return list(numbers)
-            case _:
-                raise self.error(f"uses a function call {name}(...), {_EXECUTED}")
-
-    def arguments(self, call: ast.Call) -> dict[Any, Any]:
-        """The dict that the arguments of `dict` or `update` make."""
-        if len(call.args) > 1:
-            raise self.error("gives several dicts to one call", "Give one dict and keywords.")
-        made = dict(self.elements(call.args[0], dict)) if call.args else {}
-        named: set[Any] = set()
-        for keyword in call.keywords:
-            name, value = keyword.arg, keyword.value
-            given = {name: self.evaluate(value)} if name else self.elements(value, dict)
-            if twice := named & given.keys():
-                raise self.error(f"gives {min(twice, key=str)} twice", "Give it once.")
-            named |= given.keys()
-            made |= given
-        return made
-
-    def flat(self, value: Any) -> Any:
-        """A value that takes no longer to compare or hash than to read."""
-        parts = list(value) if isinstance(value, dict | list | tuple) else [value]
-        parts += value.values() if isinstance(value, dict) else ()
-        if not all(isinstance(part, str | int | float | None) for part in parts):
-            raise self.error(f"compares {_kind(value)} that holds others")
-        self.spend(sum(len(part) if isinstance(part, str) else 1 for part in parts))
-        return value
-
-    def member(self, holder: Any, key: Any) -> Any:
-        """An element of a dict, list, tuple or string."""
-        try:
-            return holder[self.flat(key)]
-        except (LookupError, TypeError):
-            problem = f"takes {reprlib.repr(key)} of {_kind(holder)}, which has no such element"
-            raise self.error(problem, "Define it.") from None
-
-    def combine(self, op: ast.operator, left: Any, right: Any) -> Any:
-        """Result of an arithmetic operator on numbers, strings, lists and tuples."""
-        sizes = [len(side) for side in (left, right) if isinstance(side, str | list | tuple)]
-        integers = [side for side in (left, right) if isinstance(side, int)]
-        numbers = isinstance(left, int | float) and isinstance(right, int | float)
-        if isinstance(op, ast.Add) and len(sizes) == 2 and type(left) is type(right):
-            self.spend(sum(sizes))
-        elif isinstance(op, ast.Mult) and len(sizes) == len(integers) == 1:
-            self.spend(sizes[0] * max(integers[0], 0))
-        elif not numbers or type(op) not in _MATHS:
-            problem = f"applies {type(op).__name__} to {_kind(left)} and {_kind(right)}"
-            raise self.error(problem)
-        elif isinstance(op, ast.Pow) and len(integers) == 2 and abs(right) > 64:
-            raise self.error("makes a number that no config needs")
-        return _MATHS[type(op)](left, right)
 
 
 class _Text(_File):
@@ -496,14 +296,3 @@ class _Text(_File):
     def base(self, path: str) -> _File:
         """Refuse to read files that a checkpoint names."""
         raise self.error(f"inherits from {path}", "Pass the config file.")
-
-
-def _kind(value: Any) -> str:
-    """Name of a value's type, for messages."""
-    name = "dict" if isinstance(value, dict) else type(value).__name__
-    return {"int": "an int", "NoneType": "None"}.get(name, f"a {name}")
-
-
-def _brief(node: ast.AST) -> str:
-    """The beginning of a piece of code, for messages."""
-    return ast.unparse(node).partition("\n")[0][:60]
