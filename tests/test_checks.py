@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from resnext.checks import (
     brief,
     choice,
     is_finite,
+    literals,
     number,
     one_of,
     positive,
@@ -176,6 +177,14 @@ def test_not_boolean(value: Any) -> None:
 def test_choice(value: str | None) -> None:
     """None can be a choice."""
     choice("size", value, (None, "se", "eca"))
+
+
+def test_literals() -> None:
+    """Fields of a config are checked by their types: a new one needs no entry in a list."""
+    assert literals(Literal["se", "eca"]) == ("se", "eca")
+    assert literals(Literal["se", "eca"] | None) == (None, "se", "eca")
+    for kind in (int, bool, float | None, tuple[int, ...] | None, dict[str, Any], None):
+        assert literals(kind) == ()
 
 
 @pytest.mark.parametrize("value", ["SE", "", "se ", "None"])

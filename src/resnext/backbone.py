@@ -8,11 +8,11 @@ from typing import NamedTuple, TypeVar
 from torch import nn
 
 from resnext.checks import boolean, brief, plain
-from resnext.config import USUAL_DILATION, DilationConvention, ResNeXtConfig, check_config
-from resnext.dilation import with_output_stride
+from resnext.config import ResNeXtConfig
+from resnext.dilation import USUAL_DILATION, DilationConvention, with_output_stride
 from resnext.errors import ConfigError, ConfigTypeError
 from resnext.foreign_names import answering_call
-from resnext.layers import check_images, traceable
+from resnext.layers import check_config, check_images, traceable
 from resnext.network import Images, Maps, Trunk, init_weights
 
 B = TypeVar("B", bound="Backbone")  # beartype supports `Self` only if it decorates the class

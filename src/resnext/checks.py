@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 from resnext.errors import ConfigError, ConfigTypeError, InputError, ResNeXtError
 
@@ -126,6 +127,14 @@ def boolean(name: str, value: Any) -> None:
     """
     if not isinstance(value, bool):
         raise ConfigTypeError(f"{name} must be True or False, not {brief(value)}.")
+
+
+def literals(kind: Any) -> tuple[Any, ...]:
+    """What a type of literals allows, with None first if it is one; empty for any other type."""
+    for part in (kind, *get_args(kind)):
+        if get_origin(part) is Literal:
+            return (None, *get_args(part)) if NoneType in get_args(kind) else get_args(part)
+    return ()
 
 
 def choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:

@@ -8,12 +8,13 @@ import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import KW_ONLY, dataclass, field, fields
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_type_hints
 
 from resnext.checks import (
     boolean,
     brief,
     choice,
+    literals,
     number,
     plain,
     positive,
@@ -33,8 +34,6 @@ Attention = Literal["se", "eca"]
 SERounding = Literal["timm", "mmcls", "floor"]
 AntiAlias = Literal["avg", "blur"]
 DropPathDecay = Literal["linear", "constant"]
-DilationConvention = Literal["timm", "torchvision", "mmseg", "smp"]
-USUAL_DILATION: DilationConvention = "timm"  # for networks of torchvision, it is torchvision's too
 
 
 class Stage(NamedTuple):
@@ -343,10 +342,13 @@ class ResNeXtConfig:
         self._check_together()
 
     def _check_each_field(self) -> None:
-        for name in ("num_stages", "cardinality", "base_width", "num_classes", "in_channels"):
-            positive(name, getattr(self, name))
-        for name in ("stem_width", "expansion", "norm_groups", "se_reduction"):
-            positive(name, getattr(self, name))
+        for name, kind in _KINDS.items():
+            if kind is int:
+                positive(name, getattr(self, name))
+            elif kind is bool:
+                boolean(name, getattr(self, name))
+            elif choices := literals(kind):
+                choice(name, getattr(self, name), choices)
         if self.num_stages > 4:
             raise ConfigError(f"num_stages must be 1, 2, 3 or 4, not {self.num_stages}.")
         for name in ("layers", "channels", "strides", "widths"):
@@ -361,11 +363,6 @@ class ResNeXtConfig:
             raise ConfigError(
                 f"layers must hold at most 1000 blocks each, not {brief(self.layers)}."
             )
-        switches = ("avg_down", "small_stem", "norm_affine", "norm_track", "zero_init_residual")
-        for name in (*switches, "keep_pooling", "ceil_pooling"):
-            boolean(name, getattr(self, name))
-        for name, choices in _CHOICES.items():
-            choice(name, getattr(self, name), choices)
         number("norm_eps", self.norm_eps, lambda x: x > 0, "greater than 0")
         number("conv_eps", self.conv_eps, lambda x: x > 0, "greater than 0")
         if self.norm_momentum is not None:
@@ -438,37 +435,13 @@ class ResNeXtConfig:
                         )
 
 
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "stem_type": (None, "deep"),
-    "style": get_args(Style),
-    "norm": get_args(Norm),
-    "conv": get_args(Conv),
-    "padding_mode": get_args(PaddingMode),
-    "attention": (None, *get_args(Attention)),
-    "se_rounding": get_args(SERounding),
-    "anti_alias": (None, *get_args(AntiAlias)),
-    "drop_path_decay": get_args(DropPathDecay),
-}
+_KINDS = get_type_hints(ResNeXtConfig)  # of the fields: integers, switches and choices need no more
 
 
 def _stages_hint(name: str, value: Any) -> str:
     """Advice if the number of stages is wrong."""
     is_count = name in ("layers", "channels") and isinstance(value, tuple) and 0 < len(value) < 4
     return f" num_stages={len(value)} changes that." if is_count else ""
-
-
-def check_config(config: Any) -> ResNeXtConfig:
-    """Return `config` if it is a `ResNeXtConfig`.
-
-    Raises:
-        ConfigTypeError: `config` is anything else, such as the name of a variant.
-    """
-    if not isinstance(config, ResNeXtConfig):
-        raise ConfigTypeError(
-            f"A network is built from a ResNeXtConfig, not {brief(config)}. "
-            f"For a named variant use resnext.create(name) or resnext.variant(name)."
-        )
-    return config
 
 
 def eca_kernel_size(channels: int) -> int:

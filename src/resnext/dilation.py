@@ -8,12 +8,15 @@ segmentation_models_pytorch and Detectron2 that of its own stage.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from resnext.checks import boolean, brief, choice
-from resnext.config import USUAL_DILATION, DilationConvention, ResNeXtConfig
+from resnext.config import ResNeXtConfig
 from resnext.errors import ConfigError, ConfigTypeError
 from resnext.foreign_names import answering_call
+
+DilationConvention = Literal["timm", "torchvision", "mmseg", "smp"]
+USUAL_DILATION: DilationConvention = "timm"  # for networks of torchvision, it is torchvision's too
 
 
 @answering_call

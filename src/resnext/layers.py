@@ -1,7 +1,7 @@
 """The layers of a ResNeXt; `network.py` puts them together.
 
 First the functions that build the layer a config asks for, then the layers that torch lacks, then
-activation checkpointing and the check of the input. All can be traced with `torch.fx`.
+activation checkpointing and the checks of config and input. All can be traced with `torch.fx`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from resnext.checks import brief
 from resnext.config import ResNeXtConfig, eca_kernel_size
-from resnext.errors import InputError
+from resnext.errors import ConfigTypeError, InputError
 
 Map = Float[Tensor, "n c h w"]
 Convolved = Float[Tensor, "n k h2 w2"]
@@ -367,6 +368,20 @@ def scriptable(network: nn.Module) -> nn.Module:
             f"torch.export.export or torch.compile."
         )
     return torch.fx.symbolic_trace(network)
+
+
+def check_config(config: Any) -> ResNeXtConfig:
+    """Return `config` if it is a `ResNeXtConfig`.
+
+    Raises:
+        ConfigTypeError: `config` is anything else, such as the name of a variant.
+    """
+    if not isinstance(config, ResNeXtConfig):
+        raise ConfigTypeError(
+            f"A network is built from a ResNeXtConfig, not {brief(config)}. "
+            f"For a named variant use resnext.create(name) or resnext.variant(name)."
+        )
+    return config
 
 
 def check_images(x: Tensor, config: ResNeXtConfig) -> None:

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from resnext.architectures import variant, warn_of_weights
 from resnext.card import Card
 from resnext.checks import is_zero
-from resnext.config import USUAL_DILATION, DilationConvention, ResNeXtConfig, Stage, check_config
-from resnext.dilation import with_output_stride
+from resnext.config import ResNeXtConfig, Stage
+from resnext.dilation import USUAL_DILATION, DilationConvention, with_output_stride
 from resnext.foreign_names import answering_call
 from resnext.layers import (
     DropPath,
     anti_alias,
     attention,
+    check_config,
     check_images,
     checkpointed,
     conv,

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
-from resnext.checks import between, boolean, one_of, plain
+from resnext.checks import between, boolean, literals, one_of, plain
 from resnext.errors import ConfigError
 from resnext.training.augmentation import Augmentation
 
@@ -133,7 +133,7 @@ class Recipe:
                         f"milestones must be increasing fractions of the run, between 0 and 1, "
                         f"not {value!r}."
                     )
-            elif choices := _choices(kind):
+            elif choices := literals(kind):
                 one_of(field.name, value, choices)
             elif kind is bool:
                 boolean(field.name, value)
@@ -264,7 +264,7 @@ def parse_changes(settings: Sequence[str]) -> dict[str, Any]:
         if name in changes:
             raise ConfigError(f"{name} is set twice. Set it once.")
         value: Any = text.strip("'\"")
-        if not _choices(types.get(name)):
+        if not literals(types.get(name)):
             word = text.capitalize() if text.lower() in ("true", "false", "none") else text
             with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
                 value = ast.literal_eval(word)
@@ -276,11 +276,6 @@ def _check_field(name: str) -> None:
     known = [field.name for field in fields(Recipe)]
     if name not in known:
         raise ConfigError(f"A recipe has no field {name!r}; it has {', '.join(known)}.")
-
-
-def _choices(kind: Any) -> list[str]:
-    """The strings a field may hold; empty if the field holds another type."""
-    return [choice for choice in get_args(kind) if isinstance(choice, str)]
 
 
 _STAGES = 4  # image sizes of a run that starts with smaller ones

@@ -9,7 +9,8 @@ import torch
 
 from resnext.backbone import Backbone
 from resnext.checks import is_zero
-from resnext.config import USUAL_DILATION, DilationConvention, ResNeXtConfig
+from resnext.config import ResNeXtConfig
+from resnext.dilation import USUAL_DILATION, DilationConvention
 from resnext.errors import CheckpointError
 from resnext.foreign_names import answering_call
 from resnext.network import ResNeXt

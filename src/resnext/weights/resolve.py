@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from resnext.backbone import Backbone
 from resnext.card import Card
 from resnext.checks import brief
-from resnext.config import USUAL_DILATION, DilationConvention, ResNeXtConfig, check_config
+from resnext.config import ResNeXtConfig
 from resnext.dialects.dialect import CheckpointMetadata, Dialect, Documents
 from resnext.dialects.table import DIALECTS
-from resnext.dilation import with_output_stride
+from resnext.dilation import USUAL_DILATION, DilationConvention, with_output_stride
 from resnext.errors import AmbiguityWarning, CheckpointError, MissingFileError
+from resnext.layers import check_config
 from resnext.network import ResNeXt
 from resnext.system.digest import file_sha256
 from resnext.system.download import fetch, hub
