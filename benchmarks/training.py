@@ -419,6 +419,7 @@ def overhead() -> None:
             file.rename(target)
         resnext.train(
             folder / "photos",
+            "resnext50_32x4d",
             out=folder / "m.safetensors",
             epochs=3,
             batch_size=8,
