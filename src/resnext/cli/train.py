@@ -57,8 +57,8 @@ def train(
             kind; tar shards (`shards/train-{000..009}.tar`, also https:// and s3://); a folder of
             idx files; a CSV file with the columns path and label; a folder of Parquet files from
             Hugging Face; or `digits`.
-        model: Variant to train from scratch; `resnext info` lists them. Default: depends on the
-            size of the images and the device.
+        model: Variant to train from scratch; `resnext info` lists them. Default: chosen from the
+            images and the device, and with --minutes from the measured speed.
         config: Config file of the network to train from scratch, instead of a variant: JSON as
             ResNeXtConfig.to_json writes it, OpenMMLab's .py or .json, or a model file, whose
             architecture is used but not its weights.
@@ -67,16 +67,17 @@ def train(
         out: Model file to write; it always holds the best epoch so far. The run folder, with the
             same name but the suffix .run, holds checkpoints, metrics and report.html.
         recipe: Training recipe: small, quick, large, finetune, paper, torchvision_v2, rsb_a1,
-            rsb_a2, rsb_a3, cifar, digits, distill, or your own as file.py:name. Default: depends on
-            the data. probe: with --weights, train only a classifier on their embeddings, without
-            epochs.
-        epochs: Number of epochs. Default: the recipe's.
+            rsb_a2, rsb_a3, cifar, digits, distill, or your own as file.py:name. probe: with
+            --weights, train only a classifier on their embeddings, without epochs. Default: digits
+            for `digits`, finetune with --weights, quick with --minutes and for the small networks
+            (resnext_tiny and its kind), else small, or large from 20,000 images on.
+        epochs: Number of epochs. Default: the recipe's; with --minutes, those that fit.
         batch_size: Images per step, summed over all processes; the learning rate scales with it.
             Default: the recipe's.
         learning_rate: Peak learning rate. Default: the recipe's.
         set: Change any other field of the recipe: `--set mixup=0.2 --set ema=0.999`.
-        size: Image size in pixels. Default: that of the weights or the model; without both it
-            follows from the images.
+        size: Image size in pixels. Default: that of the weights; with --model or --config 224, or
+            32 for small-image networks; else, and with --minutes, it follows from the images.
         seed: Random seed for initialization, data order and augmentation.
         val_fraction: Fraction of each class to hold out for validation if the data has no val
             folder.
@@ -84,15 +85,18 @@ def train(
         device: auto, cpu, cuda, cuda:1, …
         precision: Compute precision; auto uses bf16 where the hardware supports it, else fp16 on a
             GPU and fp32 on a CPU.
-        compile: Compile the network with torch.compile. Default: on GPUs, for long runs.
+        compile: Compile the network with torch.compile. Default: on GPUs, for runs of 5 epochs and
+            more.
         sync_norms: Compute batch norm statistics over all processes.
-        resume: Continue from the last checkpoint, bit for bit; start a new run if none exists.
+        resume: Continue from the last checkpoint, bit for bit, with the same arguments; start a new
+            run if none exists.
         retries: If the loss diverges, how many times to return to the last checkpoint and halve the
             learning rate.
         checkpoint_minutes: Minutes between checkpoints; one is also written after every epoch.
-        minutes: Time for the whole run, with its report. Network, size and number of epochs that
-            are not given are chosen from the images and the measured speed of this machine.
-        dry_run: Stop after the forecast and write nothing.
+        minutes: Time for the whole run, with its report. Network and size, if they are not given,
+            and the number of epochs are chosen from the images and the measured speed of this
+            machine.
+        dry_run: Stop after the forecast, before the first epoch; no model is written.
         overwrite: Replace the model file if it exists.
         index: Index the training images at the end, if that is quick, so that predict and explain
             show what an image is like, and predict which images are like none of the classes.

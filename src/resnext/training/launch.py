@@ -120,8 +120,8 @@ def train(
             "large". "probe" trains only the classifier of `weights`, in the time of one look at
             each image.
         size: Image size in pixels; by default that of the teacher, else the size of the weights;
-            without `model` it follows from the images; with a model, 32 for small-image networks
-            and 224 for all others.
+            without `model`, and with `minutes`, it follows from the images; with a model, 32 for
+            small-image networks and 224 for all others.
         seed: Random seed for initialization, data order and augmentation.
         val_fraction: Fraction of each class to hold out if the data has no `val`.
         workers: Number of processes that decode images; by default it depends on the number of
@@ -135,10 +135,10 @@ def train(
         retries: If the loss diverges, how many times to return to the last checkpoint and halve the
             learning rate.
         checkpoint_minutes: Minutes between checkpoints; one is also written after every epoch.
-        minutes: Time for the whole run, including its report. Network, size and number of epochs
-            are chosen from the images and the measured speed of this machine, except those that
-            are given. If the machine becomes slower or faster, the number of epochs changes.
-        dry_run: Stop after the forecast and write nothing.
+        minutes: Time for the whole run, including its report. Network and size, if they are not
+            given, and the number of epochs are chosen from the images and the measured speed of
+            this machine. If the machine becomes slower or faster, the number of epochs changes.
+        dry_run: Stop after the forecast, before the first epoch; no model is written.
         overwrite: Whether an existing `out` may be replaced.
         index: Whether to index the training images at the end, if that takes 20 seconds or a
             twentieth of the run at most, so that `predict` and `explain` show what an image is

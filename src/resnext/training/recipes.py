@@ -212,8 +212,9 @@ def finetune(images: int) -> Recipe:
 
     The classifier starts as the recipe `probe` fits it (arXiv:2202.10054); then all layers train,
     earlier stages with lower rates (arXiv:1801.06146, section 3.2, discriminative fine-tuning).
-    About 4,000 steps, in 5 to 60 epochs. Source: the rate is ours, two fifths of `small`'s. Not
-    measured here, where no public weights are available.
+    About 4,000 steps, in 5 to 60 epochs. Source: the rate is ours, two fifths of `small`'s.
+    Measured only from weights that `benchmarks/probe.py` trains itself for 8 epochs, where it
+    helps no more than other settings: no public weights are available here.
     """
     epochs = min(max(round(4000 * 32 / max(images, 1)), 5), 60)
     return Recipe(
@@ -234,7 +235,8 @@ def distill(images: int) -> Recipe:
     and its authors' configs: mixup with a uniform share in every batch, clipped gradients,
     temperature 1, a cosine schedule, and hundreds to thousands of epochs. Differences: crops, batch
     size and SGD are those of `small`, or of `large` from 20,000 images on; the authors crop as
-    little as 5 % of an image and use Adam. Not measured here.
+    little as 5 % of an image and use Adam. Not measured here as it is; `benchmarks/distill.py` has
+    the optimizer, rate, decay and crops of `quick`.
     """
     return replace(
         small(images) if images < 20_000 else large(images),
