@@ -81,6 +81,14 @@ def test_lint_always_lints(project: Path) -> None:
         assert ran(make(project, "lint")) == (LINTERS, False)
 
 
+def test_bench_runs_scripts_that_exist(project: Path) -> None:
+    """It ends at the first script that fails: a renamed one keeps the others from running."""
+    calls = [call.split() for call in make(project, "bench")]
+    scripts = [call[1] for call in calls if call[0] == "python" and call[1].startswith("bench")]
+    assert len(scripts) > 5
+    assert all((ROOT / script).exists() for script in scripts)
+
+
 def test_help_lists_every_target() -> None:
     """`make` alone is what a newcomer types."""
     listed = subprocess.run(

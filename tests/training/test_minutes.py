@@ -176,6 +176,20 @@ def test_a_short_time(
     assert "Chosen: small at 16 pixels, network and size were given." in capsys.readouterr().err
 
 
+def test_the_only_candidate(
+    machine: dict[str, float],
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The network of the digits, which nobody gave, was said to be given."""
+    monkeypatch.setattr(module, "choices", lambda *_: [Choice("small", 16)])
+    planned(photos, tmp_path / "a.safetensors", 1, progress=True)
+    shown = capsys.readouterr().err
+    assert "Chosen: small at 16 pixels, the one that suits these images." in shown
+
+
 def test_what_is_given_is_kept(machine: dict[str, float], photos: Path, tmp_path: Path) -> None:
     """A size applies to all candidates; a network and a size leave the epochs only."""
     out = tmp_path / "a.safetensors"

@@ -152,7 +152,7 @@ def fit_to_minutes(
     recipe = chosen.plan.recipe
     whole = max(math.ceil(most), 1)
     recipe = recipe.changed(epochs=whole, head_epochs=min(recipe.head_epochs, whole - 1))
-    reason = "network and size were given" if len(requests) == 1 else _reason(best)
+    reason = _why_only(asked) if len(requests) == 1 else _reason(best)
     rows = [each.row(epochs[i], needed[i]) for i, each in enumerate(measured)]
     settings = replace(chosen.settings, recipe=recipe)
     until_done = min(total - (time.monotonic() - began), chosen.speed.run(recipe, images))
@@ -229,6 +229,15 @@ def enough_epochs(images: int, batch_size: int, slower: float = 1.0) -> int:
     passes = PASSES * max(slower / _SLOWER, 1.0) ** 2
     steps = max(images // batch_size, 1)
     return min(math.ceil(max(passes, STEPS / steps)), MOST_EPOCHS)
+
+
+def _why_only(asked: Request) -> str:
+    """Why there is one candidate only."""
+    if asked.fine_tunes:
+        return "the network of the weights"
+    if asked.model is not None and asked.size is not None:
+        return "network and size were given"
+    return "the one that suits these images"
 
 
 def _reason(best: int) -> str:
