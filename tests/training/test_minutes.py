@@ -415,6 +415,26 @@ def test_resume_keeps_the_choice(
     assert sha(whole) == sha(halves)
 
 
+@pytest.mark.parametrize("model", [None, "small"])
+def test_resume_with_what_the_time_has_changed(
+    machine: dict[str, float],
+    steady: dict[str, float],
+    photos: Path,
+    tmp_path: Path,
+    model: str | None,
+) -> None:
+    """The size for a given network, and fewer epochs than the classifier alone was to have."""
+    given = {"model": model, "recipe": replace(QUICK, epochs=60), "head_epochs": 20}
+    whole, halves = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    timed(photos, whole, 0.15, **given)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 12)  # in the third epoch
+        with pytest.raises(KeyboardInterrupt):
+            timed(photos, halves, 0.15, **given)
+    timed(photos, halves, 0.15, resume=True, **given)
+    assert sha(whole) == sha(halves)
+
+
 @pytest.mark.parametrize("lost", ["all", "steps", "size", "validating", "threads"])
 def test_a_run_of_an_earlier_version_keeps_its_time(
     machine: dict[str, float],
