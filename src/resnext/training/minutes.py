@@ -152,7 +152,7 @@ def fit_to_minutes(
     recipe = chosen.plan.recipe
     whole = max(math.ceil(most), 1)
     recipe = recipe.changed(epochs=whole, head_epochs=min(recipe.head_epochs, whole - 1))
-    reason = "network and size were given" if len(requests) == 1 else _reason(best)
+    reason = _reason(best, requests, asked)
     rows = [each.row(epochs[i], needed[i]) for i, each in enumerate(measured)]
     settings = replace(chosen.settings, recipe=recipe)
     until_done = min(total - (time.monotonic() - began), chosen.speed.run(recipe, images))
@@ -231,7 +231,10 @@ def enough_epochs(images: int, batch_size: int, slower: float = 1.0) -> int:
     return min(math.ceil(max(passes, STEPS / steps)), MOST_EPOCHS)
 
 
-def _reason(best: int) -> str:
+def _reason(best: int, requests: Sequence[Request], asked: Request) -> str:
+    if len(requests) == 1:
+        given = asked.fine_tunes or None not in (asked.model, asked.size)
+        return "network and size were given" if given else "the only candidate"
     if best:
         return "the largest one with time for the epochs that it needs"
     return "the fastest one, because a larger one needs more time"
