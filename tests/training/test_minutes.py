@@ -308,11 +308,17 @@ def test_what_comes_after_an_epoch_is_part_of_the_time(
         parts.extend(clocks[0]._running)
         return 1.0
 
+    def stop(*_: Any) -> None:
+        note()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(replanning, "_STARTING", -1.0)
     monkeypatch.setattr(trainer, "Clock", clock)
     monkeypatch.setattr(replanning.Replanner, "choose_threads", note)
-    monkeypatch.setattr(trainer.MetricsLog, "write", note)
-    timed(photos, tmp_path / "a.safetensors", 0.15)
-    assert {*parts} == {"training", "checkpoints"}
+    monkeypatch.setattr(trainer.MetricsLog, "write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        timed(photos, tmp_path / "a.safetensors", 5)
+    assert parts == ["training", "checkpoints"]
 
 
 def test_the_latest_epochs() -> None:

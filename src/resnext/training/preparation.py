@@ -41,7 +41,8 @@ from resnext.weights.load import load
 
 _LARGEST = 10_000  # pixels; an image of this size takes more than a gigabyte
 _WRITTEN = (
-    "checkpoint-*",
+    "checkpoint-*.state*",
+    "checkpoint-*.damaged",
     "metrics.jsonl*",
     "events.out.tfevents.*",
     "label_doubts.csv*",
