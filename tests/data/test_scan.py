@@ -547,3 +547,15 @@ def test_work_ahead_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         ahead.append(len(begun) - i)
     assert len(ahead) == 1000
     assert max(ahead) <= 8
+
+
+def test_nothing_to_validate_on(tmp_path: Path) -> None:
+    """Few damaged images can be all of `val`: a run failed after its first epoch."""
+    for label in ("cat", "dog"):
+        for i in range(25):
+            put(tmp_path / "train" / label / f"{i}.png", noise(i, 8))
+        put(tmp_path / "val" / label / "0.png", b"damaged")
+    with pytest.raises(
+        DataError, match=r"None of the 2 validation images .*val/cat/0\.png: not a"
+    ):
+        scan(open_splits(tmp_path), SilentReporter(), cache=None)

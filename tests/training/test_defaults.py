@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import photo_folder
+from PIL import Image
 
 import resnext
 from resnext.architectures import variant
@@ -45,6 +47,17 @@ def test_the_typical_image_decides(tmp_path: Path) -> None:
     for path in photos.rglob("*.jpg"):
         path.write_bytes(b"damaged")
     assert typical_side(splits.train) == 224
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_size_of_an_image_is_in_its_header(tmp_path: Path) -> None:
+    """Grey of 16 bits was decoded, and said to be all black or white."""
+    for label in ("a", "b"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(2):
+            values = np.full((60, 80), 1000 + i, np.uint16)
+            Image.fromarray(values).save(tmp_path / "photos" / label / f"{i}.tif")
+    assert typical_side(open_splits(tmp_path / "photos").train) == 60
 
 
 @pytest.mark.parametrize(("pixels", "device"), [(28, "cpu"), (100, "cpu"), (300, "cpu")])

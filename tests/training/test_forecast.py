@@ -16,8 +16,8 @@ from resnext import ResNeXt
 from resnext.data import open_splits
 from resnext.errors import InputError
 from resnext.training import Recipe, forecast, launch
-from resnext.training.forecast import Speed, forecast_lines, measure
-from resnext.training.run_state import RunSettings
+from resnext.training.forecast import Speed, forecast_line, measure
+from resnext.training.run_state import RunSettings, TrainState
 from resnext.training.trainer import Trainer
 
 
@@ -113,16 +113,19 @@ def test_smaller_images_at_first(
     assert speed.step == pytest.approx((8**2 + 12**2 + 12**2 + 16**2) / 4)
 
 
-def test_line(settings: RunSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Above an hour on a processor, the alternative is named."""
+def test_line(photos: Path, settings: RunSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above an hour on a processor, the alternative is named, where it can still be taken."""
     monkeypatch.setattr(forecast, "clock_time", lambda _: "14:20")
     monkeypatch.setattr(forecast.torch, "get_num_threads", lambda: 2)
-    assert forecast_lines(settings, 20, 38 * 60) == [
+    assert forecast_line(settings, 20, 38 * 60) == (
         "ResNeXt(1, 1), 2×8d at 16 pixels, 2 epochs of 20 images: "
         "done at about 14:20 (38 min on 2 cores)."
-    ]
-    (_, advice) = forecast_lines(settings, 20, 4000)
+    )
+    monkeypatch.setattr(forecast, "measure", lambda *_: Speed(400.0, 0.0))
+    given = (ResNeXt(TINY), open_splits(photos), settings, launch.init_distributed("cpu"))
+    (_, advice) = forecast.run_forecast(*given, None)
     assert "--minutes 30" in advice
+    assert not [x for x in forecast.run_forecast(*given, TrainState()) if "--minutes" in x]
 
 
 def test_dry_run(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,6 +73,9 @@ def test_same_seed_same_file(photos: Path, tmp_path: Path) -> None:
         ({"model": "resnext50_32x4d", "size": 16}, "size must be at least 32"),
         ({"size": 0}, "size must be at least"),
         ({"size": 1_000_000}, "size must be at most 10,000 pixels"),
+        ({"size": "96", "model": None}, "size must be a whole number of pixels, not '96'"),
+        ({"val_fraction": "0.2"}, "val_fraction must be between 0 and 1, not '0.2'"),
+        ({"device": None}, "device None cannot be used: it is not the name of a torch device"),
         ({"train_size": 1}, "train_size must be at least 2 pixels .* Raise train_size"),
         ({"padding": 32, "size": 32}, "padding must be less than the images' 32 pixels"),
         ({"distill_temperature": 2.0}, "distill_temperature needs a teacher"),
@@ -168,6 +171,26 @@ def test_what_is_not_installed_is_told_before_anything_is_removed(
 
 
 LAMB: dict[str, Any] = {"optimizer": "lamb"}
+
+
+@pytest.mark.parametrize("name", ["m.run", "m.index"])
+def test_a_model_file_has_a_name_of_its_own(photos: Path, tmp_path: Path, name: str) -> None:
+    """The folder of the run took its place, and the model could not be written after training."""
+    with pytest.raises(CheckpointError, match=r"such as .*m\.safetensors"):
+        quick(photos, tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_only_files_of_runs_are_removed(photos: Path, tmp_path: Path) -> None:
+    """A list of images in the folder was deleted, before the first step of the run that read it."""
+    folder, out = tmp_path / "m.run", tmp_path / "m.safetensors"
+    quick(photos, out)
+    written = {path.name for path in folder.iterdir()}
+    (folder / ".report.html.x7").touch()  # of a run that was killed
+    (folder / "list.csv").write_text("precious")
+    preparation.prepare_folder(folder, (), empty=True)
+    assert [path.name for path in folder.iterdir()] == ["list.csv"]
+    assert written >= {"metrics.jsonl", "report.html", "label_doubts.csv"}
 
 
 def test_fewer_images_than_a_batch(photos: Path, tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from resnext.training import metrics_log
-from resnext.training.metrics_log import epoch_line
+from resnext.training.metrics_log import MetricsLog, epoch_line
 
 METRICS: dict[str, Any] = {
     "epoch": 3,
@@ -54,3 +55,21 @@ def test_waiting_is_shown_above_a_tenth() -> None:
     assert "waiting" not in line()
     assert line(took=TOOK | {"waiting for images": 11.0}).endswith("  11% waiting for images")
     assert line(took=TOOK | {"checkpoints": 30.0}).endswith("  30% waiting for checkpoints")
+
+
+def test_a_full_disk_ends_no_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard's file raised its error again when it was closed, behind the last epoch."""
+    writer = pytest.importorskip("tensorboard.summary.writer.record_writer")
+    lines: list[str] = []
+    row = METRICS | {"val_nll": 1.0, "rate": 0.1}
+    log = MetricsLog(tmp_path, lines.append)
+    log.write([row])
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer.RecordWriter, "flush", full)
+    for _ in range(2):
+        log.write([row])
+    log.close()
+    assert lines == ["Not saved: [Errno 28] No space left on device"]

@@ -161,7 +161,11 @@ def test_the_table(
 
 
 def test_a_short_time(
-    machine: dict[str, float], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    machine: dict[str, float],
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The only candidate that was timed is not one that was given."""
     machine["small"] = 20.0
@@ -174,6 +178,9 @@ def test_a_short_time(
     )
     planned(photos, tmp_path / "a.safetensors", 1, model="small", size=16, progress=True)
     assert "Chosen: small at 16 pixels, network and size were given." in capsys.readouterr().err
+    monkeypatch.setattr(module, "choices", lambda *_: [Choice("small", 16)])
+    planned(photos, tmp_path / "a.safetensors", 1, progress=True)
+    assert "Chosen: small at 16 pixels, the one that suits these images." in capsys.readouterr().err
 
 
 def test_the_only_candidate(
@@ -264,7 +271,7 @@ def test_a_slower_machine(
     assert model.card is not None
     rows = (tmp_path / "a.run" / "metrics.jsonl").read_text().splitlines()
     assert 3 <= len(rows) <= 5  # of 8 that a second each would leave time for
-    assert "Planned again after epoch 1" in (tmp_path / "a.run" / "report.html").read_text()
+    assert "Planned again after epoch 2" in (tmp_path / "a.run" / "report.html").read_text()
     assert json.loads(rows[-1])["rate"] < 0.1 * QUICK.learning_rate  # the schedule ends
     choice = model.card.provenance["minutes"]
     assert choice["candidates"][choice["chosen"]]["network"] == "small"
@@ -301,25 +308,31 @@ def test_the_time_is_used(
     assert rows[-1]["rate"] < 0.1 * QUICK.learning_rate  # the schedule ends
 
 
-def test_measuring_threads_is_part_of_the_time(
+def test_what_comes_after_an_epoch_is_part_of_the_time(
     machine: dict[str, float], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise a run beside a busy program ends late."""
+    """Otherwise a run beside a busy program, or of 300 epochs on a slow disk, ends late."""
     parts, clocks = list[Any](), list[Clock]()
 
     def clock() -> Clock:
         clocks.append(Clock())
         return clocks[-1]
 
-    def choose(_: Any, state: TrainState) -> float:
+    def note(*_: Any) -> float:
         parts.extend(clocks[0]._running)
         return 1.0
 
+    def stop(*_: Any) -> None:
+        note()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(replanning, "_STARTING", -1.0)
     monkeypatch.setattr(trainer, "Clock", clock)
-    monkeypatch.setattr(replanning.Replanner, "choose_threads", choose)
-    timed(photos, tmp_path / "a.safetensors", 0.15)
-    assert parts
-    assert {*parts} == {"training"}
+    monkeypatch.setattr(replanning.Replanner, "choose_threads", note)
+    monkeypatch.setattr(trainer.MetricsLog, "write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        timed(photos, tmp_path / "a.safetensors", 5)
+    assert parts == ["training", "checkpoints"]
 
 
 def test_the_latest_epochs() -> None:
@@ -426,6 +439,26 @@ def test_resume_keeps_the_choice(
     with pytest.raises(CheckpointError, match=r"minutes was 0\.15, now 0\.2"):
         timed(photos, halves, 0.2, resume=True)
     timed(photos, halves, 0.15, resume=True)
+    assert sha(whole) == sha(halves)
+
+
+@pytest.mark.parametrize("model", [None, "small"])
+def test_resume_with_what_the_time_has_changed(
+    machine: dict[str, float],
+    steady: dict[str, float],
+    photos: Path,
+    tmp_path: Path,
+    model: str | None,
+) -> None:
+    """The size for a given network, and fewer epochs than the classifier alone was to have."""
+    given = {"model": model, "recipe": replace(QUICK, epochs=60), "head_epochs": 20}
+    whole, halves = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    timed(photos, whole, 0.15, **given)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 12)  # in the third epoch
+        with pytest.raises(KeyboardInterrupt):
+            timed(photos, halves, 0.15, **given)
+    timed(photos, halves, 0.15, resume=True, **given)
     assert sha(whole) == sha(halves)
 
 

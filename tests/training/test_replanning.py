@@ -166,6 +166,24 @@ def test_an_epoch_that_is_cut_short_is_reported(many: Path, tmp_path: Path) -> N
     assert re.search(rf"it has {steps} instead of \d+ steps, because a step takes 4.3 s", lines[-1])
 
 
+def test_the_start_of_workers_says_nothing_about_epochs() -> None:
+    """Of four photos, the first of 34 epochs took six times as long, and was the last one."""
+    seconds = {"first_step": 0.03, "step": 0.03, "validation": 0.04, "ending": 3.1}
+    state = TrainState(budget=3.0, replans=[(0, 34.0)], choice={"seconds": seconds})
+    settings: Any = SimpleNamespace(recipe=QUICK, side=lambda *_: 16, area=lambda *_: 1.0)
+    replanner = Replanner(
+        resnext.ResNeXt(TINY), settings, 1, ProcessGroup(0, 1), lambda line: pytest.fail(line)
+    )
+    for took in (0.44, 0.07, 0.07):
+        replanner.start_epoch(state, 16)
+        row = {"epoch": state.epoch, "steps": 1, "size": 16, "seconds": took, "validating": 0.04}
+        state.history.append(row)
+        state.seconds["training"] += took
+        state.epoch += 1
+        replanner.replan(state, Clock())
+        assert state.epochs(34) > 30
+
+
 def test_other_processes_end_where_the_first_one_does() -> None:
     """They measure nothing, and there is no pace that they could speak of."""
 

@@ -87,6 +87,23 @@ def test_a_finished_run_is_not_trained_again(
     assert sha(out) == before
 
 
+def test_a_lost_model_is_told_at_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training went on to the end, and only then was there no file to write the report from."""
+    out = tmp_path / "m.safetensors"
+    stop_after(monkeypatch, 8)  # in the second epoch
+    with pytest.raises(KeyboardInterrupt):
+        quick(photos, out)
+    kept = out.rename(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"m\.safetensors is missing\. It held the best epoch"
+    ):
+        quick(photos, out, resume=True)
+    kept.rename(out)
+    quick(photos, out, resume=True)
+
+
 def test_a_checkpoint_is_not_taken_for_another_run(photos: Path, tmp_path: Path) -> None:
     """Going on with other images or another recipe gives a model nobody asked for."""
     out = tmp_path / "m.safetensors"

@@ -194,7 +194,7 @@ def test_the_forecast_times_the_teacher(
     monkeypatch.setattr(
         forecast, "_validation_seconds", lambda _, __, settings, *___: settings.preprocessing.size
     )
-    monkeypatch.setattr(forecast, "forecast_lines", lambda *given: forecasts.append(given[2]) or [])
+    monkeypatch.setattr(forecast, "forecast_line", lambda *given: forecasts.append(given[2]) or "")
     distil(work, tmp_path / "s.safetensors", size=24, dry_run=True)
     assert forecasts == [Speed(1.0, 24, 16).run(SHORT, 20)]
     assert Speed(1.0, 24, 16).ending() == Speed(1.0, 24).ending() + 16

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from resnext.checks import brief
+from resnext.checks import brief, is_finite
 from resnext.data.dataset import ImageSet, SplitName, Splits, held_out
 from resnext.data.depth import used_range
 from resnext.data.passed_over import PassedOver
@@ -53,8 +53,8 @@ def open_splits(
     Raises:
         DataError: The data has too few images to train on, or none.
     """
-    if not 0 < val_fraction < 1:
-        raise DataError(f"val_fraction must be between 0 and 1, not {val_fraction}.")
+    if not (is_finite(val_fraction) and 0 < val_fraction < 1):
+        raise DataError(f"val_fraction must be between 0 and 1, not {brief(val_fraction)}.")
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise DataError(f"seed must be 0 or a positive integer below 2^63, not {brief(seed)}.")
     opened = find_source(source)

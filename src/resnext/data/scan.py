@@ -169,7 +169,8 @@ def scan(
 
     Raises:
         DataError: More than 5 % of a class in `train` and `val` together cannot be read, more
-            than 5 % of the samples there cannot be used, or the list cannot be written.
+            than 5 % of the samples there cannot be used, no validation image can be read, or the
+            list cannot be written.
     """
     images = splits.by_name()
     records: dict[str, np.ndarray] = {}
@@ -186,6 +187,11 @@ def scan(
         del known  # frees its records
     unreadable = (*splits.problems, *_problems(images, errors))
     _refuse_too_many(splits, unreadable, quarantine)
+    if len(errors["val"]) == len(splits.val):
+        raise DataError(
+            f"None of the {len(splits.val)} validation images can be read. The first: "
+            f"{errors['val'][0]} Repair them, or add others, then start again."
+        )
     kept = {
         name: np.setdiff1d(np.arange(len(split)), list(errors[name]))
         for name, split in images.items()

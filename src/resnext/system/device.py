@@ -36,7 +36,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         reason = ""
         torch.empty(1, device=device).item()  # the meta device has no values
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError, TypeError) as error:
         reason = reason or _why_not(torch.device(name), error)
         raise InputError(f"device {name!r} cannot be used: {reason}. Use {_usable()}.") from error
     return device

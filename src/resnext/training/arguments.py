@@ -38,6 +38,8 @@ def validate_arguments(request: Request, group: ProcessGroup) -> torch.device:
             whole = "a whole number, " if kinds == (int,) else ""
             raise InputError(f"{name} must be {whole}0 or more, not {brief(value)}.")
     check_workers(request.workers or 0)
+    if request.size is not None and type(request.size) is not int:
+        raise InputError(f"size must be a whole number of pixels, not {brief(request.size)}.")
     if request.minutes is not None:
         if type(request.minutes) not in (int, float) or not 0 < request.minutes < 1e6:
             raise InputError(
@@ -63,6 +65,11 @@ def check_out(request: Request) -> None:
     """
     out = request.out
     check_writable(out)
+    if out.suffix in (".run", ".index"):
+        raise CheckpointError(
+            f"{out} cannot be the model file: the run folder ends in .run, and the index in "
+            f".index. Choose another name, such as {out.with_suffix('.safetensors')}."
+        )
     folder = request.folder
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file, not a run folder. Choose another name.")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from typing import NamedTuple
 
 import numpy as np
 
 from resnext.data.dataset import ImageSet, Splits
+from resnext.data.decoding import open_lazily, read_source
 from resnext.errors import DataError
 
 SIZES = (64, 96, 128, 160, 224)
@@ -94,7 +96,20 @@ def typical_side(images: ImageSet) -> int:
     sides: list[int] = []
     for index in np.linspace(0, len(images) - 1, min(_SAMPLE, len(images))).astype(int):
         try:
-            sides.append(min(images.open(int(index), "RGB", (0, 1)).size))
+            sides.append(_shorter_side(images, int(index)))
         except DataError:
             continue
     return int(np.median(sides)) if sides else 224
+
+
+def _shorter_side(images: ImageSet, index: int) -> int:
+    """Length of an image's shorter side by its header, pixels."""
+    data, title = images.read(index), images.title(index)
+    if isinstance(data, np.ndarray):
+        return min(data.shape[:2])
+
+    def read(source: io.BytesIO) -> int:
+        with open_lazily(source, title) as image:
+            return min(image.size)
+
+    return read_source(io.BytesIO(data), title, read)

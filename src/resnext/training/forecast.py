@@ -274,16 +274,22 @@ def run_forecast(
     recipe, images = settings.recipe, len(training_pool(splits))
     seconds = measure(network, splits, settings, group).run(recipe, images)
     if state is None:
-        return forecast_lines(settings, images, seconds)
+        lines = [forecast_line(settings, images, seconds)]
+        if settings.device.type == "cpu" and seconds > 3600:
+            lines.append(
+                "That is long for a processor. To get the best model of half an hour instead: "
+                "--minutes 30"
+            )
+        return lines
     done = state.epoch - 1 + state.step / max(images // recipe.batch_size, 1)
     seconds *= max(state.epochs(recipe.epochs) - done, 0.0) / recipe.epochs
     return [
         f"The run would be resumed in epoch {state.epoch}, step {state.step}.",
-        *forecast_lines(settings, images, seconds),
+        forecast_line(settings, images, seconds),
     ]
 
 
-def forecast_lines(settings: RunSettings, images: int, seconds: float) -> list[str]:
+def forecast_line(settings: RunSettings, images: int, seconds: float) -> str:
     """Network, size, epochs and the time at which the run will be done.
 
     Args:
@@ -298,13 +304,7 @@ def forecast_lines(settings: RunSettings, images: int, seconds: float) -> list[s
         if settings.device.type == "cpu"
         else hardware(settings.device)
     )
-    lines = [
+    return (
         f"{settings.title} at {size} pixels, {epochs} of {images:,} images: "
         f"done at about {clock_time(seconds)} ({duration(seconds)} on {machine})."
-    ]
-    if settings.device.type == "cpu" and seconds > 3600:
-        lines.append(
-            "That is long for a processor. To get the best model of half an hour instead: "
-            "--minutes 30"
-        )
-    return lines
+    )

@@ -82,12 +82,18 @@ def chosen_before(request: Request, identity: dict[str, Any]) -> Request:
     if request.minutes != identity.get("minutes"):
         return request
     request = replace(request, parts=identity.get("recipe.accumulate"))
+    chosen = request.model is None and request.weights is None
+    if request.size is None and (chosen or request.minutes is not None):
+        request = replace(request, size=identity["preprocessing.size"])
     if request.minutes is not None:
-        request = replace(request, recipe=Recipe(**_fields(identity, "recipe")))
-    if request.model is None and request.weights is None:
-        size = request.size or identity["preprocessing.size"]
+        recipe = Recipe(**_fields(identity, "recipe"))
+        changes = dict(request.changes)
+        if type(changes.get("head_epochs")) is int:  # as when the number of epochs was chosen
+            changes["head_epochs"] = min(changes["head_epochs"], recipe.epochs - 1)
+        request = replace(request, recipe=recipe, changes=changes)
+    if chosen:
         config = ResNeXtConfig.from_dict(_fields(identity, "config"))
-        request = replace(request, model=config, size=size)
+        request = replace(request, model=config)
     return request
 
 

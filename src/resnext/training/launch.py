@@ -301,13 +301,18 @@ def _newest_checkpoint(request: Request, context: Context) -> Checkpoint | None:
     """In the first process: the checkpoint to resume from, if the run resumes and there is one.
 
     Raises:
-        CheckpointError: A finished model would be lost, all checkpoints are damaged, or another
-            version wrote them.
+        CheckpointError: A finished model would be lost, or is lost, all checkpoints are damaged,
+            or another version wrote them.
     """
     if not (request.resume and context.group.first):
         return None
     if (checkpoint := latest_checkpoint(request.folder, context.progress.line)) is not None:
         check_version(checkpoint.about, request.folder)
+        if checkpoint.about.get("position", {}).get("best") and not request.out.exists():
+            raise CheckpointError(
+                f"{request.out} is missing. It held the best epoch so far, which no checkpoint "
+                f"does. Put it back, or start again with --overwrite."
+            )
         return checkpoint
     if request.out.exists() and not request.overwrite:
         raise CheckpointError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,10 @@ class MetricsLog:
             self._board.flush()
 
     def close(self) -> None:
-        """Close the TensorBoard file."""
+        """Close the TensorBoard file. What a full disk did to it was logged."""
         if self._board:
-            self._board.close()
+            with suppress(OSError):
+                self._board.close()
 
 
 def epoch_line(

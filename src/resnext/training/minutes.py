@@ -20,7 +20,7 @@ from resnext.training.forecast import (
     MOST_EPOCHS,
     Speed,
     TimePlan,
-    forecast_lines,
+    forecast_line,
     measure,
 )
 from resnext.training.preparation import fastest_execution, make_plan, run_settings
@@ -158,7 +158,7 @@ def fit_to_minutes(
     until_done = min(total - (time.monotonic() - began), chosen.speed.run(recipe, images))
     for line in (
         *_table(rows, best, reason, request.minutes),
-        *forecast_lines(settings, images, until_done),
+        forecast_line(settings, images, until_done),
     ):
         context.progress.line(line)
     return (

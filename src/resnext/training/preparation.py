@@ -40,6 +40,16 @@ from resnext.training.teacher import Teacher, check_distillation
 from resnext.weights.load import load
 
 _LARGEST = 10_000  # pixels; an image of this size takes more than a gigabyte
+_WRITTEN = (
+    "checkpoint-*.state*",
+    "checkpoint-*.damaged",
+    "metrics.jsonl*",
+    "events.out.tfevents.*",
+    "label_doubts.csv*",
+    "quarantine.csv*",
+    "report.html*",
+)
+"""Files of a run in its folder; while they are written, with a dot before and letters after."""
 
 
 def make_plan(request: Request, splits: Splits, context: Context) -> RunPlan:
@@ -279,7 +289,12 @@ def _fit_memory(
 
 
 def prepare_folder(folder: Path, unreadable: Sequence[Problem], *, empty: bool) -> None:
-    """Create the run folder and list unreadable images in it; with `empty`, delete its files first.
+    """Create the run folder and list unreadable images in it.
+
+    Args:
+        folder: The folder.
+        unreadable: The images.
+        empty: Whether to delete first what an earlier run wrote; other files are the user's.
 
     Raises:
         CheckpointError: The folder cannot be written.
@@ -287,8 +302,8 @@ def prepare_folder(folder: Path, unreadable: Sequence[Problem], *, empty: bool) 
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.iterdir() if empty else []:
-            if path.is_file():
+        for pattern in _WRITTEN if empty else ():
+            for path in (*folder.glob(pattern), *folder.glob(f".{pattern}")):  # or a torn one
                 path.unlink()
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}.") from error

@@ -20,6 +20,7 @@ from resnext.training.threads import CLEARLY, changed_threads, fastest_threads
 _MUCH = 1.25  # times more or fewer epochs, from which on a line says so
 _MEASURING = 0.02  # part of the time for measuring threads
 _MEASURED = 0.01  # part of the time from which a pace is measured
+_STARTING = 10.0  # seconds of a first epoch of which the start of workers may be a large part
 _LATE = 0.03  # part of the time that a run may end later, because its end is slower than forecast
 
 
@@ -35,6 +36,7 @@ class Replanner:
 
     Attributes:
         threads_due: When threads may be measured again, by `time.monotonic`.
+        first: The first epoch of this process, in which workers start; 0 before.
         paces: Seconds of a step, from each of the last three hundredths of the time, of this epoch.
         measured: The step up to which they are known, and the seconds of learning up to it.
         area: Area of the images of this epoch, as a part of the largest.
@@ -52,7 +54,7 @@ class Replanner:
     ) -> None:
         self.network, self.settings, self.steps = network, settings, steps
         self.group, self.log = group, log
-        self.threads_due = 0.0
+        self.threads_due, self.first = 0.0, 0
         self.paces: deque[float] = deque(maxlen=3)
         self.measured, self.area = (0, 0.0), 1.0
         self.usual: tuple[float, float] | None = None
@@ -104,6 +106,7 @@ class Replanner:
 
     def start_epoch(self, state: TrainState, side: int) -> None:
         """Forget the pace of the epoch before, whose images may have had another size."""
+        self.first = self.first or state.epoch
         self.paces.clear()
         self.measured = state.step, _learning(state)
         self.area = (side / self.settings.side()) ** 2
@@ -173,6 +176,7 @@ class Replanner:
         """Seconds of a step with the largest images, and of a validation, in the last epochs.
 
         The middle epoch counts: one in which the machine stalled says nothing about the next ones.
+        Nor does a short first one of this process.
 
         Args:
             state: The run.
@@ -182,6 +186,7 @@ class Replanner:
         # version wrote lack fields.
         rows = state.history[self.settings.recipe.cached_views :]
         rows = [row for row in rows if row.get("steps") and {"size", "validating"} <= row.keys()]
+        rows = [row for row in rows if row["epoch"] != self.first or row["seconds"] > _STARTING]
         if not rows:
             return None
         assert state.budget is not None, "only runs with a time budget are replanned"

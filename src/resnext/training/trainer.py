@@ -185,7 +185,8 @@ class Trainer:
         self.dynamics.merge(self.group)
         self._save_checkpoint()
         if self.metrics_log:
-            self.metrics_log.write(self.state.history)
+            with self.clock.measure("checkpoints"):
+                self.metrics_log.write(self.state.history)
 
     def _train_epoch(self) -> None:
         """Train the remaining steps of the running epoch."""
