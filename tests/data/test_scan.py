@@ -337,6 +337,27 @@ def test_a_class_that_leaks_completely_ends_it(tmp_path: Path) -> None:
         looked(root)
 
 
+def test_a_class_whose_training_images_are_damaged_ends_it(tmp_path: Path) -> None:
+    """Few among its validation images, so less than 5 %; the message said that they were copies."""
+    root = two_parts(tmp_path, train=2, val=50)
+    for file in (root / "train" / "b").iterdir():
+        put(file, b"damaged")
+    with pytest.raises(DataError, match=r"All 2 training images of class 'b' cannot be read\."):
+        looked(root)
+    put(root / "train" / "b" / "000.png", (root / "val" / "b" / "000.png").read_bytes())
+    with pytest.raises(DataError, match="cannot be read or are also in another split"):
+        looked(root)
+
+
+def test_validation_images_that_are_all_damaged_end_it(tmp_path: Path) -> None:
+    """Few among the training images. The run ended after its first epoch, or in a division by 0."""
+    root = two_parts(tmp_path, train=24, val=1)
+    for file in (root / "val").glob("*/*"):
+        put(file, b"damaged")
+    with pytest.raises(DataError, match=r"No image of .*val can be read.*/a/000\.png"):
+        looked(root)
+
+
 def test_copies_within_training_are_counted(tmp_path: Path) -> None:
     """They weigh double; that is for the user to know, and no reason to change anything."""
     root = two_parts(tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -55,6 +57,21 @@ def test_strength_is_the_best_of_those_tried() -> None:
         assert head.strength == min(head.tried, key=lambda row: row[1])[0]
         assert [strength for strength, _ in head.tried] == [*STRENGTHS[: len(head.tried)]]
     assert len(noisy.tried) < len(STRENGTHS)  # the search ended when the loss rose
+
+
+def test_few_directions_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is as large as the weights: a hundred of a thousand classes took 3 GB."""
+    kept: list[int] = []
+    step = torch.optim.LBFGS.step
+
+    def counting(self: torch.optim.LBFGS, closure: Any) -> Any:
+        result = step(self, closure)
+        kept.extend(len(state["old_dirs"]) for state in self.state.values())
+        return result
+
+    monkeypatch.setattr(torch.optim.LBFGS, "step", counting)
+    fit_head(*blobs((30, 12, 7), 5), 3, strengths=[1e-4])
+    assert max(kept) == 10
 
 
 def test_loss_is_that_of_cross_validation() -> None:

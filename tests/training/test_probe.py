@@ -12,10 +12,12 @@ import torch
 from helpers import photo_folder, run_cli, tiny_network
 from oracles.originals import sklearn
 from PIL import Image
+from sample_data import trained_on
 from training_runs import scripted, sha, stop_after
 
 import resnext
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig, ResNeXtError
+from resnext.data import open_splits
 from resnext.errors import CheckpointError, DataError
 from resnext.system.atomic import locked
 from resnext.training.embeddings import Embedder
@@ -212,6 +214,29 @@ def test_unreadable_images_are_left_out(photos: Path, weights: Path, tmp_path: P
     (photos / "red" / "12.png").write_bytes(b"no image")
     probe(photos, weights, tmp_path / "m.safetensors")
     assert "12.png" in (tmp_path / "m.run" / "quarantine.csv").read_text()
+
+
+def test_weights_that_may_know_validation_images(
+    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Their accuracy is that of memory, and nothing said so."""
+    provenance = trained_on(open_splits(photos))
+
+    def told(data: Path, **changes: Any) -> bool:
+        card = Card(("blue", "red"), Preprocessing(16, 18), provenance=provenance)
+        resnext.save(tiny_network(card=card), tmp_path / "weights.safetensors")
+        out = tmp_path / "out.safetensors"
+        given = {"progress": True, "overwrite": True, "index": False, **changes}
+        probe(data, tmp_path / "weights.safetensors", out, **given)
+        return "may know some of the validation images" in capfd.readouterr().err
+
+    assert not told(photos)
+    assert told(photos, seed=1)
+    assert told(photos, val_fraction=0.3)
+    (photos / "red" / "0.png").unlink()
+    assert told(photos)
+    provenance["data"] = "others"
+    assert not told(photos)
 
 
 def test_balance_is_as_asked(photos: Path, weights: Path, tmp_path: Path) -> None:

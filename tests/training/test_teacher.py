@@ -154,6 +154,28 @@ def test_the_student_inherits_the_preprocessing() -> None:
     assert teacher.default_preprocessing("RGB") == RGB
 
 
+def test_images_of_more_than_8_bits_look_as_the_teacher_knows_them(tmp_path: Path) -> None:
+    """It answered to images of another brightness than those that it was trained on."""
+    rng = np.random.default_rng(0)
+    for i, label in enumerate(("cat", "dog")):
+        (tmp_path / "deep" / label).mkdir(parents=True)
+        for j in range(4):
+            values = rng.integers(17_000 + 999 * i, 18_000 + 999 * i, (16, 16)).astype(np.uint16)
+            Image.fromarray(values).save(tmp_path / "deep" / label / f"{j}.png")
+    for values in ((0, 40_000), None):  # None: an older teacher, which took the upper 8 bits
+        card = Card(("cat", "dog"), Preprocessing(16, 16, value_range=values))
+        options: dict[str, Any] = {"epochs": 1, "index": False, "overwrite": True}
+        student = distil(
+            tmp_path,
+            tmp_path / "out.safetensors",
+            teacher=tiny_network(TINY, card),
+            data=tmp_path / "deep",
+            **options,
+        )
+        assert student.card is not None
+        assert student.card.preprocessing.value_range == values
+
+
 def test_unlabelled_images_are_learnt_from(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

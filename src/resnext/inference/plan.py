@@ -120,7 +120,7 @@ class Plan:
         batch: Batch size that it was optimized for.
         size: Image size, pixels.
         device: "cpu", or the name of a GPU.
-        request: The requested precision, engine and data, as JSON.
+        request: The requested precision and engine, and a hash of the data, as JSON.
         machine: Name of the CPU and its threads, or name of the GPU.
         version: Version of the engine.
         rows: All measurements.

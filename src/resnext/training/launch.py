@@ -48,6 +48,7 @@ from resnext.training.preparation import (
     fastest_execution,
     fit_batch_size,
     make_plan,
+    noted,
     prepare_folder,
     resumed_execution,
     run_settings,
@@ -200,10 +201,10 @@ def train(
             before = {} if checkpoint is None else checkpoint.about["identity"]
             order = before.get("classes", ())
             splits = open_splits(data, seed=seed, val_fraction=val_fraction, order=order)
+            request, splits = _with_teacher(request, splits, context, teacher, unlabelled)
             if checkpoint is not None:  # an older run took the upper 8 bits
                 values = before.get("preprocessing.value_range")
                 splits = replace(splits, value_range=values)
-            request, splits = _with_teacher(request, splits, context, teacher, unlabelled)
             if request.recipe == "probe":
                 _probe(request, context, splits, checkpoint)
             else:
@@ -272,6 +273,7 @@ def _train(
     plan = make_plan(request, splits, context)  # finds invalid arguments early
     if checkpoint is None:
         check_effects(request, plan.recipe, context.progress)
+    splits = noted(request, plan)
     scanned = _scan(splits, None if request.dry_run else request.folder, context)
     recipe = fit_batch_size(plan.recipe, training_pool(scanned.splits), context.group)
     plan = replace(plan, splits=scanned.splits, recipe=recipe)
@@ -292,7 +294,7 @@ def _probe(
 ) -> None:
     """All phases of the recipe `probe`, which has no epochs."""
     plan = probe_plan(request, splits, context)
-    scanned = _scan(splits, request.folder, context)
+    scanned = _scan(noted(request, plan), request.folder, context)
     with locked(request.folder):
         run_probe(request, context, plan, scanned, checkpoint, command=_command(request))
 
@@ -327,6 +329,8 @@ def _with_teacher(
 ) -> tuple[Request, Splits]:
     """The request with the opened teacher and its image size, the splits with unlabelled images.
 
+    Grey values of more than 8 bits mean what they meant to the teacher, which sees the same images.
+
     Raises:
         InputError: Unlabelled images are given without a teacher.
     """
@@ -339,6 +343,7 @@ def _with_teacher(
     if unlabelled is not None:
         images = open_unlabelled(unlabelled, splits.train.labels, splits.passed_over)
         splits = replace(splits, unlabelled=images)
+    splits = replace(splits, value_range=opened.preprocessing.value_range)
     size = opened.preprocessing.size if request.size is None else request.size
     return replace(request, teacher=opened, size=size), splits
 

@@ -68,7 +68,7 @@ def fit_head(
     x = torch.from_numpy(embeddings).double()
     mean, std = x.mean(0), x.std(0, correction=0)
     std = std.clamp(min=max(_FLOOR * std.square().mean().sqrt().item(), 1e-12))
-    x = (x - mean) / std
+    x = x.sub_(mean).div_(std)  # in place: it may be a large part of the memory
     basis = None
     if len(x) < x.shape[1]:  # the best weights are sums of the rows of x: a smaller, equal problem
         basis, triangle = torch.linalg.qr(x.T)
@@ -174,6 +174,7 @@ class _Problem:
         search = torch.optim.LBFGS(
             head,
             max_iter=1000,
+            history_size=10,  # as in scikit-learn; 100 take gigabytes for a thousand classes
             tolerance_grad=tolerance,
             tolerance_change=0.0,
             line_search_fn="strong_wolfe",

@@ -358,6 +358,27 @@ def resumed_execution(saved: ExecutionConfig, precision: str) -> ExecutionConfig
     return saved
 
 
+def noted(request: Request, plan: RunPlan | ProbePlan) -> Splits:
+    """The splits, with a note if the first weights may have been trained on validation images.
+
+    Validation parts that the data brings along are taken to be the same ones.
+    """
+    card, splits = plan.network.card, plan.splits
+    before, now = {} if card is None else card.provenance, provenance_of(request, plan)
+    same = before.get("fingerprint") == now["fingerprint"]
+    alike = all(before.get(name) == now[name] for name in ("seed", "val_fraction"))
+    apart = before.get("val_fraction") is None and splits.val_fraction is None
+    if apart or (same and alike) or not (same or before.get("data") == now["data"]):
+        return splits
+    note = (
+        f"The first weights ({request.origin}) were trained on data of this name, of which other "
+        f"images were held out. So they may know some of the validation images, whose accuracy is "
+        f"then too high. If the images are the same, give the same --seed and --val-fraction as "
+        f"then; else hold out images yourself, as val."
+    )
+    return replace(splits, notes=(*splits.notes, note))
+
+
 def wanted_workers(request: Request, images: ImageSet, device: torch.device) -> int:
     """The requested number of workers; by default at most 8, or 16 with a GPU.
 
