@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -127,6 +128,16 @@ def test_a_network_that_teaches_is_not_changed() -> None:
     after = network.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(x, after[name]) for name, x in before.items())
+
+
+def test_teachers_of_16_bits_answer_in_single_precision() -> None:
+    """On a GPU, images of 32 bits and weights of 16 ended in a traceback."""
+    network = tiny_network(TINY, Card(("cat", "dog"), Preprocessing(16, 16))).to(torch.bfloat16)
+    teacher = open_teacher(network, DATA, progress=False)
+    assert {x.dtype for x in teacher.network.parameters()} == {torch.float32}
+    assert network.fc.weight.dtype is torch.bfloat16
+    x = torch.rand(2, 3, 16, 16)
+    agree(teacher.network(x), copy.deepcopy(network).float()(x))
 
 
 def test_the_hash_is_that_of_the_answers() -> None:

@@ -53,7 +53,7 @@ from resnext.training.preparation import (
     resumed_execution,
     run_settings,
 )
-from resnext.training.probe import probe_plan, run_probe, starting_classifier
+from resnext.training.probe import keeps_classifier, probe_plan, run_probe, starting_classifier
 from resnext.training.recipe import Recipe
 from resnext.training.request import Context, Request, RunPlan
 from resnext.training.run_state import ExecutionConfig, TrainState
@@ -409,9 +409,13 @@ def _run(
         if context.group.first:
             prepare_folder(request.folder, scanned.unreadable, empty=checkpoint is None)
         context.group.any(False)  # the others wait
-        head = starting_classifier(request, context, plan) if checkpoint is None else None
+        end, head = None if time_plan is None else time_plan.end, None
+        if checkpoint is None:
+            head = starting_classifier(request, context, plan, end)
         trainer = Trainer(plan.network, scanned, settings, context.group, context.progress)
         try:
+            if checkpoint is None and plan.recipe.probe and keeps_classifier(plan):
+                head = trainer.validator.evaluate(plan.network, "Validating the weights"), None
             _start(trainer, checkpoint, head, time_plan)
             trainer.run()
             finalize(trainer, command=_command(request), index=request.index)
@@ -422,7 +426,7 @@ def _run(
 def _start(
     trainer: Trainer,
     checkpoint: Checkpoint | None,
-    head: tuple[Evaluation, Opinions] | None,
+    head: tuple[Evaluation, Opinions | None] | None,
     time_plan: TimePlan | None,
 ) -> None:
     """Restore the checkpoint, or write the first one, with the result of the first classifier.

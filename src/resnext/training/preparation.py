@@ -204,7 +204,7 @@ def build_network(request: Request, splits: Splits, recipe: Recipe, progress: bo
 
 
 def loaded_network(weights: str | Path, splits: Splits, *, progress: bool) -> ResNeXt:
-    """The network of given weights, for the classes and channels of the images.
+    """The network of given weights, for the images' classes and channels, in single precision.
 
     Raises:
         CheckpointError: The weights cannot be loaded, or not adapted to the images' channels.
@@ -216,7 +216,7 @@ def loaded_network(weights: str | Path, splits: Splits, *, progress: bool) -> Re
         progress=progress,
     )
     assert isinstance(network, ResNeXt), "a checkpoint that is given classes has a classifier"
-    return network
+    return network.float()
 
 
 def network_title(request: Request, plan: RunPlan | ProbePlan) -> str:
