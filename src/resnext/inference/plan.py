@@ -144,9 +144,12 @@ class Plan:
         """The model's card with the preprocessing, temperature and threshold of the plan."""
         if card is None or self.tradeoff is None:
             return card
+        usual, resize = card.preprocessing, self.tradeoff.resize
+        if (self.size, resize) != (usual.size, usual.resize):  # it was fitted to larger images
+            card = replace(card, unknown_threshold=None, unknown_weight=0.0)
         return replace(
             card,
-            preprocessing=replace(card.preprocessing, size=self.size, resize=self.tradeoff.resize),
+            preprocessing=replace(usual, size=self.size, resize=resize),
             temperature=self.tradeoff.temperature,
             threshold=self.tradeoff.threshold,
         )
