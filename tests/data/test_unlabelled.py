@@ -116,6 +116,19 @@ def test_unreadable_images_are_listed_with_the_labelled_ones(root: Path, tmp_pat
         scanned(root, more)
 
 
+def test_a_folder_of_which_nothing_is_left(root: Path, tmp_path: Path) -> None:
+    """The message spoke of training images of a class 'unlabelled', which nobody has."""
+    more = fill(tmp_path / "more", {"new": 3})  # levels 0 to 2, as in validation
+    with pytest.raises(DataError, match=r"All 3 images in .*more are also in another split"):
+        scanned(root, more)
+    for i in range(3, 60):  # so that three are less than 5 % of these and the unlabelled ones
+        write(root / "val" / "cat" / f"{i}.png", 120 + i)
+    for file in (more / "new").iterdir():
+        file.write_bytes(b"damaged")
+    with pytest.raises(DataError, match="3 of 3 images of class 'unlabelled' cannot be read"):
+        scanned(root, more)
+
+
 def test_without_unlabelled_images_nothing_changes(root: Path) -> None:
     """Ordinary training draws from the training images themselves."""
     splits = open_splits(root)

@@ -452,6 +452,37 @@ def test_results_are_cached(
             optimize(file, data=many, max_loss=bound, **PLAIN)
 
 
+def replaced(photos: Path) -> None:
+    Image.new("RGB", (20, 20)).save(photos / "ant" / "0.png")
+
+
+def relabelled(photos: Path) -> None:
+    (photos / "ant" / "0.png").rename(photos / "bee" / "a.png")
+
+
+def removed(photos: Path) -> None:
+    (photos / "ant" / "0.png").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "bound"), [(replaced, 99.0), (relabelled, 99.0), (removed, None)]
+)
+def test_other_images_in_the_same_folder_are_measured(
+    file: Path,
+    many: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], None],
+    bound: float | None,
+) -> None:
+    """A plan was looked up by the name of the folder, also after its labels were corrected."""
+    monkeypatch.setattr(Search, "seconds", lambda self, run: self.builder.size / 100)
+    optimize(file, data=many, max_loss=bound, **PLAIN)
+    change(many)
+    monkeypatch.setattr(Search, "measure", lambda *_: pytest.fail("timed again"))
+    with pytest.raises(pytest.fail.Exception, match="timed again"):
+        optimize(file, data=many, max_loss=bound, **PLAIN)
+
+
 def test_later_plans_replace_it(small: tuple[Optimized, ResNeXt], file: Path) -> None:
     """With both, one image would be predicted at full size and nine of them smaller."""
     quick, _ = small

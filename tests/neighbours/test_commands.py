@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,10 @@ from PIL import Image
 
 import resnext
 from resnext import Card, Preprocessing, save
+from resnext.errors import CheckpointError
 from resnext.explanation.page import explanation_page
 from resnext.explanation.sheet import draw_explanations
+from resnext.inference.search import Search
 from resnext.neighbours import open_index
 from resnext.prediction.contact_sheet import draw_neighbours, draw_sheet
 
@@ -117,6 +121,47 @@ def test_photos_that_were_moved_are_named(folder: Path, run: Run) -> None:
     shutil.rmtree("days")
     _, _, err = run("predict", "m.safetensors", "--similar", photo)
     assert "2 of 2 similar images are not where they were, such as days" in err
+
+
+def test_a_plan_for_smaller_images_needs_its_own_index(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compared with larger images, nearly all were unlike all classes."""
+    photo, model = str(Path("photos", "cat", "003.jpg")), folder / "m.safetensors"
+    network = resnext.load(model)
+    assert network.card is not None
+    network.card = replace(network.card, unknown_threshold=0.5, unknown_weight=0.1)
+    save(network, model)
+    monkeypatch.setattr(Search, "seconds", lambda self, run: self.builder.size / 100)
+    monkeypatch.setattr("resnext.inference.search._SECONDS", 0.0)
+    options: dict[str, Any] = {"engine": "torch", "precision": "fp32", "batch": 4}
+    quick = resnext.optimize(model, data=folder / "photos", max_loss=99, **options)
+    assert quick.card is not None
+    assert quick.card.preprocessing.size == 8
+    assert quick.card.unknown_threshold is None  # it was fitted to larger images
+    index = open_index(model)
+    quick.save_plan(model)
+    refusal = "m.index was made with images of 16 pixels, resized to 16, not 8 pixels"
+
+    code, _, err = run("predict", "m.safetensors", photo)
+    assert (code, "The index is not used" in err, refusal in err) == (0, True, True)
+    for asked in (photo, "--like", "2"), ("--similar", photo):
+        code, _, err = run("predict", "m.safetensors", *asked)
+        assert (code, refusal in err) == (2, True)
+    with pytest.raises(CheckpointError, match=refusal):
+        resnext.predict(model, photo, index=index)
+    with pytest.raises(CheckpointError, match=refusal):
+        resnext.explain(model, photo, like=1, index=index)
+    with pytest.raises(CheckpointError, match=refusal):
+        open_index(model).search(photo)
+    assert open_index(model, plan=False).search(photo, 1)[0].name == photo
+    code, _, err = run("predict", "m.safetensors", photo, "--no-plan", "--like", "2")
+    assert (code, "not used" in err) == (0, False)
+
+    assert run("index", "photos", "--model", "m.safetensors")[0] == 0
+    assert open_index(model).search(photo, 1)[0].name == photo
+    code, _, err = run("predict", "m.safetensors", photo, "--no-plan")
+    assert (code, "made with images of 8 pixels, resized to" in err) == (0, True)
 
 
 def test_an_index_that_does_not_fit_is_refused_only_if_asked_for(folder: Path, run: Run) -> None:

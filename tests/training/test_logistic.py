@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -55,6 +58,32 @@ def test_strength_is_the_best_of_those_tried() -> None:
         assert head.strength == min(head.tried, key=lambda row: row[1])[0]
         assert [strength for strength, _ in head.tried] == [*STRENGTHS[: len(head.tried)]]
     assert len(noisy.tried) < len(STRENGTHS)  # the search ended when the loss rose
+
+
+def test_no_other_strength_is_tried_after_a_time() -> None:
+    """With a thousand classes, the search took longer than a run of ten minutes."""
+    x, y = blobs((30, 12, 7), 5)
+    whole, cut = fit_head(x, y, 3), fit_head(x, y, 3, until=0.0)
+    assert cut.tried == whole.tried[:1]
+    assert cut.strength == STRENGTHS[0]
+    assert np.isfinite(cut.unseen).all()
+    assert fit_head(x, y, 3, until=math.inf).tried == whole.tried
+    assert len(whole.tried) > 1
+
+
+def test_few_directions_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is as large as the weights: a hundred of a thousand classes took 3 GB."""
+    kept: list[int] = []
+    step = torch.optim.LBFGS.step
+
+    def counting(self: torch.optim.LBFGS, closure: Any) -> Any:
+        result = step(self, closure)
+        kept.extend(len(state["old_dirs"]) for state in self.state.values())
+        return result
+
+    monkeypatch.setattr(torch.optim.LBFGS, "step", counting)
+    fit_head(*blobs((30, 12, 7), 5), 3, strengths=[1e-4])
+    assert max(kept) == 10
 
 
 def test_loss_is_that_of_cross_validation() -> None:

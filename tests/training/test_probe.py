@@ -12,10 +12,12 @@ import torch
 from helpers import photo_folder, run_cli, tiny_network
 from oracles.originals import sklearn
 from PIL import Image
-from training_runs import scripted, sha, stop_after
+from sample_data import trained_on
+from training_runs import TINY, scripted, sha, stop_after
 
 import resnext
 from resnext import Card, Preprocessing, ResNeXt, ResNeXtConfig, ResNeXtError
+from resnext.data import open_splits
 from resnext.errors import CheckpointError, DataError
 from resnext.system.atomic import locked
 from resnext.training.embeddings import Embedder
@@ -214,6 +216,29 @@ def test_unreadable_images_are_left_out(photos: Path, weights: Path, tmp_path: P
     assert "12.png" in (tmp_path / "m.run" / "quarantine.csv").read_text()
 
 
+def test_weights_that_may_know_validation_images(
+    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Their accuracy is that of memory, and nothing said so."""
+    provenance = trained_on(open_splits(photos))
+
+    def told(data: Path, **changes: Any) -> bool:
+        card = Card(("blue", "red"), Preprocessing(16, 18), provenance=provenance)
+        resnext.save(tiny_network(card=card), tmp_path / "weights.safetensors")
+        out = tmp_path / "out.safetensors"
+        given = {"progress": True, "overwrite": True, "index": False, **changes}
+        probe(data, tmp_path / "weights.safetensors", out, **given)
+        return "may know some of the validation images" in capfd.readouterr().err
+
+    assert not told(photos)
+    assert told(photos, seed=1)
+    assert told(photos, val_fraction=0.3)
+    (photos / "red" / "0.png").unlink()
+    assert told(photos)
+    provenance["data"] = "others"
+    assert not told(photos)
+
+
 def test_balance_is_as_asked(photos: Path, weights: Path, tmp_path: Path) -> None:
     """Sampling and weights mean the same here: all classes weigh the same."""
     for i in range(8):
@@ -269,6 +294,35 @@ def test_fine_tuning_starts_from_the_classifier(
     tune(photos, weights, tmp_path / "m.safetensors", ema=0.9, epochs=1)
     assert all(torch.equal(x, probed.fc.weight) for x in seen)
     assert len(seen) == 2
+
+
+def test_fine_tuning_keeps_weights_of_the_same_classes_if_no_epoch_is_better(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A few epochs made a good model worse, and its file was replaced by that."""
+    good = probe(photos, None, tmp_path / "good.safetensors", recipe="quick", model=TINY, epochs=1)
+    scripted(monkeypatch, [1.0, 0.5, 0.75])
+    spoilt = tune(photos, tmp_path / "good.safetensors", tmp_path / "m.safetensors", progress=True)
+    assert spoilt.card is not None
+    assert spoilt.card.provenance["epoch"] == 0
+    for name, x in good.state_dict().items():
+        assert torch.equal(x, spoilt.state_dict()[name]), name
+    assert "epoch   0  val accuracy 100.00%, by the weights as" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("recipe", ["probe", "finetune"])
+def test_files_of_other_precisions_are_trained_in_single(
+    photos: Path, weights: Path, tmp_path: Path, dtype: torch.dtype, recipe: str
+) -> None:
+    """Steps of 16 bits are lost in rounding; those of fp16 ended in a traceback."""
+    resnext.save(resnext.load(weights).to(dtype), weights)
+    changes = {} if recipe == "probe" else {"epochs": 1, "batch_size": 4}
+    model = probe(photos, weights, tmp_path / "m.safetensors", recipe=recipe, **changes)
+    assert {x.dtype for x in model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("changed", [{"probe": False}, {"weights of the same classes": True}])

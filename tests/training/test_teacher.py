@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -129,6 +130,16 @@ def test_a_network_that_teaches_is_not_changed() -> None:
     assert all(torch.equal(x, after[name]) for name, x in before.items())
 
 
+def test_teachers_of_16_bits_answer_in_single_precision() -> None:
+    """On a GPU, images of 32 bits and weights of 16 ended in a traceback."""
+    network = tiny_network(TINY, Card(("cat", "dog"), Preprocessing(16, 16))).to(torch.bfloat16)
+    teacher = open_teacher(network, DATA, progress=False)
+    assert {x.dtype for x in teacher.network.parameters()} == {torch.float32}
+    assert network.fc.weight.dtype is torch.bfloat16
+    x = torch.rand(2, 3, 16, 16)
+    agree(teacher.network(x), copy.deepcopy(network).float()(x))
+
+
 def test_the_hash_is_that_of_the_answers() -> None:
     """Resuming with a teacher that answers differently must be noticed; with a copy, it is fine."""
 
@@ -152,6 +163,28 @@ def test_the_student_inherits_the_preprocessing() -> None:
     teacher = open_teacher(tiny_network(TINY.replace(in_channels=1), card), DATA, progress=False)
     assert teacher.default_preprocessing("L") == GREY
     assert teacher.default_preprocessing("RGB") == RGB
+
+
+def test_images_of_more_than_8_bits_look_as_the_teacher_knows_them(tmp_path: Path) -> None:
+    """It answered to images of another brightness than those that it was trained on."""
+    rng = np.random.default_rng(0)
+    for i, label in enumerate(("cat", "dog")):
+        (tmp_path / "deep" / label).mkdir(parents=True)
+        for j in range(4):
+            values = rng.integers(17_000 + 999 * i, 18_000 + 999 * i, (16, 16)).astype(np.uint16)
+            Image.fromarray(values).save(tmp_path / "deep" / label / f"{j}.png")
+    for values in ((0, 40_000), None):  # None: an older teacher, which took the upper 8 bits
+        card = Card(("cat", "dog"), Preprocessing(16, 16, value_range=values))
+        options: dict[str, Any] = {"epochs": 1, "index": False, "overwrite": True}
+        student = distil(
+            tmp_path,
+            tmp_path / "out.safetensors",
+            teacher=tiny_network(TINY, card),
+            data=tmp_path / "deep",
+            **options,
+        )
+        assert student.card is not None
+        assert student.card.preprocessing.value_range == values
 
 
 def test_unlabelled_images_are_learnt_from(

@@ -169,8 +169,8 @@ def scan(
 
     Raises:
         DataError: More than 5 % of a class in `train` and `val` together cannot be read, more
-            than 5 % of the samples there cannot be used, no validation image can be read, or the
-            list cannot be written.
+            than 5 % of the samples there cannot be used, no training image of a class or no
+            validation image is left, or the list cannot be written.
     """
     images = splits.by_name()
     records: dict[str, np.ndarray] = {}
@@ -187,11 +187,6 @@ def scan(
         del known  # frees its records
     unreadable = (*splits.problems, *_problems(images, errors))
     _refuse_too_many(splits, unreadable, quarantine)
-    if len(errors["val"]) == len(splits.val):
-        raise DataError(
-            f"None of the {len(splits.val)} validation images can be read. The first: "
-            f"{errors['val'][0]} Repair them, or add others, then start again."
-        )
     kept = {
         name: np.setdiff1d(np.arange(len(split)), list(errors[name]))
         for name, split in images.items()
@@ -200,7 +195,7 @@ def scan(
     leaks = readable.leaks()
     leaking = np.unique([pair.train for pair in leaks]).astype(np.int64)
     kept["train"] = np.setdiff1d(kept["train"], leaking)
-    _refuse_empty(splits.train, kept["train"])
+    _refuse_empty(splits, kept, errors)
     remaining = ImageIndex(images, records, kept)
     selected = {name: _select(split, kept[name]) for name, split in images.items()}
     return Scan(
@@ -286,15 +281,33 @@ def _refuse_too_many(
     )
 
 
-def _refuse_empty(train: ImageSet, kept: np.ndarray) -> None:
-    """Refuse a class whose training images were all left out."""
-    counts = np.bincount(np.asarray(train.targets)[kept], minlength=len(train.labels))
-    for label, before, after in zip(train.labels, train.counts(), counts, strict=True):
-        if before and not after:
-            raise DataError(
-                f"All {before} training images of class {label!r} are also in another split. "
-                f"Add training images of this class that are in no other split."
-            )
+def _refuse_empty(
+    splits: Splits, kept: Mapping[str, np.ndarray], errors: Mapping[str, Mapping[int, str]]
+) -> None:
+    """Refuse a class whose training images were all left out, and a validation without images."""
+    train, targets = splits.train, np.asarray(splits.train.targets, np.int64)
+    left, unreadable = (
+        np.bincount(targets[[*chosen]], minlength=len(train.labels))
+        for chosen in (kept["train"], errors["train"])
+    )
+    for i, before in enumerate(train.counts().tolist()):
+        if not before or left[i]:
+            continue
+        reasons = ["cannot be read"] if unreadable[i] else []
+        if unreadable[i] < before:
+            reasons.append("are also in another split")
+        of = f"training images of class {train.labels[i]!r}"
+        if len(train.labels) == 1:  # images without classes
+            of = f"images in {train.name}"
+        raise DataError(
+            f"All {before} {of} {' or '.join(reasons)}. Add others, which can be read and are in "
+            f"no other split."
+        )
+    if not len(kept["val"]):
+        raise DataError(
+            f"No image of {splits.val.name} can be read, so there is nothing to validate on. The "
+            f"first: {next(iter(errors['val'].values()))} Repair them, or add others."
+        )
 
 
 def too_many(unreadable: np.ndarray, counts: np.ndarray) -> int | None:

@@ -64,8 +64,9 @@ def open_unlabelled(
     return ImageSet(files, compact(np.zeros(len(files))), (_CLASS,), str(root))
 
 
-def _without_classes(images: ImageSet) -> ImageSet:
-    return replace(images, targets=compact(np.zeros(len(images))), labels=(_CLASS,))
+def _as_one_class(images: ImageSet) -> ImageSet:
+    """Labelled images as one class, another one than that of the unlabelled ones."""
+    return replace(images, targets=compact(np.zeros(len(images))), labels=("labelled",))
 
 
 def scan_unlabelled(scanned: Scan, progress: Reporter) -> Scan:
@@ -83,12 +84,12 @@ def scan_unlabelled(scanned: Scan, progress: Reporter) -> Scan:
     """
     splits = scanned.splits
     assert splits.unlabelled is not None
-    test = None if splits.test is None else _without_classes(splits.test)
+    test = None if splits.test is None else _as_one_class(splits.test)
     found = scan(
         replace(
             splits,
             train=splits.unlabelled,
-            val=_without_classes(splits.val),
+            val=_as_one_class(splits.val),
             test=test,
             problems=(),
         ),

@@ -116,6 +116,7 @@ def explain(
         similar: list[Neighbour] = []
         if like:
             index = index or open_index(model, runner=runner)
+            index.check(card.preprocessing)
             usual = to_pixels("", whole, card.preprocessing)
             two = [card.labels[i] for i in order[0, :2]]
             similar = index.of_classes(runner.pixels(usual[None])[1][0], two, like)

@@ -65,6 +65,8 @@ def _packed(index: Index, network: ResNeXt, card: Card) -> bytes:
             f"embeddings of length {file.width}, not {len(card.labels)} and {width}. Make one "
             f"with resnext index PHOTOS --model FILE."
         )
+    if network.card is not None:
+        index.check(network.card.preprocessing)
     score = index.unknown_score(card)
     rows = bank_rows(len(file), width)
     pictures = [file.thumbnail(row) for row in rows]

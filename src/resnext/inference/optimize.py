@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,7 +15,7 @@ from jaxtyping import Float32
 
 from resnext.card import card_of
 from resnext.checks import brief, check_max_loss
-from resnext.data.dataset import ImageSet
+from resnext.data.dataset import ImageSet, Stored, fingerprint
 from resnext.data.loader import EvalDataset
 from resnext.data.open import open_for_evaluation
 from resnext.errors import CheckpointError, DataError, InputError, ResNeXtError
@@ -130,25 +131,26 @@ def optimize(
         )
     size = network.card.preprocessing.size if network.card else default_size(network.config)
     device_name = "cpu" if torch_device.type == "cpu" else hardware(torch_device)
-    asked = [precision, engine, None if data is None else str(data)]
-    request = json.dumps(asked if max_loss is None else [*asked, float(max_loss)])
     digest = weights_digest(network)
-    path = cached_plan_path(digest, device_name, batch, size, request)
-    plan = None if again else _cached_plan(path, device)
     source = network if isinstance(model, ResNeXt) else _absolute(model)
     reopen = partial(_opened, source, digest)
-    if plan:
-        return _optimized(plan, network, reopen, device)
-    require_folder(path.parent)  # a folder that cannot be written fails now, not after minutes
     log = reporter(progress)
     try:
-        if data is None or max_loss is None:
-            examples = _examples(network, data, size, log)
+        measured = _LABELLED if max_loss is None else _DECIDING
+        sample = None if data is None else _sample(network, data, measured, log)
+        asked = [precision, engine, None if sample is None else _state(*sample)]
+        request = json.dumps(asked if max_loss is None else [*asked, float(max_loss)])
+        path = cached_plan_path(digest, device_name, batch, size, request)
+        if not again and (plan := _cached_plan(path, device)):
+            return _optimized(plan, network, reopen, device)
+        require_folder(path.parent)  # a folder that cannot be written fails now, not after minutes
+        if sample is None or max_loss is None:
+            examples = _examples(network, sample, size, log)
             search = Search(network, size, torch_device, batch, examples, log)
             form, rows = search.run(precision, engine)
             builder, tradeoff = search.builder, None
         else:
-            images, chosen = _sample(network, data, _DECIDING, log)
+            images, chosen = sample
             count = min(_CALIBRATION, max(len(chosen) // 4, 1))
             split = chosen[:count], chosen[count:]
             frontier = FrontierSearch(network, torch_device, batch, images, *split, max_loss, log)
@@ -211,11 +213,13 @@ def _cached_plan(path: Path, device: str) -> Plan | None:
         return None
 
 
-def _examples(network: ResNeXt, data: str | Path | None, size: int, progress: Reporter) -> Examples:
-    """Images to compare predictions on: from `data`, else synthetic ones."""
-    if data is None:
+def _examples(
+    network: ResNeXt, sample: tuple[ImageSet, list[int]] | None, size: int, progress: Reporter
+) -> Examples:
+    """Images to compare predictions on: those of a sample, else synthetic ones."""
+    if sample is None:
         return Examples(patterns(_PATTERNS, network.config.in_channels, size), real=False)
-    dataset, chosen = _sample(network, data, _LABELLED, progress)
+    dataset, chosen = sample
     progress.start("Reading images", len(chosen))
     images: list[np.ndarray] = []
     targets: list[int] = []
@@ -247,6 +251,22 @@ def _sample(
     count = min(len(dataset), _CALIBRATION + measured)
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int)
     return dataset, np.random.default_rng(0).permutation(np.unique(chosen)).tolist()
+
+
+def _state(images: ImageSet, chosen: Sequence[int]) -> str:
+    """A hash of some images as they are now: of classes and pixels, or of sizes and times."""
+
+    def line(index: int) -> str:
+        image, inside = images.images[index], ""
+        if isinstance(image, np.ndarray):
+            return f"{images.targets[index]} {hashlib.sha256(image.tobytes()).hexdigest()}"
+        if isinstance(image, Stored):
+            image, inside = image.file, f"{image.offset} {image.size}"
+        stat = image.stat() if image.exists() else None
+        known = stat and (stat.st_size, stat.st_mtime_ns)
+        return f"{images.targets[index]} {known} {inside}"
+
+    return fingerprint(map(line, chosen))
 
 
 def patterns(count: int, channels: int, size: int) -> Float32[np.ndarray, "n c h w"]:

@@ -120,7 +120,7 @@ class Plan:
         batch: Batch size that it was optimized for.
         size: Image size, pixels.
         device: "cpu", or the name of a GPU.
-        request: The requested precision, engine and data, as JSON.
+        request: The requested precision and engine, and a hash of the data, as JSON.
         machine: Name of the CPU and its threads, or name of the GPU.
         version: Version of the engine.
         rows: All measurements.
@@ -144,9 +144,12 @@ class Plan:
         """The model's card with the preprocessing, temperature and threshold of the plan."""
         if card is None or self.tradeoff is None:
             return card
+        usual, resize = card.preprocessing, self.tradeoff.resize
+        if (self.size, resize) != (usual.size, usual.resize):  # it was fitted to larger images
+            card = replace(card, unknown_threshold=None, unknown_weight=0.0)
         return replace(
             card,
-            preprocessing=replace(card.preprocessing, size=self.size, resize=self.tradeoff.resize),
+            preprocessing=replace(usual, size=self.size, resize=resize),
             temperature=self.tradeoff.temperature,
             threshold=self.tradeoff.threshold,
         )

@@ -74,7 +74,8 @@ def build_index(
     names = [images.title(i) for i in range(len(images))]
     if not (width := embedding_width(runner)):
         raise InputError("The model's file returns no embeddings, so images cannot be indexed.")
-    settings = {"model": model, "images": _digest(images, names), "width": width}
+    crop = [card.preprocessing.size, card.preprocessing.resize]  # a plan's may be smaller
+    settings = {"model": model, "images": _digest(images, names), "width": width, "crop": crop}
     unfinished = UnfinishedIndex(out, settings, width, batch)
     try:
         start = len(unfinished.sizes)
@@ -91,7 +92,7 @@ def build_index(
             readable = sum(size > 0 for size in unfinished.sizes)
             bank = unfinished.vectors(bank_rows(readable, width))
             score = _fitted(runner, UnknownScore(bank), val, progress, check_stop)
-        written = {"model": model, "labels": list(images.labels), "data": images.name}
+        written = {"model": model, "labels": list(images.labels), "data": images.name, "crop": crop}
         if score is not None:
             written |= {"unknown_threshold": score.threshold, "unknown_weight": score.weight}
         unfinished.finish(names, images.targets, written)

@@ -258,6 +258,8 @@ class IndexFile:
             threshold = self.description.get("unknown_threshold")
             self.unknown_threshold = None if threshold is None else float(threshold)
             self.unknown_weight = float(self.description.get("unknown_weight", 0.0))
+            crop = self.description.get("crop")
+            self.crop = None if crop is None else (int(crop[0]), int(crop[1]))
             self.targets: Int64[np.ndarray, " n"] = self._tensor("targets").astype(np.int64)
             self._ends = {name: self._tensor(f"{name}_ends") for name in ("name", "thumbnail")}
             self.width = int(self._file.get_slice("embeddings").get_shape()[1])

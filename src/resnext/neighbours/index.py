@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from PIL import Image, ImageOps
 
-from resnext.card import Card, card_of
+from resnext.card import Card, Preprocessing, card_of
 from resnext.checks import at_least, brief
 from resnext.data.decoding import convert, open_image, pixels, resize_and_crop
 from resnext.errors import CheckpointError, InputError
@@ -102,7 +102,8 @@ def open_index(
 
     Raises:
         MissingFileError: The index or the model file does not exist.
-        CheckpointError: The index is damaged, or of another model or version.
+        CheckpointError: The index is damaged, of another model or version, or of images of another
+            size than the runner's.
         InputError: `whitened` is not positive, or there is no path.
     """
     if whitened is not None:
@@ -117,10 +118,15 @@ def open_index(
             f"{found.path} was made with other weights than those of {file}. Make it again with "
             f"resnext index PHOTOS --model {file}."
         )
+    crop = found.crop
     if file is not None:
         with suppress(CheckpointError):  # a file of another library
-            labels = read_header(file)[1].labels
-    return Index(found, labels, runner or model, whitened, device=device, plan=plan)
+            card = read_header(file)[1]
+            labels, crop = card.labels, crop or (card.preprocessing.size, card.preprocessing.resize)
+    index = Index(found, labels, runner or model, whitened, device=device, plan=plan, crop=crop)
+    if runner is not None:
+        index.check(card_of(runner).preprocessing)
+    return index
 
 
 def find_index(model: object, runner: Runner, report: Callable[[str], object]) -> Index | None:
@@ -150,6 +156,7 @@ class Index:
         whitened: Number of whitened components to compare; None for the embeddings.
         device: Where to open the model.
         plan: Whether to use the model's plan.
+        crop: Image size, and size before cropping, of its images; None if unknown.
     """
 
     def __init__(
@@ -161,14 +168,30 @@ class Index:
         *,
         device: str = "auto",
         plan: bool = True,
+        crop: tuple[int, int] | None = None,
     ) -> None:
-        self.file, self.model, self.whitened = file, model, whitened
+        self.file, self.model, self.whitened, self.crop = file, model, whitened, crop
         self.labels = tuple(labels)
         self._options: dict[str, Any] = {"device": device, "plan": plan}
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.file)
+
+    def check(self, preprocessing: Preprocessing) -> None:
+        """Refuse to compare with images of another size: all would seem to be far away.
+
+        Raises:
+            CheckpointError: The size is another one.
+        """
+        now = preprocessing.size, preprocessing.resize
+        if self.crop is None or self.crop == now:
+            return
+        then, now = (f"{size} pixels, resized to {resize}" for size, resize in (self.crop, now))
+        raise CheckpointError(
+            f"{self.file.path} was made with images of {then}, not {now}, as the plan of resnext "
+            f"optimize has them. Make it again with resnext index, or give --no-plan."
+        )
 
     def search(self, query: Query, k: int = 5, *, label: str | None = None) -> list[Neighbour]:
         """The nearest images, nearest first: an exact search by cosine distance.
@@ -266,7 +289,9 @@ class Index:
 
     @cached_property
     def _runner(self) -> Runner:
-        return open_runner(self.model, batch=1, **self._options)
+        runner = open_runner(self.model, batch=1, **self._options)
+        self.check(card_of(runner).preprocessing)
+        return runner
 
     @cached_property
     def _vectors(self) -> Float32[np.ndarray, "n d"]:

@@ -142,6 +142,8 @@ def predict(
             index = open_index(model, runner=runner)
         elif index is None:
             index = find_index(model, runner, shown.line)
+        else:
+            index.check(card.preprocessing)
         unknown = None if index is None else index.unknown_score(card)
         for line in passed_over.lines():
             shown.line(line)

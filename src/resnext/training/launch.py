@@ -48,11 +48,12 @@ from resnext.training.preparation import (
     fastest_execution,
     fit_batch_size,
     make_plan,
+    noted,
     prepare_folder,
     resumed_execution,
     run_settings,
 )
-from resnext.training.probe import probe_plan, run_probe, starting_classifier
+from resnext.training.probe import keeps_classifier, probe_plan, run_probe, starting_classifier
 from resnext.training.recipe import Recipe
 from resnext.training.request import Context, Request, RunPlan
 from resnext.training.run_state import ExecutionConfig, TrainState
@@ -200,10 +201,10 @@ def train(
             before = {} if checkpoint is None else checkpoint.about["identity"]
             order = before.get("classes", ())
             splits = open_splits(data, seed=seed, val_fraction=val_fraction, order=order)
+            request, splits = _with_teacher(request, splits, context, teacher, unlabelled)
             if checkpoint is not None:  # an older run took the upper 8 bits
                 values = before.get("preprocessing.value_range")
                 splits = replace(splits, value_range=values)
-            request, splits = _with_teacher(request, splits, context, teacher, unlabelled)
             if request.recipe == "probe":
                 _probe(request, context, splits, checkpoint)
             else:
@@ -272,6 +273,7 @@ def _train(
     plan = make_plan(request, splits, context)  # finds invalid arguments early
     if checkpoint is None:
         check_effects(request, plan.recipe, context.progress)
+    splits = noted(request, plan)
     scanned = _scan(splits, None if request.dry_run else request.folder, context)
     recipe = fit_batch_size(plan.recipe, training_pool(scanned.splits), context.group)
     plan = replace(plan, splits=scanned.splits, recipe=recipe)
@@ -292,7 +294,7 @@ def _probe(
 ) -> None:
     """All phases of the recipe `probe`, which has no epochs."""
     plan = probe_plan(request, splits, context)
-    scanned = _scan(splits, request.folder, context)
+    scanned = _scan(noted(request, plan), request.folder, context)
     with locked(request.folder):
         run_probe(request, context, plan, scanned, checkpoint, command=_command(request))
 
@@ -332,6 +334,8 @@ def _with_teacher(
 ) -> tuple[Request, Splits]:
     """The request with the opened teacher and its image size, the splits with unlabelled images.
 
+    Grey values of more than 8 bits mean what they meant to the teacher, which sees the same images.
+
     Raises:
         InputError: Unlabelled images are given without a teacher.
     """
@@ -344,6 +348,7 @@ def _with_teacher(
     if unlabelled is not None:
         images = open_unlabelled(unlabelled, splits.train.labels, splits.passed_over)
         splits = replace(splits, unlabelled=images)
+    splits = replace(splits, value_range=opened.preprocessing.value_range)
     size = opened.preprocessing.size if request.size is None else request.size
     return replace(request, teacher=opened, size=size), splits
 
@@ -409,9 +414,13 @@ def _run(
         if context.group.first:
             prepare_folder(request.folder, scanned.unreadable, empty=checkpoint is None)
         context.group.any(False)  # the others wait
-        head = starting_classifier(request, context, plan) if checkpoint is None else None
+        end, head = None if time_plan is None else time_plan.end, None
+        if checkpoint is None:
+            head = starting_classifier(request, context, plan, end)
         trainer = Trainer(plan.network, scanned, settings, context.group, context.progress)
         try:
+            if checkpoint is None and plan.recipe.probe and keeps_classifier(plan):
+                head = trainer.validator.evaluate(plan.network, "Validating the weights"), None
             _start(trainer, checkpoint, head, time_plan)
             trainer.run()
             finalize(trainer, command=_command(request), index=request.index)
@@ -422,7 +431,7 @@ def _run(
 def _start(
     trainer: Trainer,
     checkpoint: Checkpoint | None,
-    head: tuple[Evaluation, Opinions] | None,
+    head: tuple[Evaluation, Opinions | None] | None,
     time_plan: TimePlan | None,
 ) -> None:
     """Restore the checkpoint, or write the first one, with the result of the first classifier.

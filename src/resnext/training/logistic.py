@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,6 +50,7 @@ def fit_head(
     balanced: bool = False,
     seed: int = 0,
     strengths: Sequence[float] = STRENGTHS,
+    until: float | None = None,
 ) -> Head:
     """The head with the strength that is best in stratified cross-validation.
 
@@ -64,11 +66,12 @@ def fit_head(
         seed: Seed of the folds.
         strengths: Strengths to try, strongest first. The search ends at the first one that is
             worse than the one before it.
+        until: Time, by `time.monotonic`, after which no other strength is tried; None for no limit.
     """
-    x = torch.from_numpy(embeddings).double()
+    x = torch.tensor(embeddings, dtype=torch.float64)
     mean, std = x.mean(0), x.std(0, correction=0)
     std = std.clamp(min=max(_FLOOR * std.square().mean().sqrt().item(), 1e-12))
-    x = (x - mean) / std
+    x = x.sub_(mean).div_(std)  # in place: it may be a large part of the memory
     basis = None
     if len(x) < x.shape[1]:  # the best weights are sums of the rows of x: a smaller, equal problem
         basis, triangle = torch.linalg.qr(x.T)
@@ -77,7 +80,7 @@ def fit_head(
     if balanced:
         weights = torch.from_numpy(class_weights(targets, num_classes))[y]
     problem = _Problem(x, y, num_classes)
-    tried, unseen = _cross_validate(problem, weights, folds(targets, seed), strengths)
+    tried, unseen = _cross_validate(problem, weights, folds(targets, seed), strengths, until)
     strength = min(tried, key=lambda row: row[1])[0] if tried else _WITHOUT_FOLDS
     weight, bias = problem.fit(weights, strength, tolerance=1e-10)
     weight = (weight if basis is None else weight @ basis.T) / std
@@ -102,6 +105,7 @@ def _cross_validate(
     weights: Float[Tensor, " n"],
     fold_of: Int[np.ndarray, " n"],
     strengths: Sequence[float],
+    until: float | None,
 ) -> tuple[list[tuple[float, float]], Float[Tensor, "n k"]]:
     """Each strength that was tried, with its log loss; none if no image can be held out.
 
@@ -123,6 +127,8 @@ def _cross_validate(
         if len(tried) > 1 and tried[-1][1] > tried[-2][1]:
             break
         unseen = logits.softmax(1)
+        if until is not None and time.monotonic() > until:
+            break
     return tried, unseen
 
 
@@ -174,6 +180,7 @@ class _Problem:
         search = torch.optim.LBFGS(
             head,
             max_iter=1000,
+            history_size=10,  # as in scikit-learn; 100 take gigabytes for a thousand classes
             tolerance_grad=tolerance,
             tolerance_change=0.0,
             line_search_fn="strong_wolfe",

@@ -214,7 +214,7 @@ def build_network(request: Request, splits: Splits, recipe: Recipe, progress: bo
 
 
 def loaded_network(weights: str | Path, splits: Splits, *, progress: bool) -> ResNeXt:
-    """The network of given weights, for the classes and channels of the images.
+    """The network of given weights, for the images' classes and channels, in single precision.
 
     Raises:
         CheckpointError: The weights cannot be loaded, or not adapted to the images' channels.
@@ -226,7 +226,7 @@ def loaded_network(weights: str | Path, splits: Splits, *, progress: bool) -> Re
         progress=progress,
     )
     assert isinstance(network, ResNeXt), "a checkpoint that is given classes has a classifier"
-    return network
+    return network.float()
 
 
 def network_title(request: Request, plan: RunPlan | ProbePlan) -> str:
@@ -371,6 +371,27 @@ def resumed_execution(saved: ExecutionConfig, precision: str) -> ExecutionConfig
             'pip install "resnext[train]".'
         )
     return saved
+
+
+def noted(request: Request, plan: RunPlan | ProbePlan) -> Splits:
+    """The splits, with a note if the first weights may have been trained on validation images.
+
+    Validation parts that the data brings along are taken to be the same ones.
+    """
+    card, splits = plan.network.card, plan.splits
+    before, now = {} if card is None else card.provenance, provenance_of(request, plan)
+    same = before.get("fingerprint") == now["fingerprint"]
+    alike = all(before.get(name) == now[name] for name in ("seed", "val_fraction"))
+    apart = before.get("val_fraction") is None and splits.val_fraction is None
+    if apart or (same and alike) or not (same or before.get("data") == now["data"]):
+        return splits
+    note = (
+        f"The first weights ({request.origin}) were trained on data of this name, of which other "
+        f"images were held out. So they may know some of the validation images, whose accuracy is "
+        f"then too high. If the images are the same, give the same --seed and --val-fraction as "
+        f"then; else hold out images yourself, as val."
+    )
+    return replace(splits, notes=(*splits.notes, note))
 
 
 def wanted_workers(request: Request, images: ImageSet, device: torch.device) -> int:

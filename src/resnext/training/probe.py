@@ -138,23 +138,34 @@ def run_probe(
 
 
 def starting_classifier(
-    request: Request, context: Context, plan: RunPlan
+    request: Request, context: Context, plan: RunPlan, end: float | None
 ) -> tuple[Evaluation, Opinions] | None:
     """Start fine-tuning from the classifier that `probe` fits (arXiv:2202.10054).
+
+    Args:
+        request: The arguments of `train`.
+        context: Device and progress display.
+        plan: The network, whose classifier is replaced, and the images.
+        end: Time at which the run must be done, by `time.monotonic`; None for no limit.
 
     Returns:
         Its result on the validation images, and what its folds say about the training images.
         None if the recipe or the weights do not ask for it: if there are no weights, if they have
         the same classes, so that their classifier was kept, or if a class has no training image.
     """
-    card, train = plan.network.card, plan.splits.train
-    kept = card is not None and card.labels == train.labels
-    if not plan.recipe.probe or request.weights is None or kept or not train.counts().all():
+    train, wanted = plan.splits.train, plan.recipe.probe and request.weights is not None
+    if not wanted or keeps_classifier(plan) or not train.counts().all():
         return None
-    fitted = fit_classifier(request, context, plan) if context.group.first else None
+    fitted = fit_classifier(request, context, plan, end) if context.group.first else None
     fitted = context.group.broadcast(fitted)
     install(fitted.head, plan.network)
     return score(fitted.outputs, plan.splits.val), fitted.opinions(train)
+
+
+def keeps_classifier(plan: RunPlan) -> bool:
+    """Whether the first weights have a classifier of these classes, from which training starts."""
+    card = plan.network.card
+    return card is not None and card.labels == plan.splits.train.labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,8 +189,13 @@ class Fitted:
         return Opinions.of(self.head.unseen, np.asarray(train.targets))
 
 
-def fit_classifier(request: Request, context: Context, plan: RunPlan | ProbePlan) -> Fitted:
+def fit_classifier(
+    request: Request, context: Context, plan: RunPlan | ProbePlan, end: float | None = None
+) -> Fitted:
     """Compute the embeddings, fit a classifier to them, and put it into the network of the plan.
+
+    Cross-validation, which takes long with hundreds of classes, ends after a tenth of the time to
+    `end`, by `time.monotonic`, if that is given.
 
     Raises:
         DataError: An image cannot be read any more.
@@ -209,6 +225,7 @@ def fit_classifier(request: Request, context: Context, plan: RunPlan | ProbePlan
             len(train.labels),
             balanced=plan.recipe.balance != "none",
             seed=request.seed,
+            until=None if end is None else 0.9 * time.monotonic() + 0.1 * end,
         )
     except KeyboardInterrupt:
         progress.line(

@@ -61,8 +61,8 @@ class Recipe:
         layer_decay: Factor on the learning rate from each stage to the one before it; 1 turns it
             off.
         head_epochs: First epochs, in which only the classifier is trained.
-        probe: Whether the new classifier of `weights` starts as the recipe `probe` fits it, which
-            counts as epoch 0 (arXiv:2202.10054).
+        probe: Whether the new classifier of `weights` starts as the recipe `probe` fits it
+            (arXiv:2202.10054), and the network before the first step counts as epoch 0.
         frozen_norms: Whether batch norms keep their initial statistics and weights.
         frozen_stages: Keep the stem and the first stages as they are, norms included, as in
             `Backbone`: -1 for none, 0 for the stem, i for the stem and i stages.

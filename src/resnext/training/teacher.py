@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +32,8 @@ class Teacher:
     """A trained classifier, ready to answer.
 
     Args:
-        network: The classifier, folded, its logits in the order of the data's classes.
+        network: The classifier, folded, in single precision, its logits in the order of the data's
+            classes.
         preprocessing: How images become its input.
         name: Its file or name.
         digest: Hash of everything that its answers depend on.
@@ -106,7 +108,7 @@ def open_teacher(model: str | Path | ResNeXt, data: ImageSet, *, progress: bool)
     except InputError as error:
         raise InputError(f"{name} cannot be a teacher. {error}") from error
     order = torch.tensor(_class_order(name, card.labels, data), device=network.fc.weight.device)
-    folded = fold(network)
+    folded = fold(copy.deepcopy(network).float())
     folded.fc.weight = nn.Parameter(folded.fc.weight[order], requires_grad=False)
     folded.fc.bias = nn.Parameter(folded.fc.bias[order], requires_grad=False)
     return Teacher(folded, card.preprocessing, name, _digest(network, card))

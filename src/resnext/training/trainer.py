@@ -421,23 +421,26 @@ class Trainer:
 
     def begin(
         self,
-        head: tuple[Evaluation, Opinions] | None = None,
+        head: tuple[Evaluation, Opinions | None] | None = None,
         time_plan: TimePlan | None = None,
     ) -> None:
         """Write the first checkpoint, to which a run returns if it diverges in its first epoch.
 
         Args:
-            head: Result of a network whose classifier was fitted before the first step; it is the
-                best model until an epoch is better. Also what cross-validation says about labels.
+            head: Result of a network whose classifier was fitted before the first step, or is that
+                of its weights; it is the best model until an epoch is better. Also what
+                cross-validation says about labels, if the classifier was fitted.
             time_plan: Limit for the epochs, and what was chosen for it.
         """
         if time_plan is not None:
             self.replanner.plan(self.state, time_plan)
         if head is not None:
             result, opinions = head
-            self.dynamics.hold_out(opinions)
+            if opinions is not None:
+                self.dynamics.hold_out(opinions)
             self.best.record(self.state, 0, result, self.network)
-            self._line(f"epoch   0  val accuracy {result.accuracy:.2%}, by the classifier alone")
+            by = "weights as they are" if opinions is None else "classifier alone"
+            self._line(f"epoch   0  val accuracy {result.accuracy:.2%}, by the {by}")
         self._save_checkpoint()
 
     def _log_epoch(self, metrics: dict[str, Any], took: dict[str, float], best: bool) -> None:
