@@ -161,11 +161,7 @@ def test_the_table(
 
 
 def test_a_short_time(
-    machine: dict[str, float],
-    photos: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    machine: dict[str, float], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The only candidate that was timed is not one that was given."""
     machine["small"] = 20.0
@@ -178,9 +174,6 @@ def test_a_short_time(
     )
     planned(photos, tmp_path / "a.safetensors", 1, model="small", size=16, progress=True)
     assert "Chosen: small at 16 pixels, network and size were given." in capsys.readouterr().err
-    monkeypatch.setattr(module, "choices", lambda *_: [Choice("small", 16)])
-    planned(photos, tmp_path / "a.safetensors", 1, progress=True)
-    assert "Chosen: small at 16 pixels, the one that suits these images." in capsys.readouterr().err
 
 
 def test_the_only_candidate(
