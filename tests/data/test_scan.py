@@ -555,7 +555,5 @@ def test_nothing_to_validate_on(tmp_path: Path) -> None:
         for i in range(25):
             put(tmp_path / "train" / label / f"{i}.png", noise(i, 8))
         put(tmp_path / "val" / label / "0.png", b"damaged")
-    with pytest.raises(
-        DataError, match=r"None of the 2 validation images .*val/cat/0\.png: not a"
-    ):
+    with pytest.raises(DataError, match=r"None of the 2 validation images .*val/cat/0\.png: not a"):
         scan(open_splits(tmp_path), SilentReporter(), cache=None)
