@@ -35,6 +35,7 @@ import sys
 import tempfile
 import time
 import venv
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def race(given: argparse.Namespace) -> None:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy over the minutes that a run took, a panel for each set of images.
+    """Accuracy over the minutes that a run took, a panel for each set with several budgets.
 
     The colours are readable on light and dark pages, which show through.
     """
@@ -116,7 +117,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     plt.rc("ytick", color=grey)
     plt.rc("text", color=grey)
     plt.rc("svg", fonttype="none", hashsalt="race")
-    names = list(dict.fromkeys(row["images"] for row in rows))
+    budgets = dict.fromkeys((row["images"], row["minutes"]) for row in rows)
+    names = [name for name, count in Counter(name for name, _ in budgets).items() if count > 1]
     figure, panels = plt.subplots(1, len(names), figsize=(4.4 * len(names), 3.6), squeeze=False)
     for panel, name in zip(panels[0], names, strict=True):
         last: dict[str, tuple[float, float]] = {}

@@ -319,7 +319,9 @@ def test_files_of_other_precisions_are_trained_in_single(
     photos: Path, weights: Path, tmp_path: Path, dtype: torch.dtype, recipe: str
 ) -> None:
     """Steps of 16 bits are lost in rounding; those of fp16 ended in a traceback."""
-    resnext.save(resnext.load(weights).to(dtype), weights)
+    network = resnext.load(weights)
+    assert isinstance(network, ResNeXt)
+    resnext.save(network.to(dtype), weights)
     changes = {} if recipe == "probe" else {"epochs": 1, "batch_size": 4}
     model = probe(photos, weights, tmp_path / "m.safetensors", recipe=recipe, **changes)
     assert {x.dtype for x in model.parameters()} == {torch.float32}
