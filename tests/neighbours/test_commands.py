@@ -15,7 +15,7 @@ from helpers import photo_folder, run_cli, tiny_network
 from PIL import Image
 
 import resnext
-from resnext import Card, Preprocessing, save
+from resnext import Card, Preprocessing, ResNeXt, save
 from resnext.errors import CheckpointError
 from resnext.explanation.page import explanation_page
 from resnext.explanation.sheet import draw_explanations
@@ -129,6 +129,7 @@ def test_a_plan_for_smaller_images_needs_its_own_index(
     """Compared with larger images, nearly all were unlike all classes."""
     photo, model = str(Path("photos", "cat", "003.jpg")), folder / "m.safetensors"
     network = resnext.load(model)
+    assert isinstance(network, ResNeXt)
     assert network.card is not None
     network.card = replace(network.card, unknown_threshold=0.5, unknown_weight=0.1)
     save(network, model)
