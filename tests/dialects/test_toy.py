@@ -172,7 +172,8 @@ def test_without_the_row_it_is_not_known(tmp_path: Path, monkeypatch: pytest.Mon
 # What may name libraries for another reason than how their files look
 ELSEWHERE = {
     "__init__.py": "the module resnext.mmcls",
-    "config.py": "values of se_rounding and dilation_convention",
+    "config.py": "values of se_rounding",
+    "dilation.py": "conventions of dilation",
     "cli/checkpoints.py": "choices that the help shows; the table decides",
     "weights/aliases.py": "names that libraries gave to checkpoints",
     "weights/catalog.py": "who published each checkpoint",
