@@ -5,7 +5,7 @@ arguments.py     what is refused before data is opened, and what would have no e
 request.py       what a run was asked for, where it runs, and its plan: data only
 given_model.py   the `model` argument of train(): a name, a config, a config file or a network
 preparation.py   network, batch size and execution of a run
-identity.py      what a run was started with: compared and taken over on resume
+identity.py      what a run was started with, and its newest checkpoint, on resume
 defaults.py      network and image size that follow from the images
 forecast.py      how long a run will take, from timing real steps
 minutes.py       network, size and epochs for a time budget

@@ -14,8 +14,9 @@ from resnext.card import Preprocessing
 from resnext.config import ResNeXtConfig
 from resnext.data.unlabelled import unlabelled_fingerprint
 from resnext.errors import CheckpointError
+from resnext.training.checkpoint import Checkpoint, latest_checkpoint
 from resnext.training.recipe import Probe, Recipe
-from resnext.training.request import ProbePlan, Request, RunPlan
+from resnext.training.request import Context, ProbePlan, Request, RunPlan
 from resnext.training.run_state import ExecutionConfig, TrainState
 
 _GROUPS: dict[str, type[Any]] = {
@@ -57,6 +58,32 @@ def check_version(about: dict[str, Any], folder: Path) -> None:
         wrong += [f"{group}.{name}" for name in given if name not in known]
     if wrong:
         raise other_version(folder, f"{', '.join(wrong[:3])}{', …' if wrong[3:] else ''}")
+
+
+def newest_checkpoint(request: Request, context: Context) -> Checkpoint | None:
+    """In the first process: the checkpoint to resume from, if the run resumes and there is one.
+
+    Raises:
+        CheckpointError: A finished model would be lost, or is lost, all checkpoints are damaged,
+            or another version wrote them.
+    """
+    if not (request.resume and context.group.first):
+        return None
+    if (checkpoint := latest_checkpoint(request.folder, context.progress.line)) is not None:
+        check_version(checkpoint.about, request.folder)
+        if checkpoint.about.get("position", {}).get("best") and not request.out.exists():
+            raise CheckpointError(
+                f"{request.out} is missing. It held the best epoch so far, which no checkpoint "
+                f"does. Put it back, or start again with --overwrite."
+            )
+        return checkpoint
+    if request.out.exists() and not request.overwrite:
+        raise CheckpointError(
+            f"{request.out} exists, and there is no checkpoint to resume from. Choose another "
+            f"name, or allow overwriting (--overwrite)."
+        )
+    context.progress.line("There is no checkpoint to resume from; starting a new run.")
+    return None
 
 
 def other_version(folder: Path, difference: str) -> CheckpointError:

@@ -20,16 +20,14 @@ from resnext.data.open import open_splits
 from resnext.data.scan import Scan, scan
 from resnext.data.unlabelled import open_unlabelled, scan_unlabelled, training_pool
 from resnext.data.workers import shared_memory_line
-from resnext.errors import CheckpointError, InputError
-from resnext.evaluation.label_doubts import Opinions
-from resnext.evaluation.metrics import Evaluation
+from resnext.errors import InputError
 from resnext.foreign_names import answering_call
 from resnext.network import ResNeXt
 from resnext.system.atomic import locked
 from resnext.system.main_guard import refuse_in_new_process
 from resnext.system.progress import reporter
 from resnext.training.arguments import check_effects, validate_arguments
-from resnext.training.checkpoint import Checkpoint, latest_checkpoint
+from resnext.training.checkpoint import Checkpoint
 from resnext.training.dataloader import training_workers
 from resnext.training.defaults import default_choice
 from resnext.training.distributed import init_distributed, peer_errors, shutdown_distributed
@@ -38,8 +36,8 @@ from resnext.training.forecast import TimePlan, run_forecast
 from resnext.training.given_model import read_model
 from resnext.training.identity import (
     check_identity,
-    check_version,
     chosen_before,
+    newest_checkpoint,
     other_version,
     run_identity,
 )
@@ -60,6 +58,7 @@ from resnext.training.run_state import ExecutionConfig, TrainState
 from resnext.training.teacher import open_teacher
 from resnext.training.threads import kept_threads
 from resnext.training.trainer import Trainer
+from resnext.training.validation import FirstResult
 from resnext.weights.load import load_classifier
 
 
@@ -197,7 +196,7 @@ def train(
     try:
         with peer_errors(group):
             context = Context(group, validate_arguments(request, group), progress_reporter)
-            checkpoint = group.broadcast(_newest_checkpoint(request, context))
+            checkpoint = group.broadcast(newest_checkpoint(request, context))
             before = {} if checkpoint is None else checkpoint.about["identity"]
             order = before.get("classes", ())
             splits = open_splits(data, seed=seed, val_fraction=val_fraction, order=order)
@@ -299,32 +298,6 @@ def _probe(
         run_probe(request, context, plan, scanned, checkpoint, command=_command(request))
 
 
-def _newest_checkpoint(request: Request, context: Context) -> Checkpoint | None:
-    """In the first process: the checkpoint to resume from, if the run resumes and there is one.
-
-    Raises:
-        CheckpointError: A finished model would be lost, or is lost, all checkpoints are damaged,
-            or another version wrote them.
-    """
-    if not (request.resume and context.group.first):
-        return None
-    if (checkpoint := latest_checkpoint(request.folder, context.progress.line)) is not None:
-        check_version(checkpoint.about, request.folder)
-        if checkpoint.about.get("position", {}).get("best") and not request.out.exists():
-            raise CheckpointError(
-                f"{request.out} is missing. It held the best epoch so far, which no checkpoint "
-                f"does. Put it back, or start again with --overwrite."
-            )
-        return checkpoint
-    if request.out.exists() and not request.overwrite:
-        raise CheckpointError(
-            f"{request.out} exists, and there is no checkpoint to resume from. Choose another "
-            f"name, or allow overwriting (--overwrite)."
-        )
-    context.progress.line("There is no checkpoint to resume from; starting a new run.")
-    return None
-
-
 def _with_teacher(
     request: Request,
     splits: Splits,
@@ -414,14 +387,16 @@ def _run(
         if context.group.first:
             prepare_folder(request.folder, scanned.unreadable, empty=checkpoint is None)
         context.group.any(False)  # the others wait
-        end, head = None if time_plan is None else time_plan.end, None
+        first = None
         if checkpoint is None:
-            head = starting_classifier(request, context, plan, end)
+            end = None if time_plan is None else time_plan.end
+            first = starting_classifier(request, context, plan, end)
         trainer = Trainer(plan.network, scanned, settings, context.group, context.progress)
         try:
             if checkpoint is None and plan.recipe.probe and keeps_classifier(plan):
-                head = trainer.validator.evaluate(plan.network, "Validating the weights"), None
-            _start(trainer, checkpoint, head, time_plan)
+                result = trainer.validator.evaluate(plan.network, "Validating the weights")
+                first = FirstResult(result, None)
+            _start(trainer, checkpoint, first, time_plan)
             trainer.run()
             finalize(trainer, command=_command(request), index=request.index)
         finally:
@@ -431,16 +406,16 @@ def _run(
 def _start(
     trainer: Trainer,
     checkpoint: Checkpoint | None,
-    head: tuple[Evaluation, Opinions | None] | None,
+    first: FirstResult | None,
     time_plan: TimePlan | None,
 ) -> None:
-    """Restore the checkpoint, or write the first one, with the result of the first classifier.
+    """Restore the checkpoint, or write the first one, with the result of the first network.
 
     Raises:
         CheckpointError: Another version wrote the checkpoint, which this one cannot continue.
     """
     if checkpoint is None:
-        trainer.begin(head, time_plan)
+        trainer.begin(first, time_plan)
         return
     try:
         trainer.restore(checkpoint)

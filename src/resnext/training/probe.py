@@ -17,7 +17,7 @@ from resnext.data.dataset import ImageSet, Splits
 from resnext.data.scan import Scan
 from resnext.errors import ConfigError, DataError, InputError
 from resnext.evaluation.label_doubts import Opinions
-from resnext.evaluation.metrics import EvalOutputs, Evaluation, score
+from resnext.evaluation.metrics import EvalOutputs, score
 from resnext.network import ResNeXt
 from resnext.training.checkpoint import Checkpoint, write_checkpoint
 from resnext.training.embeddings import Embedder
@@ -36,6 +36,7 @@ from resnext.training.preparation import (
 from resnext.training.recipe import Probe
 from resnext.training.request import Context, ProbePlan, Request, RunPlan
 from resnext.training.run_state import TrainState
+from resnext.training.validation import FirstResult
 
 
 def probe_plan(request: Request, splits: Splits, context: Context) -> ProbePlan:
@@ -139,7 +140,7 @@ def run_probe(
 
 def starting_classifier(
     request: Request, context: Context, plan: RunPlan, end: float | None
-) -> tuple[Evaluation, Opinions] | None:
+) -> FirstResult | None:
     """Start fine-tuning from the classifier that `probe` fits (arXiv:2202.10054).
 
     Args:
@@ -159,7 +160,7 @@ def starting_classifier(
     fitted = fit_classifier(request, context, plan, end) if context.group.first else None
     fitted = context.group.broadcast(fitted)
     install(fitted.head, plan.network)
-    return score(fitted.outputs, plan.splits.val), fitted.opinions(train)
+    return FirstResult(score(fitted.outputs, plan.splits.val), fitted.opinions(train))
 
 
 def keeps_classifier(plan: RunPlan) -> bool:

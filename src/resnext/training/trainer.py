@@ -17,7 +17,6 @@ from resnext.data.scan import Scan, record_unreadable
 from resnext.data.unlabelled import training_pool
 from resnext.data.workers import loaded_batches, stop_workers
 from resnext.errors import CheckpointError, DataError, ResNeXtError, ResourceError
-from resnext.evaluation.label_doubts import Opinions
 from resnext.evaluation.metrics import Evaluation
 from resnext.grouped_conv import merge_groups
 from resnext.network import ResNeXt
@@ -41,7 +40,7 @@ from resnext.training.optim import lr_schedule
 from resnext.training.replanning import Replanner
 from resnext.training.run_state import Clock, RunSettings, TrainState
 from resnext.training.step import TrainStep
-from resnext.training.validation import Validator
+from resnext.training.validation import FirstResult, Validator
 
 
 class Trainer:
@@ -419,23 +418,17 @@ class Trainer:
             torch.set_num_threads(self.state.threads[0])
         self.losses.reset()
 
-    def begin(
-        self,
-        head: tuple[Evaluation, Opinions | None] | None = None,
-        time_plan: TimePlan | None = None,
-    ) -> None:
+    def begin(self, first: FirstResult | None, time_plan: TimePlan | None) -> None:
         """Write the first checkpoint, to which a run returns if it diverges in its first epoch.
 
         Args:
-            head: Result of a network whose classifier was fitted before the first step, or is that
-                of its weights; it is the best model until an epoch is better. Also what
-                cross-validation says about labels, if the classifier was fitted.
+            first: Result of the network as it is; None if its classifier is random.
             time_plan: Limit for the epochs, and what was chosen for it.
         """
         if time_plan is not None:
             self.replanner.plan(self.state, time_plan)
-        if head is not None:
-            result, opinions = head
+        if first is not None:
+            result, opinions = first
             if opinions is not None:
                 self.dynamics.hold_out(opinions)
             self.best.record(self.state, 0, result, self.network)

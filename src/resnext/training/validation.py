@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -11,6 +12,7 @@ from resnext.data.dataset import ImageSet
 from resnext.data.loader import eval_loader
 from resnext.errors import DataError
 from resnext.evaluation.classification import collect_outputs, merge_outputs
+from resnext.evaluation.label_doubts import Opinions
 from resnext.evaluation.metrics import EvalOutputs, Evaluation, score
 from resnext.inference.fused import quick_classifier
 from resnext.network import ResNeXt
@@ -18,6 +20,15 @@ from resnext.system.progress import Reporter
 from resnext.system.text import counted
 from resnext.training.distributed import ProcessGroup
 from resnext.training.run_state import RunSettings
+
+
+class FirstResult(NamedTuple):
+    """How a network does before its first step, if it starts with a classifier of its classes."""
+
+    evaluation: Evaluation
+    """Its result on the validation images: the best one until an epoch is better."""
+    opinions: Opinions | None
+    """What cross-validation says about labels; None if the classifier is that of the weights."""
 
 
 @dataclass
